@@ -1,0 +1,88 @@
+"""Every knob of the project, with its default and the reason for it.
+
+Change a default here, or for one run as a flag: `python fine_tune.py --learning_rate 5e-4 --max_length 128`.
+Names are those of the library each knob is passed to (transformers, peft), so their documentation applies.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers.hf_argparser import HfArg
+
+
+@dataclass
+class Config:
+    # --- model -------------------------------------------------------------------------------------------------------
+    model_name: str = HfArg(default="distilbert-base-uncased", help="a model on the Hugging Face Hub, or a local folder")
+    dropout: float = HfArg(
+        default=0.0, help="the base model's own dropout; 0: it costs a CPU more time than one short run of LoRA needs regularising"
+    )
+
+    # --- data --------------------------------------------------------------------------------------------------------
+    dataset_name: str = HfArg(
+        default="stanfordnlp/imdb",
+        help="a data set on the Hub; or a local parquet, csv, tsv, json or jsonl file, a folder of them, aclImdb or its .tar.gz",
+    )
+    text_column: str | None = HfArg(default=None, help="column with the text; found by its usual names when not given")
+    label_column: str | None = HfArg(default=None, help="column with the label; found by its usual names when not given")
+    test_fraction: float = HfArg(default=0.2, help="share of train held out as test, where the data has no test split")
+    validation_fraction: float = HfArg(default=0.1, help="share of train held out for validation, where the data has none")
+    split_seed: int = HfArg(default=13, help="fixes which rows are held out or sampled; apart from `seed`, so that seeds compare")
+    train_samples: int = HfArg(default=10_000, help="training rows, stratified by label; 0: all")
+    val_samples: int = HfArg(default=1_000, help="validation rows, stratified by label; 0: all")
+    test_samples: int = HfArg(default=5_000, help="test rows, stratified by label; 0: all")
+
+    # --- tokens ------------------------------------------------------------------------------------------------------
+    max_length: int = HfArg(default=256, help="tokens a text is cut to; 44 %% of the IMDb reviews are longer than 256")
+    truncation: Literal["head", "tail", "head+tail"] = HfArg(
+        default="head+tail", help="which tokens of a longer text stay; head+tail: the first quarter and the end (arXiv 1905.05583)"
+    )
+    padding: Literal["longest", "max_length"] = HfArg(
+        default="longest", help="pad a batch to its longest text, or always to max_length (slower, same result)"
+    )
+
+    # --- LoRA --------------------------------------------------------------------------------------------------------
+    lora_r: int = HfArg(default=16, help="rank of the update")
+    lora_alpha: int = HfArg(default=32, help="the update is scaled by lora_alpha / lora_r")
+    lora_dropout: float = HfArg(default=0.0, help="dropout on the adapters' input; 0 for the same reason as `dropout`")
+    target_modules: str = HfArg(
+        default="all-linear",
+        help="all-linear, attention, mlp or query-value; or the modules' own names, with commas between them",
+    )
+    use_rslora: bool = HfArg(default=False, help="scale by lora_alpha / sqrt(lora_r) instead (arXiv 2312.03732)")
+    use_dora: bool = HfArg(default=False, help="learn magnitude and direction apart (arXiv 2402.09353); slower")
+
+    # --- training ----------------------------------------------------------------------------------------------------
+    learning_rate: float = HfArg(default=1e-3, help="for LoRA about ten times that of full fine-tuning")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = HfArg(
+        default="linear", help="how the learning rate falls after the warm-up"
+    )
+    warmup_steps: float = HfArg(default=0.06, help="steps of rising learning rate; below 1: a share of all steps")
+    weight_decay: float = HfArg(default=0.01, help="AdamW's weight decay")
+    num_train_epochs: float = HfArg(default=1.0, help="passes over the training rows")
+    batch_size: int = HfArg(default=32, help="texts a device and a step; large batches hurt LoRA")
+    eval_batch_size: int = HfArg(default=64, help="texts a device when predicting; changes the speed only")
+    gradient_accumulation_steps: int = HfArg(default=1, help="batches summed before a step, where memory is short")
+    seed: int = HfArg(default=0, help="of the new weights, the order of the rows and dropout")
+    precision: Literal["auto", "bf16", "float32"] = HfArg(default="auto", help="auto: bf16 where the hardware has it")
+
+    # --- evaluation while training -----------------------------------------------------------------------------------
+    eval_strategy: Literal["steps", "epoch"] = HfArg(default="steps", help="validate every `eval_steps`, or after each epoch")
+    eval_steps: float = HfArg(default=0.25, help="steps between two validations; below 1: a share of all steps")
+    save_steps: float | None = HfArg(default=None, help="steps between two checkpoints; not given: at every validation")
+    metric_for_best_model: Literal["accuracy", "f1", "loss"] = HfArg(
+        default="accuracy", help="the validation metric that picks the checkpoint and stops early"
+    )
+    early_stopping_patience: int = HfArg(default=3, help="validations without a gain before training stops; 0: never")
+
+    # --- where the run goes ------------------------------------------------------------------------------------------
+    output_dir: str = HfArg(default="outputs", help="folder that holds the run folders")
+    run_name: str | None = HfArg(default=None, help="name of the run's folder; not given: model, data set and time")
+
+
+# `--preset NAME`: the defaults above with these changes; a flag given beside it wins.
+PRESETS: dict[str, dict] = {
+    "laptop": {},
+    "full": dict(train_samples=0, val_samples=0, test_samples=0, num_train_epochs=2.0, eval_steps=0.1),
+    "smoke": dict(train_samples=64, val_samples=32, test_samples=64, max_length=64, batch_size=16),
+}

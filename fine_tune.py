@@ -1,0 +1,74 @@
+"""Fine-tune a text classifier with LoRA.
+
+    python fine_tune.py                                  a laptop's share of IMDb
+    python fine_tune.py --preset full                    all of it, for the best figure
+    python fine_tune.py --preset smoke                   seconds: does it run?
+    python fine_tune.py --dataset_name reviews.csv       your own texts and labels
+    python fine_tune.py --learning_rate 5e-4 --lora_r 8  any field of config.py is a flag
+    python fine_tune.py --resume outputs/RUN             go on with an interrupted run
+"""
+
+import time
+from pathlib import Path
+
+from finetuning.cli import exit_cleanly, parse_config
+
+
+@exit_cleanly
+def main() -> None:
+    started = time.perf_counter()
+    config, arguments = parse_config()
+
+    # The libraries take seconds to import: a mistyped flag should not have to wait for them.
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from finetuning import console, data, model, report, sources, training
+
+    console.quiet_libraries()
+
+    # Settings and sources: all that can be wrong is found out before anything slow starts.
+    resume = Path(arguments.resume) if arguments.resume else None
+    record, config = report.open_unfinished(resume) if resume else (None, config)
+    model_source = sources.find_model(config.model_name, record and record["model"]["origin"])
+    model.read_model_config(model_source, config)
+    folder = resume or report.choose_folder(config, model_source)
+    precision, why = training.pick_precision(config.precision)
+
+    # Rows, then tokens.
+    rows = data.load_data(config, record and record["dataset"]["origin"])
+    console.show_sources(model_source, rows)
+    tokenizer = model.load_tokenizer(model_source)
+    train, validation = (data.encode(frame, tokenizer, config) for frame in (rows.train, rows.validation))
+
+    # The base model with its adapter.
+    base = model.build_base(model_source, rows.label_names, config)
+    lora = model.add_lora(base, model_source, config)
+    trainable, total = model.count_parameters(lora)
+    print(f"trains {trainable:,} of {total:,} parameters ({trainable / total:.2%}), {precision}: {why}")
+
+    # Train; the best checkpoint by validation is the one that stays.
+    if resume is None:
+        record = report.start_run(folder, config, model_source, rows)
+    trainer = training.build_trainer(lora, tokenizer, train, validation, rows.label_names, config, folder / "checkpoints")
+    checkpoint = get_last_checkpoint(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
+    seconds_before = time.perf_counter() - started
+    try:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; what was reached is kept: python fine_tune.py --resume {folder} goes on from the last checkpoint")
+        raise
+
+    best = training.best_validation(trainer)
+    report.finish_run(folder, lora, tokenizer, model_source.name, {
+        "validation": best | {"n": len(rows.validation), "split": rows.validation_split},
+        "seconds": {"before_training": seconds_before, "training": result.metrics["train_runtime"]},
+        "precision": precision,
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "log_history": trainer.state.log_history,
+    })
+    console.show_trained(folder, best, rows, result.metrics["train_runtime"])
+
+
+if __name__ == "__main__":
+    main()

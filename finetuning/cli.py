@@ -1,0 +1,102 @@
+"""The command line: from flags to a checked `Config`, and from an error to a message and an exit code."""
+
+import difflib
+import functools
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+
+from transformers import HfArgumentParser
+
+from config import PRESETS, Config
+from finetuning.errors import UserError
+
+
+def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
+    """Decorate a script's main: exit code 2 and one message for a wrong call or input, 130 for Ctrl-C.
+
+    Any other exception keeps its traceback and Python's exit code 1: it is ours to mend, not the user's.
+    """
+
+    @functools.wraps(main)
+    def guarded() -> None:
+        try:
+            main()
+        except UserError as error:
+            sys.exit(_stop(f"error: {error}", 2))
+        except KeyboardInterrupt:
+            sys.exit(_stop("stopped", 130))
+        except BrokenPipeError:  # `python predict.py ... | head` closed its end
+            sys.stdout = None
+            sys.exit(0)
+
+    return guarded
+
+
+def _stop(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+def parse_config(args: Sequence[str] | None = None) -> tuple[Config, Namespace]:
+    """Read the flags of fine_tune.py.
+
+    Returns the checked `Config` and a namespace with `preset` and `resume`, which are not part of a run's settings.
+    Raises `UserError` for an unknown flag or a value out of range; a value of the wrong type is argparse's exit 2.
+    """
+    parser = HfArgumentParser(Config, allow_abbrev=False, description="Fine-tune a text classifier with LoRA.")
+    parser.add_argument("--preset", choices=PRESETS, default="laptop", help="a named set of defaults, see config.py")
+    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run folder, with its own settings")
+    known, unknown = parser.parse_known_args(args)
+    if unknown:
+        flags = [action.option_strings[0] for action in parser._actions]
+        close = difflib.get_close_matches(unknown[0].split("=")[0].replace("-", "_").replace("__", "--"), flags, n=1)
+        hint = f"did you mean {close[0]}?" if close else "python fine_tune.py --help lists all flags"
+        raise UserError(f"unknown argument {unknown[0]}: {hint}")
+    names = {field.name for field in fields(Config)}
+    if wrong := set(PRESETS[known.preset]) - names:
+        raise UserError(f"preset {known.preset!r} in config.py names unknown fields: {', '.join(sorted(wrong))}")
+    parser.set_defaults(**PRESETS[known.preset])
+    config, extra = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
+    if extra.resume and config != Config():
+        raise UserError("--resume goes on with the run's own settings: leave the other flags out")
+    check(config)
+    return config, extra
+
+
+def check(config: Config) -> None:
+    """Check each value by itself and with its neighbours, before anything slow starts; raises `UserError`."""
+
+    def require(condition: bool, name: str, what: str) -> None:
+        if not condition:
+            raise UserError(f"{name}={getattr(config, name)} is out of range: it must be {what}")
+
+    for name in ("lora_r", "lora_alpha", "batch_size", "eval_batch_size", "gradient_accumulation_steps"):
+        require(getattr(config, name) >= 1, name, "at least 1")
+    for name in ("train_samples", "val_samples", "test_samples", "early_stopping_patience", "seed", "split_seed"):
+        require(0 <= getattr(config, name) < 2**32, name, "0 or more")
+    for name in ("dropout", "lora_dropout"):
+        require(0 <= getattr(config, name) < 1, name, "at least 0 and below 1")
+    for name in ("test_fraction", "validation_fraction"):
+        require(0 < getattr(config, name) < 1, name, "above 0 and below 1")
+    require(0 < config.learning_rate < 1, "learning_rate", "above 0 and below 1, for LoRA usually 1e-4 to 2e-3")
+    require(config.max_length >= 8, "max_length", "at least 8 tokens")
+    require(0 < config.num_train_epochs < float("inf"), "num_train_epochs", "above 0")
+    require(config.weight_decay >= 0, "weight_decay", "0 or more")
+    require(config.test_fraction + config.validation_fraction < 1, "validation_fraction", "below 1 - test_fraction")
+    for name in ("warmup_steps", "eval_steps", "save_steps"):
+        value = getattr(config, name)
+        if value is not None:
+            lowest = value >= 0 if name == "warmup_steps" else value > 0
+            require(lowest and (value < 1 or value == int(value)), name, "a whole number of steps, or a share below 1")
+    if config.eval_strategy == "steps" and config.save_steps is not None:
+        every = config.save_steps / config.eval_steps
+        same_kind = (config.save_steps < 1) == (config.eval_steps < 1)
+        if not same_kind or every < 1 or abs(every - round(every)) > 1e-9:
+            raise UserError(
+                f"save_steps={config.save_steps:g} and eval_steps={config.eval_steps:g} do not agree: the best checkpoint can only "
+                "be kept where a validation was made. Leave save_steps out, or make it a multiple of eval_steps"
+            )
+    if config.run_name is not None and (config.run_name in ("", ".", "..") or "/" in config.run_name or "\\" in config.run_name):
+        raise UserError(f"run_name={config.run_name!r} must be a plain folder name; output_dir says where the folder goes")

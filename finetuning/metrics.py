@@ -1,0 +1,71 @@
+"""What is measured from logits and labels, with its interval."""
+
+import importlib.metadata
+import importlib.util
+import sys
+from types import ModuleType
+
+import datasets
+import numpy as np
+from scipy.special import log_softmax, softmax
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support, roc_auc_score
+
+
+def _evaluate_library() -> ModuleType:
+    """Hugging Face's `evaluate`, found by its distribution: the script evaluate.py at the root hides it under that name."""
+    file = importlib.metadata.distribution("evaluate").locate_file("evaluate/__init__.py")
+    loaded = sys.modules.get("evaluate")
+    if loaded is None or loaded.__file__ != str(file):
+        spec = importlib.util.spec_from_file_location("evaluate", file, submodule_search_locations=[str(file.parent)])
+        loaded = sys.modules["evaluate"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+    return loaded
+
+
+evaluate = _evaluate_library()
+
+
+class Accuracy(evaluate.Metric):
+    """Share of predictions that equal their reference. `evaluate.load("accuracy")` is the same, but needs the network."""
+
+    def _info(self) -> "evaluate.MetricInfo":
+        features = datasets.Features(predictions=datasets.Value("int64"), references=datasets.Value("int64"))
+        return evaluate.MetricInfo(description=self.__doc__, citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references) -> dict[str, float]:
+        return {"accuracy": float(accuracy_score(references, predictions))}
+
+
+def wilson_interval(correct: int, n: int) -> list[float]:
+    """95 % confidence interval [low, high] of a share, after Wilson (1927)."""
+    interval = binomtest(correct, n).proportion_ci(method="wilson")
+    return [float(interval.low), float(interval.high)]
+
+
+def classification_metrics(logits: np.ndarray, labels: np.ndarray, label_names: list[str]) -> dict:
+    """Metrics of `logits` (n, labels) against `labels` (n,).
+
+    With two labels, f1, precision, recall and roc_auc are those of the second one; with more, macro averages.
+    """
+    predictions = logits.argmax(axis=-1)
+    n, k = logits.shape
+    accuracy = Accuracy(keep_in_memory=True).compute(predictions=predictions, references=labels)["accuracy"]
+    average = {"average": "binary"} if k == 2 else {"average": "macro", "labels": list(range(k))}
+    precision, recall, f1, _ = precision_recall_fscore_support(labels, predictions, zero_division=0, **average)
+    probabilities = softmax(logits.astype(np.float64), axis=-1)
+    everyone_there = len(np.unique(labels)) == k
+    roc_auc = roc_auc_score(labels, probabilities[:, 1] if k == 2 else probabilities, multi_class="ovr") if everyone_there else None
+    return {
+        "accuracy": accuracy,
+        "accuracy_ci95": wilson_interval(int((predictions == labels).sum()), n),
+        "f1": float(f1),
+        "precision": float(precision),
+        "recall": float(recall),
+        "averaged": f"of {label_names[1]!r}" if k == 2 else "macro",
+        "roc_auc": None if roc_auc is None else float(roc_auc),
+        "loss": float(-log_softmax(logits.astype(np.float64), axis=-1)[np.arange(n), labels].mean()),
+        "n": n,
+        "label_names": label_names,
+        "confusion_matrix": confusion_matrix(labels, predictions, labels=list(range(k))).tolist(),  # rows actual, columns predicted
+    }

