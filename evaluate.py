@@ -8,11 +8,11 @@ that they can't disagree with the training.
 """
 
 import argparse
-import os
 import time
 from pathlib import Path
 
 from finetuning.cli import exit_cleanly
+from finetuning.errors import UserError
 
 
 @exit_cleanly
@@ -22,15 +22,15 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
     arguments = parser.parse_args()
 
-    from finetuning import console, data, metrics, model, plots, report, training
+    from finetuning import console, data, fast, metrics, model, plots, report, training
 
     console.quiet_libraries()
     run = report.open_run(arguments.run or report.newest_run(arguments.output_dir))
     rows = data.load_data(run.config, run.record["dataset"]["origin"])
     if rows.sha256 != run.record["dataset"]["sha256"]:
-        raise report.UserError(f"{run.folder}: the data set has changed since training, so its test split may hold training rows; train again")
+        raise UserError(f"{run.folder}: the data set has changed since training, so its test split may hold training rows; train again")
     lora, tokenizer = report.load_model(run)
-    console.show_sources(report.Source(**run.record["model"]), rows)
+    console.show_sources(run.model, rows)
 
     # Predict the test split; logits come back in the order of the rows.
     ids, lengths = data.tokenize(rows.test.text, tokenizer, run.config)
@@ -40,14 +40,14 @@ def main() -> None:
 
     trainable, total = run.training["trainable_parameters"], run.training["total_parameters"]
     result = metrics.classification_metrics(logits, rows.test.label.to_numpy(), rows.label_names) | {
-        "model": run.record["model"]["name"],
+        "model": run.model.name,
         "dataset": rows.source.name,
         "split": rows.test_split,
         "stand_in": run.stand_in,
         "trainable_parameters": trainable,
         "total_parameters": total,
         "seconds": run.training["seconds"] | {"prediction": seconds},
-        "precision_of_numbers": training.pick_precision(run.config.precision)[0],
+        "precision_used": fast.pick_precision(run.config.precision)[0],
         "environment": report.environment(),
         "run": run.record,
         "validation": run.training["validation"],

@@ -22,7 +22,7 @@ def main() -> None:
     # The libraries take seconds to import: a mistyped flag should not have to wait for them.
     from transformers.trainer_utils import get_last_checkpoint
 
-    from finetuning import console, data, model, report, sources, training
+    from finetuning import console, data, fast, model, report, sources, training
 
     console.quiet_libraries()
 
@@ -32,7 +32,7 @@ def main() -> None:
     model_source = sources.find_model(config.model_name, record and record["model"]["origin"])
     model.read_model_config(model_source, config)
     folder = resume or report.choose_folder(config, model_source)
-    precision, why = training.pick_precision(config.precision)
+    precision, why = fast.pick_precision(config.precision)
 
     # Rows, then tokens.
     rows = data.load_data(config, record and record["dataset"]["origin"])
@@ -42,7 +42,7 @@ def main() -> None:
 
     # The base model with its adapter.
     base = model.build_base(model_source, rows.label_names, config)
-    lora = model.add_lora(base, model_source, config)
+    lora = model.add_lora(base, config)
     trainable, total = model.count_parameters(lora)
     print(f"trains {trainable:,} of {total:,} parameters ({trainable / total:.2%}), {precision}: {why}")
 

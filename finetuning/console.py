@@ -15,6 +15,7 @@ from finetuning.sources import Source
 def quiet_libraries() -> None:
     """Keep the libraries' notes about things that are as intended (a new head, long texts) off the terminal."""
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     datasets.logging.set_verbosity(logging.CRITICAL)
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|torch|peft)\.")

@@ -8,6 +8,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, set_seed
 
 from config import Config
+from finetuning import fast
 from finetuning.errors import UserError
 from finetuning.sources import Source
 
@@ -21,6 +22,7 @@ class Architecture:
     mlp: str
     head: tuple[str, ...]  # the layers that are new: trained whole and saved beside the adapter
     dropout: tuple[str, ...]
+    sdpa: bool = True  # its attention goes through transformers' AttentionInterface
     first_position: int = 0  # RoBERTa and its kin start counting positions behind the padding id
 
 
@@ -48,6 +50,7 @@ ARCHITECTURES = {
         mlp=_BERT["mlp"],
         head=("classifier",),
         dropout=("hidden_dropout_prob", "attention_probs_dropout_prob"),
+        sdpa=False,
         first_position=2,
     ),
 }
@@ -92,12 +95,17 @@ def build_base(source: Source, label_names: list[str], config: Config) -> torch.
         raise UserError(f"dropout={config.dropout}: where {model_config.model_type} keeps its dropout is not known; set it to 0")
     set_seed(config.seed)
     return AutoModelForSequenceClassification.from_pretrained(
-        source.path, config=model_config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True
+        source.path,
+        config=model_config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        attn_implementation=fast.ATTENTION if fast.on_cpu() and architecture and architecture.sdpa else None,
     )
 
 
-def add_lora(base: torch.nn.Module, source: Source, config: Config) -> PeftModel:
-    """Freeze `base`, put LoRA beside its target modules, and let its head train."""
+def add_lora(base: torch.nn.Module, config: Config) -> PeftModel:
+    """Freeze `base`, put LoRA beside its target modules, let its head train, and make it fast on this machine."""
     architecture = ARCHITECTURES.get(base.config.model_type)
     lora_config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
@@ -109,7 +117,9 @@ def add_lora(base: torch.nn.Module, source: Source, config: Config) -> PeftModel
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
     )
-    return get_peft_model(base, lora_config)
+    model = get_peft_model(base, lora_config)
+    fast.prepare(model, architecture.head if architecture else (), config)
+    return model
 
 
 def _target_modules(base: torch.nn.Module, architecture: Architecture | None, wanted: str) -> str | list[str]:
@@ -135,9 +145,12 @@ def _target_modules(base: torch.nn.Module, architecture: Architecture | None, wa
     return names
 
 
-def load_adapter(base: torch.nn.Module, adapter: Path) -> PeftModel:
-    """Put a saved adapter, head included, onto `base`; the model is ready to predict."""
-    return PeftModel.from_pretrained(base, str(adapter), low_cpu_mem_usage=False).eval()
+def load_adapter(base: torch.nn.Module, adapter: Path, config: Config) -> PeftModel:
+    """Put a saved adapter, head included, onto `base`; the model is as it was when training ended."""
+    model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
+    architecture = ARCHITECTURES.get(base.config.model_type)
+    fast.prepare(model, architecture.head if architecture else (), config)
+    return model.eval()
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

@@ -51,8 +51,12 @@ class Run:
     training: dict
 
     @property
+    def model(self) -> Source:
+        return Source(**self.record["model"])
+
+    @property
     def stand_in(self) -> bool:
-        return "stand-in" in (self.record["model"]["origin"], self.record["dataset"]["origin"])
+        return "stand-in" in (self.model.origin, self.record["dataset"]["origin"])
 
 
 def choose_folder(config: Config, model: Source) -> Path:
@@ -141,12 +145,11 @@ def newest_run(output_dir: Path) -> Path:
 
 def load_model(run: Run) -> tuple[peft.PeftModel, PreTrainedTokenizerBase]:
     """Base model and adapter as they were when training ended, ready to predict, and the tokenizer."""
-    saved = Source(**run.record["model"])
-    source = find_model(run.config.model_name, saved.origin)
-    if source.sha256 != saved.sha256:
+    source = find_model(run.config.model_name, run.model.origin)
+    if source.sha256 != run.model.sha256:
         raise UserError(f"{run.folder}: the adapter belongs to another base model; the weights in {source.path} are not those it was trained on")
     base = build_base(source, run.record["dataset"]["label_names"], run.config)
-    return load_adapter(base, run.folder / "adapter"), load_tokenizer(source)
+    return load_adapter(base, run.folder / "adapter", run.config), load_tokenizer(source)
 
 
 def write_evaluation(

@@ -95,7 +95,7 @@ def find_model(name: str, origin: str | None = None) -> Source:
             raise UserError(f"model_name={name}: there is no such folder")
         if folder := _model_from_hub(name):
             return _model_source(folder, name, "hub")
-        if name not in STAND_IN_MODEL:
+        if name not in STAND_IN_MODEL or origin == "hub":
             raise UserError(_not_found("model_name", name))
     stand_in = STAND_IN_MODEL[name]
     source = _model_source(_packaged(stand_in), stand_in["name"], "stand-in")
@@ -115,7 +115,7 @@ def find_rows(name: str, origin: str | None = None) -> tuple[DatasetDict, Source
         rows = _rows_from_hub(name)
         if rows is not None:
             return rows, Source(name, "hub", name)
-        if name not in STAND_IN_DATA:
+        if name not in STAND_IN_DATA or origin == "hub":
             raise UserError(_not_found("dataset_name", name))
     stand_in = STAND_IN_DATA[name]
     path = _packaged(stand_in)

@@ -3,35 +3,23 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from config import Config
-from finetuning.errors import UserError
+from finetuning.fast import on_cpu, pick_precision
 from finetuning.metrics import classification_metrics
 
 
-def pick_precision(wanted: str) -> tuple[str, str]:
-    """("bf16" or "float32", why) for this machine. bf16 means autocast: weights and sums stay float32."""
-    if wanted == "float32":
-        return wanted, "as precision says"
-    if torch.cuda.is_available():
-        has, where = torch.cuda.is_bf16_supported(including_emulation=False), torch.cuda.get_device_name()
-    elif torch.backends.mps.is_available():
-        has, where = False, "Apple's GPU is faster without"
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        found = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if capabilities.get(name)]
-        has, where = bool(found), f"the CPU has {found[0]}" if found else "the CPU has no bf16 instructions"
-    if wanted == "bf16" and not has:
-        raise UserError(f"precision=bf16: not on this machine ({where}); use auto or float32")
-    return ("bf16" if has else "float32"), where
-
-
-def _on_cpu() -> bool:
-    return not (torch.cuda.is_available() or torch.backends.mps.is_available())
+def _machine(config: Config) -> dict:
+    """The TrainingArguments that depend on the machine. On a CPU bf16 is `fast.prepare`'s work, not autocast's."""
+    return dict(
+        bf16=not on_cpu() and pick_precision(config.precision)[0] == "bf16",
+        use_cpu=on_cpu(),
+        dataloader_pin_memory=not on_cpu(),
+        report_to="none",
+    )
 
 
 def _collator(tokenizer: PreTrainedTokenizerBase, config: Config) -> DataCollatorWithPadding:
@@ -63,10 +51,7 @@ def build_trainer(
         metric_for_best_model=config.metric_for_best_model,
         logging_steps=0.05,
         seed=config.seed,
-        bf16=pick_precision(config.precision)[0] == "bf16",
-        use_cpu=_on_cpu(),
-        dataloader_pin_memory=not _on_cpu(),
-        report_to="none",
+        **_machine(config),
     )
 
     def validation_metrics(prediction) -> dict[str, float]:
@@ -95,13 +80,7 @@ def best_validation(trainer: Trainer) -> dict:
 def predict(model: PeftModel, tokenizer: PreTrainedTokenizerBase, input_ids: list[list[int]], config: Config) -> np.ndarray:
     """Logits (n, labels), float32, row for row. Batches hold texts of like length, so that little is padding."""
     order = np.argsort([-len(ids) for ids in input_ids], kind="stable")
-    arguments = TrainingArguments(
-        per_device_eval_batch_size=config.eval_batch_size,
-        bf16=pick_precision(config.precision)[0] == "bf16",
-        use_cpu=_on_cpu(),
-        dataloader_pin_memory=not _on_cpu(),
-        report_to="none",
-    )
+    arguments = TrainingArguments(per_device_eval_batch_size=config.eval_batch_size, **_machine(config))
     trainer = Trainer(model=model, args=arguments, data_collator=_collator(tokenizer, config), processing_class=tokenizer)
     by_length = trainer.predict(Dataset.from_dict({"input_ids": [input_ids[i] for i in order]})).predictions
     logits = np.empty_like(by_length, dtype=np.float32)

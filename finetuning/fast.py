@@ -1,0 +1,137 @@
+"""The precision of a run, and what makes LoRA fast on a CPU.
+
+bf16 makes the matrix products so fast that the time goes to what surrounds them: casts, passes over large tensors,
+attention's backward. benchmarks/speed.py measures what each part here is worth.
+"""
+
+import functools
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLinear
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from config import Config
+from finetuning.errors import UserError
+
+ATTENTION = "sdpa_with_batched_backward"  # a name for transformers' attn_implementation
+
+
+def on_cpu() -> bool:
+    """Whether the models will run on the CPU, for want of a GPU."""
+    return not (torch.cuda.is_available() or torch.backends.mps.is_available())
+
+
+def pick_precision(wanted: str) -> tuple[str, str]:
+    """("bf16" or "float32", why) for this machine. What trains is stored in float32 in any case."""
+    if wanted == "float32":
+        return wanted, "as the config says"
+    if torch.cuda.is_available():
+        has, why = torch.cuda.is_bf16_supported(including_emulation=False), f"on {torch.cuda.get_device_name()}"
+    elif not on_cpu():
+        has, why = False, "Apple's GPU is faster without bf16"
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        found = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if capabilities.get(name)]
+        has, why = bool(found), f"the CPU has {found[0]}" if found else "the CPU has no bf16 instructions"
+    if wanted == "bf16" and not has:
+        raise UserError(f"precision=bf16: not on this machine ({why}); use auto or float32")
+    return ("bf16" if has else "float32"), why
+
+
+def prepare(model: PeftModel, head: tuple[str, ...], config: Config) -> None:
+    """Make a model ready for this machine, in place, for training and prediction alike. A GPU needs nothing: autocast serves."""
+    if on_cpu():
+        if pick_precision(config.precision)[0] == "bf16":
+            store_frozen_in_bf16(model, head)
+        if config.lora_dropout == 0 and not config.use_dora:
+            fuse_lora(model)
+
+
+def store_frozen_in_bf16(model: PeftModel, head: tuple[str, ...]) -> None:
+    """Turn all of a model but what trains into bf16; the layers named in `head` compute in float32.
+
+    Autocast would cast every frozen weight anew in each step, and keep the activations between layers in float32.
+    """
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    for name in head:
+        model.base_model.model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
+
+
+def fuse_lora(model: PeftModel) -> None:
+    """Let each LoRA layer add its update inside one autograd node: two passes over the output instead of five."""
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            module.forward = functools.partial(_lora_linear, module)
+
+
+def _lora_linear(layer: LoraLinear, x: torch.Tensor) -> torch.Tensor:
+    base, name = layer.base_layer, layer.active_adapters[0]
+    return _LoraLinear.apply(x, base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
+
+
+class _LoraLinear(torch.autograd.Function):
+    """x W' + b + (x A') (s B)', where only A and B train; computed in x's dtype."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, a, b, scaling):
+        rows = x.reshape(-1, x.shape[-1])
+        a, b = a.to(x.dtype), (b * scaling).to(x.dtype)
+        low = rows @ a.t()
+        ctx.save_for_backward(rows, low, weight, a, b)
+        ctx.shape, ctx.scaling = x.shape, scaling
+        return torch.addmm(bias, rows, weight.t()).addmm_(low, b.t()).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        rows, low, weight, a, b = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])
+        grad_low = grad @ b
+        grad_x = torch.addmm(grad @ weight, grad_low, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        return grad_x, None, None, (grad_low.t() @ rows).float(), (grad.t() @ low).float() * ctx.scaling, None
+
+
+def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_) -> tuple[torch.Tensor, None]:
+    """Scaled dot-product attention, in and out as transformers' `AttentionInterface` has it: (batch, heads, tokens, width)."""
+    if torch.is_grad_enabled() and query.requires_grad and dropout == 0:
+        out = _Attention.apply(query, key, value, attention_mask, scaling)
+    else:
+        out = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
+    return out.transpose(1, 2).contiguous(), None
+
+
+class _Attention(torch.autograd.Function):
+    """PyTorch's fused forward; a backward that recomputes one text's scores at a time, so that they stay in the cache.
+
+    PyTorch's own backward on a CPU takes two to three times as long (2.13, AMX).
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, mask, scaling):
+        ctx.save_for_backward(query, key, value, mask)
+        ctx.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+
+    @staticmethod
+    def backward(ctx, grad):
+        query, key, value, mask = ctx.saved_tensors
+        query, key, value, grad = (query * ctx.scaling).contiguous(), key.contiguous(), value.contiguous(), grad.contiguous()
+        grad_query, grad_key, grad_value = (torch.empty_like(tensor) for tensor in (query, key, value))
+        for text, (q, k, v, g) in enumerate(zip(query, key, value, grad, strict=True)):
+            scores = q @ k.transpose(1, 2)
+            if mask is not None and not mask[text].all():
+                scores.masked_fill_(~mask[text], float("-inf"))
+            shares = torch.softmax(scores, dim=-1)
+            grad_scores = torch._softmax_backward_data(g @ v.transpose(1, 2), shares, -1, shares.dtype)
+            torch.bmm(shares.transpose(1, 2), g, out=grad_value[text])
+            torch.bmm(grad_scores, k, out=grad_query[text])
+            torch.bmm(grad_scores.transpose(1, 2), q, out=grad_key[text])
+        return grad_query * ctx.scaling, grad_key, grad_value, None, None
+
+
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
