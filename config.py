@@ -83,6 +83,6 @@ class Config:
 # `--preset NAME`: the defaults above with these changes; a flag given beside it wins.
 PRESETS: dict[str, dict] = {
     "laptop": {},
-    "full": dict(train_samples=0, val_samples=0, test_samples=0, num_train_epochs=2.0, eval_steps=0.1),
+    "full": dict(train_samples=0, val_samples=0, test_samples=0, num_train_epochs=2.0, eval_steps=0.2),
     "smoke": dict(train_samples=64, val_samples=32, test_samples=64, max_length=64, batch_size=16),
 }

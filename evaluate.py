@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 from finetuning.cli import exit_cleanly
-from finetuning.errors import UserError
 
 
 @exit_cleanly
@@ -22,15 +21,14 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
     arguments = parser.parse_args()
 
-    from finetuning import console, data, fast, metrics, model, plots, report, training
+    from finetuning import console, data, fast, metrics, report, training
 
     console.quiet_libraries()
     run = report.open_run(arguments.run or report.newest_run(arguments.output_dir))
     rows = data.load_data(run.config, run.record["dataset"]["origin"])
-    if rows.sha256 != run.record["dataset"]["sha256"]:
-        raise UserError(f"{run.folder}: the data set has changed since training, so its test split may hold training rows; train again")
-    lora, tokenizer = report.load_model(run)
-    console.show_sources(run.model, rows)
+    report.check_same_data(run.folder, rows)
+    lora, tokenizer, model_source = report.load_model(run)
+    console.show_sources(model_source, rows)
 
     # Predict the test split; logits come back in the order of the rows.
     ids, lengths = data.tokenize(rows.test.text, tokenizer, run.config)
@@ -38,14 +36,13 @@ def main() -> None:
     logits = training.predict(lora, tokenizer, ids, run.config)
     seconds = time.perf_counter() - started
 
-    trainable, total = run.training["trainable_parameters"], run.training["total_parameters"]
     result = metrics.classification_metrics(logits, rows.test.label.to_numpy(), rows.label_names) | {
-        "model": run.model.name,
+        "model": model_source.name,
         "dataset": rows.source.name,
         "split": rows.test_split,
         "stand_in": run.stand_in,
-        "trainable_parameters": trainable,
-        "total_parameters": total,
+        "trainable_parameters": run.training["trainable_parameters"],
+        "total_parameters": run.training["total_parameters"],
         "seconds": run.training["seconds"] | {"prediction": seconds},
         "precision_used": fast.pick_precision(run.config.precision)[0],
         "environment": report.environment(),

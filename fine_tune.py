@@ -8,6 +8,7 @@
     python fine_tune.py --resume outputs/RUN             go on with an interrupted run
 """
 
+import sys
 import time
 from pathlib import Path
 
@@ -20,22 +21,22 @@ def main() -> None:
     config, arguments = parse_config()
 
     # The libraries take seconds to import: a mistyped flag should not have to wait for them.
-    from transformers.trainer_utils import get_last_checkpoint
-
     from finetuning import console, data, fast, model, report, sources, training
 
     console.quiet_libraries()
 
     # Settings and sources: all that can be wrong is found out before anything slow starts.
-    resume = Path(arguments.resume) if arguments.resume else None
-    record, config = report.open_unfinished(resume) if resume else (None, config)
-    model_source = sources.find_model(config.model_name, record and record["model"]["origin"])
+    origin = {"model": None, "dataset": None}
+    if arguments.resume:
+        folder, config, origin = report.reopen(Path(arguments.resume))
+    model_source = sources.find_model(config.model_name, origin["model"])
     model.read_model_config(model_source, config)
-    folder = resume or report.choose_folder(config, model_source)
+    if not arguments.resume:
+        folder = report.choose_folder(config, model_source)
     precision, why = fast.pick_precision(config.precision)
 
     # Rows, then tokens.
-    rows = data.load_data(config, record and record["dataset"]["origin"])
+    rows = data.load_data(config, origin["dataset"])
     console.show_sources(model_source, rows)
     tokenizer = model.load_tokenizer(model_source)
     train, validation = (data.encode(frame, tokenizer, config) for frame in (rows.train, rows.validation))
@@ -47,15 +48,16 @@ def main() -> None:
     print(f"trains {trainable:,} of {total:,} parameters ({trainable / total:.2%}), {precision}: {why}")
 
     # Train; the best checkpoint by validation is the one that stays.
-    if resume is None:
-        record = report.start_run(folder, config, model_source, rows)
+    if arguments.resume:
+        report.check_same_data(folder, rows)
+    else:
+        report.start_run(folder, config, model_source, rows)
     trainer = training.build_trainer(lora, tokenizer, train, validation, rows.label_names, config, folder / "checkpoints")
-    checkpoint = get_last_checkpoint(folder / "checkpoints") if (folder / "checkpoints").is_dir() else None
     seconds_before = time.perf_counter() - started
     try:
-        result = trainer.train(resume_from_checkpoint=checkpoint)
+        result = trainer.train(resume_from_checkpoint=report.last_checkpoint(folder))
     except KeyboardInterrupt:
-        print(f"\ninterrupted; what was reached is kept: python fine_tune.py --resume {folder} goes on from the last checkpoint")
+        print(f"\ninterrupted: python fine_tune.py --resume {folder} goes on from the last checkpoint", file=sys.stderr)
         raise
 
     best = training.best_validation(trainer)

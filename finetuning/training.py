@@ -50,6 +50,7 @@ def build_trainer(
         load_best_model_at_end=True,
         metric_for_best_model=config.metric_for_best_model,
         logging_steps=0.05,
+        disable_tqdm=False,
         seed=config.seed,
         **_machine(config),
     )
@@ -80,7 +81,8 @@ def best_validation(trainer: Trainer) -> dict:
 def predict(model: PeftModel, tokenizer: PreTrainedTokenizerBase, input_ids: list[list[int]], config: Config) -> np.ndarray:
     """Logits (n, labels), float32, row for row. Batches hold texts of like length, so that little is padding."""
     order = np.argsort([-len(ids) for ids in input_ids], kind="stable")
-    arguments = TrainingArguments(per_device_eval_batch_size=config.eval_batch_size, **_machine(config))
+    size = config.eval_batch_size
+    arguments = TrainingArguments(per_device_eval_batch_size=size, disable_tqdm=len(order) <= size, **_machine(config))
     trainer = Trainer(model=model, args=arguments, data_collator=_collator(tokenizer, config), processing_class=tokenizer)
     by_length = trainer.predict(Dataset.from_dict({"input_ids": [input_ids[i] for i in order]})).predictions
     logits = np.empty_like(by_length, dtype=np.float32)

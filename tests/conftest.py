@@ -1,0 +1,95 @@
+"""Tiny models and data made on the spot, and a way to run the scripts in this process."""
+
+import os
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import: the tests use no network
+os.environ["OMP_NUM_THREADS"] = "1"  # the models are tiny: a second thread only waits
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import pandas as pd
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+GOOD = ["a fine film with a warm heart", "great cast and a clever plot", "we loved every minute of it", "moving, funny and wise"]
+BAD = ["a dull film without a heart", "poor cast and a thin plot", "we hated every minute of it", "boring, loud and long"]
+WORDS = sorted({word for text in GOOD + BAD for word in text.replace(",", " ,").split()} | {str(i) for i in range(60)})
+
+TINY = {
+    "distilbert": dict(dim=32, hidden_dim=64, n_layers=2, n_heads=4),
+    "bert": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4),
+    "roberta": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, pad_token_id=1, max_position_embeddings=66),
+    "xlm-roberta": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, pad_token_id=1, max_position_embeddings=66),
+    "mpnet": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, pad_token_id=1, max_position_embeddings=66),
+    "electra": dict(hidden_size=32, intermediate_size=64, embedding_size=32, num_hidden_layers=2, num_attention_heads=4),
+}
+
+
+def make_model(folder: Path, model_type: str = "distilbert", seed: int = 0) -> Path:
+    """Save a random encoder of 2 layers x 32 and a word tokenizer whose file asks for truncation and padding to 8."""
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "<pad>", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    pad = 1 if TINY[model_type].get("pad_token_id") else 0
+    torch.manual_seed(seed)
+    config = transformers.AutoConfig.for_model(
+        model_type, vocab_size=len(vocabulary), **{"max_position_embeddings": 64, "pad_token_id": pad} | TINY[model_type]
+    )
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 3), ("[SEP]", 4)])
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=8)
+    names = dict(pad_token=["[PAD]", "<pad>"][pad], unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    return folder
+
+
+def make_rows(n: int = 80) -> pd.DataFrame:
+    """`n` different texts of 6 to 30 words, half of them "good" and half "bad"."""
+    texts = [((GOOD, BAD)[i % 2][i // 2 % 4] + " ") * (1 + i % 4) + str(i % 60) + " " + str(i // 60) for i in range(n)]
+    return pd.DataFrame({"review": texts, "sentiment": ["good", "bad"] * (n // 2)})
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "tiny-distilbert")
+
+
+@pytest.fixture(scope="session")
+def data_file(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "reviews.csv"
+    make_rows().to_csv(file, index=False)
+    return file
+
+
+@pytest.fixture
+def call(capsys, monkeypatch, tmp_path):
+    """Run a script as `python SCRIPT FLAGS` would, in this process; returns its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(script: str, *flags) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
+        capsys.readouterr()
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        return SimpleNamespace(code=code, **capsys.readouterr()._asdict())
+
+    return run
+
+
+@pytest.fixture
+def tiny_flags(model_dir, data_file) -> list[str]:
+    """Flags of a run of seconds that still learns to tell good from bad."""
+    flags = dict(model_name=model_dir, dataset_name=data_file, max_length=32, batch_size=8, num_train_epochs=12, learning_rate=0.01)
+    flags |= dict(early_stopping_patience=0, eval_steps=0.5, run_name="run")
+    return [part for name, value in flags.items() for part in (f"--{name}", str(value))]

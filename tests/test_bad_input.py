@@ -1,0 +1,178 @@
+"""A mistake of the user's ends with exit code 2 and a message that names the knob and the remedy."""
+
+import gzip
+import io
+import json
+import shutil
+import tarfile
+
+import pandas as pd
+import pytest
+from conftest import make_model, make_rows
+
+
+@pytest.fixture
+def bad(tmp_path, data_file):
+    """Files with one thing wrong each, by name."""
+    rows = make_rows()
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    rows.rename(columns={"review": "abc"}).to_csv(folder / "no_text.csv", index=False)
+    rows.rename(columns={"sentiment": "xyz"}).to_csv(folder / "no_label.csv", index=False)
+    rows.assign(sentiment="good").to_csv(folder / "one_class.csv", index=False)
+    rows.assign(sentiment=[i / 7 for i in range(80)]).to_csv(folder / "decimals.csv", index=False)
+    rows.assign(sentiment=[f"id{i}" for i in range(80)]).to_csv(folder / "ids.csv", index=False)
+    rows.assign(review=["  "] + rows.review.tolist()[1:]).to_csv(folder / "blank_text.csv", index=False)
+    rows.assign(review=[None] + rows.review.tolist()[1:]).to_csv(folder / "missing_text.csv", index=False)
+    rows.assign(sentiment=[None] + rows.sentiment.tolist()[1:]).to_csv(folder / "missing_label.csv", index=False)
+    rows[:4].to_csv(folder / "four_rows.csv", index=False)
+    (folder / "empty.csv").write_bytes(b"")
+    (folder / "only_header.csv").write_text("review,sentiment\n")
+    (folder / "encoding.csv").write_bytes(rows.to_csv(index=False).encode() + b"caf\xe9 \xff,good\n")
+    (folder / "reviews.xlsx").write_bytes(b"PK")
+    rows.to_parquet(folder / "whole.parquet")
+    (folder / "cut.parquet").write_bytes((folder / "whole.parquet").read_bytes()[:-200])
+    (folder / "empty_folder").mkdir()
+    (folder / "splits").mkdir()
+    rows.to_csv(folder / "splits" / "train.csv", index=False)
+    rows.assign(sentiment="superb").to_csv(folder / "splits" / "test.csv", index=False)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for i in range(200):
+            text = f"{i} a film".encode() * 50
+            member = tarfile.TarInfo(f"aclImdb/{'train' if i % 4 < 2 else 'test'}/{'pos' if i % 2 else 'neg'}/{i}_1.txt")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text))
+    (folder / "cut.tar.gz").write_bytes(gzip.compress(packed.getvalue())[:-900])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--learnin_rate", "1e-3"], ["--learnin_rate", "did you mean --learning_rate?"]),
+        (["--preset", "huge"], ["--preset", "laptop"]),
+        (["--learning_rate", "fast"], ["--learning_rate", "float"]),
+        (["--learning_rate", "-0.001"], ["learning_rate=-0.001", "above 0"]),
+        (["--learning_rate", "nan"], ["learning_rate=nan", "above 0"]),
+        (["--lora_r", "0"], ["lora_r=0", "at least 1"]),
+        (["--dropout", "1"], ["dropout=1.0", "below 1"]),
+        (["--max_length", "65"], ["max_length=65", "64 positions"]),
+        (["--max_length", "4"], ["max_length=4", "at least 8"]),
+        (["--val_samples", "900"], ["val_samples=900", "8 rows", "validation_fraction"]),
+        (["--train_samples", "57"], ["train_samples=57", "56 rows", "0 for all"]),
+        (["--train_samples", "1"], ["train_samples=1", "one class", "raise it"]),
+        (["--eval_steps", "10", "--save_steps", "15"], ["save_steps=15", "eval_steps=10", "multiple"]),
+        (["--eval_steps", "0.5", "--save_steps", "15"], ["save_steps=15", "eval_steps=0.5"]),
+        (["--eval_steps", "0"], ["eval_steps=0", "whole number of steps"]),
+        (["--truncation", "middle"], ["--truncation", "head+tail"]),
+        (["--target_modules", "q_proj"], ["target_modules=q_proj", "q_lin", "all-linear"]),
+        (["--run_name", "a/b"], ["run_name='a/b'", "output_dir"]),
+        (["--text_column", "sentiment"], ["text_column", "label_column"]),
+        (["--text_column", "revue"], ["text_column=revue", "review, sentiment"]),
+        (["--model_name", "./nowhere"], ["model_name=./nowhere", "no such folder"]),
+        (["--model_name", "nobody/nothing"], ["model_name=nobody/nothing", "cache lacks it"]),
+        (["--dataset_name", "nobody/nothing"], ["dataset_name=nobody/nothing", "cache lacks it"]),
+        (["--dataset_name", "nowhere.csv"], ["dataset_name=nowhere.csv", "no such file"]),
+        (["--dataset_name", "bad/no_text.csv"], ["abc, sentiment", "text_column"]),
+        (["--dataset_name", "bad/no_label.csv"], ["review, xyz", "label_column"]),
+        (["--dataset_name", "bad/one_class.csv"], ["one class only", "'good'"]),
+        (["--dataset_name", "bad/decimals.csv"], ["label_column=sentiment", "decimal"]),
+        (["--dataset_name", "bad/ids.csv"], ["label_column=sentiment", "80 different values"]),
+        (["--dataset_name", "bad/blank_text.csv"], ["1 empty texts", "row 0"]),
+        (["--dataset_name", "bad/missing_text.csv"], ["1 empty texts", "row 0"]),
+        (["--dataset_name", "bad/missing_label.csv"], ["label_column=sentiment", "1 rows", "no label"]),
+        (["--dataset_name", "bad/four_rows.csv"], ["4 rows are too few"]),
+        (["--dataset_name", "bad/empty.csv"], ["empty.csv", "cannot be read"]),
+        (["--dataset_name", "bad/only_header.csv"], ["only_header.csv", "it is empty"]),
+        (["--dataset_name", "bad/encoding.csv"], ["encoding.csv", "UTF-8"]),
+        (["--dataset_name", "bad/reviews.xlsx"], ["reviews.xlsx", ".parquet"]),
+        (["--dataset_name", "bad/cut.parquet"], ["cut.parquet", "cut short"]),
+        (["--dataset_name", "bad/cut.tar.gz"], ["cut.tar.gz", "cut short"]),
+        (["--dataset_name", "bad/empty_folder"], ["empty_folder", "cannot be read"]),
+        (["--dataset_name", "bad/splits"], ["split test", "'superb'", "'bad', 'good'"]),
+        (["--output_dir", "bad/empty.csv"], ["output_dir=bad/empty.csv", "cannot write there"]),
+        (["--resume", "nowhere"], ["--resume", "leave the other flags out"]),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else None,
+)  # fmt: skip
+def test_fine_tune(flags, words, call, tiny_flags, bad, tmp_path):
+    result = call("fine_tune.py", *tiny_flags, *flags)
+    assert result.code == 2, result.out
+    message = result.err.splitlines()[-1]
+    assert all(word in message for word in words), message
+    assert not list(tmp_path.glob("outputs/*")), "nothing is left behind"
+
+
+def test_an_existing_run_is_never_overwritten(call, tiny_flags, tmp_path):
+    (tmp_path / "outputs" / "run").mkdir(parents=True)
+    (tmp_path / "outputs" / "run" / "mine").write_text("mine")
+    result = call("fine_tune.py", *tiny_flags)
+    assert result.code == 2 and "run_name=run" in result.err and "never overwritten" in result.err
+    assert (tmp_path / "outputs" / "run" / "mine").read_text() == "mine"
+
+
+def test_an_architecture_that_is_not_known_lists_its_linear_layers(call, tiny_flags, tmp_path):
+    electra = make_model(tmp_path / "electra", "electra")
+    result = call("fine_tune.py", *tiny_flags, "--model_name", electra)
+    assert result.code == 2 and "not known for electra" in result.err and "self.query" in result.err
+    named = call("fine_tune.py", *tiny_flags, "--model_name", electra, "--target_modules", "query,value", "--num_train_epochs", "1")
+    assert named.code == 0, named.err
+
+
+def test_pickled_weights_are_not_loaded(call, tiny_flags, model_dir, tmp_path):
+    folder = shutil.copytree(model_dir, tmp_path / "pickled")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    result = call("fine_tune.py", *tiny_flags, "--model_name", folder)
+    assert result.code == 2 and "safetensors" in result.err
+
+
+def test_run_folders_that_cannot_be_evaluated(call, tiny_flags, tmp_path, model_dir):
+    assert "fine_tune.py first" in call("evaluate.py").err
+    assert call("evaluate.py", "nowhere").code == 2
+    assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", "1").code == 0
+    whole = tmp_path / "outputs" / "run"
+    weights = "adapter/adapter_model.safetensors"
+
+    def damaged(name, damage):
+        folder = shutil.copytree(whole, tmp_path / name)
+        damage(folder)
+        result = call("evaluate.py", folder)
+        assert result.code == 2 and not (folder / "metrics.json").exists()
+        return result.err
+
+    assert "adapter_model.safetensors is missing" in damaged("missing", lambda run: (run / weights).unlink())
+    assert "cut short" in damaged("short", lambda run: (run / weights).write_bytes((run / weights).read_bytes()[:-100]))
+    assert "is unfinished" in damaged("unfinished", lambda run: (run / "training.json").unlink())
+    assert "config.json" in damaged("no_config", lambda run: (run / "config.json").write_text("{"))
+
+    def other_base(run):
+        record = json.loads((run / "config.json").read_text())
+        record["config"]["model_name"] = str(make_model(tmp_path / "tiny-distilbert", seed=1))
+        (run / "config.json").write_text(json.dumps(record))
+
+    assert "another base model" in damaged("other", other_base)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--file", "nowhere.txt"], "--file nowhere.txt"),
+        (["--file", "latin.txt"], "UTF-8"),
+        (["a text", "--file", "nowhere.txt"], "not both"),
+        (["a text", " "], "text 2 is empty"),
+        (["a text"], "no finished run"),
+    ],
+)
+def test_predict(arguments, words, call, tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    result = call("predict.py", *arguments)
+    assert result.code == 2 and words in result.err
+
+
+def test_a_small_data_set_needs_no_flags_for_its_size(call, tiny_flags, tmp_path):
+    """The defaults ask for thousands of rows; where there are fewer, all are used. Missing values elsewhere do not matter."""
+    make_rows().assign(other=None).to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
+    assert len(pd.read_json(tmp_path / "rows.jsonl", lines=True)) == 80
+    result = call("fine_tune.py", *tiny_flags, "--dataset_name", "rows.jsonl", "--num_train_epochs", "1")
+    assert result.code == 0 and "56 train, 8 validation (held out from train), 16 test" in result.out

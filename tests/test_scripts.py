@@ -1,0 +1,124 @@
+"""The scripts from end to end, on a tiny model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, make_rows
+from safetensors.torch import load_file
+
+
+@pytest.fixture
+def run(call, tiny_flags, tmp_path):
+    """A finished and evaluated run folder."""
+    trained = call("fine_tune.py", *tiny_flags)
+    assert trained.code == 0, trained.err
+    evaluated = call("evaluate.py")
+    assert evaluated.code == 0, evaluated.err
+    return tmp_path / "outputs" / "run"
+
+
+def test_a_run_folder_holds_all_that_is_needed_to_judge_repeat_and_use_it(run):
+    assert {file.name for file in run.iterdir()} == {
+        "config.json", "training.json", "adapter", "metrics.json", "predictions.parquet", "confusion_matrix.png",
+    }  # fmt: skip
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["accuracy"] > 0.9, "two kinds of texts that differ in every word must be told apart"
+    low, high = metrics["accuracy_ci95"]
+    assert low < metrics["accuracy"] <= high <= 1
+    assert (metrics["split"], metrics["stand_in"], metrics["n"], metrics["model"]) == ("held out from train", False, 16, "tiny-distilbert")
+    assert metrics["label_names"] == ["bad", "good"] and np.sum(metrics["confusion_matrix"]) == 16
+    assert metrics["trainable_parameters"] < metrics["total_parameters"]
+    record = metrics["run"]
+    assert record["config"]["learning_rate"] == 0.01 and record["environment"]["versions"]["peft"]
+    assert record["dataset"]["rows"] == {"train": 56, "validation": 8, "test": 16}
+    adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == "tiny-distilbert", "no path of this machine in what is shared"
+
+
+def test_predictions_line_up_with_the_rows_of_the_test_split(run, data_file, call):
+    predictions = pd.read_parquet(run / "predictions.parquet")
+    texts = pd.read_csv(data_file).loc[predictions.row]
+    assert (texts.sentiment.to_numpy() == predictions.label.to_numpy()).all()
+    for (_, row), text in list(zip(predictions.iterrows(), texts.review, strict=True))[:5]:  # one by one: no order, no padding
+        (line,) = call("predict.py", "--json", text).out.splitlines()
+        alone = json.loads(line)
+        assert alone["label"] == row.prediction
+        assert alone["probability"] == pytest.approx(row.probability, abs=0.02)
+    assert predictions.tokens.is_monotonic_increasing is False, "the rows are in their own order, not by length"
+
+
+def test_both_layers_of_the_head_are_saved_with_the_adapter(run):
+    saved = load_file(run / "adapter" / "adapter_model.safetensors")
+    heads = {name.split(".")[-2] for name in saved if "lora" not in name}
+    assert heads == {"pre_classifier", "classifier"}
+    assert all(tensor.dtype == torch.float32 for tensor in saved.values())
+
+
+def test_a_new_process_predicts_what_this_one_did(run, data_file):
+    texts = pd.read_csv(data_file).review[:10].tolist()
+    command = [sys.executable, str(ROOT / "predict.py"), "--json", "--run", str(run), *texts]
+    outs = [subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": seed}).stdout for seed in "12"]
+    assert outs[0] == outs[1] and len(outs[0].splitlines()) == 10
+
+
+def test_predict_reads_arguments_files_and_stdin(run, call, tmp_path, monkeypatch):
+    (tmp_path / "in.txt").write_text("a great film\na poor film\n")
+    from_file = call("predict.py", "--file", "in.txt").out
+    assert from_file == call("predict.py", "a great film", "a poor film").out and len(from_file.splitlines()) == 2
+    with open(tmp_path / "in.txt") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert call("predict.py").out == from_file
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_the_same_rows(run, call, tiny_flags, tmp_path):
+    for name, seed in (("again", 0), ("other", 1)):
+        assert call("fine_tune.py", *tiny_flags, "--run_name", name, "--seed", seed).code == 0
+        assert call("evaluate.py", f"outputs/{name}").code == 0
+    read = lambda name: pd.read_parquet(tmp_path / "outputs" / name / "predictions.parquet")  # noqa: E731
+    assert np.array_equal(np.stack(read("run").logits), np.stack(read("again").logits))
+    assert not np.array_equal(np.stack(read("run").logits), np.stack(read("other").logits))
+    assert (read("run").row == read("other").row).all()
+
+
+def test_ctrl_c_keeps_the_last_checkpoint_and_resume_goes_on_from_it(tiny_flags, tmp_path, call):
+    command = [sys.executable, str(ROOT / "fine_tune.py"), *tiny_flags, "--num_train_epochs", "4000", "--eval_steps", "5", "--max_length", "16"]
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (a shell's background job ignores Ctrl-C)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=listen
+    )
+    folder = tmp_path / "outputs" / "run"
+    for _ in process.stderr:  # the progress bar writes here: read on until there is a checkpoint
+        if list(folder.glob("checkpoints/checkpoint-*/trainer_state.json")):
+            break
+    process.send_signal(signal.SIGINT)
+    error = process.communicate()[1]
+    assert process.returncode == 130 and "--resume outputs/run" in error and "Traceback" not in error
+    unfinished = call("evaluate.py", "outputs/run")
+    assert unfinished.code == 2 and "--resume" in unfinished.err
+    assert call("evaluate.py").code == 2, "an unfinished run is not the newest finished one"
+
+    config = json.loads((folder / "config.json").read_text())
+    config["config"]["num_train_epochs"] = 0.01  # the rest would take minutes; the checkpoint is beyond this already
+    (folder / "config.json").write_text(json.dumps(config))
+    resumed = call("fine_tune.py", "--resume", "outputs/run")
+    assert resumed.code == 0, resumed.err
+    assert json.loads((folder / "training.json").read_text())["validation"]["step"] >= 5, "went on, did not start over"
+    assert call("evaluate.py", "outputs/run").code == 0
+    assert call("fine_tune.py", "--resume", "outputs/run").code == 2
+
+
+def test_evaluation_refuses_rows_that_changed_since_training(run, data_file, call, tmp_path, model_dir, tiny_flags):
+    copy = tmp_path / "copy.csv"
+    make_rows().to_csv(copy, index=False)
+    assert call("fine_tune.py", *tiny_flags, "--dataset_name", copy, "--run_name", "copy", "--num_train_epochs", 1).code == 0
+    make_rows(78).to_csv(copy, index=False)
+    changed = call("evaluate.py", "outputs/copy")
+    assert changed.code == 2 and "has changed since training" in changed.err
