@@ -29,14 +29,20 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
         except BrokenPipeError:  # `python predict.py ... | head` closed its end
             sys.stdout = None
             sys.exit(0)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        except Exception as error:
+            if not _cannot_write(error):
                 raise
-            sys.exit(_stop(f"error: cannot write ({error}): make room, or set output_dir to a folder that can be written", 2))
+            sys.exit(_stop(f"error: cannot write ({error}): make room and --resume the run, or set output_dir to another folder", 2))
         except KeyboardInterrupt:
             sys.exit(_stop("stopped", 130))
 
     return guarded
+
+
+def _cannot_write(error: Exception) -> bool:
+    """No room or no right to write, as Python, safetensors and torch.save say it."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+    return getattr(error, "errno", None) in codes or any(words in str(error) for words in ("No space left", "file write failed"))
 
 
 def _stop(message: str, code: int) -> int:

@@ -30,7 +30,6 @@ import torch
 import transformers
 from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
-from transformers.trainer_utils import get_last_checkpoint
 
 from config import Config
 from finetuning.data import Data
@@ -130,9 +129,9 @@ def reopen(folder: Path) -> tuple[Path, Config, dict[str, str]]:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The checkpoint to go on from, None where there is none yet."""
-    checkpoints = folder / "checkpoints"
-    return get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    """The last whole checkpoint (its trainer_state.json is written last), None where there is none yet."""
+    whole = folder.glob("checkpoints/checkpoint-*/trainer_state.json")
+    return max((str(file.parent) for file in whole), key=lambda path: int(path.rsplit("-", 1)[1]), default=None)
 
 
 def check_same_data(folder: Path, data: Data) -> None:

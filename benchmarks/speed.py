@@ -1,0 +1,252 @@
+"""How fast training and prediction are, beside the recipe that tutorials use, on this machine.
+
+    python benchmarks/speed.py --name NAME     writes results/speed-NAME.json; half an hour on two cores
+    python benchmarks/speed.py --repeats 1     a quicker look
+
+Each measurement is a process of its own. The variants take turns (A B A B ...), and medians are reported. Rows are real
+IMDb reviews; the product trains on every eighth of the batches that its sampler makes of 3,200 reviews, so that their
+lengths are those of a whole epoch. The baseline pads every review to max_length, so that few of them tell its speed.
+"""
+
+import argparse
+import functools
+import json
+import os
+import resource
+import runpy
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+MODELS = {"distilbert": "DistilBERT's shape, random weights", "stand-in": "all-MiniLM-L6-v2 (stand-in)"}
+LENGTHS = (512, 256)
+LADDER = ("distilbert", 256)  # where each step is measured, not the first and the last only
+STEPS = {  # what lies between the baseline and ours, each on top of those before it
+    "baseline": "float32, padded to max_length, dropout 0.1, LoRA on query and value, batches of 16",
+    "no dropout": "neither the model's own nor LoRA's",
+    "by length": "batches of like length, padded to their longest review",
+    "autocast": "bf16 autocast",
+    "all linear": "LoRA on all linear layers, batches of 32: more work, for accuracy",
+    "bf16 weights": "frozen weights stored in bf16, in place of autocast",
+    "fused LoRA": "each adapter in one autograd node",
+    "ours": "attention's backward one review at a time",
+}
+
+
+def tutorial(model_path: str, frame, max_length: int):
+    """The baseline, as a tutorial writes it, on the stock libraries: a Trainer, a function that predicts, and lengths."""
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
+
+    frame = frame.sample(48, random_state=0)
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    rows = Dataset.from_dict({"text": frame.text.tolist(), "label": frame.label.tolist()})
+    rows = rows.map(lambda row: tokenizer(row["text"], truncation=True, padding="max_length", max_length=max_length), batched=True)
+    model = AutoModelForSequenceClassification.from_pretrained(model_path, num_labels=2)
+    names = ["q_lin", "v_lin"] if model.config.model_type == "distilbert" else ["query", "value"]
+    model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.1, target_modules=names))
+    arguments = TrainingArguments(per_device_train_batch_size=16, per_device_eval_batch_size=16, num_train_epochs=1, report_to="none")
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    return trainer, lambda: trainer.predict(rows), [sum(mask) for mask in rows["attention_mask"]]
+
+
+def product(step: str, model_path: str, frame, max_length: int):
+    """A variant through the product's own code, without the steps that come after `step`; returns what `tutorial` does."""
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
+    from config import Config
+    from finetuning import data, fast, model, sources, training
+
+    has = dict.fromkeys(STEPS, False) | dict.fromkeys(list(STEPS)[: list(STEPS).index(step) + 1], True)
+    settings = dict(model_name=model_path, max_length=max_length, early_stopping_patience=0)
+    if not has["by length"]:
+        settings |= dict(padding="max_length")
+    if not has["all linear"]:
+        settings |= dict(target_modules="query-value", lora_r=8, lora_alpha=16, batch_size=16)
+    if not has["bf16 weights"]:
+        settings |= dict(precision="float32")
+        machine = training._machine
+        training._machine = lambda config: machine(config) | {"bf16": has["autocast"]}
+    if not has["fused LoRA"]:
+        fast.fuse_lora = lambda model: None
+    if not has["ours"]:
+        fast.ATTENTION = "sdpa"
+    config = Config(**settings)
+    source = sources.find_model(model_path)
+    tokenizer = model.load_tokenizer(source)
+    lora = model.add_lora(model.build_base(source, ["neg", "pos"], config), config)
+    rows = data.encode(frame, tokenizer, config)
+    size = config.batch_size
+    if has["by length"]:
+        order = list(LengthGroupedSampler(size, lengths=rows["length"]))
+        order = [row for start in range(0, len(order), 8 * size) for row in order[start : start + size]]
+    else:
+        order = range(3 * size)
+    rows = rows.select(order)
+    trainer = training.build_trainer(lora, tokenizer, rows, rows.select([0]), ["neg", "pos"], config, Path("checkpoints"))
+    trainer.args.train_sampling_strategy = "sequential"  # the order that was just made
+    trainer.args.load_best_model_at_end = False
+    ids = rows["input_ids"][:]
+    return trainer, lambda: training.predict(lora, tokenizer, ids, config), rows["length"][:]
+
+
+def measure(step: str, model_path: str, max_length: int) -> dict:
+    """Train and predict with one variant. Tokens and multiply-adds are those of the reviews, without padding."""
+    import torch
+
+    from config import Config
+    from finetuning import console, data
+
+    console.quiet_libraries()
+    torch.manual_seed(0)
+    frame = data.load_data(Config(train_samples=3200)).train.sample(frac=1, random_state=0)
+    build = functools.partial(product, step) if step != "baseline" else tutorial
+    trainer, predict, lengths = build(model_path, frame, max_length)
+    trainer.args.eval_strategy = trainer.args.save_strategy = trainer.args.logging_strategy = "no"
+    trainer.args.disable_tqdm = True
+    trainer.args.max_steps = 2
+    trainer.train()  # warm-up
+    trainer.args.max_steps = -1
+    train_seconds = timed(trainer.train)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    predict_seconds = timed(predict)
+    rate = matrix_rate()
+    work = multiply_adds(trainer.model, lengths)
+    return {
+        "train_reviews_per_s": len(lengths) / train_seconds,
+        "train_tokens_per_s": sum(lengths) / train_seconds,
+        "predict_reviews_per_s": len(lengths) / predict_seconds,
+        "predict_tokens_per_s": sum(lengths) / predict_seconds,
+        "peak_memory_gib": memory,
+        "matrix_product_tflops": 2 * rate / 1e12,
+        "share_of_limit": work / train_seconds / rate,
+    }
+
+
+def timed(call) -> float:
+    """Seconds that `call` takes."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def matrix_rate() -> float:
+    """Multiply-adds a second of a large bf16 matrix product: the best of five, 4096 x 4096 x 4096."""
+    import torch
+
+    a, b = torch.randn(2, 4096, 4096).bfloat16()
+    return 4096**3 / min(timed(lambda: a @ b) for _ in range(5))
+
+
+def multiply_adds(model, lengths: list[int]) -> float:
+    """Those that one training step over reviews of these lengths can't do without.
+
+    A frozen linear layer: one for each weight and token forward, one backward (the gradient of its input). An adapter:
+    three (forward, input, weight). Attention: tokens x tokens x width, two products forward and four backward.
+    Embeddings, the head and everything elementwise count as nothing.
+    """
+    import torch
+
+    frozen = adapter = layers = 0
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and ".layer." in name:
+            adapter += module.weight.numel() if "lora_" in name else 0
+            frozen += module.weight.numel() if "lora_" not in name else 0
+            layers += name.endswith(("q_lin.base_layer", "query.base_layer"))
+    width = model.config.hidden_size
+    return sum((2 * frozen + 3 * adapter) * n + 6 * layers * width * n * n for n in lengths)
+
+
+def start_up() -> dict:
+    """Seconds from the start of `python fine_tune.py` to its first training step, default settings, caches warm."""
+    import psutil
+    from transformers import TrainerCallback
+
+    from finetuning import training
+
+    class Stop(TrainerCallback):
+        def on_step_begin(self, *_, **__) -> None:
+            raise SystemExit(json.dumps({"seconds_to_first_step": time.time() - psutil.Process().create_time()}))
+
+    build = training.build_trainer
+
+    def with_stop(*arguments):
+        trainer = build(*arguments)
+        trainer.add_callback(Stop())
+        return trainer
+
+    training.build_trainer = with_stop
+    sys.argv = ["fine_tune.py", "--output_dir", "outputs", "--run_name", "start-up"]
+    try:
+        runpy.run_path(str(ROOT / "fine_tune.py"), run_name="__main__")
+    except SystemExit as stop:
+        return json.loads(stop.code)
+    raise RuntimeError("fine_tune.py ended before its first step")
+
+
+def save_distilbert(folder: str) -> str:
+    """DistilBERT's true shape with random weights, and the stand-in's tokenizer, whose vocabulary is DistilBERT's."""
+    from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
+
+    from finetuning.sources import find_model
+
+    DistilBertModel(DistilBertConfig()).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(find_model("distilbert-base-uncased", "stand-in").path).save_pretrained(folder)
+    return folder
+
+
+def worker(*arguments: str) -> dict:
+    """Run one measurement in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(Path(__file__).resolve()), "--worker", *arguments]
+        done = subprocess.run(command, cwd=folder, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--name", help="of the machine: the record is results/speed-NAME.json; not given: only printed")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        step, *rest = arguments.worker
+        print(json.dumps(start_up() if step == "start-up" else measure(step, rest[0], int(rest[1]))))
+        return
+
+    from finetuning import report
+    from finetuning.sources import find_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {"distilbert": save_distilbert(folder), "stand-in": find_model("distilbert-base-uncased", "stand-in").path}
+        settings = [(m, n, s) for m in MODELS for n in LENGTHS for s in STEPS if s in ("baseline", "ours") or (m, n) == LADDER]
+        seen = {setting: [] for setting in settings}
+        starts = []
+        for repeat in range(arguments.repeats):
+            starts.append(worker("start-up")["seconds_to_first_step"])
+            for model, length, step in settings:
+                found = worker(step, paths[model], str(length))
+                seen[model, length, step].append(found)
+                print(f"{repeat + 1}  {MODELS[model]:<36} {length}  {step:<13}", "  ".join(f"{k} {v:.3g}" for k, v in found.items()), flush=True)
+    rows = []
+    for (model, length, step), found in seen.items():
+        medians = {key: statistics.median(one[key] for one in found) for key in found[0]}
+        rows.append({"model": MODELS[model], "max_length": length, "variant": step} | medians)
+    record = {"repeats": arguments.repeats, "seconds_to_first_step": statistics.median(starts), "rows": rows, "steps": STEPS}
+    record["environment"] = report.environment()
+    if arguments.name:
+        report.write_json(ROOT / "results" / f"speed-{arguments.name}.json", record)
+    print(f"start of the process to the first training step: {record['seconds_to_first_step']:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

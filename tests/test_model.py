@@ -1,0 +1,127 @@
+"""LoRA on every architecture of the table, and the fast road on a CPU against the libraries' own."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_model
+from transformers import AutoModelForSequenceClassification
+
+from config import Config
+from finetuning import fast, model, training
+from finetuning.errors import UserError
+from finetuning.sources import find_model
+
+CONFIG = Config(max_length=32, lora_r=4, precision="float32")
+LINEAR_A_LAYER = {"query-value": 2, "attention": 4, "mlp": 2, "all-linear": 6}
+
+
+def build(folder, config=CONFIG, labels=("neg", "pos")):
+    base = model.build_base(find_model(str(folder)), list(labels), config)
+    return model.add_lora(base, config)
+
+
+def batch(n=6, tokens=20):
+    torch.manual_seed(0)
+    ids, mask = torch.randint(5, 60, (n, tokens)), torch.ones(n, tokens, dtype=torch.long)
+    for row in range(1, n):
+        ids[row, tokens - 2 * row :], mask[row, tokens - 2 * row :] = 0, 0
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.arange(n) % 2}
+
+
+def randomise(lora):
+    """As after some training: LoRA starts as no change at all, which would hide mistakes."""
+    torch.manual_seed(1)
+    for parameter in lora.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(std=0.2)
+
+
+@pytest.mark.parametrize("model_type", model.ARCHITECTURES)
+def test_every_architecture_is_adapted_where_asked_and_reloads_onto_a_new_head(model_type, tmp_path):
+    folder = make_model(tmp_path / model_type, model_type)
+    for target, count in LINEAR_A_LAYER.items():
+        lora = build(folder, replace(CONFIG, target_modules=target))
+        adapted = [name for name, module in lora.named_modules() if isinstance(module, fast.LoraLinear)]
+        assert len(adapted) == 2 * count, adapted
+        assert not any(part in name for name in adapted for part in ("classifier", "pooler"))
+    randomise(lora.eval())
+    head = {name.split(".")[-2] for name, parameter in lora.named_parameters() if parameter.requires_grad and "lora_" not in name}
+    assert head and all(any(part in name for name, _ in lora.named_parameters()) for part in head)
+    lora.save_pretrained(str(tmp_path / "adapter"))
+    fresh = model.build_base(find_model(str(folder)), ["neg", "pos"], replace(CONFIG, seed=99))
+    reloaded = model.load_adapter(fresh, tmp_path / "adapter", CONFIG)
+    with torch.no_grad():
+        assert torch.equal(reloaded(**batch()).logits, lora(**batch()).logits)
+    assert reloaded.config.id2label == {0: "neg", 1: "pos"}
+
+
+def test_dropout_is_set_in_every_place_of_the_architecture(tmp_path):
+    for model_type, architecture in model.ARCHITECTURES.items():
+        lora = build(make_model(tmp_path / model_type, model_type), replace(CONFIG, dropout=0.25))
+        assert {getattr(lora.config, name) for name in architecture.dropout} == {0.25}
+        rates = {module.p for module in lora.modules() if isinstance(module, torch.nn.Dropout)}
+        assert rates <= {0.25, 0.0} and 0.25 in rates
+
+
+def test_positions_are_counted_as_the_architecture_counts_them(tmp_path):
+    folder = make_model(tmp_path / "roberta", "roberta")  # 66 in its config, two of them never used
+    model.read_model_config(find_model(str(folder)), replace(CONFIG, max_length=64))
+    with pytest.raises(UserError, match="64 positions"):
+        model.read_model_config(find_model(str(folder)), replace(CONFIG, max_length=65))
+
+
+@pytest.mark.parametrize("model_type", ["distilbert", "bert"])
+def test_the_fast_road_has_the_libraries_logits_and_gradients(model_type, tmp_path, monkeypatch):
+    folder = make_model(tmp_path / model_type, model_type)
+
+    def step(lora):
+        randomise(lora.train())
+        out = lora(**batch())
+        out.loss.backward()
+        return out.logits.detach(), {name: p.grad for name, p in lora.named_parameters() if p.grad is not None}
+
+    logits, gradients = step(build(folder))
+    monkeypatch.setattr(fast, "on_cpu", lambda: False)  # as on a GPU: peft's and PyTorch's own code
+    stock = build(folder)
+    assert stock.config._attn_implementation == "sdpa"
+    stock_logits, stock_gradients = step(stock)
+    torch.testing.assert_close(logits, stock_logits, rtol=1e-4, atol=1e-5)
+    assert gradients.keys() == stock_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, stock_gradients[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("settings", [dict(lora_dropout=0.1), dict(dropout=0.1), dict(use_dora=True), dict(use_rslora=True)])
+def test_knobs_that_the_fast_road_does_not_know_still_train(settings, model_dir):
+    lora = build(model_dir, replace(CONFIG, precision="auto", **settings)).train()
+    lora(**batch()).loss.backward()
+    gradients = [p.grad for p in lora.parameters() if p.requires_grad]
+    assert gradients and all(g is not None and torch.isfinite(g).all() for g in gradients)
+
+
+def test_what_trains_stays_in_float32(model_dir):
+    lora = build(model_dir, replace(CONFIG, precision="auto"))
+    assert {p.dtype for p in lora.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_predictions_come_back_in_the_order_of_the_rows(model_dir):
+    lora = build(model_dir)
+    randomise(lora.eval())
+    tokenizer = model.load_tokenizer(find_model(str(model_dir)))
+    generator = np.random.default_rng(0)
+    ids = [generator.integers(5, 60, size=length).tolist() for length in generator.integers(3, 33, size=50)]
+    logits = training.predict(lora, tokenizer, ids, replace(CONFIG, eval_batch_size=8))
+    with torch.no_grad():
+        alone = torch.cat([lora(input_ids=torch.tensor([row])).logits for row in ids]).numpy()
+    np.testing.assert_allclose(logits, alone, atol=1e-4)
+
+
+def test_parameters_are_counted_once(model_dir):
+    trainable, total = model.count_parameters(build(model_dir))
+    plain = AutoModelForSequenceClassification.from_pretrained(model_dir)
+    adapters = 2 * 4 * (4 * (32 + 32) + 2 * (32 + 64))  # layers x rank x (attention, MLP)
+    head = 32 * 32 + 32 + 2 * 32 + 2
+    assert trainable == adapters + head
+    assert total == sum(p.numel() for p in plain.parameters()) + adapters
