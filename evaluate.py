@@ -38,7 +38,9 @@ def main() -> None:
 
     result = metrics.classification_metrics(logits, rows.test.label.to_numpy(), rows.label_names) | {
         "model": model_source.name,
+        "model_origin": model_source.origin,
         "dataset": rows.source.name,
+        "dataset_origin": rows.source.origin,
         "split": rows.test_split,
         "stand_in": run.stand_in,
         "trainable_parameters": run.training["trainable_parameters"],

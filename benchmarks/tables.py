@@ -37,7 +37,45 @@ def results_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"results": results_table}
+def speed_table() -> str:
+    """Baseline and ours side by side, for each machine, model and length in results/speed-*.json."""
+    lines = [
+        "| machine | model | tokens | training: tutorial | ours | | prediction: tutorial | ours | | memory: tutorial | ours | share of the limit |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for record in _speed_records():
+        pairs = {}
+        for row in record["rows"]:
+            pairs.setdefault((row["model"], row["max_length"]), {})[row["variant"]] = row
+        for (model, length), variants in pairs.items():
+            base, ours = variants["baseline"], variants["ours"]
+            cells = [record["environment"]["hardware"], model, str(length)]
+            for work in ("train", "predict"):
+                slow, fast = (variant[f"{work}_reviews_per_s"] for variant in (base, ours))
+                cells += [f"{slow:.1f}/s", f"{fast:.1f}/s", f"**{fast / slow:.1f}x**"]
+            cells += [f"{base['peak_memory_gib']:.1f} GiB", f"{ours['peak_memory_gib']:.1f} GiB", f"{ours['share_of_limit']:.2f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def steps_table() -> str:
+    """What each step from the baseline to ours is worth, where it was measured."""
+    lines = ["| step, on top of those above | training | gain | prediction | gain | memory |", "|---|--:|--:|--:|--:|--:|"]
+    for record in _speed_records():
+        measured = [row for row in record["rows"] if row["model"].startswith("DistilBERT") and row["max_length"] == 256]
+        for before, row in zip([None, *measured], measured, strict=False):
+            cells = [f"{row['variant']}: {record['steps'][row['variant']]}"]
+            for work in ("train_reviews_per_s", "predict_reviews_per_s"):
+                cells += [f"{row[work]:.1f}/s", f"{row[work] / before[work]:.2f}x" if before else ""]
+            lines.append(f"| {' | '.join(cells)} | {row['peak_memory_gib']:.1f} GiB |")
+    return "\n".join(lines)
+
+
+def _speed_records() -> list[dict]:
+    return [json.loads(file.read_text()) for file in sorted((ROOT / "results").glob("speed-*.json"))]
+
+
+TABLES = {"results": results_table, "speed": speed_table, "steps": steps_table}
 
 
 def fill(text: str) -> str:

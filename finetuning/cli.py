@@ -61,7 +61,7 @@ def parse_config(args: Sequence[str] | None = None) -> tuple[Config, Namespace]:
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run folder, with its own settings")
     known, unknown = parser.parse_known_args(args)
     if unknown:
-        flags = [action.option_strings[0] for action in parser._actions]
+        flags = ["--preset", "--resume", *(f"--{field.name}" for field in fields(Config))]
         close = difflib.get_close_matches(unknown[0].split("=")[0].replace("-", "_").replace("__", "--"), flags, n=1)
         hint = f"did you mean {close[0]}?" if close else "python fine_tune.py --help lists all flags"
         raise UserError(f"unknown argument {unknown[0]}: {hint}")

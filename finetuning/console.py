@@ -53,9 +53,8 @@ def show_trained(folder: Path, best: dict, data: Data, seconds: float) -> None:
 def show_metrics(metrics: dict, folder: Path) -> None:
     """Print a short table of test metrics, with all that a reader needs to know what was measured."""
     low, high = metrics["accuracy_ci95"]
-    stand_in = "   (STAND-IN, see model and split)" if metrics["stand_in"] else ""
-    print(f"\nmodel      {metrics['model']} + LoRA, {metrics['trainable_parameters']:,} trained parameters{stand_in}")
-    print(f"test       {metrics['dataset']}, {metrics['split']}, n = {metrics['n']:,}")
+    print(f"\nmodel      {metrics['model']} ({metrics['model_origin']}) + LoRA, {metrics['trainable_parameters']:,} trained parameters")
+    print(f"test       {metrics['dataset']} ({metrics['dataset_origin']}), {metrics['split']}, n = {metrics['n']:,}")
     print(f"accuracy   {metrics['accuracy']:.4f}   95 % interval {low:.4f} to {high:.4f}")
     for name in ("f1", "precision", "recall"):
         print(f"{name:<10} {metrics[name]:.4f}   {metrics['averaged']}")

@@ -33,8 +33,8 @@ def plot_confusion_matrix(metrics: dict, path: Path) -> None:
     low, high = metrics["accuracy_ci95"]
     axes.set_title(
         f"accuracy {metrics['accuracy']:.2%}  (95 % interval {low:.2%} to {high:.2%})\n"
-        f"{metrics['model']}{' (stand-in)' if metrics['stand_in'] else ''}\n"
-        f"{metrics['dataset']}, {metrics['split']}, n = {metrics['n']:,}",
+        f"{metrics['model']} ({metrics['model_origin']})\n"
+        f"{metrics['dataset']} ({metrics['dataset_origin']}), {metrics['split']}, n = {metrics['n']:,}",
         fontsize=9,
     )
     figure.savefig(path, dpi=150)

@@ -18,7 +18,8 @@ def test_the_plain_commands_say_that_they_use_stand_ins(call, tmp_path):
     assert trained.code == 0, trained.err
     assert "STAND-INS" in trained.out and "all-MiniLM-L6-v2 (stand-in)" in trained.out
     evaluated = call("evaluate.py")
-    assert evaluated.code == 0 and "STAND-IN" in evaluated.out
+    assert evaluated.code == 0 and "STAND-INS" in evaluated.out
+    assert "all-MiniLM-L6-v2 (stand-in) + LoRA" in evaluated.out and "IMDb train reviews (stand-in), held out from train" in evaluated.out
     metrics = json.loads((tmp_path / "outputs" / "smoke" / "metrics.json").read_text())
     assert metrics["stand_in"] is True and metrics["split"] == "held out from train"
     assert metrics["model"] == "sentence-transformers/all-MiniLM-L6-v2"
