@@ -28,7 +28,7 @@ class Config:
     test_fraction: float = HfArg(default=0.2, help="share of train held out as test, where the data has no test split")
     validation_fraction: float = HfArg(default=0.1, help="share of train held out for validation, where the data has none")
     split_seed: int = HfArg(default=13, help="fixes which rows are held out or sampled; apart from `seed`, so that seeds compare")
-    train_samples: int = HfArg(default=10_000, help="training rows, stratified by label; 0: all")
+    train_samples: int = HfArg(default=12_500, help="training rows, stratified by label; 0: all")
     val_samples: int = HfArg(default=1_000, help="validation rows, stratified by label; 0: all")
     test_samples: int = HfArg(default=5_000, help="test rows, stratified by label; 0: all")
 
