@@ -24,10 +24,10 @@ def results_table() -> str:
         stand_in = " (stand-in)" if m["run"]["model"]["origin"] == "stand-in" else ""
         share = m["trainable_parameters"] / m["total_parameters"]
         cells = [
-            f"[`{m['run']['command'].removeprefix('python ')}`](results/{file.name})",
+            f"[`{_without(m['run']['command'], 'dataset_name', 'run_name')}`](results/{file.name})",
             Path(m["model"]).name + stand_in,
             f"{rows['train']:,} reviews",
-            f"{m['n']:,} reviews, {m['split']}",
+            f"{m['n']:,} reviews of {m['dataset']}, {m['split']}",
             f"**{m['accuracy']:.2%}** ({low:.2%} to {high:.2%})",
             f"{m['trainable_parameters']:,} ({share:.1%})",
             f"{m['seconds']['training'] / 60:.1f} min",
@@ -35,6 +35,11 @@ def results_table() -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _without(command: str, *flags: str) -> str:
+    """The command less the flags that name things of one machine; the data set has a cell of its own."""
+    return re.sub(rf" --({'|'.join(flags)}) \S+", "", command)
 
 
 def speed_table() -> str:
@@ -81,8 +86,8 @@ TABLES = {"results": results_table, "speed": speed_table, "steps": steps_table}
 def fill(text: str) -> str:
     """`text` with each table between its two marks replaced by the one the records give."""
     for name, table in TABLES.items():
-        pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
-        text, count = re.subn(pattern, lambda marks: marks[1] + table() + marks[2], text, flags=re.DOTALL)
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text, count = re.subn(pattern, lambda marks: f"{marks[1]}{table()}\n{marks[2]}", text, flags=re.DOTALL)
         if count != 1:
             sys.exit(f"README.md must hold <!-- {name} --> and <!-- /{name} --> once, not {count} times")
     return text

@@ -42,7 +42,7 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
 def _cannot_write(error: Exception) -> bool:
     """No room or no right to write, as Python, safetensors and torch.save say it."""
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-    return getattr(error, "errno", None) in codes or any(words in str(error) for words in ("No space left", "file write failed"))
+    return getattr(error, "errno", None) in codes or any(words in str(error) for words in ("No space left", "inline_container"))
 
 
 def _stop(message: str, code: int) -> int:

@@ -8,6 +8,7 @@ import tarfile
 
 import pandas as pd
 import pytest
+import transformers
 from conftest import make_model, make_rows
 
 
@@ -110,6 +111,20 @@ def test_an_existing_run_is_never_overwritten(call, tiny_flags, tmp_path):
     result = call("fine_tune.py", *tiny_flags)
     assert result.code == 2 and "run_name=run" in result.err and "never overwritten" in result.err
     assert (tmp_path / "outputs" / "run" / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 157824 vs 157716")]
+)
+def test_a_full_disk_is_said_so_and_the_run_can_go_on(error, call, tiny_flags, monkeypatch):
+    def full(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(transformers.Trainer, "_save_optimizer_and_scheduler", full)
+        result = call("fine_tune.py", *tiny_flags)
+    assert result.code == 2 and "make room and --resume" in result.err
+    assert call("fine_tune.py", "--resume", "outputs/run").code == 0, "the half-written checkpoint is passed over"
 
 
 def test_an_architecture_that_is_not_known_lists_its_linear_layers(call, tiny_flags, tmp_path):
