@@ -27,7 +27,7 @@ def results_table() -> str:
             f"[`{_without(m['run']['command'], 'dataset_name', 'run_name')}`](results/{file.name})",
             Path(m["model"]).name + stand_in,
             f"{rows['train']:,} reviews",
-            f"{m['n']:,} reviews of {m['dataset']}, {m['split']}",
+            f"{m['n']:,} of {m['dataset']} ({m['split']})",
             f"**{m['accuracy']:.2%}** ({low:.2%} to {high:.2%})",
             f"{m['trainable_parameters']:,} ({share:.1%})",
             f"{m['seconds']['training'] / 60:.1f} min",

@@ -67,11 +67,13 @@ def store_frozen_in_bf16(model: PeftModel) -> None:
 def fuse_lora(model: PeftModel) -> None:
     """Let each LoRA layer add its update inside one autograd node: two passes over the output instead of five."""
     for module in model.modules():
-        if isinstance(module, LoraLinear):
+        if isinstance(module, LoraLinear) and isinstance(module.base_layer, torch.nn.Linear) and module.base_layer.bias is not None:
             module.forward = functools.partial(_lora_linear, module)
 
 
 def _lora_linear(layer: LoraLinear, x: torch.Tensor) -> torch.Tensor:
+    if layer.disable_adapters or layer.merged:
+        return LoraLinear.forward(layer, x)
     base, name = layer.base_layer, layer.active_adapters[0]
     return _LoraLinear.apply(x, base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
 

@@ -129,7 +129,7 @@ def _is_path(name: str) -> bool:
 
 
 def _not_found(knob: str, name: str) -> str:
-    asked = "the Hub does not have it" if hub_answers() else "the Hub does not answer (or HF_HUB_OFFLINE is set) and its cache lacks it"
+    asked = "the Hub does not have it or wants a login (hf auth login)" if hub_answers() else "the Hub does not answer (or HF_HUB_OFFLINE is set) and its cache lacks it"
     return f"{knob}={name}: there is no such local path, and {asked}. Check the name, or give the path of a local copy"
 
 

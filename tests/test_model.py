@@ -93,6 +93,20 @@ def test_the_fast_road_has_the_libraries_logits_and_gradients(model_type, tmp_pa
         torch.testing.assert_close(gradient, stock_gradients[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
+def test_an_adapter_that_is_disabled_or_merged_is_so_on_the_fast_road_too(model_dir):
+    lora = build(model_dir)
+    randomise(lora.eval())
+    plain = model.build_base(find_model(str(model_dir)), ["neg", "pos"], CONFIG).eval()
+    with torch.no_grad():
+        adapted = lora.base_model.model.distilbert(batch()["input_ids"]).last_hidden_state
+        with lora.disable_adapter():
+            without = lora.base_model.model.distilbert(batch()["input_ids"]).last_hidden_state
+        merged = lora.merge_and_unload().distilbert(batch()["input_ids"]).last_hidden_state
+        torch.testing.assert_close(without, plain.distilbert(batch()["input_ids"]).last_hidden_state)
+    torch.testing.assert_close(merged, adapted, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(adapted, without, atol=1e-2)
+
+
 @pytest.mark.parametrize("settings", [dict(lora_dropout=0.1), dict(dropout=0.1), dict(use_dora=True), dict(use_rslora=True)])
 def test_knobs_that_the_fast_road_does_not_know_still_train(settings, model_dir):
     lora = build(model_dir, replace(CONFIG, precision="auto", **settings)).train()

@@ -8,7 +8,7 @@ from conftest import ROOT
 
 from config import PRESETS, Config
 
-README = (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
+README = (ROOT / "README.md").read_text()
 
 
 def test_its_tables_are_those_the_records_give():
