@@ -1,11 +1,11 @@
 """Fine-tune a text classifier with LoRA.
 
-    python fine_tune.py                                  a laptop's share of IMDb
-    python fine_tune.py --preset full                    all of it, for the best figure
-    python fine_tune.py --preset smoke                   seconds: does it run?
-    python fine_tune.py --dataset_name reviews.csv       your own texts and labels
-    python fine_tune.py --learning_rate 5e-4 --lora_r 8  any field of config.py is a flag
-    python fine_tune.py --resume outputs/RUN             go on with an interrupted run
+python fine_tune.py                                  a laptop's share of IMDb
+python fine_tune.py --preset full                    all of it, for the best figure
+python fine_tune.py --preset smoke                   seconds: does it run?
+python fine_tune.py --dataset_name reviews.csv       your own texts and labels
+python fine_tune.py --learning_rate 5e-4 --lora_r 8  any field of config.py is a flag
+python fine_tune.py --resume outputs/RUN             go on with an interrupted run
 """
 
 import sys
@@ -61,14 +61,20 @@ def main() -> None:
         raise
 
     best = training.best_validation(trainer)
-    report.finish_run(folder, lora, tokenizer, model_source.name, {
-        "validation": best | {"n": len(rows.validation), "split": rows.validation_split},
-        "seconds": {"before_training": seconds_before, "training": result.metrics["train_runtime"]},
-        "precision": precision,
-        "trainable_parameters": trainable,
-        "total_parameters": total,
-        "log_history": trainer.state.log_history,
-    })
+    report.finish_run(
+        folder,
+        lora,
+        tokenizer,
+        model_source.name,
+        {
+            "validation": best | {"n": len(rows.validation), "split": rows.validation_split},
+            "seconds": {"before_training": seconds_before, "training": result.metrics["train_runtime"]},
+            "precision": precision,
+            "trainable_parameters": trainable,
+            "total_parameters": total,
+            "log_history": trainer.state.log_history,
+        },
+    )
     console.show_trained(folder, best, rows, result.metrics["train_runtime"])
 
 

@@ -1,9 +1,9 @@
 """Label new texts with a fine-tuned adapter.
 
-    python predict.py "A film to remember." "Two hours I want back."
-    python predict.py --file reviews.txt          a text on each line
-    cat reviews.txt | python predict.py --json    one JSON object on each line
-    python predict.py --run outputs/RUN "..."     another run than the one that finished last
+python predict.py "A film to remember." "Two hours I want back."
+python predict.py --file reviews.txt          a text on each line
+cat reviews.txt | python predict.py --json    one JSON object on each line
+python predict.py --run outputs/RUN "..."     another run than the one that finished last
 """
 
 import argparse

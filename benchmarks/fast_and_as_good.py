@@ -42,7 +42,7 @@ def correct_on_validation(variant: str, seed: int, folder: str) -> tuple[np.ndar
 
 def main() -> None:
     console.quiet_libraries()
-    accuracy, seconds, differences, runs = {v: [] for v in VARIANTS}, {v: [] for v in VARIANTS}, [], []
+    accuracy, seconds, differences = {v: [] for v in VARIANTS}, {v: [] for v in VARIANTS}, []
     with tempfile.TemporaryDirectory() as folder:
         for seed in SEEDS:
             correct = {}
@@ -50,7 +50,10 @@ def main() -> None:
                 correct[variant], run = correct_on_validation(variant, seed, folder)
                 accuracy[variant].append(float(correct[variant].mean()))
                 seconds[variant].append(run["seconds"]["training"])
-                print(f"seed {seed}  {variant}  validation accuracy {accuracy[variant][-1]:.4f}  {seconds[variant][-1]:.0f} s", flush=True)
+                print(
+                    f"seed {seed}  {variant}  validation accuracy {accuracy[variant][-1]:.4f}  {seconds[variant][-1]:.0f} s",
+                    flush=True,
+                )
             differences.append(correct["fast"].astype(float) - correct["slow"].astype(float))
     by_row = np.mean(differences, axis=0)
     half = 1.96 * by_row.std(ddof=1) / len(by_row) ** 0.5

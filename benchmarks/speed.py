@@ -52,7 +52,9 @@ def tutorial(model_path: str, frame, max_length: int):
     model = AutoModelForSequenceClassification.from_pretrained(model_path, num_labels=2)
     names = ["q_lin", "v_lin"] if model.config.model_type == "distilbert" else ["query", "value"]
     model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.1, target_modules=names))
-    arguments = TrainingArguments(per_device_train_batch_size=16, per_device_eval_batch_size=16, num_train_epochs=1, report_to="none")
+    arguments = TrainingArguments(
+        per_device_train_batch_size=16, per_device_eval_batch_size=16, num_train_epochs=1, report_to="none"
+    )
     trainer = Trainer(model=model, args=arguments, train_dataset=rows)
     return trainer, lambda: trainer.predict(rows), [sum(mask) for mask in rows["attention_mask"]]
 
@@ -236,7 +238,11 @@ def main() -> None:
             for model, length, step in settings:
                 found = worker(step, paths[model], str(length))
                 seen[model, length, step].append(found)
-                print(f"{repeat + 1}  {MODELS[model]:<36} {length}  {step:<13}", "  ".join(f"{k} {v:.3g}" for k, v in found.items()), flush=True)
+                print(
+                    f"{repeat + 1}  {MODELS[model]:<36} {length}  {step:<13}",
+                    "  ".join(f"{k} {v:.3g}" for k, v in found.items()),
+                    flush=True,
+                )
     rows = []
     for (model, length, step), found in seen.items():
         medians = {key: statistics.median(one[key] for one in found) for key in found[0]}

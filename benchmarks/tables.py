@@ -1,6 +1,6 @@
 """Write the tables of README.md anew from the records in results/.
 
-    python benchmarks/tables.py
+python benchmarks/tables.py
 """
 
 import json
@@ -87,7 +87,7 @@ def fill(text: str) -> str:
     """`text` with each table between its two marks replaced by the one the records give."""
     for name, table in TABLES.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        text, count = re.subn(pattern, lambda marks: f"{marks[1]}{table()}\n{marks[2]}", text, flags=re.DOTALL)
+        text, count = re.subn(pattern, rf"\g<1>{table()}\n\g<2>", text, flags=re.DOTALL)
         if count != 1:
             sys.exit(f"README.md must hold <!-- {name} --> and <!-- /{name} --> once, not {count} times")
     return text

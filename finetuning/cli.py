@@ -32,7 +32,9 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
         except Exception as error:
             if not _cannot_write(error):
                 raise
-            sys.exit(_stop(f"error: cannot write ({error}): make room and --resume the run, or set output_dir to another folder", 2))
+            sys.exit(
+                _stop(f"error: cannot write ({error}): make room and --resume the run, or set output_dir to another folder", 2)
+            )
         except KeyboardInterrupt:
             sys.exit(_stop("stopped", 130))
 

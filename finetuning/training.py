@@ -28,7 +28,13 @@ def _collator(tokenizer: PreTrainedTokenizerBase, config: Config) -> DataCollato
 
 
 def build_trainer(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, train: Dataset, validation: Dataset, label_names: list[str], config: Config, checkpoints: Path
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset,
+    validation: Dataset,
+    label_names: list[str],
+    config: Config,
+    checkpoints: Path,
 ) -> Trainer:
     """A Trainer that keeps the best checkpoint by validation and stops early; `checkpoints` is its folder."""
     arguments = TrainingArguments(

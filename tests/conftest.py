@@ -24,9 +24,15 @@ WORDS = sorted({word for text in GOOD + BAD for word in text.replace(",", " ,").
 TINY = {
     "distilbert": dict(dim=32, hidden_dim=64, n_layers=2, n_heads=4),
     "bert": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4),
-    "roberta": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, pad_token_id=1, max_position_embeddings=66),
-    "xlm-roberta": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, pad_token_id=1, max_position_embeddings=66),
-    "mpnet": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, pad_token_id=1, max_position_embeddings=66),
+    "roberta": dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, pad_token_id=1, max_position_embeddings=66
+    ),
+    "xlm-roberta": dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, pad_token_id=1, max_position_embeddings=66
+    ),
+    "mpnet": dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, pad_token_id=1, max_position_embeddings=66
+    ),
     "electra": dict(hidden_size=32, intermediate_size=64, embedding_size=32, num_hidden_layers=2, num_attention_heads=4),
 }
 

@@ -114,7 +114,11 @@ def test_an_existing_run_is_never_overwritten(call, tiny_flags, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 157824 vs 157716")]
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 157824 vs 157716"),
+    ],
 )
 def test_a_full_disk_is_said_so_and_the_run_can_go_on(error, call, tiny_flags, monkeypatch):
     def full(*_, **__):

@@ -33,7 +33,9 @@ def test_equal_texts_stay_on_one_side():
     twins = pd.concat([FRAME, FRAME[:500]], ignore_index=True)
     split = data.split({"train": twins}, Config())
     texts = {name: set(frame.text) for name, frame in split.items()}
-    assert not texts["train"] & texts["test"] and not texts["train"] & texts["validation"] and not texts["validation"] & texts["test"]
+    assert (
+        not texts["train"] & texts["test"] and not texts["train"] & texts["validation"] and not texts["validation"] & texts["test"]
+    )
     assert len(split["test"]) == 300, "the share that was asked for, although copies are not held out"
     assert split["test"].text.is_unique and set.union(*texts.values()) == set(FRAME.text)
 
@@ -92,7 +94,12 @@ def test_labels_may_be_words_numbers_or_truth_values():
 
 
 @pytest.mark.parametrize(
-    ("side", "kept"), [("head", [1, 10, 11, 12, 13, 14, 15, 2]), ("tail", [1, 24, 25, 26, 27, 28, 29, 2]), ("head+tail", [1, 10, 25, 26, 27, 28, 29, 2])]
+    ("side", "kept"),
+    [
+        ("head", [1, 10, 11, 12, 13, 14, 15, 2]),
+        ("tail", [1, 24, 25, 26, 27, 28, 29, 2]),
+        ("head+tail", [1, 10, 25, 26, 27, 28, 29, 2]),
+    ],
 )
 def test_truncation_keeps_the_special_tokens_and_the_side_asked_for(side, kept):
     ids = [1, *range(10, 30), 2]

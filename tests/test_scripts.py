@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -33,7 +32,12 @@ def test_a_run_folder_holds_all_that_is_needed_to_judge_repeat_and_use_it(run):
     assert metrics["accuracy"] > 0.9, "two kinds of texts that differ in every word must be told apart"
     low, high = metrics["accuracy_ci95"]
     assert low < metrics["accuracy"] <= high <= 1
-    assert (metrics["split"], metrics["stand_in"], metrics["n"], metrics["model"]) == ("held out from train", False, 16, "tiny-distilbert")
+    assert (metrics["split"], metrics["stand_in"], metrics["n"], metrics["model"]) == (
+        "held out from train",
+        False,
+        16,
+        "tiny-distilbert",
+    )
     assert metrics["label_names"] == ["bad", "good"] and np.sum(metrics["confusion_matrix"]) == 16
     assert metrics["trainable_parameters"] < metrics["total_parameters"]
     record = metrics["run"]
@@ -65,7 +69,10 @@ def test_both_layers_of_the_head_are_saved_with_the_adapter(run):
 def test_a_new_process_predicts_what_this_one_did(run, data_file):
     texts = pd.read_csv(data_file).review[:10].tolist()
     command = [sys.executable, str(ROOT / "predict.py"), "--json", "--run", str(run), *texts]
-    outs = [subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": seed}).stdout for seed in "12"]
+    outs = [
+        subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": seed}).stdout
+        for seed in "12"
+    ]
     assert outs[0] == outs[1] and len(outs[0].splitlines()) == 10
 
 
@@ -89,7 +96,17 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_the_same_rows(run, ca
 
 
 def test_ctrl_c_keeps_the_last_checkpoint_and_resume_goes_on_from_it(tiny_flags, tmp_path, call):
-    command = [sys.executable, str(ROOT / "fine_tune.py"), *tiny_flags, "--num_train_epochs", "4000", "--eval_steps", "5", "--max_length", "16"]
+    command = [
+        sys.executable,
+        str(ROOT / "fine_tune.py"),
+        *tiny_flags,
+        "--num_train_epochs",
+        "4000",
+        "--eval_steps",
+        "5",
+        "--max_length",
+        "16",
+    ]
     listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (a shell's background job ignores Ctrl-C)
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=listen

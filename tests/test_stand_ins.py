@@ -19,7 +19,10 @@ def test_the_plain_commands_say_that_they_use_stand_ins(call, tmp_path):
     assert "STAND-INS" in trained.out and "all-MiniLM-L6-v2 (stand-in)" in trained.out
     evaluated = call("evaluate.py")
     assert evaluated.code == 0 and "STAND-INS" in evaluated.out
-    assert "all-MiniLM-L6-v2 (stand-in) + LoRA" in evaluated.out and "IMDb train reviews (stand-in), held out from train" in evaluated.out
+    assert (
+        "all-MiniLM-L6-v2 (stand-in) + LoRA" in evaluated.out
+        and "IMDb train reviews (stand-in), held out from train" in evaluated.out
+    )
     metrics = json.loads((tmp_path / "outputs" / "smoke" / "metrics.json").read_text())
     assert metrics["stand_in"] is True and metrics["split"] == "held out from train"
     assert metrics["model"] == "sentence-transformers/all-MiniLM-L6-v2"
@@ -44,8 +47,13 @@ def test_the_defaults_come_through_the_hubs_clients_where_it_answers(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    served = [f"models/distilbert-base-uncased={SHARED}/models/minilm-as-distilbert", f"datasets/stanfordnlp/imdb={SHARED}/data/imdb"]
-    hub = subprocess.Popen([sys.executable, str(SHARED / "tools" / "hub_stand_in.py"), str(port), *served], stderr=subprocess.PIPE, text=True)
+    served = [
+        f"models/distilbert-base-uncased={SHARED}/models/minilm-as-distilbert",
+        f"datasets/stanfordnlp/imdb={SHARED}/data/imdb",
+    ]
+    hub = subprocess.Popen(
+        [sys.executable, str(SHARED / "tools" / "hub_stand_in.py"), str(port), *served], stderr=subprocess.PIPE, text=True
+    )
     online = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     online |= {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path / "hf")}
     offline = online | {"HF_HUB_OFFLINE": "1"}
