@@ -38,7 +38,8 @@ class Config:
         default="head+tail", help="which tokens of a longer text stay; head+tail: the first quarter and the end (arXiv 1905.05583)"
     )
     padding: Literal["longest", "max_length"] = HfArg(
-        default="longest", help="pad a batch to its longest text, or always to max_length (slower, same result)"
+        default="longest",
+        help="longest: batches of texts of like length, padded to their longest; max_length: rows in random order, always padded (slower)",
     )
 
     # --- LoRA --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """How fast training and prediction are, beside the recipe that tutorials use, on this machine.
 
-    python benchmarks/speed.py --name NAME     writes results/speed-NAME.json; half an hour on two cores
+    python benchmarks/speed.py --name NAME     writes results/speed-NAME.json; 12 minutes a repeat on two cores
     python benchmarks/speed.py --repeats 1     a quicker look
 
 Each measurement is a process of its own. The variants take turns (A B A B ...), and medians are reported. Rows are real

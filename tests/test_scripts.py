@@ -1,7 +1,6 @@
 """The scripts from end to end, on a tiny model."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,10 @@ import pytest
 import torch
 from conftest import ROOT, make_rows
 from safetensors.torch import load_file
+from scipy.special import softmax
+
+from config import Config
+from finetuning import data, report, training
 
 
 @pytest.fixture
@@ -66,14 +69,22 @@ def test_both_layers_of_the_head_are_saved_with_the_adapter(run):
     assert all(tensor.dtype == torch.float32 for tensor in saved.values())
 
 
-def test_a_new_process_predicts_what_this_one_did(run, data_file):
-    texts = pd.read_csv(data_file).review[:10].tolist()
-    command = [sys.executable, str(ROOT / "predict.py"), "--json", "--run", str(run), *texts]
-    outs = [
-        subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": seed}).stdout
-        for seed in "12"
-    ]
-    assert outs[0] == outs[1] and len(outs[0].splitlines()) == 10
+def test_a_new_process_predicts_what_the_model_did_before_it_was_saved(call, tiny_flags, data_file, tmp_path, monkeypatch):
+    texts = pd.read_csv(data_file).review[:10]
+    before, finish = [], report.finish_run
+
+    def predict_then_finish(folder, model, tokenizer, *rest):
+        config = Config(**json.loads((folder / "config.json").read_text())["config"])
+        ids, _ = data.tokenize(texts, tokenizer, config)
+        before.extend(softmax(training.predict(model, tokenizer, ids, config), axis=-1).max(axis=-1))
+        finish(folder, model, tokenizer, *rest)
+
+    monkeypatch.setattr(report, "finish_run", predict_then_finish)
+    assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", 3).code == 0
+    command = [sys.executable, str(ROOT / "predict.py"), "--json", *texts]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    after = [json.loads(line)["probability"] for line in out.splitlines()]
+    assert after == pytest.approx(before, abs=2e-6) and len(set(after)) > 5
 
 
 def test_predict_reads_arguments_files_and_stdin(run, call, tmp_path, monkeypatch):
@@ -130,6 +141,13 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_resume_goes_on_from_it(tiny_flags,
     assert json.loads((folder / "training.json").read_text())["validation"]["step"] >= 5, "went on, did not start over"
     assert call("evaluate.py", "outputs/run").code == 0
     assert call("fine_tune.py", "--resume", "outputs/run").code == 2
+
+
+def test_an_end_that_was_cut_off_can_be_resumed(call, tiny_flags, tmp_path):
+    assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", 1).code == 0
+    (tmp_path / "outputs" / "run" / "training.json").unlink()  # the adapter was in place, the mark of a finished run was not
+    assert call("fine_tune.py", "--resume", "outputs/run").code == 0
+    assert call("evaluate.py", "outputs/run").code == 0
 
 
 def test_evaluation_refuses_rows_that_changed_since_training(run, data_file, call, tmp_path, model_dir, tiny_flags):
