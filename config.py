@@ -62,7 +62,7 @@ class Config:
     weight_decay: float = HfArg(default=0.01, help="AdamW's weight decay")
     num_train_epochs: float = HfArg(default=1.0, help="passes over the training rows")
     batch_size: int = HfArg(default=32, help="texts a device and a step; large batches hurt LoRA")
-    eval_batch_size: int = HfArg(default=64, help="texts a device when predicting; changes the speed only")
+    eval_batch_size: int = HfArg(default=32, help="texts a device when predicting; changes the speed only")
     gradient_accumulation_steps: int = HfArg(default=1, help="batches summed before a step, where memory is short")
     seed: int = HfArg(default=0, help="of the new weights, the order of the rows and dropout")
     precision: Literal["auto", "bf16", "float32"] = HfArg(default="auto", help="auto: bf16 where the hardware has it")

@@ -4,7 +4,9 @@ bf16 makes the matrix products so fast that the time goes to what surrounds them
 attention's backward. benchmarks/speed.py measures what each part here is worth.
 """
 
+import ctypes
 import functools
+import platform
 
 import torch
 from peft import PeftModel
@@ -45,10 +47,19 @@ def pick_precision(wanted: str) -> tuple[str, str]:
 def prepare(model: PeftModel, config: Config) -> None:
     """Make a model ready for this machine, in place, for training and prediction alike. A GPU needs nothing: autocast serves."""
     if on_cpu():
+        keep_freed_memory()
         if pick_precision(config.precision)[0] == "bf16":
             store_frozen_in_bf16(model)
         if config.lora_dropout == 0 and not config.use_dora:
             fuse_lora(model)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what PyTorch frees for the next step; from the kernel a large tensor comes page by page, zeroed anew."""
+    if platform.libc_ver()[0] == "glibc":
+        mallopt, m_mmap_max, m_trim_threshold = ctypes.CDLL(None).mallopt, -4, -1  # malloc.h
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, -1)
 
 
 def store_frozen_in_bf16(model: PeftModel) -> None:
@@ -79,24 +90,28 @@ def _lora_linear(layer: LoraLinear, x: torch.Tensor) -> torch.Tensor:
 
 
 class _LoraLinear(torch.autograd.Function):
-    """x W' + b + (x A') (s B)', where only A and B train; computed in x's dtype."""
+    """x W' + b + (x A') (s B)', where only A and B train; computed in x's dtype.
+
+    The bias is added as one more rank of the adapter: by itself it would take another pass over the output.
+    """
 
     @staticmethod
     def forward(ctx, x, weight, bias, a, b, scaling):
         rows = x.reshape(-1, x.shape[-1])
         a, b = a.to(x.dtype), (b * scaling).to(x.dtype)
-        low = rows @ a.t()
+        low = torch.cat([rows @ a.t(), rows.new_ones(len(rows), 1)], dim=1)
         ctx.save_for_backward(rows, low, weight, a, b)
         ctx.shape, ctx.scaling = x.shape, scaling
-        return torch.addmm(bias, rows, weight.t()).addmm_(low, b.t()).view(*x.shape[:-1], -1)
+        return (rows @ weight.t()).addmm_(low, torch.cat([b, bias[:, None]], dim=1).t()).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx, grad):
         rows, low, weight, a, b = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
         grad_low = grad @ b
-        grad_x = torch.addmm(grad @ weight, grad_low, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return grad_x, None, None, (grad_low.t() @ rows).float(), (grad.t() @ low).float() * ctx.scaling, None
+        grad_x = (grad @ weight).addmm_(grad_low, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        grad_b = (low.t() @ grad)[:-1].t().float() * ctx.scaling
+        return grad_x, None, None, (grad_low.t() @ rows).float(), grad_b, None
 
 
 def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_) -> tuple[torch.Tensor, None]:
