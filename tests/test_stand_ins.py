@@ -5,10 +5,14 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT
+
+from finetuning import data, fast, report, training
 
 SHARED = ROOT.parent / "shared"
 
@@ -40,6 +44,30 @@ def test_the_stand_in_data_are_the_25000_train_reviews_with_fixed_parts(monkeypa
     laptop = load_data(Config())
     assert laptop.sha256 == full.sha256 and laptop.test.equals(full.test)
     assert set(laptop.validation.index) < set(full.validation.index) and set(laptop.train.index) < set(full.train.index)
+
+
+def test_labels_of_real_reviews_are_those_of_the_libraries_own_code(call, tmp_path, monkeypatch):
+    flags = dict(train_samples=640, max_length=64, batch_size=16, early_stopping_patience=0, eval_steps=0.5, run_name="run")
+    trained = call("fine_tune.py", "--preset", "smoke", *[part for name, value in flags.items() for part in (f"--{name}", value)])
+    assert trained.code == 0, trained.err
+    run = report.open_run(tmp_path / "outputs" / "run")
+    config = replace(run.config, max_length=512)
+    reviews = data.load_data(replace(config, test_samples=0)).test.text
+    chosen = reviews.loc[reviews.str.len().sort_values().index[::120]].sample(frac=1, random_state=0)
+    lora, tokenizer, _ = report.load_model(run)
+    ids, lengths = data.tokenize(chosen, tokenizer, config)
+    assert min(lengths) < 30 and max(lengths) > 1000, "very different lengths, some of them cut"
+    logits = training.predict(lora, tokenizer, ids, config)
+
+    monkeypatch.setattr(fast, "on_cpu", lambda: False)  # the libraries' own code, in float32, one review at a time
+    stock, _, _ = report.load_model(replace(run, config=replace(config, precision="float32")))
+    assert stock.config._attn_implementation == "sdpa" and {p.dtype for p in stock.parameters()} == {torch.float32}
+    with torch.no_grad():
+        alone = torch.cat([stock(input_ids=torch.tensor([row])).logits for row in ids]).numpy()
+    margin = abs(alone[:, 0] - alone[:, 1])
+    assert abs(logits - alone).max() < 0.1 and (margin > 0.1).mean() > 0.8
+    clear = margin > 0.1
+    assert (logits.argmax(axis=1) == alone.argmax(axis=1))[clear].all()
 
 
 @pytest.mark.skipif(not (SHARED / "tools" / "hub_stand_in.py").exists(), reason="needs a Hub on loopback")
