@@ -41,8 +41,14 @@ class Config:
         default="longest",
         help="longest: batches of texts of like length, padded to their longest; max_length: rows in random order, always padded (slower)",
     )
+    augmentation: Literal["none", "token-dropout", "crop", "sentence-shuffle"] = HfArg(
+        default="none", help="change training texts each time they are used: a tenth of the tokens dropped, a window, other order"
+    )
 
-    # --- LoRA --------------------------------------------------------------------------------------------------------
+    # --- what trains -------------------------------------------------------------------------------------------------
+    method: Literal["lora", "full", "head"] = HfArg(
+        default="lora", help="lora: adapters and the head; full: every weight; head: the new head alone"
+    )
     lora_r: int = HfArg(default=16, help="rank of the update")
     lora_alpha: int = HfArg(default=32, help="the update is scaled by lora_alpha / lora_r")
     lora_dropout: float = HfArg(default=0.0, help="dropout on the adapters' input; 0 for the same reason as `dropout`")
@@ -52,6 +58,10 @@ class Config:
     )
     use_rslora: bool = HfArg(default=False, help="scale by lora_alpha / sqrt(lora_r) instead (arXiv 2312.03732)")
     use_dora: bool = HfArg(default=False, help="learn magnitude and direction apart (arXiv 2402.09353); slower")
+    init_lora_weights: Literal["default", "pissa"] = HfArg(
+        default="default", help="default: no change at the start; pissa: the weights' largest singular values (arXiv 2404.02948)"
+    )
+    loraplus_lr_ratio: float = HfArg(default=1.0, help="learning rate of B over that of A; above 1: LoRA+ (arXiv 2402.12354)")
 
     # --- training ----------------------------------------------------------------------------------------------------
     learning_rate: float = HfArg(default=1e-3, help="for LoRA about ten times that of full fine-tuning")
@@ -60,6 +70,7 @@ class Config:
     )
     warmup_steps: float = HfArg(default=0.06, help="steps of rising learning rate; below 1: a share of all steps")
     weight_decay: float = HfArg(default=0.01, help="AdamW's weight decay")
+    label_smoothing_factor: float = HfArg(default=0.0, help="share of each label's weight that is spread over all labels")
     num_train_epochs: float = HfArg(default=1.0, help="passes over the training rows")
     batch_size: int = HfArg(default=32, help="texts a device and a step; large batches hurt LoRA")
     eval_batch_size: int = HfArg(default=32, help="texts a device when predicting; changes the speed only")
@@ -86,4 +97,12 @@ PRESETS: dict[str, dict] = {
     "laptop": {},
     "full": dict(train_samples=0, val_samples=0, test_samples=0, num_train_epochs=2.0, eval_steps=0.2),
     "smoke": dict(train_samples=64, val_samples=32, test_samples=64, max_length=64, batch_size=16),
+}
+
+# `--search N`: what its trials draw. (low, high): a number between them, on a logarithmic scale; [...]: one of them.
+SEARCH_SPACE: dict[str, tuple | list] = {
+    "learning_rate": (1e-4, 4e-3),
+    "lora_r": [4, 8, 16, 32, 64],
+    "batch_size": [16, 32, 64],
+    "num_train_epochs": [1.0, 2.0, 3.0],
 }

@@ -6,6 +6,7 @@ python fine_tune.py --preset smoke                   seconds: does it run?
 python fine_tune.py --dataset_name reviews.csv       your own texts and labels
 python fine_tune.py --learning_rate 5e-4 --lora_r 8  any field of config.py is a flag
 python fine_tune.py --resume outputs/RUN             go on with an interrupted run
+python fine_tune.py --search 20                      look for better settings, on validation
 """
 
 import sys
@@ -21,7 +22,7 @@ def main() -> None:
     config, arguments = parse_config()
 
     # The libraries take seconds to import: a mistyped flag should not have to wait for them.
-    from finetuning import console, data, fast, model, report, sources, training
+    from finetuning import augmentation, console, data, fast, model, report, search, sources, training
 
     console.quiet_libraries()
 
@@ -40,6 +41,10 @@ def main() -> None:
     console.show_sources(model_source, rows)
     tokenizer = model.load_tokenizer(model_source)
     train, validation = (data.encode(frame, tokenizer, config) for frame in (rows.train, rows.validation))
+    train = augmentation.augment(train, tokenizer, config)
+
+    if arguments.search:
+        return search.search(arguments.search, config, model_source, tokenizer, train, validation, rows)
 
     # The base model with its adapter.
     base = model.build_base(model_source, rows.label_names, config)
@@ -70,6 +75,7 @@ def main() -> None:
             "validation": best | {"n": len(rows.validation), "split": rows.validation_split},
             "seconds": {"before_training": seconds_before, "training": result.metrics["train_runtime"]},
             "precision": precision,
+            "peak_memory_gib": report.peak_memory_gib(),
             "trainable_parameters": trainable,
             "total_parameters": total,
             "log_history": trainer.state.log_history,

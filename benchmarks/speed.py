@@ -12,7 +12,6 @@ import argparse
 import functools
 import json
 import os
-import resource
 import runpy
 import statistics
 import subprocess
@@ -107,7 +106,7 @@ def measure(step: str, model_path: str, max_length: int) -> dict:
     import torch
 
     from config import Config
-    from finetuning import console, data
+    from finetuning import console, data, report
 
     console.quiet_libraries()
     torch.manual_seed(0)
@@ -120,7 +119,7 @@ def measure(step: str, model_path: str, max_length: int) -> dict:
     trainer.train()  # warm-up
     trainer.args.max_steps = -1
     train_seconds = timed(trainer.train)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    memory = report.peak_memory_gib()
     predict_seconds = timed(predict)
     rate = matrix_rate()
     work = multiply_adds(trainer.model, lengths)

@@ -55,15 +55,16 @@ def _stop(message: str, code: int) -> int:
 def parse_config(args: Sequence[str] | None = None) -> tuple[Config, Namespace]:
     """Read the flags of fine_tune.py.
 
-    Returns the checked `Config` and a namespace with `preset` and `resume`, which are not part of a run's settings.
+    Returns the checked `Config` and a namespace with `preset`, `resume` and `search`, which are not part of a run's settings.
     Raises `UserError` for an unknown flag or a value out of range; a value of the wrong type is argparse's exit 2.
     """
     parser = HfArgumentParser(Config, allow_abbrev=False, description="Fine-tune a text classifier with LoRA.")
     parser.add_argument("--preset", choices=PRESETS, default="laptop", help="a named set of defaults, see config.py")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run folder, with its own settings")
+    parser.add_argument("--search", metavar="N", type=int, help="N trials of Optuna over SEARCH_SPACE of config.py, on validation")
     known, unknown = parser.parse_known_args(args)
     if unknown:
-        flags = ["--preset", "--resume", *(f"--{field.name}" for field in fields(Config))]
+        flags = ["--preset", "--resume", "--search", *(f"--{field.name}" for field in fields(Config))]
         close = difflib.get_close_matches(unknown[0].split("=")[0].replace("-", "_").replace("__", "--"), flags, n=1)
         hint = f"did you mean {close[0]}?" if close else "python fine_tune.py --help lists all flags"
         raise UserError(f"unknown argument {unknown[0]}: {hint}")
@@ -74,6 +75,10 @@ def parse_config(args: Sequence[str] | None = None) -> tuple[Config, Namespace]:
     config, extra = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
     if extra.resume and config != Config():
         raise UserError("--resume goes on with the run's own settings: leave the other flags out")
+    if extra.search is not None and (extra.search < 1 or extra.resume):
+        raise UserError(
+            "--search takes the number of trials, at least 1; the same command again goes on with a search, without --resume"
+        )
     check(config)
     return config, extra
 
@@ -89,11 +94,12 @@ def check(config: Config) -> None:
         require(getattr(config, name) >= 1, name, "at least 1")
     for name in ("train_samples", "val_samples", "test_samples", "early_stopping_patience", "seed", "split_seed"):
         require(0 <= getattr(config, name) < 2**32, name, "0 or more")
-    for name in ("dropout", "lora_dropout"):
+    for name in ("dropout", "lora_dropout", "label_smoothing_factor"):
         require(0 <= getattr(config, name) < 1, name, "at least 0 and below 1")
     for name in ("test_fraction", "validation_fraction"):
         require(0 < getattr(config, name) < 1, name, "above 0 and below 1")
     require(0 < config.learning_rate < 1, "learning_rate", "above 0 and below 1, for LoRA usually 1e-4 to 2e-3")
+    require(config.loraplus_lr_ratio > 0, "loraplus_lr_ratio", "above 0, for LoRA+ usually 4 to 16")
     require(config.max_length >= 8, "max_length", "at least 8 tokens")
     require(0 < config.num_train_epochs < float("inf"), "num_train_epochs", "above 0")
     require(config.weight_decay >= 0, "weight_decay", "0 or more")

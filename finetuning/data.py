@@ -179,11 +179,11 @@ def tokenize(texts: pd.Series, tokenizer: PreTrainedTokenizerBase, config: Confi
     """Token ids of each text cut to `max_length`, and each text's length in tokens before the cut."""
     encoded = tokenizer(texts.tolist(), return_attention_mask=False, return_token_type_ids=False, padding=False, truncation=False)
     ids = encoded["input_ids"]
-    first, last = _special_tokens(tokenizer)
+    first, last = special_tokens(tokenizer)
     return [truncate(row, config.max_length, config.truncation, first, last) for row in ids], [len(row) for row in ids]
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     """How many special tokens the tokenizer puts before and behind a text, e.g. (1, 1) for [CLS] ... [SEP]."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]

@@ -44,11 +44,16 @@ def pick_precision(wanted: str) -> tuple[str, str]:
     return ("bf16" if has else "float32"), why
 
 
+def uses_autocast(config: Config) -> bool:
+    """Whether bf16 is autocast's work; on a CPU the frozen weights are stored in it instead, if there are any."""
+    return not on_cpu() or config.method == "full"
+
+
 def prepare(model: PeftModel, config: Config) -> None:
     """Make a model ready for this machine, in place, for training and prediction alike. A GPU needs nothing: autocast serves."""
     if on_cpu():
         keep_freed_memory()
-        if pick_precision(config.precision)[0] == "bf16":
+        if not uses_autocast(config) and pick_precision(config.precision)[0] == "bf16":
             store_frozen_in_bf16(model)
         if config.lora_dropout == 0 and not config.use_dora:
             fuse_lora(model)

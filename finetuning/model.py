@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -112,19 +113,30 @@ def build_base(source: Source, label_names: list[str], config: Config) -> torch.
 
 
 def add_lora(base: torch.nn.Module, config: Config) -> PeftModel:
-    """Freeze `base`, put LoRA beside its target modules, let its head train, and make it fast on this machine."""
+    """Freeze `base`, put LoRA beside its target modules, let its head train, and make it fast on this machine.
+
+    The other methods are peft models without LoRA, so that all are saved and loaded alike: what trains is "to save".
+    """
     architecture = ARCHITECTURES.get(base.config.model_type)
+    if config.method != "lora" and architecture is None:
+        raise UserError(f"method={config.method}: the head of {base.config.model_type} is not known; add it to finetuning/model.py")
+    head = list(architecture.head) if architecture else None
     lora_config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=_target_modules(base, architecture, config.target_modules),
-        modules_to_save=list(architecture.head) if architecture else None,
+        target_modules=(
+            _target_modules(base, architecture, config.target_modules) if config.method == "lora" else DUMMY_TARGET_MODULES
+        ),
+        modules_to_save=[base.base_model_prefix, *head] if config.method == "full" else head,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
+        init_lora_weights=config.init_lora_weights == "default" or config.init_lora_weights,
     )
     model = get_peft_model(base, lora_config)
+    if config.method == "full":
+        getattr(base, base.base_model_prefix).original_module = None  # a frozen copy of the encoder
     fast.prepare(model, config)
     return model
 
@@ -160,6 +172,6 @@ def load_adapter(base: torch.nn.Module, adapter: Path, config: Config) -> PeftMo
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
-    """(trainable, total) parameters; the frozen copy that peft keeps of the head is not counted."""
+    """(trainable, total) parameters; the frozen copies that peft keeps of what it saves whole are not counted."""
     counted = [(p.requires_grad, p.numel()) for name, p in model.named_parameters() if ".original_module." not in name]
     return sum(n for trains, n in counted if trains), sum(n for _, n in counted)

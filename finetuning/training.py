@@ -3,19 +3,21 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset
 from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from config import Config
-from finetuning.fast import on_cpu, pick_precision
+from finetuning.fast import on_cpu, pick_precision, uses_autocast
 from finetuning.metrics import classification_metrics
 
 
 def _machine(config: Config) -> dict:
-    """The TrainingArguments that depend on the machine. On a CPU bf16 is `fast.prepare`'s work, not autocast's."""
+    """The TrainingArguments that depend on the machine."""
     return dict(
-        bf16=not on_cpu() and pick_precision(config.precision)[0] == "bf16",
+        bf16=uses_autocast(config) and pick_precision(config.precision)[0] == "bf16",
         use_cpu=on_cpu(),
         dataloader_pin_memory=not on_cpu(),
         report_to="none",
@@ -43,6 +45,7 @@ def build_trainer(
         lr_scheduler_type=config.lr_scheduler_type,
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
+        label_smoothing_factor=config.label_smoothing_factor,
         num_train_epochs=config.num_train_epochs,
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.eval_batch_size,
@@ -65,6 +68,12 @@ def build_trainer(
         metrics = classification_metrics(prediction.predictions, prediction.label_ids, label_names)
         return {"accuracy": metrics["accuracy"], "f1": metrics["f1"]}
 
+    optimizer = None  # the Trainer's AdamW
+    if config.loraplus_lr_ratio != 1:
+        ratio, decay = config.loraplus_lr_ratio, config.weight_decay
+        optimizer = create_loraplus_optimizer(
+            model, torch.optim.AdamW, lr=config.learning_rate, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay
+        )
     return Trainer(
         model=model,
         args=arguments,
@@ -73,6 +82,7 @@ def build_trainer(
         data_collator=_collator(tokenizer, config),
         processing_class=tokenizer,
         compute_metrics=validation_metrics,
+        optimizers=(optimizer, None),
         callbacks=[EarlyStoppingCallback(config.early_stopping_patience)] if config.early_stopping_patience else [],
     )
 

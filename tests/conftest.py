@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 GOOD = ["a fine film with a warm heart", "great cast and a clever plot", "we loved every minute of it", "moving, funny and wise"]
 BAD = ["a dull film without a heart", "poor cast and a thin plot", "we hated every minute of it", "boring, loud and long"]
-WORDS = sorted({word for text in GOOD + BAD for word in text.replace(",", " ,").split()} | {str(i) for i in range(60)})
+WORDS = sorted({word for text in GOOD + BAD for word in text.replace(",", " ,").split()} | {"."} | {str(i) for i in range(60)})
 
 TINY = {
     "distilbert": dict(dim=32, hidden_dim=64, n_layers=2, n_heads=4),

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer
 
 from config import Config
 from finetuning import data
+from finetuning.augmentation import augment
 from finetuning.sources import find_model
 
 FRAME = pd.DataFrame({"text": [f"text {i}" for i in range(1000)], "label": [int(i % 10 == 0) for i in range(1000)]})
@@ -153,3 +155,21 @@ def test_a_hub_that_does_not_answer_is_given_up_once(monkeypatch):
     assert not sources.hub_answers() and not sources.hub_answers()
     assert len(asked) == 1 and asked[0][1] < 3
     sources.hub_answers.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["token-dropout", "crop", "sentence-shuffle"])
+def test_augmentation_changes_texts_anew_and_leaves_labels_and_special_tokens(name, model_dir):
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    texts = [" . ".join(make_rows().review[start : start + 8]) for start in range(0, 64, 8)]
+    rows = data.encode(pd.DataFrame({"text": texts, "label": [0, 1] * 4}), tokenizer, Config(max_length=64))
+    assert augment(rows, tokenizer, Config()) is rows
+    augmented = augment(rows, tokenizer, Config(augmentation=name))
+    first, second = augmented[:], augmented[:]
+    assert first["labels"] == rows["labels"][:] and first["input_ids"] != second["input_ids"]
+    for ids, before in zip(first["input_ids"], rows["input_ids"], strict=True):
+        assert (ids[0], ids[-1]) == (before[0], before[-1]) and len(ids) <= len(before)
+        assert not Counter(ids) - Counter(before), "no token that was not there"
+        if name == "sentence-shuffle":
+            assert Counter(ids) == Counter(before)
+        if name == "crop":
+            assert len(ids) >= 0.7 * len(before) and ",".join(map(str, ids[1:-1])) in ",".join(map(str, before))

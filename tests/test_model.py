@@ -57,6 +57,41 @@ def test_every_architecture_is_adapted_where_asked_and_reloads_onto_a_new_head(m
     assert reloaded.config.id2label == {0: "neg", 1: "pos"}
 
 
+@pytest.mark.parametrize("model_type", ["distilbert", "bert"])
+@pytest.mark.parametrize("method", ["full", "head"])
+def test_the_methods_to_compare_with_train_all_or_the_head_alone_and_reload(method, model_type, tmp_path):
+    folder = make_model(tmp_path / "base", model_type)
+    config = replace(CONFIG, method=method, precision="auto")
+    tuned = build(folder, config)
+    whole = AutoModelForSequenceClassification.from_pretrained(folder)
+    head = sum(p.numel() for name, p in whole.named_parameters() if "classifier" in name)
+    total = sum(p.numel() for p in whole.parameters())
+    assert model.count_parameters(tuned) == ({"full": total, "head": head}[method], total)
+    before = {name: p.detach().clone() for name, p in tuned.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=0.01)
+    tuned.train()(**batch()).loss.backward()
+    optimizer.step()
+    moved = {name for name, p in tuned.named_parameters() if not torch.equal(p, before[name])}
+    assert any("classifier" in name for name in moved)
+    assert any("word_embeddings" in name for name in moved) == (method == "full")
+    tuned.save_pretrained(str(tmp_path / "adapter"))
+    fresh = model.build_base(find_model(str(folder)), ["neg", "pos"], replace(config, seed=99))
+    reloaded = model.load_adapter(fresh, tmp_path / "adapter", config)
+    with torch.no_grad():
+        assert torch.equal(reloaded(**batch()).logits, tuned.eval()(**batch()).logits)
+
+
+def test_pissa_reloads_although_it_changes_the_frozen_weights(model_dir, tmp_path):
+    config = replace(CONFIG, init_lora_weights="pissa")
+    lora = build(model_dir, config).eval()
+    randomise(lora)
+    lora.save_pretrained(str(tmp_path / "adapter"))
+    fresh = model.build_base(find_model(str(model_dir)), ["neg", "pos"], config)
+    with torch.no_grad():
+        reloaded = model.load_adapter(fresh, tmp_path / "adapter", config)(**batch()).logits
+        torch.testing.assert_close(reloaded, lora(**batch()).logits)
+
+
 def test_dropout_is_set_in_every_place_of_the_architecture(tmp_path):
     for model_type, architecture in model.ARCHITECTURES.items():
         lora = build(make_model(tmp_path / model_type, model_type), replace(CONFIG, dropout=0.25))

@@ -157,3 +157,20 @@ def test_evaluation_refuses_rows_that_changed_since_training(run, data_file, cal
     make_rows(78).to_csv(copy, index=False)
     changed = call("evaluate.py", "outputs/copy")
     assert changed.code == 2 and "has changed since training" in changed.err
+
+
+def test_a_search_goes_on_where_it_was_and_prints_a_preset(call, tiny_flags, tmp_path, monkeypatch):
+    monkeypatch.setattr("finetuning.search.SEARCH_SPACE", {"learning_rate": (1e-4, 1e-2), "lora_r": [2, 4], "batch_size": [8, 16]})
+    flags = [*tiny_flags[:-2], "--num_train_epochs", "2"]
+    first = call("fine_tune.py", *flags, "--search", 2)
+    assert first.code == 0, first.err
+    assert "0 trials there, 2 to go" in first.out and "trial 1: learning_rate=" in first.out
+    more = call("fine_tune.py", *flags, "--search", 3)
+    assert "2 trials there, 1 to go" in more.out and "trial 2: learning_rate=" in more.out and "trial 1:" not in more.out
+    assert "0 trials there" in call("fine_tune.py", *flags, "--seed", 1, "--search", 1).out, "other settings are another search"
+    (line,) = [line.strip() for line in more.out.splitlines() if line.strip().startswith('"searched": ')]
+    (preset,) = eval("{" + line + "}").values()
+    assert set(preset) >= {"learning_rate", "lora_r", "batch_size"} and preset["lora_r"] in (2, 4)
+    assert preset.get("lora_alpha", 32) == 2 * preset["lora_r"] == preset["lora_alpha"]
+    assert [file.name for file in (tmp_path / "outputs").iterdir()] == ["search.db"]
+    assert call("fine_tune.py", *flags, *[part for name, value in preset.items() for part in (f"--{name}", value)]).code == 0

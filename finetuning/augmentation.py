@@ -1,0 +1,51 @@
+"""Changes to training texts that keep their label, drawn anew each time a text is used. On token ids: they cost next to nothing."""
+
+import numpy as np
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from config import Config
+from finetuning.data import special_tokens
+
+
+def drop_tokens(ids: list[int], rng: np.random.Generator, share: float = 0.1) -> list[int]:
+    """Each token goes with probability `share`."""
+    return [token for token, stays in zip(ids, rng.random(len(ids)) >= share, strict=True) if stays]
+
+
+def crop(ids: list[int], rng: np.random.Generator, shortest: float = 0.7) -> list[int]:
+    """A window somewhere in the text, of `shortest` of its tokens or more."""
+    length = rng.integers(int(np.ceil(shortest * len(ids))), len(ids), endpoint=True)
+    start = rng.integers(len(ids) - length, endpoint=True)
+    return ids[start : start + length]
+
+
+def shuffle_sentences(ids: list[int], rng: np.random.Generator, ends: set[int]) -> list[int]:
+    """The sentences, each up to and with one of the tokens `ends`, in another order."""
+    cuts = [position + 1 for position, token in enumerate(ids) if token in ends]
+    sentences = [ids[start:end] for start, end in zip([0, *cuts], [*cuts, len(ids)], strict=True)]
+    return [token for i in rng.permutation(len(sentences)) for token in sentences[i]]
+
+
+def augment(train: Dataset, tokenizer: PreTrainedTokenizerBase, config: Config) -> Dataset:
+    """`train` with `input_ids` changed each time a row is read, as `augmentation` says; special tokens stay where they are."""
+    if config.augmentation == "none":
+        return train
+    rng = np.random.default_rng(config.seed)
+    first, last = special_tokens(tokenizer)
+    ends = set(tokenizer.convert_tokens_to_ids([".", "!", "?"])) - {tokenizer.unk_token_id}
+
+    def change(ids: list[int]) -> list[int]:
+        text = ids[first : len(ids) - last]
+        if config.augmentation == "token-dropout":
+            text = drop_tokens(text, rng)
+        elif config.augmentation == "crop":
+            text = crop(text, rng)
+        else:
+            text = shuffle_sentences(text, rng, ends)
+        return ids[:first] + text + ids[len(ids) - last :]
+
+    def transform(batch: dict[str, list]) -> dict[str, list]:
+        return {name: [change(ids) for ids in column] if name == "input_ids" else column for name, column in batch.items()}
+
+    return train.with_transform(transform)
