@@ -8,7 +8,7 @@ from types import ModuleType
 import datasets
 import numpy as np
 from scipy.special import log_softmax, softmax
-from scipy.stats import binomtest
+from scipy.stats import binomtest, bootstrap
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
 
@@ -41,6 +41,19 @@ def wilson_interval(correct: int, n: int) -> list[float]:
     """95 % confidence interval [low, high] of a share, after Wilson (1927)."""
     interval = binomtest(correct, n).proportion_ci(method="wilson")
     return [float(interval.low), float(interval.high)]
+
+
+def paired_difference(a: np.ndarray, b: np.ndarray) -> dict:
+    """How much more accurate a is than b, from what each got right on the same rows: (n,) or, seed by seed, (seeds, n).
+
+    `difference` and its 95 % bootstrap interval are over rows, the seeds averaged; `mcnemar_p` is exact, one a seed.
+    """
+    a, b = np.atleast_2d(a), np.atleast_2d(b)
+    by_row = a.mean(axis=0) - b.mean(axis=0)
+    low, high = bootstrap((by_row,), np.mean, method="percentile", n_resamples=2000, batch=50, rng=0).confidence_interval
+    only = [(int((x & ~y).sum()), int((y & ~x).sum())) for x, y in zip(a.astype(bool), b.astype(bool), strict=True)]
+    p = [float(binomtest(i, i + j).pvalue) if i + j else 1.0 for i, j in only]
+    return {"difference": float(by_row.mean()), "difference_ci95": [float(low), float(high)], "mcnemar_p": p}
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray, label_names: list[str]) -> dict:

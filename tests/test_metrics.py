@@ -48,6 +48,18 @@ def test_wilson_interval_against_newcombe_1998_table_1(correct, n, low, high):
     assert metrics.wilson_interval(correct, n) == pytest.approx([low, high], abs=5e-5)
 
 
+def test_a_paired_difference_counts_the_rows_that_one_alone_gets_right():
+    a = np.array([True] * 90 + [False] * 10)
+    b = np.array([True] * 80 + [False] * 10 + [True] * 2 + [False] * 8)  # 10 rows a alone, 2 rows b alone
+    found = metrics.paired_difference(a, b)
+    assert found["difference"] == pytest.approx(0.08)
+    assert found["mcnemar_p"] == [pytest.approx(2 * (1 + 12 + 66) / 2**12)], "12 tosses, 2 or fewer of one kind, either side"
+    by_normal = 1.96 * np.std(a.astype(float) - b) / 10
+    assert found["difference_ci95"] == pytest.approx([0.08 - by_normal, 0.08 + by_normal], abs=0.02)
+    seeds = metrics.paired_difference(np.stack([a, b]), np.stack([b, b]))
+    assert seeds["difference"] == pytest.approx(0.04) and seeds["mcnemar_p"][1] == 1
+
+
 def test_the_plot_is_a_picture_even_with_many_labels_and_empty_rows(tmp_path):
     for k in (2, 12):
         names = [f"label {i}" for i in range(k)]

@@ -1,0 +1,217 @@
+"""Which recipe is best, and what it reaches: named experiments, each one or more runs of fine_tune.py.
+
+    python benchmarks/quality.py --list            what there is, and the minutes each took
+    python benchmarks/quality.py recipe            run a study, or one experiment of it: recipe/base
+    python benchmarks/tables.py                    the README's tables and pictures from the records
+
+A finished run leaves a record in results/quality/ and is not run again. A study's split is where its runs are measured:
+validation, where choices are made, or the official test, which only reports. Rows are IMDb's, 2,500 of the official
+training reviews held out for validation; what is named in `Study.common` and the experiments are flags of fine_tune.py.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+RECORDS = ROOT / "results" / "quality"
+TFIDF = "tf-idf"  # a method of this file alone: scikit-learn's, on the same rows
+
+
+@dataclass(frozen=True)
+class Study:
+    split: str  # "validation" or "test"
+    common: dict
+    experiments: dict[str, dict]  # by name: what differs from `common`
+    seeds: tuple[int, ...] = (0,)
+
+
+STUDIES = {
+    # Does what makes training fast cost accuracy? Three things change what is computed: dropout, batches of like length, bf16.
+    "fast": Study(
+        "validation",
+        dict(train_samples=4000, val_samples=0, max_length=128, early_stopping_patience=0, eval_steps=0.5),
+        {
+            "ours": {},
+            "tutorial": dict(dropout=0.1, lora_dropout=0.1, padding="max_length", precision="float32"),
+        },
+        seeds=(0, 1, 2),
+    ),
+    # One change at a time from "base", on 5,000 reviews.
+    "recipe": Study(
+        "validation",
+        dict(train_samples=5000, val_samples=0, max_length=128, num_train_epochs=2, early_stopping_patience=0, eval_steps=0.5),
+        {
+            "base": {},
+            "learning rate 2e-4": dict(learning_rate=2e-4),
+            "learning rate 5e-4": dict(learning_rate=5e-4),
+            "learning rate 2e-3": dict(learning_rate=2e-3),
+            "learning rate 4e-3": dict(learning_rate=4e-3),
+            "full, learning rate 5e-5": dict(method="full", learning_rate=5e-5),
+            "full, learning rate 1e-4": dict(method="full", learning_rate=1e-4),
+            "full, learning rate 2e-4": dict(method="full", learning_rate=2e-4),
+            "full, learning rate 4e-4": dict(method="full", learning_rate=4e-4),
+            "head alone, learning rate 1e-3": dict(method="head"),
+            "head alone, learning rate 1e-2": dict(method="head", learning_rate=1e-2),
+            "query and value": dict(target_modules="query-value"),
+            "attention": dict(target_modules="attention"),
+            "MLP": dict(target_modules="mlp"),
+            "rank 4, alpha 8": dict(lora_r=4, lora_alpha=8),
+            "rank 64, alpha 128": dict(lora_r=64, lora_alpha=128),
+            "alpha 16": dict(lora_alpha=16),
+            "alpha 64": dict(lora_alpha=64),
+            "256 tokens": dict(max_length=256),
+            "512 tokens": dict(max_length=512),
+            "truncation head": dict(truncation="head"),
+            "truncation tail": dict(truncation="tail"),
+            "batches of 16": dict(batch_size=16),
+            "batches of 64": dict(batch_size=64),
+            "1 epoch": dict(num_train_epochs=1),
+            "3 epochs": dict(num_train_epochs=3),
+            "5 epochs": dict(num_train_epochs=5),
+            "cosine schedule": dict(lr_scheduler_type="cosine"),
+            "constant learning rate": dict(lr_scheduler_type="constant_with_warmup"),
+            "dropout 0.1": dict(dropout=0.1),
+            "LoRA dropout 0.1": dict(lora_dropout=0.1),
+            "label smoothing 0.1": dict(label_smoothing_factor=0.1),
+            "rsLoRA": dict(use_rslora=True),
+            "DoRA": dict(use_dora=True),
+            "LoRA+, ratio 8": dict(loraplus_lr_ratio=8, learning_rate=5e-4),
+            "PiSSA": dict(init_lora_weights="pissa"),
+        },
+    ),
+}
+
+
+def runs(names: list[str]) -> list[tuple[str, str, int]]:
+    """(study, experiment, seed) of all that `names` ask for: studies, or "study/experiment"; none is everything."""
+    known = [(study, name, seed) for study, s in STUDIES.items() for seed in s.seeds for name in s.experiments]
+    if wrong := [name for name in names if not any(name in (run[0], "/".join(run[:2])) for run in known)]:
+        sys.exit(f"unknown: {', '.join(wrong)}; --list shows what there is")
+    return [run for run in known if not names or {run[0], "/".join(run[:2])} & set(names)]
+
+
+def record_file(study: str, name: str, seed: int) -> Path:
+    return RECORDS / study / f"{name.replace(', ', '_').replace(' ', '-')}-{seed}.json"
+
+
+def measure(study: str, name: str, seed: int, dataset_name: str) -> dict:
+    """Train one experiment with one seed; what it reaches on the study's split, and which rows it gets wrong."""
+    from config import Config
+    from finetuning import data, metrics, report
+
+    settings = STUDIES[study].common | STUDIES[study].experiments[name] | dict(seed=seed, dataset_name=dataset_name)
+    split = STUDIES[study].split
+    started = time.perf_counter()
+    environment = report.environment()
+    if settings.get("method") == TFIDF:
+        rows = data.load_data(Config(**settings | dict(method="lora")))
+        logits, about = tfidf(rows, split)
+    else:
+        rows, logits, about = fine_tuned(settings, split)
+    frame = getattr(rows, split)
+    found = metrics.classification_metrics(logits, frame.label.to_numpy(), rows.label_names)
+    return {
+        "study": study,
+        "experiment": name,
+        "seed": seed,
+        "settings": {knob: value for knob, value in settings.items() if knob != "dataset_name"},
+        "split": rows.test_split if split == "test" else f"validation, {rows.validation_split}",
+        **{key: found[key] for key in ("accuracy", "accuracy_ci95", "loss", "n")},
+        **about,
+        "minutes": (time.perf_counter() - started) / 60,
+        "dataset": {"name": rows.source.name, "sha256": rows.sha256, "train": len(rows.train), "validation": len(rows.validation)},
+        "environment": environment,
+        "wrong": frame.index[logits.argmax(axis=-1) != frame.label].tolist(),
+    }
+
+
+def fine_tuned(settings: dict, split: str):
+    """Rows, logits (n, labels) and what the run says of itself, through fine_tune.py and the code of evaluate.py."""
+    from finetuning import data, report, training
+
+    with tempfile.TemporaryDirectory() as folder:
+        flags = [part for knob, value in settings.items() for part in (f"--{knob}", str(value))]
+        script = [sys.executable, str(ROOT / "fine_tune.py"), *flags, "--output_dir", folder, "--run_name", "run"]
+        done = subprocess.run(script, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{settings}:\n{done.stderr[-3000:]}")
+        run = report.open_run(Path(folder) / "run")
+        rows = data.load_data(run.config, run.record["dataset"]["origin"])
+        lora, tokenizer, source = report.load_model(run)
+        ids, _ = data.tokenize(getattr(rows, split).text, tokenizer, run.config)
+        logits = training.predict(lora, tokenizer, ids, run.config)
+        said = run.training
+        about = {
+            "model": source.name,
+            "model_origin": source.origin,
+            "model_sha256": source.sha256,
+            "validation": said["validation"],
+            "trainable_parameters": said["trainable_parameters"],
+            "total_parameters": said["total_parameters"],
+            "training_seconds": said["seconds"]["training"],
+            "peak_memory_gib": said["peak_memory_gib"],
+            "saved_mib": (run.folder / "adapter" / report.ADAPTER_FILES[1]).stat().st_size / 2**20,
+        }
+    return rows, logits, about
+
+
+def tfidf(rows, split: str):
+    """Rows' logits and the figures of TF-IDF over words and pairs of words with logistic regression."""
+    import numpy as np
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    from finetuning import report
+
+    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), min_df=3, sublinear_tf=True), LogisticRegression(C=10, max_iter=1000))
+    started = time.perf_counter()
+    model.fit(rows.train.text, rows.train.label)
+    seconds = time.perf_counter() - started
+    logits = model.predict_log_proba(getattr(rows, split).text).astype(np.float32)
+    weights = model[-1].coef_.size + 1
+    return logits, {
+        "model": "TF-IDF, 1-2-grams, min_df 3, sublinear; logistic regression, C 10",
+        "model_origin": "scikit-learn",
+        "trainable_parameters": weights,
+        "total_parameters": weights,
+        "training_seconds": seconds,
+        "peak_memory_gib": report.peak_memory_gib(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a study, or study/experiment; none: all")
+    parser.add_argument("--list", action="store_true", help="show them and what each took, and run nothing")
+    parser.add_argument("--dataset_name", default="stanfordnlp/imdb", help="IMDb with its official splits")
+    arguments = parser.parse_args()
+    for study, name, seed in runs(arguments.names):
+        file = record_file(study, name, seed)
+        if not file.exists() and not arguments.list:
+            from finetuning import console, report
+
+            console.quiet_libraries()
+            found = measure(study, name, seed, arguments.dataset_name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            report.write_json(file, found)
+        record = json.loads(file.read_text()) if file.exists() else None
+        split = STUDIES[study].split
+        said = (
+            f"{record['minutes']:5.1f} min  {split} accuracy {record['accuracy']:.4f}, loss {record['loss']:.4f}"
+            if record
+            else "not run yet"
+        )
+        print(f"{f'{study}/{name}':<42} seed {seed}  {said}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
