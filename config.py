@@ -89,6 +89,9 @@ class Config:
 
     # --- where the run goes ------------------------------------------------------------------------------------------
     output_dir: str = HfArg(default="outputs", help="folder that holds the run folders")
+    report_to: str = HfArg(
+        default="none", help="also log to: tensorboard, wandb, mlflow, trackio, where installed; several with commas between them"
+    )
     run_name: str | None = HfArg(default=None, help="name of the run's folder; not given: model, data set and time")
 
 

@@ -1,10 +1,12 @@
 """Evaluate a fine-tuned adapter on its test split.
 
-    python evaluate.py               the run that finished last
-    python evaluate.py outputs/RUN   another one
+    python evaluate.py                        the run that finished last
+    python evaluate.py outputs/RUN            another one
+    python evaluate.py outputs/A outputs/B    two that were evaluated, row by row
+    python evaluate.py --push_to_hub ME/NAME  upload the adapter and its model card as well
 
-Writes metrics.json, predictions.parquet and confusion_matrix.png into the run folder. All settings come from there, so
-that they can't disagree with the training.
+Writes report.html, its pictures and figures, predictions.parquet and errors.csv into the run folder, and a model card
+beside the adapter. All settings come from the run folder, so that they can't disagree with the training.
 """
 
 import argparse
@@ -17,14 +19,21 @@ from finetuning.cli import exit_cleanly
 @exit_cleanly
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", nargs="?", type=Path, help="a run folder; not given: the newest in --output_dir")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="a run folder, or two to compare; none: the newest")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
+    parser.add_argument("--push_to_hub", metavar="REPO", help="upload adapter and model card there, as ME/NAME")
     arguments = parser.parse_args()
 
-    from finetuning import console, data, fast, metrics, report, training
+    from finetuning import console, data, evaluation, fast, report, training
+    from finetuning.errors import UserError
 
     console.quiet_libraries()
-    run = report.open_run(arguments.run or report.newest_run(arguments.output_dir))
+    runs = [report.open_run(folder) for folder in arguments.runs or [report.newest_run(arguments.output_dir)]]
+    if len(runs) == 2:
+        return console.show_comparison(*runs, *evaluation.compare(*runs))
+    if len(runs) > 2:
+        raise UserError(f"{len(runs)} run folders: give one to evaluate it, or two to compare them")
+    (run,) = runs
     rows = data.load_data(run.config, run.record["dataset"]["origin"])
     report.check_same_data(run.folder, rows)
     lora, tokenizer, model_source = report.load_model(run)
@@ -36,7 +45,9 @@ def main() -> None:
     logits = training.predict(lora, tokenizer, ids, run.config)
     seconds = time.perf_counter() - started
 
-    result = metrics.classification_metrics(logits, rows.test.label.to_numpy(), rows.label_names) | {
+    labels = rows.test.label.to_numpy()
+    metrics = evaluation.measure(run, logits, labels, lengths, rows.label_names) | {
+        "method": evaluation.METHODS[run.config.method],
         "model": model_source.name,
         "model_origin": model_source.origin,
         "dataset": rows.source.name,
@@ -46,13 +57,16 @@ def main() -> None:
         "trainable_parameters": run.training["trainable_parameters"],
         "total_parameters": run.training["total_parameters"],
         "seconds": run.training["seconds"] | {"prediction": seconds},
+        "peak_memory_gib": run.training["peak_memory_gib"],
         "precision_used": fast.pick_precision(run.config.precision)[0],
         "environment": report.environment(),
         "run": run.record,
         "validation": run.training["validation"],
     }
-    report.write_evaluation(run.folder, result, rows.test, logits, lengths, run.config.max_length)
-    console.show_metrics(result, run.folder)
+    evaluation.write(run, metrics, rows.test, logits, lengths)
+    console.show_metrics(metrics, run.folder)
+    if arguments.push_to_hub:
+        print(f"pushed to {evaluation.push_to_hub(run, arguments.push_to_hub)}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def main() -> None:
     config, arguments = parse_config()
 
     # The libraries take seconds to import: a mistyped flag should not have to wait for them.
-    from finetuning import augmentation, console, data, fast, model, report, search, sources, training
+    from finetuning import augmentation, console, data, fast, metrics, model, report, search, sources, training
 
     console.quiet_libraries()
 
@@ -66,6 +66,7 @@ def main() -> None:
         raise
 
     best = training.best_validation(trainer)
+    logits = training.predict(lora, tokenizer, validation["input_ids"][:], config)
     report.finish_run(
         folder,
         lora,
@@ -73,6 +74,7 @@ def main() -> None:
         model_source.name,
         {
             "validation": best | {"n": len(rows.validation), "split": rows.validation_split},
+            "temperature": metrics.fit_temperature(logits, rows.validation.label.to_numpy()),
             "seconds": {"before_training": seconds_before, "training": result.metrics["train_runtime"]},
             "precision": precision,
             "peak_memory_gib": report.peak_memory_gib(),

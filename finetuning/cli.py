@@ -117,5 +117,13 @@ def check(config: Config) -> None:
                 f"save_steps={config.save_steps:g} and eval_steps={config.eval_steps:g} do not agree: the best checkpoint can only "
                 "be kept where a validation was made. Leave save_steps out, or make it a multiple of eval_steps"
             )
+    if config.report_to != "none":
+        from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+
+        for name in config.report_to.split(","):
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise UserError(f"report_to={name} is not known: none, or out of {', '.join(INTEGRATION_TO_CALLBACK)}")
+            if name not in get_available_reporting_integrations():
+                raise UserError(f"report_to={name}: it is not installed: pip install {name}, or leave report_to out")
     if config.run_name is not None and (config.run_name in ("", ".", "..") or "/" in config.run_name or "\\" in config.run_name):
         raise UserError(f"run_name={config.run_name!r} must be a plain folder name; output_dir says where the folder goes")

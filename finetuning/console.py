@@ -5,10 +5,12 @@ import warnings
 from pathlib import Path
 
 import datasets
+import pandas as pd
 import transformers
 
 from finetuning.data import Data
 from finetuning.metrics import wilson_interval
+from finetuning.report import Run
 from finetuning.sources import Source
 
 
@@ -54,7 +56,7 @@ def show_metrics(metrics: dict, folder: Path) -> None:
     """Print a short table of test metrics, with all that a reader needs to know what was measured."""
     low, high = metrics["accuracy_ci95"]
     print(
-        f"\nmodel      {metrics['model']} ({metrics['model_origin']}) + LoRA, {metrics['trainable_parameters']:,} trained parameters"
+        f"\nmodel      {metrics['model']} ({metrics['model_origin']}), {metrics['method']}, {metrics['trainable_parameters']:,} trained parameters"
     )
     print(f"test       {metrics['dataset']} ({metrics['dataset_origin']}), {metrics['split']}, n = {metrics['n']:,}")
     print(f"accuracy   {metrics['accuracy']:.4f}   95 % interval {low:.4f} to {high:.4f}")
@@ -71,4 +73,36 @@ def show_metrics(metrics: dict, folder: Path) -> None:
         print("\n" + " " * 18 + "".join(f"{'-> ' + name:>{width + 3}}" for name in names) + "   predicted")
         for name, row in zip(names, metrics["confusion_matrix"], strict=True):
             print(f"{'actual ' + name:<18}" + "".join(f"{count:>{width + 3},}" for count in row))
-    print(f"\nwritten to {folder}: metrics.json, predictions.parquet, confusion_matrix.png")
+    print(f"\nopen {folder / 'report.html'}; beside it metrics.json, predictions.parquet, errors.csv and the pictures")
+
+
+def show_comparison(a: Run, b: Run, found: dict, differ: pd.DataFrame) -> None:
+    """Print how two runs compare on the same rows, and some rows where they differ."""
+    low, high = found["difference_ci95"]
+    for run, accuracy, only in zip((a, b), found["accuracy"], (found["only_a_right"], found["only_b_right"]), strict=True):
+        print(f"{accuracy:.4f}   {run.folder}   alone right in {only:,} of {found['n']:,} rows")
+    print(
+        f"difference {100 * found['difference']:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}, "
+        f"McNemar p = {found['mcnemar_p'][0]:.2g}"
+    )
+    print(f"they differ in {found['labels_differ']:,} rows" + ("; the first ones:" if len(differ) else ""))
+    if len(differ):
+        print(differ.head(10).to_string(index=False, float_format="{:.3f}".format))
+
+
+def show_label(said: dict, label_names: list[str], words: list[tuple[str, float]] | None) -> None:
+    """Print a text's label and probability on a line, and on the next the words that moved it most, signed."""
+    text = said["text"] if len(said["text"]) <= 100 else said["text"][:97] + "..."
+    print(f"{said['label']:<{max(map(len, label_names))}}  {said['probability']:.3f}  {text}")
+    if words:
+        most = sorted(words, key=lambda word: -abs(word[1]))[:10]
+        print("    " + ", ".join(f"{word} {contribution:+.2f}" for word, contribution in most))
+
+
+def show_exports(found: list[dict], folder: Path) -> None:
+    """Print each export beside the run's model."""
+    print(f"{'':<8}{'MiB':>9}{'rows/s':>9}{'accuracy':>10}{'equal labels':>14}{'largest difference of a logit':>31}")
+    for one in found:
+        agreement = f"{one['equal_labels']:>14.1%}{one['largest_difference']:>31.2g}" if "equal_labels" in one else ""
+        print(f"{one['format']:<8}{one['mib']:>9.1f}{one['rows_per_s']:>9.1f}{one['accuracy']:>10.4f}{agreement}")
+    print(f"\nwritten to {folder}; the same figures in export.json")

@@ -7,6 +7,7 @@ the split it came from, and stays with the row into predictions.parquet.
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
@@ -61,8 +62,8 @@ def read_frames(raw: DatasetDict, config: Config) -> tuple[dict[str, pd.DataFram
     if "train" not in raw:
         raise UserError(f"dataset_name={config.dataset_name}: no train split, only {', '.join(raw)}")
     columns = raw["train"].column_names
-    text = _find_column("text_column", config.text_column, TEXT_COLUMNS, columns)
-    label = _find_column("label_column", config.label_column, LABEL_COLUMNS, columns)
+    text = find_column("text_column", config.text_column, TEXT_COLUMNS, columns)
+    label = find_column("label_column", config.label_column, LABEL_COLUMNS, columns)
     if text == label:
         raise UserError(f"text_column and label_column are both {text!r}: name the two columns, out of {', '.join(columns)}")
     frames = {}
@@ -87,7 +88,7 @@ def read_frames(raw: DatasetDict, config: Config) -> tuple[dict[str, pd.DataFram
     return frames, [str(name) for name in names]
 
 
-def _find_column(knob: str, given: str | None, usual: tuple[str, ...], columns: list[str]) -> str:
+def find_column(knob: str, given: str | None, usual: tuple[str, ...], columns: list[str]) -> str:
     by_lower = {column.lower(): column for column in columns}
     found = (given if given in columns else None) if given else next((by_lower[name] for name in usual if name in by_lower), None)
     if found is None:
@@ -175,12 +176,12 @@ def _fingerprint(frames: dict[str, pd.DataFrame]) -> str:
     return hashlib.sha256(b"".join(hashes)).hexdigest()
 
 
-def tokenize(texts: pd.Series, tokenizer: PreTrainedTokenizerBase, config: Config) -> tuple[list[list[int]], list[int]]:
+def tokenize(texts: pd.Series, tokenizer: PreTrainedTokenizerBase, config: Config) -> tuple[list[list[int]], np.ndarray]:
     """Token ids of each text cut to `max_length`, and each text's length in tokens before the cut."""
     encoded = tokenizer(texts.tolist(), return_attention_mask=False, return_token_type_ids=False, padding=False, truncation=False)
     ids = encoded["input_ids"]
     first, last = special_tokens(tokenizer)
-    return [truncate(row, config.max_length, config.truncation, first, last) for row in ids], [len(row) for row in ids]
+    return [truncate(row, config.max_length, config.truncation, first, last) for row in ids], np.array([len(row) for row in ids])
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  (the backend comes first)
@@ -37,5 +38,116 @@ def plot_confusion_matrix(metrics: dict, path: Path) -> None:
         f"{metrics['dataset']} ({metrics['dataset_origin']}), {metrics['split']}, n = {metrics['n']:,}",
         fontsize=9,
     )
+    _save(figure, path)
+
+
+def plot_training(log: list[dict], best: dict, path: Path) -> None:
+    """Draw the Trainer's log: training and validation loss, validation accuracy, learning rate; the best step marked."""
+
+    def series(name: str) -> tuple[list, list]:
+        rows = [(row["step"], row[name]) for row in log if name in row]
+        return [step for step, _ in rows], [value for _, value in rows]
+
+    figure, (loss, accuracy, rate) = pyplot.subplots(3, 1, figsize=(6.4, 7.2), sharex=True, layout="constrained")
+    loss.plot(*series("loss"), color="tab:blue", label="training")
+    loss.plot(*series("eval_loss"), "o-", color="tab:orange", label="validation")
+    loss.set(ylabel="loss", ylim=(0, None))
+    accuracy.plot(*series("eval_accuracy"), "o-", color="tab:orange", label="validation")
+    accuracy.set(ylabel="accuracy")
+    rate.plot(*series("learning_rate"), color="tab:blue")
+    rate.set(ylabel="learning rate", xlabel="step", ylim=(0, None))
+    for axes in (loss, accuracy, rate):
+        axes.axvline(best["step"], color="grey", linestyle=":", label="checkpoint kept")
+        axes.grid(alpha=0.3)
+    loss.legend(fontsize=9)
+    figure.suptitle(f"best on validation: step {best['step']:,}, accuracy {best['accuracy']:.2%}", fontsize=10)
+    _save(figure, path)
+
+
+def curves(probabilities: np.ndarray, labels: np.ndarray, label_names: list[str], points: int = 200) -> dict:
+    """ROC and precision-recall curves of `probabilities` (n, labels), of at most `points` points each.
+
+    With two labels of the second one, with more of each against the rest; labels without a row on either side are left out.
+    """
+    found = {}
+    for k in [1] if len(label_names) == 2 else range(len(label_names)):
+        actual, score = labels == k, probabilities[:, k]
+        if actual.any() and not actual.all():
+            false_positive, true_positive, _ = roc_curve(actual, score)
+            precision, recall, _ = precision_recall_curve(actual, score)
+            few, some = (np.unique(np.linspace(0, len(x) - 1, points).astype(int)) for x in (false_positive, recall))
+            found[label_names[k]] = {
+                "roc": {"false_positive_rate": false_positive[few].tolist(), "true_positive_rate": true_positive[few].tolist()},
+                "roc_auc": float(roc_auc_score(actual, score)),
+                "precision_recall": {"recall": recall[some].tolist(), "precision": precision[some].tolist()},
+                "average_precision": float(average_precision_score(actual, score)),
+                "share": float(actual.mean()),
+            }
+    return found
+
+
+def plot_curves(found: dict, roc_path: Path, precision_recall_path: Path) -> None:
+    """Draw what `curves` found, each with the line that guessing would give."""
+    figure, axes = _square("false positive rate", "true positive rate (recall)")
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="guessing")
+    for name, curve in found.items():
+        axes.plot(*curve["roc"].values(), label=f"{name}: area {curve['roc_auc']:.4f}")
+    axes.legend(fontsize=9, loc="lower right")
+    _save(figure, roc_path)
+    figure, axes = _square("recall", "precision")
+    for name, curve in found.items():
+        (line,) = axes.plot(
+            *curve["precision_recall"].values(), label=f"{name}: average precision {curve['average_precision']:.4f}"
+        )
+        axes.axhline(curve["share"], color=line.get_color(), linestyle=":", label=f"{name}: guessing")
+    axes.legend(fontsize=9, loc="lower left")
+    _save(figure, precision_recall_path)
+
+
+def plot_reliability(before: dict, after: dict, path: Path) -> None:
+    """Draw what `metrics.calibration` found before and after temperature scaling: how often a probability keeps its word."""
+    figure, axes = _square("probability of the predicted label", "share that was right")
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="as it should be")
+    for found, label in ((before, "as trained"), (after, "after temperature scaling")):
+        error = found["expected_calibration_error"]
+        axes.plot(
+            [b["confidence"] for b in found["bins"]],
+            [b["accuracy"] for b in found["bins"]],
+            "o-",
+            label=f"{label}: expected calibration error {error:.2%}",
+        )
+    axes.legend(fontsize=9, loc="upper left")
+    _save(figure, path)
+
+
+def plot_by_length(found: list[dict], max_length: int, path: Path) -> None:
+    """Draw what `metrics.accuracy_by_length` found, with the intervals."""
+    figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
+    names = [length_name(row) for row in found]
+    accuracy = np.array([row["accuracy"] for row in found])
+    low, high = np.array([row["accuracy_ci95"] for row in found]).T
+    axes.errorbar(names, accuracy, yerr=np.maximum([accuracy - low, high - accuracy], 0), fmt="o", capsize=4)
+    for name, row, top in zip(names, found, high, strict=True):
+        axes.annotate(
+            f"{row['accuracy']:.1%}\nn = {row['n']:,}", (name, top), (0, 4), textcoords="offset points", ha="center", fontsize=9
+        )
+    axes.set(xlabel=f"tokens of the text (the model reads {max_length})", ylabel="accuracy")
+    axes.margins(x=0.15, y=0.3)
+    axes.grid(axis="y", alpha=0.3)
+    _save(figure, path)
+
+
+def length_name(row: dict) -> str:
+    return f"{row['above'] + 1} to {row['up_to']}" if row["up_to"] else f"over {row['above']}"
+
+
+def _square(xlabel: str, ylabel: str):
+    figure, axes = pyplot.subplots(figsize=(5.4, 5.4), layout="constrained")
+    axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _save(figure, path: Path) -> None:
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -3,8 +3,7 @@
 config.json        settings, sources, environment: written before training starts
 checkpoints/       the Trainer's, while it trains
 adapter/           LoRA weights and the head, the tokenizer
-training.json      validation metrics, the log of losses, times: written last, so it marks a finished run
-metrics.json, predictions.parquet, confusion_matrix.png     by evaluate.py
+training.json      validation metrics, temperature, the log of losses, times: written last, so it marks a finished run
 """
 
 import datetime
@@ -15,27 +14,22 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import accelerate
 import datasets
-import numpy as np
-import pandas as pd
 import peft
 import psutil
 import sklearn
 import torch
 import transformers
-from scipy.special import softmax
 from transformers import PreTrainedTokenizerBase
 
 from config import Config
 from finetuning.data import Data
 from finetuning.errors import UserError
 from finetuning.model import build_base, load_adapter, load_tokenizer
-from finetuning.plots import plot_confusion_matrix
 from finetuning.sources import Source, find_model
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -175,35 +169,6 @@ def load_model(run: Run) -> tuple[peft.PeftModel, PreTrainedTokenizerBase, Sourc
         )
     base = build_base(source, run.record["dataset"]["label_names"], run.config)
     return load_adapter(base, run.folder / "adapter", run.config), load_tokenizer(source), source
-
-
-def write_evaluation(
-    folder: Path, metrics: dict, test: pd.DataFrame, logits: np.ndarray, lengths: list[int], max_length: int
-) -> None:
-    """Write metrics.json, predictions.parquet and confusion_matrix.png; all are whole before the first takes its place.
-
-    predictions.parquet has one row for each of `test`, in its order: `row` (number in the split), `label`, `prediction`,
-    `probability` (of the prediction), `logits`, `tokens` (before the cut) and `truncated`.
-    """
-    names = metrics["label_names"]
-    probabilities = softmax(logits, axis=-1)
-    predictions = pd.DataFrame(
-        {
-            "row": test.index,
-            "label": [names[i] for i in test.label],
-            "prediction": [names[i] for i in logits.argmax(axis=-1)],
-            "probability": probabilities.max(axis=-1),
-            "logits": list(logits),
-            "tokens": lengths,
-            "truncated": np.array(lengths) > max_length,
-        }
-    )
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".evaluation-") as partial:
-        predictions.to_parquet(Path(partial) / "predictions.parquet", index=False)
-        plot_confusion_matrix(metrics, Path(partial) / "confusion_matrix.png")
-        write_json(Path(partial) / "metrics.json", metrics)
-        for file in sorted(Path(partial).iterdir()):
-            os.replace(file, folder / file.name)
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -72,7 +72,7 @@ def search(
         trainer.args.save_strategy = "no"
         trainer.args.load_best_model_at_end = False
         trainer.pop_callback(EarlyStoppingCallback)
-        trainer.model_init = lambda trial: build(draw(trial, config) if trial else config)
+        trainer.model_init = lambda trial: build(draw(trial, config))
         if len(done) < trials:
             trainer.hyperparameter_search(
                 space, best_so_far, trials - len(done), direction, "optuna", study_name=name, storage=storage, load_if_exists=True
@@ -86,6 +86,6 @@ def search(
 
 
 def _settings(drawn: Config, config: Config) -> str:
-    names = [*SEARCH_SPACE, *(["lora_alpha"] if "lora_alpha" not in SEARCH_SPACE and drawn.lora_alpha != config.lora_alpha else [])]
-    values = {name: getattr(drawn, name) for name in names}
+    before, after = asdict(config), asdict(drawn)
+    values = {name: value for name, value in after.items() if name in SEARCH_SPACE or value != before[name]}
     return ", ".join(f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())

@@ -1,5 +1,6 @@
 """Train with, and predict through, the Hugging Face Trainer."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ def _machine(config: Config) -> dict:
         bf16=uses_autocast(config) and pick_precision(config.precision)[0] == "bf16",
         use_cpu=on_cpu(),
         dataloader_pin_memory=not on_cpu(),
-        report_to="none",
     )
 
 
@@ -39,6 +39,7 @@ def build_trainer(
     checkpoints: Path,
 ) -> Trainer:
     """A Trainer that keeps the best checkpoint by validation and stops early; `checkpoints` is its folder."""
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(checkpoints.parent / "logs"))  # the checkpoints go in the end
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         learning_rate=config.learning_rate,
@@ -61,6 +62,7 @@ def build_trainer(
         logging_steps=0.05,
         disable_tqdm=False,
         seed=config.seed,
+        report_to=config.report_to.split(","),
         **_machine(config),
     )
 
@@ -94,11 +96,15 @@ def best_validation(trainer: Trainer) -> dict:
     return {"step": best_step} | {name: metrics[f"eval_{name}"] for name in ("accuracy", "f1", "loss")}
 
 
-def predict(model: PeftModel, tokenizer: PreTrainedTokenizerBase, input_ids: list[list[int]], config: Config) -> np.ndarray:
+def predict(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, input_ids: list[list[int]], config: Config, show_progress: bool = True
+) -> np.ndarray:
     """Logits (n, labels), float32, row for row. Batches hold texts of like length, so that little is padding."""
     order = np.argsort([-len(ids) for ids in input_ids], kind="stable")
     size = config.eval_batch_size
-    arguments = TrainingArguments(per_device_eval_batch_size=size, disable_tqdm=len(order) <= size, **_machine(config))
+    arguments = TrainingArguments(
+        per_device_eval_batch_size=size, disable_tqdm=not show_progress, report_to="none", **_machine(config)
+    )
     trainer = Trainer(model=model, args=arguments, data_collator=_collator(tokenizer, config), processing_class=tokenizer)
     by_length = trainer.predict(Dataset.from_dict({"input_ids": [input_ids[i] for i in order]})).predictions
     logits = np.empty_like(by_length, dtype=np.float32)

@@ -94,6 +94,7 @@ def bad(tmp_path, data_file):
         (["--dataset_name", "bad/splits"], ["split test", "'superb'", "'bad', 'good'"]),
         (["--output_dir", "bad/empty.csv"], ["output_dir=bad/empty.csv", "cannot write there"]),
         (["--resume", "nowhere"], ["--resume", "leave the other flags out"]),
+        (["--report_to", "tensorbord"], ["report_to=tensorbord", "tensorboard", "wandb"]),
         (["--search", "0"], ["--search", "at least 1"]),
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else None,

@@ -119,7 +119,7 @@ def test_the_tokenizer_file_does_not_decide_about_length(model_dir):
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     texts = pd.Series(["we loved it", "a fine film " * 20])
     ids, lengths = data.tokenize(texts, tokenizer, replace(Config(), max_length=32))
-    assert lengths == [5, 62] and [len(row) for row in ids] == [5, 32]
+    assert lengths.tolist() == [5, 62] and [len(row) for row in ids] == [5, 32]
     assert ids[1][0] == tokenizer.cls_token_id and ids[1][-1] == tokenizer.sep_token_id
 
 

@@ -6,6 +6,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 from conftest import ROOT
+from scipy.special import softmax
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.frozen import FrozenEstimator
 
 from finetuning import metrics, plots
 
@@ -58,6 +62,54 @@ def test_a_paired_difference_counts_the_rows_that_one_alone_gets_right():
     assert found["difference_ci95"] == pytest.approx([0.08 - by_normal, 0.08 + by_normal], abs=0.02)
     seeds = metrics.paired_difference(np.stack([a, b]), np.stack([b, b]))
     assert seeds["difference"] == pytest.approx(0.04) and seeds["mcnemar_p"][1] == 1
+
+
+def test_temperature_scaling_against_scikit_learn():
+    generator = np.random.default_rng(0)
+    true = generator.normal(size=(4000, 3)) * 2
+    labels = np.array([generator.choice(3, p=row) for row in softmax(true, axis=1)])
+    overconfident = 2.5 * true
+    temperature = metrics.fit_temperature(overconfident, labels)
+    assert temperature == pytest.approx(2.5, rel=0.1)
+
+    class Logits(ClassifierMixin, BaseEstimator):  # scikit-learn scales what a fitted classifier decides by
+        def fit(self, x, y):
+            self.classes_ = np.unique(y)
+            return self
+
+        def decision_function(self, x):
+            return x
+
+        def predict(self, x):
+            return x.argmax(axis=1)
+
+    scaled = CalibratedClassifierCV(FrozenEstimator(Logits().fit(overconfident, labels)), method="temperature").fit(
+        overconfident, labels
+    )
+    np.testing.assert_allclose(softmax(overconfident / temperature, axis=1), scaled.predict_proba(overconfident), atol=2e-3)
+    before, after = (metrics.calibration(softmax(x, axis=1), labels) for x in (overconfident, overconfident / temperature))
+    assert before["expected_calibration_error"] > 0.1 > 0.03 > after["expected_calibration_error"]
+
+
+def test_calibration_error_by_hand():
+    confident = [[0.9, 0.1]] * 8 + [[0.1, 0.9]] * 2  # 0.9 sure, right in 7 of 10
+    unsure = [[0.6, 0.4]] * 10  # 0.6 sure, right in 8 of 10
+    labels = np.array([0] * 6 + [1] * 2 + [1, 0] + [0] * 8 + [1] * 2)
+    found = metrics.calibration(np.array(confident + unsure), labels, bins=10)
+    assert found["expected_calibration_error"] == pytest.approx((10 * 0.2 + 10 * 0.2) / 20)
+    assert [(b["n"], b["accuracy"]) for b in found["bins"]] == [(10, pytest.approx(0.8)), (10, pytest.approx(0.7))]
+    assert metrics.fit_temperature(np.array([[4.0, 0.0]] * 8), np.zeros(8, dtype=int)) > 1, "eight that are right"
+    assert metrics.calibration(np.eye(2), np.array([0, 1]))["expected_calibration_error"] == 0, "a probability of 1 has a bin"
+
+
+def test_accuracy_by_length_counts_every_text_once():
+    lengths = np.array([3, 64, 65, 128, 300, 512, 513, 2000])
+    right = np.array([True, True, True, False, True, True, False, False])
+    found = metrics.accuracy_by_length(right, lengths)
+    assert [(row["above"], row["up_to"], row["n"], row["accuracy"]) for row in found] == [
+        (0, 64, 2, 1.0), (64, 128, 2, 0.5), (256, 512, 2, 1.0), (512, None, 2, 0.0),
+    ]  # fmt: skip
+    assert found[0]["accuracy_ci95"] == metrics.wilson_interval(2, 2)
 
 
 def test_the_plot_is_a_picture_even_with_many_labels_and_empty_rows(tmp_path):

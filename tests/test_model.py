@@ -138,7 +138,7 @@ def test_an_adapter_that_is_disabled_or_merged_is_so_on_the_fast_road_too(model_
             without = lora.base_model.model.distilbert(batch()["input_ids"]).last_hidden_state
         merged = lora.merge_and_unload().distilbert(batch()["input_ids"]).last_hidden_state
         torch.testing.assert_close(without, plain.distilbert(batch()["input_ids"]).last_hidden_state)
-    torch.testing.assert_close(merged, adapted, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(merged, adapted, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(adapted, without, atol=1e-2)
 
 

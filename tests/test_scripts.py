@@ -29,7 +29,8 @@ def run(call, tiny_flags, tmp_path):
 
 def test_a_run_folder_holds_all_that_is_needed_to_judge_repeat_and_use_it(run):
     assert {file.name for file in run.iterdir()} == {
-        "config.json", "training.json", "adapter", "metrics.json", "predictions.parquet", "confusion_matrix.png",
+        "config.json", "training.json", "adapter", "metrics.json", "predictions.parquet", "errors.csv", "report.html", "curves.json",
+        *[f"{name}.png" for name in ("confusion_matrix", "training", "roc", "precision_recall", "reliability", "by_length")],
     }  # fmt: skip
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["accuracy"] > 0.9, "two kinds of texts that differ in every word must be told apart"
@@ -76,7 +77,8 @@ def test_a_new_process_predicts_what_the_model_did_before_it_was_saved(call, tin
     def predict_then_finish(folder, model, tokenizer, *rest):
         config = Config(**json.loads((folder / "config.json").read_text())["config"])
         ids, _ = data.tokenize(texts, tokenizer, config)
-        before.extend(softmax(training.predict(model, tokenizer, ids, config), axis=-1).max(axis=-1))
+        logits = training.predict(model, tokenizer, ids, config)
+        before.extend(softmax(logits / rest[-1]["temperature"], axis=-1).max(axis=-1))
         finish(folder, model, tokenizer, *rest)
 
     monkeypatch.setattr(report, "finish_run", predict_then_finish)
@@ -164,9 +166,9 @@ def test_a_search_goes_on_where_it_was_and_prints_a_preset(call, tiny_flags, tmp
     flags = [*tiny_flags[:-2], "--num_train_epochs", "2"]
     first = call("fine_tune.py", *flags, "--search", 2)
     assert first.code == 0, first.err
-    assert "0 trials there, 2 to go" in first.out and "trial 1: learning_rate=" in first.out
+    assert "0 trials there, 2 to go" in first.out and "trial 1: " in first.out
     more = call("fine_tune.py", *flags, "--search", 3)
-    assert "2 trials there, 1 to go" in more.out and "trial 2: learning_rate=" in more.out and "trial 1:" not in more.out
+    assert "2 trials there, 1 to go" in more.out and "trial 2: " in more.out and "trial 1:" not in more.out
     assert "0 trials there" in call("fine_tune.py", *flags, "--seed", 1, "--search", 1).out, "other settings are another search"
     (line,) = [line.strip() for line in more.out.splitlines() if line.strip().startswith('"searched": ')]
     (preset,) = eval("{" + line + "}").values()

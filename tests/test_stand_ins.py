@@ -24,7 +24,7 @@ def test_the_plain_commands_say_that_they_use_stand_ins(call, tmp_path):
     evaluated = call("evaluate.py")
     assert evaluated.code == 0 and "STAND-INS" in evaluated.out
     assert (
-        "all-MiniLM-L6-v2 (stand-in) + LoRA" in evaluated.out
+        "all-MiniLM-L6-v2 (stand-in), LoRA" in evaluated.out
         and "IMDb train reviews (stand-in), held out from train" in evaluated.out
     )
     metrics = json.loads((tmp_path / "outputs" / "smoke" / "metrics.json").read_text())

@@ -1,0 +1,199 @@
+"""What a finished run is good for: its report, and labels for new texts."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import BAD, GOOD, make_rows
+from huggingface_hub import ModelCard
+
+from finetuning import evaluation, labelling, report
+
+WORDS = [set(" ".join(texts).replace(",", "").split()) for texts in (GOOD, BAD)]
+ONLY = [sorted(WORDS[0] - WORDS[1]), sorted(WORDS[1] - WORDS[0])]
+COMMON = sorted(WORDS[0] & WORDS[1])
+
+
+@pytest.fixture(scope="module")
+def trained(model_dir, tmp_path_factory):
+    """The folder for a run on texts whose label hangs on two words of six; every tenth label is wrong, every text has markup."""
+    folder = tmp_path_factory.mktemp("use")
+    generator = np.random.default_rng(0)
+    texts = [generator.permutation([*generator.choice(ONLY[i % 2], 2), *generator.choice(COMMON, 4)]) for i in range(400)]
+    labels = [("good", "bad")[(i + (i % 20 in (3, 6))) % 2] for i in range(400)]
+    rows = pd.DataFrame({"review": [" ".join(words) + " <script>alert('x')</script>" for words in texts], "sentiment": labels})
+    rows.drop_duplicates("review").to_csv(folder / "rows.csv", index=False)
+    return folder
+
+
+@pytest.fixture
+def run(trained, call, tiny_flags, monkeypatch):
+    folder = trained / "outputs" / "run"
+    if not folder.exists():
+        flags = [
+            *tiny_flags,
+            "--dataset_name",
+            trained / "rows.csv",
+            "--output_dir",
+            trained / "outputs",
+            "--learning_rate",
+            0.003,
+            "--method",
+            "full",
+        ]
+        assert call("fine_tune.py", *flags).code == 0
+        evaluated = call("evaluate.py", folder)
+        assert evaluated.code == 0, evaluated.err
+        assert "report.html" in evaluated.out
+        assert json.loads((folder / "metrics.json").read_text())["accuracy"] > 0.8
+    return report.open_run(folder)
+
+
+def test_errors_are_the_wrong_rows_most_confident_first(run):
+    errors = pd.read_csv(run.folder / "errors.csv")
+    predictions = pd.read_parquet(run.folder / "predictions.parquet").set_index("row")
+    wrong = predictions[predictions.label != predictions.prediction]
+    assert len(errors) > 0 and set(errors.row) == set(wrong.index)
+    assert errors.probability.is_monotonic_decreasing
+    for row in errors.itertuples():
+        assert (row.actual, row.predicted, row.tokens) == tuple(wrong.loc[row.row, ["label", "prediction", "tokens"]])
+    assert errors.text.str.endswith("</script>").any()
+
+
+def test_the_page_is_one_file_that_shows_texts_and_runs_none(run):
+    page = (run.folder / "report.html").read_text()
+    metrics = json.loads((run.folder / "metrics.json").read_text())
+    assert page.count("data:image/png;base64,") == 6 and "<script" not in page and "&lt;script&gt;" in page
+    assert "http" not in page.replace(metrics["run"]["command"], ""), "nothing is fetched"
+    assert f"{100 * metrics['accuracy']:.2f} %" in page and "held out from train" in page and metrics["run"]["command"] in page
+    assert {file.stem for file in run.folder.glob("*.png")} == {
+        "confusion_matrix", "training", "roc", "precision_recall", "reliability", "by_length",
+    }  # fmt: skip
+
+
+def test_the_model_card_has_the_hubs_header_and_says_what_was_measured(run):
+    card = ModelCard.load(run.folder / "adapter" / "README.md")
+    metrics = json.loads((run.folder / "metrics.json").read_text())
+    assert (card.data.base_model, card.data.library_name, card.data.pipeline_tag) == (
+        "tiny-distilbert",
+        "peft",
+        "text-classification",
+    )
+    accuracy = next(result for result in card.data.eval_results if result.metric_type == "accuracy")
+    assert accuracy.metric_value == metrics["accuracy"] and "held out from train" in accuracy.dataset_name
+    assert "held out from train" in card.text and str(run.folder) not in card.content
+
+
+def test_nothing_is_uploaded_without_being_asked_and_all_of_the_adapter_if_it_is(run, call, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "huggingface_hub.create_repo",
+        lambda repo, **_: calls.append(repo) or evaluation.huggingface_hub.RepoUrl(f"https://huggingface.co/{repo}"),
+    )
+    monkeypatch.setattr("huggingface_hub.upload_folder", lambda **about: calls.append(about))
+    assert call("evaluate.py", run.folder).code == 0 and not calls
+    refused = call("evaluate.py", run.folder, "--push_to_hub", "me/reviews")
+    assert refused.code == 2 and "does not answer" in refused.err and not calls
+    monkeypatch.setattr(evaluation, "hub_answers", lambda: True)
+    pushed = call("evaluate.py", run.folder, "--push_to_hub", "me/reviews")
+    assert pushed.code == 0 and "https://huggingface.co/me/reviews" in pushed.out
+    assert calls[0] == "me/reviews" and calls[1]["repo_id"] == "me/reviews" and calls[1]["folder_path"] == run.folder / "adapter"
+
+
+def test_two_runs_are_compared_row_by_row(run, trained, call, tiny_flags):
+    other = [
+        *tiny_flags,
+        "--dataset_name",
+        trained / "rows.csv",
+        "--output_dir",
+        trained / "outputs",
+        "--learning_rate",
+        0.003,
+        "--method",
+        "full",
+    ]
+    assert call("fine_tune.py", *other, "--run_name", "other", "--num_train_epochs", 1, "--learning_rate", 1e-4).code == 0
+    folder = trained / "outputs" / "other"
+    early = call("evaluate.py", run.folder, folder)
+    assert early.code == 2 and f"python evaluate.py {folder}" in early.err
+    assert call("evaluate.py", folder).code == 0
+    a, b = (pd.read_parquet(f / "predictions.parquet") for f in (run.folder, folder))
+    only = [(x.prediction == x.label) & (y.prediction != y.label) for x, y in ((a, b), (b, a))]
+    out = call("evaluate.py", run.folder, folder).out
+    assert f"alone right in {only[0].sum()} of {len(a)} rows" in out and f"alone right in {only[1].sum()} of {len(a)} rows" in out
+    difference = 100 * ((a.prediction == a.label).mean() - (b.prediction == b.label).mean())
+    assert f"difference {difference:+.2f} points" in out and "McNemar p = " in out
+    assert f"they differ in {(a.prediction != b.prediction).sum()} rows" in out
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet", "txt"])
+def test_files_are_labelled_in_their_order_chunk_by_chunk(ending, run, call, tmp_path, monkeypatch):
+    monkeypatch.setattr(labelling, "CHUNK", 8)
+    rows = make_rows(30).assign(other=range(30)).sample(frac=1, random_state=0)
+    {
+        "csv": lambda: rows.to_csv("in.csv", index=False),
+        "tsv": lambda: rows.to_csv("in.tsv", index=False, sep="\t"),
+        "jsonl": lambda: rows.to_json("in.jsonl", orient="records", lines=True),
+        "parquet": lambda: rows.to_parquet("in.parquet", index=False),
+        "txt": lambda: (tmp_path / "in.txt").write_text("\n".join(rows.review) + "\n"),
+    }[ending]()
+    done = call("predict.py", "--run", run.folder, "--file", f"in.{ending}", "--out", "out.parquet")
+    assert done.code == 0, done.err
+    labelled = pd.read_parquet("out.parquet")
+    assert labelled["text" if ending == "txt" else "review"].tolist() == rows.review.tolist()
+    if ending != "txt":
+        assert labelled.other.tolist() == rows.other.tolist()
+    alone = [json.loads(line) for line in call("predict.py", "--run", run.folder, "--json", *rows.review).out.splitlines()]
+    assert labelled.prediction.tolist() == [one["label"] for one in alone]
+    assert labelled.probability.tolist() == pytest.approx([one["probability"] for one in alone], abs=0.02)
+    if ending == "csv":
+        for out in ("out.csv", "out.jsonl"):
+            assert call("predict.py", "--run", run.folder, "--file", "in.csv", "--out", out).code == 0
+        assert pd.read_csv("out.csv").prediction.tolist() == labelled.prediction.tolist()
+        assert pd.read_json("out.jsonl", lines=True).prediction.tolist() == labelled.prediction.tolist()
+
+
+def test_what_is_wrong_with_a_file_is_said_and_nothing_is_written(run, call, tmp_path):
+    make_rows(10).to_csv("in.csv", index=False)
+    make_rows(10).assign(review=lambda rows: rows.review.where(rows.index != 6, " ")).to_csv("gap.csv", index=False)
+    (tmp_path / "there.csv").write_text("")
+    for arguments, words in (
+        (["--file", "in.csv", "--out", "there.csv"], "take another name"),
+        (["--file", "in.csv", "--out", "out.xlsx"], ".parquet"),
+        (["--file", "in.csv", "--out", "nowhere/out.csv"], "no folder nowhere"),
+        (["--file", "in.csv", "--text_column", "words", "--out", "out.csv"], "review, sentiment"),
+        (["--file", "gap.csv", "--out", "out.csv"], "text 7 is empty"),
+        (["--out", "out.csv", "a text"], "--out takes the labels of a --file"),
+    ):
+        result = call("predict.py", "--run", run.folder, *arguments)
+        assert result.code == 2 and words in result.err, (arguments, result.err)
+    assert {file.name for file in tmp_path.iterdir()} == {"in.csv", "gap.csv", "there.csv"}
+
+
+def test_explained_words_are_those_that_tell_good_from_bad(run, call):
+    text = f"{COMMON[0]} {ONLY[0][0]} {COMMON[1]} {ONLY[0][1]} {COMMON[2]} {ONLY[1][0]}"
+    (line,) = call("predict.py", "--run", run.folder, "--json", "--explain", text).out.splitlines()
+    said = json.loads(line)
+    assert said["label"] == "good" and [word for word, _ in said["words"]] == text.split()
+    by_word = dict(said["words"])
+    assert sorted(by_word, key=by_word.get)[-2:] in (ONLY[0][:2], ONLY[0][1::-1]) and min(by_word, key=by_word.get) == ONLY[1][0]
+    assert by_word[ONLY[1][0]] < 0
+
+
+def test_contributions_sum_to_what_the_text_changes(run, monkeypatch):
+    monkeypatch.setattr(labelling, "STEPS", 512)
+    import torch
+
+    text = " ".join(ONLY[0][:3])
+    labeller = labelling.Labeller(run)
+    words = labeller.explain(text)
+    ids = torch.tensor([labeller.tokenizer(text)["input_ids"]])
+    nothing = ids.clone()
+    nothing[0, 1:-1] = labeller.tokenizer.pad_token_id
+    with torch.no_grad():
+        there, start = (labeller.model(input_ids=x).logits[0] for x in (ids, nothing))
+    label = int(there.argmax())
+    change = (there[label] - there[1 - label]) - (start[label] - start[1 - label])
+    assert sum(contribution for _, contribution in words) == pytest.approx(float(change), rel=0.05) and change > 0.5
+    assert np.isfinite([contribution for _, contribution in words]).all()
