@@ -1,0 +1,39 @@
+"""Turn a finished run into models that need neither peft nor this repository.
+
+    python export.py                         the run that finished last
+    python export.py outputs/RUN --formats merged
+
+merged   the adapter merged into the base, for plain transformers (safetensors)
+onnx     the same for ONNX Runtime, any batch and length; needs requirements-extras.txt
+int8     the same with 8-bit weights, smaller and often faster on a CPU
+
+Writes outputs/RUN/export/ with export.json, which compares each with the run's model on held-out rows. A model that does
+not agree is not written.
+"""
+
+import argparse
+from pathlib import Path
+
+from finetuning.cli import exit_cleanly
+
+FORMATS = ("merged", "onnx", "int8")
+
+
+@exit_cleanly
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", nargs="?", type=Path, help="a run folder; not given: the newest in --output_dir")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="which to write; all by default")
+    parser.add_argument("--rows", type=int, default=200, help="held-out rows to compare on")
+    arguments = parser.parse_args()
+
+    from finetuning import console, exporting, report
+
+    console.quiet_libraries()
+    run = report.open_run(arguments.run or report.newest_run(arguments.output_dir))
+    console.show_exports(exporting.export(run, arguments.formats, arguments.rows), run.folder / "export")
+
+
+if __name__ == "__main__":
+    main()
