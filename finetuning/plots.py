@@ -116,7 +116,9 @@ def plot_reliability(before: dict, after: dict, path: Path) -> None:
             "o-",
             label=f"{label}: expected calibration error {error:.2%}",
         )
-    axes.legend(fontsize=9, loc="upper left")
+    lowest = min(min(b["confidence"], b["accuracy"]) for found in (before, after) for b in found["bins"])
+    axes.set(xlim=(lowest - 0.02, 1.01), ylim=(lowest - 0.02, 1.01))
+    figure.legend(fontsize=9, loc="outside upper center")
     _save(figure, path)
 
 

@@ -20,17 +20,8 @@ def test_its_tables_are_those_the_records_give():
 
 
 def test_every_flag_preset_and_file_it_names_is_there():
-    names = {field.name for field in fields(Config)} | {
-        "preset",
-        "resume",
-        "search",
-        "json",
-        "file",
-        "out",
-        "explain",
-        "run",
-        "help",
-    }
+    flags = {"preset", "resume", "search", "json", "file", "out", "explain", "run", "help", "push_to_hub"}
+    names = {field.name for field in fields(Config)} | flags
     commands = "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL))
     assert set(re.findall(r"--(\w+)", commands)) <= names
     assert set(re.findall(r"--preset (\w+)", README)) <= set(PRESETS)
