@@ -63,6 +63,29 @@ def test_predictions_line_up_with_the_rows_of_the_test_split(run, data_file, cal
     assert predictions.tokens.is_monotonic_increasing is False, "the rows are in their own order, not by length"
 
 
+@pytest.mark.parametrize(
+    "knob",
+    [
+        ("--augmentation", "crop"),
+        ("--augmentation", "sentence-shuffle"),
+        ("--label_smoothing_factor", "0.1"),
+        ("--loraplus_lr_ratio", "8.0"),
+        ("--init_lora_weights", "pissa"),
+        ("--method", "head"),
+        ("--padding", "max_length"),
+    ],
+    ids=" ".join,
+)
+def test_what_a_knob_trains_is_saved_and_evaluated(knob, call, tiny_flags, tmp_path):
+    trained = call("fine_tune.py", *tiny_flags, "--num_train_epochs", 1, *knob)
+    assert trained.code == 0, trained.err
+    evaluated = call("evaluate.py")
+    assert evaluated.code == 0, evaluated.err
+    name, value = knob
+    record = json.loads((tmp_path / "outputs" / "run" / "metrics.json").read_text())["run"]
+    assert str(record["config"][name.removeprefix("--")]) == value
+
+
 def test_both_layers_of_the_head_are_saved_with_the_adapter(run):
     saved = load_file(run / "adapter" / "adapter_model.safetensors")
     heads = {name.split(".")[-2] for name in saved if "lora" not in name}
