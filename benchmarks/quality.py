@@ -129,7 +129,7 @@ def measure(study: str, name: str, seed: int, dataset_name: str) -> dict:
         "minutes": (time.perf_counter() - started) / 60,
         "dataset": {"name": rows.source.name, "sha256": rows.sha256, "train": len(rows.train), "validation": len(rows.validation)},
         "environment": environment,
-        "wrong": frame.index[logits.argmax(axis=-1) != frame.label].tolist(),
+        "wrong": " ".join(map(str, frame.index[logits.argmax(axis=-1) != frame.label])),  # row numbers, on one line
     }
 
 
