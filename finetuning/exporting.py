@@ -1,8 +1,10 @@
 """Exports of a run: merged into its base, as ONNX, as ONNX with 8-bit weights; each checked against the run's model."""
 
 import importlib.util
+import logging
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -127,6 +129,8 @@ def _by_onnx(path: Path) -> Predictor:
 
 def _write_onnx(model: torch.nn.Module, path: Path) -> None:
     ids = torch.randint(0, model.config.vocab_size, (2, 16))
+    logging.disable(logging.WARNING)  # the exporter's advice is about models of other kinds
+    warnings.simplefilter("ignore", FutureWarning)
     sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     torch.onnx.export(
         model,
