@@ -1,6 +1,7 @@
 """Train with, and predict through, the Hugging Face Trainer."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,11 @@ def predict(
     order = np.argsort([-len(ids) for ids in input_ids], kind="stable")
     size = config.eval_batch_size
     arguments = TrainingArguments(
-        per_device_eval_batch_size=size, disable_tqdm=not show_progress, report_to="none", **_machine(config)
+        tempfile.gettempdir(),  # the Trainer makes its folder, though nothing is written
+        per_device_eval_batch_size=size,
+        disable_tqdm=not show_progress,
+        report_to="none",
+        **_machine(config),
     )
     trainer = Trainer(model=model, args=arguments, data_collator=_collator(tokenizer, config), processing_class=tokenizer)
     by_length = trainer.predict(Dataset.from_dict({"input_ids": [input_ids[i] for i in order]})).predictions

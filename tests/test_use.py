@@ -140,6 +140,7 @@ def test_files_are_labelled_in_their_order_chunk_by_chunk(ending, run, call, tmp
     }[ending]()
     done = call("predict.py", "--run", run.folder, "--file", f"in.{ending}", "--out", "out.parquet")
     assert done.code == 0, done.err
+    assert {file.name for file in tmp_path.iterdir()} == {f"in.{ending}", "out.parquet"}, "nothing is left behind"
     labelled = pd.read_parquet("out.parquet")
     assert labelled["text" if ending == "txt" else "review"].tolist() == rows.review.tolist()
     if ending != "txt":
