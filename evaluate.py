@@ -29,13 +29,13 @@ def main() -> None:
 
     console.quiet_libraries()
     runs = [report.open_run(folder) for folder in arguments.runs or [report.newest_run(arguments.output_dir)]]
-    if len(runs) == 2:
-        return console.show_comparison(*runs, *evaluation.compare(*runs))
     if len(runs) > 2:
         raise UserError(f"{len(runs)} run folders: give one to evaluate it, or two to compare them")
-    (run,) = runs
+    run = runs[0]
     rows = data.load_data(run.config, run.record["dataset"]["origin"])
     report.check_same_data(run.folder, rows)
+    if len(runs) == 2:
+        return console.show_comparison(*runs, *evaluation.compare(*runs, rows.test))
     lora, tokenizer, model_source = report.load_model(run)
     console.show_sources(model_source, rows)
 

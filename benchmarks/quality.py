@@ -147,7 +147,7 @@ def fine_tuned(settings: dict, split: str):
         rows = data.load_data(run.config, run.record["dataset"]["origin"])
         lora, tokenizer, source = report.load_model(run)
         ids, _ = data.tokenize(getattr(rows, split).text, tokenizer, run.config)
-        logits = training.predict(lora, tokenizer, ids, run.config)
+        logits = training.predict(lora, tokenizer, ids, run.config, show_progress=False)
         said = run.training
         about = {
             "model": source.name,

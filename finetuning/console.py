@@ -5,7 +5,6 @@ import warnings
 from pathlib import Path
 
 import datasets
-import pandas as pd
 import transformers
 
 from finetuning.data import Data
@@ -76,8 +75,8 @@ def show_metrics(metrics: dict, folder: Path) -> None:
     print(f"\nopen {folder / 'report.html'}; beside it metrics.json, predictions.parquet, errors.csv and the pictures")
 
 
-def show_comparison(a: Run, b: Run, found: dict, differ: pd.DataFrame) -> None:
-    """Print how two runs compare on the same rows, and some rows where they differ."""
+def show_comparison(a: Run, b: Run, found: dict, differences: Path) -> None:
+    """Print how two runs compare on the same rows, and where those are on which they differ."""
     low, high = found["difference_ci95"]
     for run, accuracy, only in zip((a, b), found["accuracy"], (found["only_a_right"], found["only_b_right"]), strict=True):
         print(f"{accuracy:.4f}   {run.folder}   alone right in {only:,} of {found['n']:,} rows")
@@ -85,9 +84,7 @@ def show_comparison(a: Run, b: Run, found: dict, differ: pd.DataFrame) -> None:
         f"difference {100 * found['difference']:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}, "
         f"McNemar p = {found['mcnemar_p'][0]:.2g}"
     )
-    print(f"they differ in {found['labels_differ']:,} rows" + ("; the first ones:" if len(differ) else ""))
-    if len(differ):
-        print(differ.head(10).to_string(index=False, float_format="{:.3f}".format))
+    print(f"they differ in {found['labels_differ']:,} rows: {differences}")
 
 
 def show_label(said: dict, label_names: list[str], words: list[tuple[str, float]] | None) -> None:

@@ -170,8 +170,8 @@ def push_to_hub(run: Run, repo: str) -> str:
     return str(url)
 
 
-def compare(a: Run, b: Run) -> tuple[dict, pd.DataFrame]:
-    """Two evaluated runs on the same test rows: `metrics.paired_difference`, counts, and the rows where they differ.
+def compare(a: Run, b: Run, test: pd.DataFrame) -> tuple[dict, Path]:
+    """Two evaluated runs on the same rows of `test`: `metrics.paired_difference` and counts; the rows where they differ, as csv.
 
     Raises `UserError` if one is not evaluated, or their test rows are not the same.
     """
@@ -186,16 +186,16 @@ def compare(a: Run, b: Run) -> tuple[dict, pd.DataFrame]:
     ):
         raise UserError(f"{a.folder} and {b.folder} were tested on different rows: only runs on the same ones can be compared")
     right = [(one.prediction == one.label).to_numpy() for one in found]
-    differ = (first.prediction != second.prediction).to_numpy()
-    summary = paired_difference(*right) | {
+    rows = first.merge(second[["row", "prediction", "probability"]], on="row", suffixes=("_a", "_b")).assign(
+        text=test.text.to_numpy()
+    )
+    rows = rows[rows.prediction_a != rows.prediction_b]
+    file = a.folder / f"against-{b.folder.name}.csv"
+    rows[["row", "text", "label", "prediction_a", "probability_a", "prediction_b", "probability_b"]].to_csv(file, index=False)
+    return paired_difference(*right) | {
         "n": len(first),
         "accuracy": [float(r.mean()) for r in right],
         "only_a_right": int((right[0] & ~right[1]).sum()),
         "only_b_right": int((right[1] & ~right[0]).sum()),
-        "labels_differ": int(differ.sum()),
-    }
-    rows = first.loc[differ, ["row", "label", "prediction", "probability", "tokens"]].rename(
-        columns={"prediction": "prediction_a", "probability": "probability_a"}
-    )
-    rows["prediction_b"], rows["probability_b"] = second.prediction[differ], second.probability[differ]
-    return summary, rows
+        "labels_differ": len(rows),
+    }, file

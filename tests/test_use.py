@@ -125,6 +125,10 @@ def test_two_runs_are_compared_row_by_row(run, trained, call, tiny_flags):
     difference = 100 * ((a.prediction == a.label).mean() - (b.prediction == b.label).mean())
     assert f"difference {difference:+.2f} points" in out and "McNemar p = " in out
     assert f"they differ in {(a.prediction != b.prediction).sum()} rows" in out
+    differences = pd.read_csv(run.folder / "against-other.csv")
+    assert differences.row.tolist() == a.row[a.prediction != b.prediction].tolist()
+    texts = pd.read_csv(trained / "rows.csv").review
+    assert differences.text.tolist() == texts[differences.row].tolist()
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet", "txt"])
