@@ -28,20 +28,16 @@ def trained(model_dir, tmp_path_factory):
 
 
 @pytest.fixture
-def run(trained, call, tiny_flags, monkeypatch):
+def flags(trained, tiny_flags):
+    """A tiny random encoder learns these labels only as a whole."""
+    paths = ["--dataset_name", trained / "rows.csv", "--output_dir", trained / "outputs"]
+    return [*tiny_flags, *paths, "--learning_rate", 0.003, "--method", "full"]
+
+
+@pytest.fixture
+def run(trained, flags, call):
     folder = trained / "outputs" / "run"
     if not folder.exists():
-        flags = [
-            *tiny_flags,
-            "--dataset_name",
-            trained / "rows.csv",
-            "--output_dir",
-            trained / "outputs",
-            "--learning_rate",
-            0.003,
-            "--method",
-            "full",
-        ]
         assert call("fine_tune.py", *flags).code == 0
         evaluated = call("evaluate.py", folder)
         assert evaluated.code == 0, evaluated.err
@@ -75,11 +71,12 @@ def test_the_page_is_one_file_that_shows_texts_and_runs_none(run):
 def test_the_model_card_has_the_hubs_header_and_says_what_was_measured(run):
     card = ModelCard.load(run.folder / "adapter" / "README.md")
     metrics = json.loads((run.folder / "metrics.json").read_text())
-    assert (card.data.base_model, card.data.library_name, card.data.pipeline_tag) == (
+    header = card.data.to_dict()
+    assert [header[name] for name in ("base_model", "library_name", "pipeline_tag")] == [
         "tiny-distilbert",
         "peft",
         "text-classification",
-    )
+    ]
     accuracy = next(result for result in card.data.eval_results if result.metric_type == "accuracy")
     assert accuracy.metric_value == metrics["accuracy"] and "held out from train" in accuracy.dataset_name
     assert "held out from train" in card.text and str(run.folder) not in card.content
@@ -101,19 +98,8 @@ def test_nothing_is_uploaded_without_being_asked_and_all_of_the_adapter_if_it_is
     assert calls[0] == "me/reviews" and calls[1]["repo_id"] == "me/reviews" and calls[1]["folder_path"] == run.folder / "adapter"
 
 
-def test_two_runs_are_compared_row_by_row(run, trained, call, tiny_flags):
-    other = [
-        *tiny_flags,
-        "--dataset_name",
-        trained / "rows.csv",
-        "--output_dir",
-        trained / "outputs",
-        "--learning_rate",
-        0.003,
-        "--method",
-        "full",
-    ]
-    assert call("fine_tune.py", *other, "--run_name", "other", "--num_train_epochs", 1, "--learning_rate", 1e-4).code == 0
+def test_two_runs_are_compared_row_by_row(run, trained, call, flags):
+    assert call("fine_tune.py", *flags, "--run_name", "other", "--num_train_epochs", 1, "--learning_rate", 1e-4).code == 0
     folder = trained / "outputs" / "other"
     early = call("evaluate.py", run.folder, folder)
     assert early.code == 2 and f"python evaluate.py {folder}" in early.err
