@@ -118,18 +118,20 @@ def measure(study: str, name: str, seed: int, dataset_name: str) -> dict:
         rows, logits, about = fine_tuned(settings, split)
     frame = getattr(rows, split)
     found = metrics.classification_metrics(logits, frame.label.to_numpy(), rows.label_names)
+    right, seen = logits.argmax(axis=-1) == frame.label, frame.text.isin([*rows.train.text, *rows.validation.text])
     return {
         "study": study,
         "experiment": name,
         "seed": seed,
         "settings": {knob: value for knob, value in settings.items() if knob != "dataset_name"},
         "split": rows.test_split if split == "test" else f"validation, {rows.validation_split}",
-        **{key: found[key] for key in ("accuracy", "accuracy_ci95", "loss", "n")},
+        **{key: found[key] for key in ("accuracy", "accuracy_ci95", "loss", "n", "label_names", "confusion_matrix")},
+        "unseen": {"accuracy": float(right[~seen].mean()), "n": int((~seen).sum())},  # less the rows whose text was trained on
         **about,
         "minutes": (time.perf_counter() - started) / 60,
         "dataset": {"name": rows.source.name, "sha256": rows.sha256, "train": len(rows.train), "validation": len(rows.validation)},
         "environment": environment,
-        "wrong": " ".join(map(str, frame.index[logits.argmax(axis=-1) != frame.label])),  # row numbers, on one line
+        "wrong": " ".join(map(str, frame.index[~right])),  # row numbers, on one line
     }
 
 

@@ -28,7 +28,7 @@ class Architecture:
     query_value: str
     attention: str
     mlp: str
-    head: tuple[str, ...]  # the layers that are new: trained whole and saved beside the adapter
+    head: tuple[str, ...]  # what turns the encoder's output into labels: trained whole and saved beside the adapter
     dropout: tuple[str, ...]
     sdpa: bool = True  # its attention goes through transformers' AttentionInterface
     first_position: int = 0  # RoBERTa and its kin start counting positions behind the padding id
@@ -49,7 +49,7 @@ ARCHITECTURES = {
         head=("pre_classifier", "classifier"),
         dropout=("dropout", "attention_dropout", "seq_classif_dropout"),
     ),
-    "bert": Architecture(**_BERT, head=("classifier",)),
+    "bert": Architecture(**_BERT, head=("pooler", "classifier")),  # a frozen pooler saturates: no training at lr 2e-3
     "roberta": Architecture(**_BERT, head=("classifier",), first_position=2),
     "xlm-roberta": Architecture(**_BERT, head=("classifier",), first_position=2),
     "mpnet": Architecture(
@@ -120,7 +120,9 @@ def add_lora(base: torch.nn.Module, config: Config) -> PeftModel:
     architecture = ARCHITECTURES.get(base.config.model_type)
     if config.method != "lora" and architecture is None:
         raise UserError(f"method={config.method}: the head of {base.config.model_type} is not known; add it to finetuning/model.py")
-    head = list(architecture.head) if architecture else None
+    whole = list(architecture.head) if architecture else None
+    if config.method == "full":
+        whole = [base.base_model_prefix, *(name for name in whole if hasattr(base, name))]
     lora_config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
         r=config.lora_r,
@@ -129,7 +131,7 @@ def add_lora(base: torch.nn.Module, config: Config) -> PeftModel:
         target_modules=(
             _target_modules(base, architecture, config.target_modules) if config.method == "lora" else DUMMY_TARGET_MODULES
         ),
-        modules_to_save=[base.base_model_prefix, *head] if config.method == "full" else head,
+        modules_to_save=whole,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         init_lora_weights=config.init_lora_weights == "default" or config.init_lora_weights,

@@ -64,7 +64,9 @@ def test_the_methods_to_compare_with_train_all_or_the_head_alone_and_reload(meth
     config = replace(CONFIG, method=method, precision="auto")
     tuned = build(folder, config)
     whole = AutoModelForSequenceClassification.from_pretrained(folder)
-    head = sum(p.numel() for name, p in whole.named_parameters() if "classifier" in name)
+    head = sum(
+        p.numel() for name, p in whole.named_parameters() if any(part in name for part in model.ARCHITECTURES[model_type].head)
+    )
     total = sum(p.numel() for p in whole.parameters())
     assert model.count_parameters(tuned) == ({"full": total, "head": head}[method], total)
     before = {name: p.detach().clone() for name, p in tuned.named_parameters()}
@@ -130,7 +132,8 @@ def test_the_fast_road_has_the_libraries_logits_and_gradients(model_type, tmp_pa
     torch.testing.assert_close(logits, stock_logits, rtol=1e-4, atol=1e-5)
     assert gradients.keys() == stock_gradients.keys()
     for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, stock_gradients[name], rtol=1e-3, atol=1e-5, msg=name)
+        stock = stock_gradients[name]
+        torch.testing.assert_close(gradient, stock, rtol=1e-3, atol=float(1e-4 * stock.abs().max()))
 
 
 def test_an_adapter_that_is_disabled_or_merged_is_so_on_the_fast_road_too(model_dir):
