@@ -11,17 +11,23 @@ training reviews held out for validation; what is named in `Study.common` and th
 
 import argparse
 import json
+import multiprocessing
+import pickle
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from config import PRESETS, Config  # noqa: E402
+
 RECORDS = ROOT / "results" / "quality"
+OF_THE_MACHINE = ("dataset_name", "output_dir", "run_name", "report_to")  # settings that a record leaves out
 TFIDF = "tf-idf"  # a method of this file alone: scikit-learn's, on the same rows
 
 
@@ -32,6 +38,11 @@ class Study:
     experiments: dict[str, dict]  # by name: what differs from `common`
     seeds: tuple[int, ...] = (0,)
 
+
+FULL = PRESETS["full"] | dict(early_stopping_patience=0)  # the same budget of epochs for all
+# By number of training reviews: so few need more passes.
+SMALL = {500: dict(num_train_epochs=10), 2_000: dict(num_train_epochs=5), 8_000: dict(num_train_epochs=3)}
+AUGMENTATIONS = ("none", "token-dropout", "crop", "sentence-shuffle")
 
 STUDIES = {
     # Does what makes training fast cost accuracy? Three things change what is computed: dropout, batches of like length, bf16.
@@ -87,6 +98,59 @@ STUDIES = {
             "PiSSA": dict(init_lora_weights="pissa"),
         },
     ),
+    # The best of them on all the reviews, as `--preset full` has them.
+    "confirm": Study(
+        "validation",
+        FULL,
+        {
+            "base": {},
+            "full, learning rate 1e-4": dict(method="full", learning_rate=1e-4),
+            "512 tokens": dict(max_length=512),
+            "3 epochs": dict(num_train_epochs=3),
+            "full, learning rate 5e-5": dict(method="full", learning_rate=5e-5),
+            "learning rate 5e-4": dict(learning_rate=5e-4),
+        },
+    ),
+    # What the recipe reaches on the official test: `--preset full`, and full fine-tuning at its own best learning rate.
+    "comparison": Study(
+        "test",
+        FULL,
+        {
+            "LoRA on all linear layers": {},
+            "full fine-tuning": dict(method="full", learning_rate=1e-4),
+        },
+        seeds=(0, 1, 2),
+    ),
+    "baselines": Study(
+        "test",
+        FULL,
+        {
+            "LoRA on query and value, as tutorials have it": dict(
+                target_modules="query-value", lora_r=8, lora_alpha=32, learning_rate=2e-4, truncation="head"
+            ),
+            "the head alone": dict(method="head", learning_rate=1e-2),
+            "TF-IDF and logistic regression": dict(method=TFIDF),
+        },
+    ),
+    "growth": Study(
+        "test",
+        FULL | dict(val_samples=500),
+        {f"LoRA, {n} reviews": dict(train_samples=n, **more) for n, more in SMALL.items()}
+        | {f"TF-IDF, {n} reviews": dict(train_samples=n, method=TFIDF) for n in SMALL},
+    ),
+    "augmentation-500": Study(
+        "validation",
+        FULL | dict(train_samples=500) | SMALL[500],
+        {name: dict(augmentation=name) for name in AUGMENTATIONS},
+        seeds=(0, 1, 2),
+    ),
+    "augmentation-8000": Study(
+        "validation",
+        FULL | dict(train_samples=8_000) | SMALL[8_000],
+        {name: dict(augmentation=name) for name in AUGMENTATIONS},
+    ),
+    # A model of the size people use.
+    "model": Study("test", FULL, {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")}),
 }
 
 
@@ -104,7 +168,6 @@ def record_file(study: str, name: str, seed: int) -> Path:
 
 def measure(study: str, name: str, seed: int, dataset_name: str) -> dict:
     """Train one experiment with one seed; what it reaches on the study's split, and which rows it gets wrong."""
-    from config import Config
     from finetuning import data, metrics, report
 
     settings = STUDIES[study].common | STUDIES[study].experiments[name] | dict(seed=seed, dataset_name=dataset_name)
@@ -113,7 +176,8 @@ def measure(study: str, name: str, seed: int, dataset_name: str) -> dict:
     environment = report.environment()
     if settings.get("method") == TFIDF:
         rows = data.load_data(Config(**settings | dict(method="lora")))
-        logits, about = tfidf(rows, split)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:  # so that its peak of memory is its own
+            logits, about = alone.submit(tfidf, rows, split).result()
     else:
         rows, logits, about = fine_tuned(settings, split)
     frame = getattr(rows, split)
@@ -123,13 +187,19 @@ def measure(study: str, name: str, seed: int, dataset_name: str) -> dict:
         "study": study,
         "experiment": name,
         "seed": seed,
-        "settings": {knob: value for knob, value in settings.items() if knob != "dataset_name"},
+        "settings": {knob: value for knob, value in settings.items() if knob not in OF_THE_MACHINE},
         "split": rows.test_split if split == "test" else f"validation, {rows.validation_split}",
         **{key: found[key] for key in ("accuracy", "accuracy_ci95", "loss", "n", "label_names", "confusion_matrix")},
         "unseen": {"accuracy": float(right[~seen].mean()), "n": int((~seen).sum())},  # less the rows whose text was trained on
         **about,
         "minutes": (time.perf_counter() - started) / 60,
-        "dataset": {"name": rows.source.name, "sha256": rows.sha256, "train": len(rows.train), "validation": len(rows.validation)},
+        "dataset": {
+            "name": rows.source.name,
+            "origin": rows.source.origin,
+            "sha256": rows.sha256,
+            "train": len(rows.train),
+            "validation": len(rows.validation),
+        },
         "environment": environment,
         "wrong": " ".join(map(str, frame.index[~right])),  # row numbers, on one line
     }
@@ -152,6 +222,7 @@ def fine_tuned(settings: dict, split: str):
         logits = training.predict(lora, tokenizer, ids, run.config, show_progress=False)
         said = run.training
         about = {
+            "config": {knob: value for knob, value in asdict(run.config).items() if knob not in OF_THE_MACHINE},
             "model": source.name,
             "model_origin": source.origin,
             "model_sha256": source.sha256,
@@ -187,6 +258,7 @@ def tfidf(rows, split: str):
         "total_parameters": weights,
         "training_seconds": seconds,
         "peak_memory_gib": report.peak_memory_gib(),
+        "saved_mib": len(pickle.dumps(model)) / 2**20,
     }
 
 
