@@ -281,6 +281,7 @@ PAGES = {
     "README.md": {"results": results_table, "speed": speed_table},
     "results/README.md": {
         "recipe": partial(changes_table, "recipe"),
+        "confirm": partial(changes_table, "confirm"),
         "steps": steps_table,
         "fast": fast_table,
     },
