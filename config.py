@@ -71,7 +71,7 @@ class Config:
 
     # --- training ----------------------------------------------------------------------------------------------------
     learning_rate: float = HfArg(
-        default=1e-3, help="the knob that matters most; about ten times that of full fine-tuning; at 4e-3 training failed"
+        default=1e-3, help="the knob that matters most; ten to twenty times that of full fine-tuning; at 4e-3 training failed"
     )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = HfArg(
         default="linear", help="how the learning rate falls after the warm-up"

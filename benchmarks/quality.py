@@ -118,7 +118,7 @@ STUDIES = {
         FULL,
         {
             "LoRA on all linear layers": {},
-            "full fine-tuning": dict(method="full", learning_rate=1e-4),
+            "full fine-tuning": dict(method="full", learning_rate=5e-5),
         },
         seeds=(0, 1, 2),
     ),
