@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py --list            what there is, and the minutes each took
     python benchmarks/quality.py recipe            run a study, or one experiment of it: recipe/base
-    python benchmarks/tables.py                    the README's tables and pictures from the records
+    python benchmarks/tables.py                    the tables of the READMEs from the records
 
 A finished run leaves a record in results/quality/ and is not run again. A study's split is where its runs are measured:
 validation, where choices are made, or the official test, which only reports. Rows are IMDb's, 2,500 of the official

@@ -1,4 +1,4 @@
-"""Write the tables and pictures of README.md and results/README.md anew from the records in results/.
+"""Write the tables of README.md and results/README.md anew from the records in results/.
 
 python benchmarks/tables.py
 """
@@ -16,8 +16,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from quality import STUDIES, record_file  # noqa: E402
 
-from finetuning.metrics import paired_difference, wilson_interval  # noqa: E402
-from finetuning.plots import plot_confusion_matrix, pyplot  # noqa: E402
+from finetuning.metrics import paired_difference  # noqa: E402
 
 
 def results_table() -> str:
@@ -51,135 +50,9 @@ def _without(command: str, *flags: str) -> str:
     return re.sub(rf" --({'|'.join(flags)}) \S+", "", command)
 
 
-def comparison_table() -> str:
-    """Methods on the official test, beside full fine-tuning on the same rows: "comparison", "baselines" and "model" of quality.py."""
-    records = _quality_records("comparison", "baselines", "model")
-    (n,) = {run["n"] for runs in records.values() for run in runs}
-    lines = [
-        f"| method | base model | trained parameters | training | peak memory | saved | accuracy on {n:,} test reviews (95 %) "
-        "| without those seen in training | difference to full fine-tuning, paired (95 %) | McNemar's p |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for name, runs in records.items():
-        first = runs[0]
-        share = first["trainable_parameters"] / first["total_parameters"]
-        cells = [
-            name,
-            _model(first),
-            f"{first['trainable_parameters']:,}" + (f" ({share:.1%})" if share < 1 else ""),
-            f"{np.mean([run['training_seconds'] for run in runs]) / 60:.1f} min",
-            f"{np.mean([run['peak_memory_gib'] for run in runs]):.1f} GiB",
-            f"{first['saved_mib']:.0f} MiB",
-            _accuracy(runs),
-            f"{np.mean([run['unseen']['accuracy'] for run in runs]):.2%}",
-        ]
-        reference = records["full fine-tuning"]
-        if runs is reference or first["model"] != reference[0]["model"] and first["model_origin"] != "scikit-learn":
-            cells += ["", ""]
-        else:
-            seeds = {run["seed"] for run in runs}
-            found = compare(runs, [run for run in reference if run["seed"] in seeds])
-            cells += [_points(found), ", ".join(_p(p) for p in found["mcnemar_p"])]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _model(record: dict) -> str:
-    return "" if record["model_origin"] == "scikit-learn" else Path(record["model"]).name + _stand_in(record["model_origin"])
-
-
-def _stand_in(origin: str) -> str:
-    return " (stand-in)" if origin == "stand-in" else ""
-
-
-def _accuracy(runs: list[dict]) -> str:
-    """Mean over seeds, their standard deviation, and the interval that the number of test rows leaves."""
-    accuracies = [run["accuracy"] for run in runs]
-    low, high = wilson_interval(round(np.mean(accuracies) * runs[0]["n"]), runs[0]["n"])
-    spread = f" ± {100 * np.std(accuracies, ddof=1):.2f} over {len(runs)} seeds" if len(runs) > 1 else ""
-    return f"**{np.mean(accuracies):.2%}**{spread} ({low:.2%} to {high:.2%})"
-
-
 def _points(found: dict) -> str:
     low, high = found["difference_ci95"]
     return f"{100 * found['difference']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
-
-
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def growth_table() -> str:
-    """LoRA and TF-IDF against the number of training reviews; `growth_picture` draws it."""
-    lines = [
-        "| training reviews | LoRA | minutes | TF-IDF and logistic regression | minutes | difference, paired (95 %) |",
-        "|--:|--:|--:|--:|--:|--:|",
-    ]
-    for n, lora, tfidf in _growth():
-        cells = [f"{n:,}"]
-        for run in (lora, tfidf):
-            cells += [f"{run['accuracy']:.2%}", f"{run['training_seconds'] / 60:.1f}"]
-        lines.append(f"| {' | '.join(cells)} | {_points(compare([lora], [tfidf]))} |")
-    return "\n".join(lines)
-
-
-def _growth() -> list[tuple[int, dict, dict]]:
-    """(training reviews, LoRA's record, TF-IDF's), with those of the comparison as the last."""
-    records = _quality_records("growth", "comparison", "baselines")
-    lora = [runs[0] for name, runs in records.items() if name.startswith("LoRA,") or name == "LoRA on all linear layers"]
-    tfidf = [runs[0] for name, runs in records.items() if name.startswith("TF-IDF")]
-    return [(a["dataset"]["train"], a, b) for a, b in zip(lora, tfidf, strict=True)]
-
-
-def growth_picture(path: Path) -> None:
-    """Accuracy, with its interval, and minutes of training against the number of training reviews."""
-    growth = _growth()
-    reviews = [n for n, _, _ in growth]
-    figure, (accuracy, minutes) = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
-    for column, label in ((1, f"LoRA, {_model(growth[0][1])}"), (2, "TF-IDF and logistic regression")):
-        runs = [point[column] for point in growth]
-        found = np.array([run["accuracy"] for run in runs])
-        low, high = np.array([run["accuracy_ci95"] for run in runs]).T
-        accuracy.errorbar(reviews, found, yerr=[found - low, high - found], fmt="o-", capsize=3, label=label)
-        minutes.plot(reviews, [run["training_seconds"] / 60 for run in runs], "o-")
-    accuracy.set(ylabel=f"accuracy on {growth[0][1]['n']:,} test reviews")
-    minutes.set(ylabel=f"minutes of training\n{growth[0][1]['environment']['hardware']}", yscale="log")
-    for axes in (accuracy, minutes):
-        axes.set(xlabel="training reviews", xscale="log", xticks=reviews, xticklabels=[f"{n:,}" for n in reviews])
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=2)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-
-
-def augmentation_table() -> str:
-    """What each augmentation is worth with few and with more training reviews, on validation."""
-    studies = {study: _quality_records(study) for study in ("augmentation-500", "augmentation-8000")}
-    lines = ["| augmentation |", "|---|"]
-    for name in next(iter(studies.values())):
-        lines.append(f"| {name} |")
-    for records in studies.values():
-        none = records["none"]
-        seeds = f", mean of {len(none)} seeds" if len(none) > 1 else ""
-        lines[0] += f" {none[0]['dataset']['train']:,} reviews{seeds} | difference, paired (95 %) |"
-        lines[1] += "--:|--:|"
-        for i, (name, runs) in enumerate(records.items()):
-            difference = "" if name == "none" else _points(compare(runs, none))
-            lines[2 + i] += f" {np.mean([run['accuracy'] for run in runs]):.2%} | {difference} |"
-    return "\n".join(lines)
-
-
-def laptop_sentence() -> str:
-    """What the first command reaches: results/run-laptop.json is a copy of its run's metrics.json."""
-    m = json.loads((ROOT / "results" / "run-laptop.json").read_text())
-    low, high = m["accuracy_ci95"]
-    run = m["run"]
-    return (
-        f"Measured: **{m['accuracy']:.2%}** ({low:.2%} to {high:.2%}) on {m['n']:,} of {m['dataset']} ({m['split']}), "
-        f"{Path(m['model']).name}{_stand_in(run['model']['origin'])}, trained on {run['dataset']['rows']['train']:,} reviews in "
-        f"{m['seconds']['training'] / 60:.1f} minutes on {run['environment']['hardware']} ([record](results/run-laptop.json))."
-    )
 
 
 def speed_table() -> str:
@@ -266,14 +139,13 @@ def compare(a: list[dict], b: list[dict]) -> dict:
     return paired_difference(right(a), right(b))
 
 
-def _quality_records(*studies: str) -> dict[str, list[dict]]:
-    """By experiment, in the studies' own order, the records of its seeds."""
+def _quality_records(study: str) -> dict[str, list[dict]]:
+    """By experiment, in the study's own order, the records of its seeds."""
     records = {}
-    for study in studies:
-        for name in STUDIES[study].experiments:
-            files = [file for seed in STUDIES[study].seeds if (file := record_file(study, name, seed)).exists()]
-            if files:
-                records[name] = [json.loads(file.read_text()) for file in files]
+    for name in STUDIES[study].experiments:
+        files = [file for seed in STUDIES[study].seeds if (file := record_file(study, name, seed)).exists()]
+        if files:
+            records[name] = [json.loads(file.read_text()) for file in files]
     return records
 
 
@@ -297,14 +169,6 @@ def fill(page: str) -> str:
         if count != 1:
             sys.exit(f"{page} must hold <!-- {name} --> and <!-- /{name} --> once, not {count} times")
     return text
-
-
-def draw() -> None:
-    """The pictures of README.md that come from records alone."""
-    growth_picture(ROOT / "results" / "growth.png")
-    run = _quality_records("comparison")["LoRA on all linear layers"][0]
-    dataset = dict(dataset=run["dataset"]["name"], dataset_origin=run["dataset"]["origin"])
-    plot_confusion_matrix(run | dataset, ROOT / "results" / "confusion_matrix.png")
 
 
 if __name__ == "__main__":
