@@ -1,4 +1,4 @@
-"""Write the tables of README.md and results/README.md anew from the records in results/.
+"""Write the tables and pictures of README.md and results/README.md anew from the records in results/.
 
 python benchmarks/tables.py
 """
@@ -16,43 +16,79 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from quality import STUDIES, record_file  # noqa: E402
 
-from finetuning.metrics import paired_difference  # noqa: E402
+from finetuning.metrics import paired_difference, wilson_interval  # noqa: E402
+from finetuning.plots import plot_confusion_matrix  # noqa: E402
+
+LORA = "LoRA on all linear layers"  # the experiment of "comparison" that is the recipe
 
 
-def results_table() -> str:
-    """A row for each evaluated run: results/run-*.json are copies of runs' metrics.json."""
+def comparison_table() -> str:
+    """Methods on the official test, beside full fine-tuning on the same rows: "comparison", "baselines" and "model" of quality.py."""
+    records = _quality_records("comparison", "baselines", "model")
+    (n,) = {run["n"] for runs in records.values() for run in runs}
     lines = [
-        "| command | base model | trained on | tested on | accuracy (95 % interval) | trained parameters | training | machine |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| method | base model | trained parameters | training | peak memory | saved | accuracy on {n:,} test reviews (95 %) "
+        "| without those seen in training | difference to full fine-tuning, paired (95 %) | McNemar's p |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for file in sorted((ROOT / "results").glob("run-*.json")):
-        m = json.loads(file.read_text())
-        low, high = m["accuracy_ci95"]
-        rows = m["run"]["dataset"]["rows"]
-        stand_in = " (stand-in)" if m["run"]["model"]["origin"] == "stand-in" else ""
-        share = m["trainable_parameters"] / m["total_parameters"]
+    for name, runs in records.items():
+        first = runs[0]
+        share = first["trainable_parameters"] / first["total_parameters"]
         cells = [
-            f"[`{_without(m['run']['command'], 'dataset_name', 'run_name')}`](results/{file.name})",
-            Path(m["model"]).name + stand_in,
-            f"{rows['train']:,} reviews",
-            f"{m['n']:,} of {m['dataset']} ({m['split']})",
-            f"**{m['accuracy']:.2%}** ({low:.2%} to {high:.2%})",
-            f"{m['trainable_parameters']:,} ({share:.1%})",
-            f"{m['seconds']['training'] / 60:.1f} min",
-            m["run"]["environment"]["hardware"],
+            LORA if name == first["model"] else name,
+            _model(first),
+            f"{first['trainable_parameters']:,}" + (f" ({share:.1%})" if share < 1 else ""),
+            f"{np.mean([run['training_seconds'] for run in runs]) / 60:.1f} min",
+            f"{np.mean([run['peak_memory_gib'] for run in runs]):.1f} GiB",
+            f"{first['saved_mib']:.0f} MiB",
+            _accuracy(runs),
+            f"{np.mean([run['unseen']['accuracy'] for run in runs]):.2%}",
         ]
+        reference = records["full fine-tuning"]
+        if runs is reference or first["model"] != reference[0]["model"] and first["model_origin"] != "scikit-learn":
+            cells += ["", ""]
+        else:
+            found = compare(*zip(*((a, b) for a in runs for b in reference if a["seed"] == b["seed"]), strict=True))
+            cells += [_points(found), ", ".join(_p(p) for p in found["mcnemar_p"])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _without(command: str, *flags: str) -> str:
-    """The command less the flags that name things of one machine; the data set has a cell of its own."""
-    return re.sub(rf" --({'|'.join(flags)}) \S+", "", command)
+def _model(record: dict) -> str:
+    return "" if record["model_origin"] == "scikit-learn" else Path(record["model"]).name + _stand_in(record["model_origin"])
+
+
+def _stand_in(origin: str) -> str:
+    return " (stand-in)" if origin == "stand-in" else ""
+
+
+def _accuracy(runs: list[dict]) -> str:
+    """Mean over seeds, their standard deviation, and the interval that the number of test rows leaves."""
+    accuracies = [run["accuracy"] for run in runs]
+    low, high = wilson_interval(round(np.mean(accuracies) * runs[0]["n"]), runs[0]["n"])
+    spread = f" ± {100 * np.std(accuracies, ddof=1):.2f} over {len(runs)} seeds" if len(runs) > 1 else ""
+    return f"**{np.mean(accuracies):.2%}**{spread} ({low:.2%} to {high:.2%})"
 
 
 def _points(found: dict) -> str:
     low, high = found["difference_ci95"]
     return f"{100 * found['difference']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def laptop_sentence() -> str:
+    """What the first command reaches: results/run-laptop.json is a copy of its run's metrics.json."""
+    m = json.loads((ROOT / "results" / "run-laptop.json").read_text())
+    low, high = m["accuracy_ci95"]
+    run = m["run"]
+    return (
+        f"Measured: **{m['accuracy']:.2%}** ({low:.2%} to {high:.2%}) on {m['n']:,} of {m['dataset']} ({m['split']}), "
+        f"{Path(m['model']).name}{_stand_in(run['model']['origin'])}, trained on {run['dataset']['rows']['train']:,} reviews in "
+        f"{m['seconds']['training'] / 60:.1f} minutes on {run['environment']['hardware']} ([record](results/run-laptop.json))."
+    )
 
 
 def speed_table() -> str:
@@ -139,18 +175,19 @@ def compare(a: list[dict], b: list[dict]) -> dict:
     return paired_difference(right(a), right(b))
 
 
-def _quality_records(study: str) -> dict[str, list[dict]]:
-    """By experiment, in the study's own order, the records of its seeds."""
+def _quality_records(*studies: str) -> dict[str, list[dict]]:
+    """By experiment, in the studies' own order, the records of its seeds."""
     records = {}
-    for name in STUDIES[study].experiments:
-        files = [file for seed in STUDIES[study].seeds if (file := record_file(study, name, seed)).exists()]
-        if files:
-            records[name] = [json.loads(file.read_text()) for file in files]
+    for study in studies:
+        for name in STUDIES[study].experiments:
+            files = [file for seed in STUDIES[study].seeds if (file := record_file(study, name, seed)).exists()]
+            if files:
+                records[name] = [json.loads(file.read_text()) for file in files]
     return records
 
 
 PAGES = {
-    "README.md": {"results": results_table, "speed": speed_table},
+    "README.md": {"comparison": comparison_table, "laptop": laptop_sentence, "speed": speed_table},
     "results/README.md": {
         "recipe": partial(changes_table, "recipe"),
         "confirm": partial(changes_table, "confirm"),
@@ -171,6 +208,14 @@ def fill(page: str) -> str:
     return text
 
 
+def draw() -> None:
+    """The pictures of README.md that come from records alone."""
+    run = _quality_records("comparison")[LORA][0]
+    dataset = dict(dataset=run["dataset"]["name"], dataset_origin=run["dataset"]["origin"])
+    plot_confusion_matrix(run | dataset, ROOT / "results" / "confusion_matrix.png")
+
+
 if __name__ == "__main__":
     for page in PAGES:
         (ROOT / page).write_text(fill(page))
+    draw()
