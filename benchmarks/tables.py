@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from quality import STUDIES, record_file  # noqa: E402
 
 from finetuning.metrics import paired_difference, wilson_interval  # noqa: E402
-from finetuning.plots import plot_confusion_matrix  # noqa: E402
+from finetuning.plots import plot_confusion_matrix, pyplot  # noqa: E402
 
 LORA = "LoRA on all linear layers"  # the experiment of "comparison" that is the recipe
 
@@ -38,7 +38,7 @@ def comparison_table() -> str:
             LORA if name == first["model"] else name,
             _model(first),
             f"{first['trainable_parameters']:,}" + (f" ({share:.1%})" if share < 1 else ""),
-            f"{np.mean([run['training_seconds'] for run in runs]) / 60:.1f} min",
+            _duration(np.mean([run["training_seconds"] for run in runs])),
             f"{np.mean([run['peak_memory_gib'] for run in runs]):.1f} GiB",
             f"{first['saved_mib']:.0f} MiB",
             _accuracy(runs),
@@ -70,6 +70,10 @@ def _accuracy(runs: list[dict]) -> str:
     return f"**{np.mean(accuracies):.2%}**{spread} ({low:.2%} to {high:.2%})"
 
 
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
+
+
 def _points(found: dict) -> str:
     low, high = found["difference_ci95"]
     return f"{100 * found['difference']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
@@ -77,6 +81,69 @@ def _points(found: dict) -> str:
 
 def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def growth_table() -> str:
+    """LoRA and TF-IDF against the number of training reviews; `growth_picture` draws it."""
+    lines = [
+        "| training reviews | LoRA | training | TF-IDF and logistic regression | training | difference, paired (95 %) | McNemar's p |",
+        "|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for n, lora, tfidf in _growth():
+        cells = [f"{n:,}"]
+        for run in (lora, tfidf):
+            cells += [f"{run['accuracy']:.2%}", _duration(run["training_seconds"])]
+        found = compare([lora], [tfidf])
+        lines.append(f"| {' | '.join([*cells, _points(found), *map(_p, found['mcnemar_p'])])} |")
+    return "\n".join(lines)
+
+
+def _growth() -> list[tuple[int, dict, dict]]:
+    """(training reviews, LoRA's record, TF-IDF's), with those of the comparison as the last."""
+    records = _quality_records("growth", "comparison", "baselines")
+    lora = [runs[0] for name, runs in records.items() if name.startswith("LoRA,") or name == LORA]
+    tfidf = [runs[0] for name, runs in records.items() if name.startswith("TF-IDF")]
+    return [(a["dataset"]["train"], a, b) for a, b in zip(lora, tfidf, strict=True)]
+
+
+def growth_picture(path: Path) -> None:
+    """Accuracy, with its interval, and minutes of training against the number of training reviews."""
+    growth = _growth()
+    reviews = [n for n, _, _ in growth]
+    figure, (accuracy, minutes) = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    for column, label in ((1, f"LoRA, {_model(growth[0][1])}"), (2, "TF-IDF and logistic regression")):
+        runs = [point[column] for point in growth]
+        found = np.array([run["accuracy"] for run in runs])
+        low, high = np.array([run["accuracy_ci95"] for run in runs]).T
+        accuracy.errorbar(reviews, found, yerr=[found - low, high - found], fmt="o-", capsize=3, label=label)
+        minutes.plot(reviews, [run["training_seconds"] / 60 for run in runs], "o-")
+    accuracy.set(ylabel=f"accuracy on {growth[0][1]['n']:,} test reviews")
+    minutes.set(ylabel="minutes of training", yscale="log")
+    minutes.yaxis.set_major_formatter("{x:g}")
+    for axes in (accuracy, minutes):
+        axes.set(xlabel="training reviews", xscale="log", xticks=reviews, xticklabels=[f"{n:,}" for n in reviews])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=2)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def augmentation_table() -> str:
+    """What each augmentation is worth with few and with more training reviews, on validation."""
+    studies = {study: _quality_records(study) for study in ("augmentation-500", "augmentation-8000")}
+    lines = ["| augmentation |", "|---|"]
+    for name in next(iter(studies.values())):
+        lines.append(f"| {name} |")
+    for records in studies.values():
+        none = records["none"]
+        seeds = f", mean of {len(none)} seeds" if len(none) > 1 else ""
+        lines[0] += f" {none[0]['dataset']['train']:,} reviews{seeds} | difference, paired (95 %) |"
+        lines[1] += "--:|--:|"
+        for i, (name, runs) in enumerate(records.items()):
+            difference = "" if name == "none" else _points(compare(runs, none))
+            lines[2 + i] += f" {np.mean([run['accuracy'] for run in runs]):.2%} | {difference} |"
+    return "\n".join(lines)
 
 
 def laptop_sentence() -> str:
@@ -187,10 +254,11 @@ def _quality_records(*studies: str) -> dict[str, list[dict]]:
 
 
 PAGES = {
-    "README.md": {"comparison": comparison_table, "laptop": laptop_sentence, "speed": speed_table},
+    "README.md": {"comparison": comparison_table, "growth": growth_table, "laptop": laptop_sentence, "speed": speed_table},
     "results/README.md": {
         "recipe": partial(changes_table, "recipe"),
         "confirm": partial(changes_table, "confirm"),
+        "augmentation": augmentation_table,
         "steps": steps_table,
         "fast": fast_table,
     },
@@ -210,6 +278,7 @@ def fill(page: str) -> str:
 
 def draw() -> None:
     """The pictures of README.md that come from records alone."""
+    growth_picture(ROOT / "results" / "growth.png")
     run = _quality_records("comparison")[LORA][0]
     dataset = dict(dataset=run["dataset"]["name"], dataset_origin=run["dataset"]["origin"])
     plot_confusion_matrix(run | dataset, ROOT / "results" / "confusion_matrix.png")

@@ -10,6 +10,7 @@ from conftest import ROOT
 from config import PRESETS, Config
 
 sys.path.append(str(ROOT / "benchmarks"))
+import quality  # noqa: E402
 import tables  # noqa: E402
 
 README = (ROOT / "README.md").read_text()
@@ -18,6 +19,11 @@ README = (ROOT / "README.md").read_text()
 @pytest.mark.parametrize("page", tables.PAGES)
 def test_its_tables_are_those_the_records_give(page):
     assert tables.fill(page) == (ROOT / page).read_text(), "run python benchmarks/tables.py"
+
+
+def test_every_experiment_has_its_record():
+    missing = ["/".join(map(str, run)) for run in quality.runs([]) if not quality.record_file(*run).exists()]
+    assert not missing, "run python benchmarks/quality.py, then python benchmarks/tables.py"
 
 
 def test_every_flag_preset_and_file_it_names_is_there():
