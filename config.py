@@ -48,7 +48,7 @@ class Config:
     augmentation: Literal["none", "token-dropout", "crop", "sentence-shuffle"] = HfArg(
         default="none",
         help="change training texts each time they are used: a tenth of the tokens dropped, a window of 70%% or more, sentences in "
-        "another order; no gain at 500 reviews, perhaps half a point to one at 8,000",
+        "another order; no gain at 500 reviews, about half a point at 8,000",
     )
 
     # --- what trains -------------------------------------------------------------------------------------------------

@@ -149,6 +149,7 @@ STUDIES = {
         "validation",
         FULL | dict(train_samples=8_000) | SMALL[8_000],
         {name: dict(augmentation=name) for name in AUGMENTATIONS},
+        seeds=(0, 1, 2),
     ),
     # A model of the size people use.
     "model": Study("test", FULL, {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")}),
