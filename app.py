@@ -6,10 +6,9 @@
 Needs requirements-extras.txt. As a Space on the Hub it runs unchanged, with the run folder beside it.
 """
 
-import argparse
 from pathlib import Path
 
-from finetuning.cli import exit_cleanly
+from finetuning.cli import Parser, exit_cleanly
 from finetuning.errors import UserError
 
 EXAMPLES = [
@@ -21,7 +20,7 @@ EXAMPLES = [
 
 @exit_cleanly
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="?", type=Path, help="a run folder; not given: the newest in --output_dir")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
     arguments = parser.parse_args()

@@ -9,25 +9,25 @@ Writes report.html, its pictures and figures, predictions.parquet and errors.csv
 beside the adapter. All settings come from the run folder, so that they can't disagree with the training.
 """
 
-import argparse
 import time
 from pathlib import Path
 
-from finetuning.cli import exit_cleanly
+from finetuning.cli import Parser, exit_cleanly
 
 
 @exit_cleanly
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="a run folder, or two to compare; none: the newest")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
     parser.add_argument("--push_to_hub", metavar="REPO", help="upload adapter and model card there, as ME/NAME")
     arguments = parser.parse_args()
 
-    from finetuning import console, data, evaluation, fast, report, training
+    from finetuning import console, data, evaluation, fast, processes, report, training
     from finetuning.errors import UserError
 
     console.quiet_libraries()
+    processes.start()
     runs = [report.open_run(folder) for folder in arguments.runs or [report.newest_run(arguments.output_dir)]]
     if len(runs) > 2:
         raise UserError(f"{len(runs)} run folders: give one to evaluate it, or two to compare them")
@@ -40,13 +40,12 @@ def main() -> None:
     console.show_sources(model_source, rows)
 
     # Predict the test split; logits come back in the order of the rows.
-    ids, lengths = data.tokenize(rows.test.text, tokenizer, run.config)
+    tokens = data.encode(rows.test, tokenizer, run.config)
     started = time.perf_counter()
-    logits = training.predict(lora, tokenizer, ids, run.config)
+    logits = training.predict(lora, tokenizer, tokens, run.config)
     seconds = time.perf_counter() - started
 
-    labels = rows.test.label.to_numpy()
-    metrics = evaluation.measure(run, logits, labels, lengths, rows.label_names) | {
+    metrics = evaluation.measure(run, logits, tokens.labels, tokens.lengths, rows.label_names) | {
         "method": evaluation.METHODS[run.config.method],
         "model": model_source.name,
         "model_origin": model_source.origin,
@@ -63,7 +62,7 @@ def main() -> None:
         "run": run.record,
         "validation": run.training["validation"],
     }
-    evaluation.write(run, metrics, rows.test, logits, lengths)
+    evaluation.write(run, metrics, rows.test, logits, tokens.lengths)
     console.show_metrics(metrics, run.folder)
     if arguments.push_to_hub:
         print(f"pushed to {evaluation.push_to_hub(run, arguments.push_to_hub)}")

@@ -11,17 +11,16 @@ Writes outputs/RUN/export/ with export.json, which compares each with the run's 
 not agree is not written.
 """
 
-import argparse
 from pathlib import Path
 
-from finetuning.cli import exit_cleanly
+from finetuning.cli import Parser, exit_cleanly
 
 FORMATS = ("merged", "onnx", "int8")
 
 
 @exit_cleanly
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="?", type=Path, help="a run folder; not given: the newest in --output_dir")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="which to write; all by default")

@@ -9,11 +9,10 @@ python fine_tune.py --resume outputs/RUN             go on with an interrupted r
 python fine_tune.py --search 20                      look for better settings, on validation
 """
 
-import sys
 import time
 from pathlib import Path
 
-from finetuning.cli import exit_cleanly, parse_config
+from finetuning.cli import exit_cleanly, parse_config, resumable
 
 
 @exit_cleanly
@@ -22,9 +21,10 @@ def main() -> None:
     config, arguments = parse_config()
 
     # The libraries take seconds to import: a mistyped flag should not have to wait for them.
-    from finetuning import augmentation, console, data, fast, metrics, model, report, search, sources, training
+    from finetuning import checkpoints, console, data, fast, metrics, model, processes, report, search, sources, training
 
     console.quiet_libraries()
+    processes.start()
 
     # Settings and sources: all that can be wrong is found out before anything slow starts.
     origin = {"model": None, "dataset": None}
@@ -40,8 +40,7 @@ def main() -> None:
     rows = data.load_data(config, origin["dataset"])
     console.show_sources(model_source, rows)
     tokenizer = model.load_tokenizer(model_source)
-    train, validation = (data.encode(frame, tokenizer, config) for frame in (rows.train, rows.validation))
-    train = augmentation.augment(train, tokenizer, config)
+    train, validation = (data.encode(split, tokenizer, config) for split in (rows.train, rows.validation))
 
     if arguments.search:
         return search.search(arguments.search, config, model_source, tokenizer, train, validation, rows)
@@ -59,14 +58,11 @@ def main() -> None:
         report.start_run(folder, config, model_source, rows)
     trainer = training.build_trainer(lora, tokenizer, train, validation, rows.label_names, config, folder / "checkpoints")
     seconds_before = time.perf_counter() - started
-    try:
-        result = trainer.train(resume_from_checkpoint=report.last_checkpoint(folder))
-    except KeyboardInterrupt:
-        print(f"\ninterrupted: python fine_tune.py --resume {folder} goes on from the last checkpoint", file=sys.stderr)
-        raise
+    with resumable(folder):
+        seconds = training.train(trainer, checkpoints.last_whole(folder / "checkpoints"))
 
     best = training.best_validation(trainer)
-    logits = training.predict(lora, tokenizer, validation["input_ids"][:], config)
+    logits = training.predict(lora, tokenizer, validation, config)
     report.finish_run(
         folder,
         lora,
@@ -74,8 +70,8 @@ def main() -> None:
         model_source.name,
         {
             "validation": best | {"n": len(rows.validation), "split": rows.validation_split},
-            "temperature": metrics.fit_temperature(logits, rows.validation.label.to_numpy()),
-            "seconds": {"before_training": seconds_before, "training": result.metrics["train_runtime"]},
+            "temperature": metrics.fit_temperature(logits, validation.labels),
+            "seconds": {"before_training": seconds_before, "training": seconds},
             "precision": precision,
             "peak_memory_gib": report.peak_memory_gib(),
             "trainable_parameters": trainable,
@@ -83,7 +79,7 @@ def main() -> None:
             "log_history": trainer.state.log_history,
         },
     )
-    console.show_trained(folder, best, rows, result.metrics["train_runtime"])
+    console.show_trained(folder, best, rows, seconds)
 
 
 if __name__ == "__main__":

@@ -8,19 +8,17 @@ python predict.py --explain "A film to remember."            which words decided
 python predict.py --run outputs/RUN "..."                    another run than the one that finished last
 """
 
-import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
-from finetuning.cli import exit_cleanly
+from finetuning.cli import Parser, exit_cleanly
 from finetuning.errors import UserError
 
 
 @exit_cleanly
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to label; none: a text on each line of the standard input")
     parser.add_argument("--file", type=Path, help="label the rows of this file instead")
     parser.add_argument("--out", type=Path, help="with --file: write its columns, `prediction` and `probability` there")
@@ -35,17 +33,18 @@ def main() -> None:
     if arguments.out and (arguments.explain or not arguments.file):
         raise UserError("--out takes the labels of a --file, without --explain")
 
-    from finetuning import console, labelling, report
+    from finetuning import console, labelling, processes, report
     from finetuning.data import TEXT_COLUMNS, find_column
 
     console.quiet_libraries()
+    processes.start()
     if arguments.out:
         labelling.check_out(arguments.out)
     with tempfile.TemporaryDirectory() as cache:
         if arguments.file:
             rows = labelling.read_file(arguments.file, cache)
         else:
-            rows = labelling.rows_of(arguments.texts or sys.stdin.read().splitlines())
+            rows = labelling.rows_of(arguments.texts or labelling.read_stdin())
         run = report.open_run(arguments.run or report.newest_run(arguments.output_dir))
         column = find_column("text_column", arguments.text_column, (run.config.text_column, *TEXT_COLUMNS), rows.column_names)
         labeller = labelling.Labeller(run)

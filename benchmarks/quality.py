@@ -21,6 +21,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -182,12 +184,12 @@ def measure(study: str, name: str, seed: int, dataset_name: str) -> dict:
             logits, about = alone.submit(tfidf, rows, split).result()
     else:
         rows, logits, about = fine_tuned(settings, split)
-    frame = getattr(rows, split)
-    found = metrics.classification_metrics(logits, frame.label.to_numpy(), rows.label_names)
+    measured = getattr(rows, split)
+    found = metrics.classification_metrics(logits, measured.labels, rows.label_names)
     found = {key: found[key] for key in ("accuracy", "accuracy_ci95", "loss", "n", "label_names", "confusion_matrix")}
-    right = logits.argmax(axis=-1) == frame.label
+    right = logits.argmax(axis=-1) == measured.labels
     if split == "test":
-        unseen = ~frame.text.isin([*rows.train.text, *rows.validation.text])  # less the rows whose text was trained on
+        unseen = ~np.isin(measured.hashes, [*rows.train.hashes, *rows.validation.hashes])  # less those whose text was trained on
         found["unseen"] = {"accuracy": float(right[unseen].mean()), "n": int(unseen.sum())}
     return {
         "study": study,
@@ -206,7 +208,7 @@ def measure(study: str, name: str, seed: int, dataset_name: str) -> dict:
             "validation": len(rows.validation),
         },
         "environment": environment,
-        "wrong": " ".join(map(str, frame.index[~right])),  # row numbers, on one line
+        "wrong": " ".join(map(str, measured.rows[~right])),  # row numbers, on one line
     }
 
 
@@ -223,8 +225,8 @@ def fine_tuned(settings: dict, split: str):
         run = report.open_run(Path(folder) / "run")
         rows = data.load_data(run.config, run.record["dataset"]["origin"])
         lora, tokenizer, source = report.load_model(run)
-        ids, _ = data.tokenize(getattr(rows, split).text, tokenizer, run.config)
-        logits = training.predict(lora, tokenizer, ids, run.config, show_progress=False)
+        tokens = data.encode(getattr(rows, split), tokenizer, run.config)
+        logits = training.predict(lora, tokenizer, tokens, run.config, show_progress=False)
         said = run.training
         about = {
             "config": {knob: value for knob, value in asdict(run.config).items() if knob not in OF_THE_MACHINE},
@@ -243,7 +245,6 @@ def fine_tuned(settings: dict, split: str):
 
 def tfidf(rows, split: str):
     """Rows' logits and the figures of TF-IDF over words and pairs of words with logistic regression."""
-    import numpy as np
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -252,9 +253,9 @@ def tfidf(rows, split: str):
 
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), min_df=3, sublinear_tf=True), LogisticRegression(C=10, max_iter=1000))
     started = time.perf_counter()
-    model.fit(rows.train.text, rows.train.label)
+    model.fit(rows.train.texts(), rows.train.labels)
     seconds = time.perf_counter() - started
-    logits = model.predict_log_proba(getattr(rows, split).text).astype(np.float32)
+    logits = model.predict_log_proba(getattr(rows, split).texts()).astype(np.float32)
     weights = model[-1].coef_.size + 1
     return logits, {
         "model": "TF-IDF, 1-2-grams, min_df 3, sublinear; logistic regression, C 10",

@@ -4,8 +4,8 @@
     python benchmarks/speed.py --repeats 1     a quicker look
 
 Each measurement is a process of its own. The variants take turns (A B A B ...), and medians are reported. Rows are real
-IMDb reviews; the product trains on every eighth of the batches that its sampler makes of 3,200 reviews, so that their
-lengths are those of a whole epoch. The baseline pads every review to max_length, so that few of them tell its speed.
+IMDb reviews; the product trains on every eighth of the steps that batches.py makes of 3,200 reviews, so that their lengths
+are those of a whole epoch. The baseline pads every review to max_length, so that few of them tell its speed.
 """
 
 import argparse
@@ -39,15 +39,15 @@ STEPS = {  # what lies between the baseline and ours, each on top of those befor
 }
 
 
-def tutorial(model_path: str, frame, max_length: int):
+def tutorial(model_path: str, reviews, max_length: int):
     """The baseline, as a tutorial writes it, on the stock libraries: a Trainer, a function that predicts, and lengths."""
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
-    frame = frame.sample(48, random_state=0)
+    reviews = reviews.select(range(48))
     tokenizer = AutoTokenizer.from_pretrained(model_path)
-    rows = Dataset.from_dict({"text": frame.text.tolist(), "label": frame.label.tolist()})
+    rows = Dataset.from_dict({"text": reviews.texts(), "label": reviews.labels})
     rows = rows.map(lambda row: tokenizer(row["text"], truncation=True, padding="max_length", max_length=max_length), batched=True)
     model = AutoModelForSequenceClassification.from_pretrained(model_path, num_labels=2)
     names = ["q_lin", "v_lin"] if model.config.model_type == "distilbert" else ["query", "value"]
@@ -59,12 +59,12 @@ def tutorial(model_path: str, frame, max_length: int):
     return trainer, lambda: trainer.predict(rows), [sum(mask) for mask in rows["attention_mask"]]
 
 
-def product(step: str, model_path: str, frame, max_length: int):
+def product(step: str, model_path: str, reviews, max_length: int):
     """A variant through the product's own code, without the steps that come after `step`; returns what `tutorial` does."""
-    from transformers.trainer_pt_utils import LengthGroupedSampler
+    import numpy as np
 
     from config import Config
-    from finetuning import data, fast, model, sources, training
+    from finetuning import batches, data, fast, model, sources, training
 
     has = dict.fromkeys(STEPS, False) | dict.fromkeys(list(STEPS)[: list(STEPS).index(step) + 1], True)
     settings = dict(model_name=model_path, max_length=max_length, early_stopping_patience=0)
@@ -86,23 +86,19 @@ def product(step: str, model_path: str, frame, max_length: int):
     source = sources.find_model(model_path)
     tokenizer = model.load_tokenizer(source)
     lora = model.add_lora(model.build_base(source, ["neg", "pos"], config), config)
-    rows = data.encode(frame, tokenizer, config)
-    size = config.batch_size
-    if has["by length"]:
-        order = list(LengthGroupedSampler(size, lengths=rows["length"]))
-        order = [row for start in range(0, len(order), 8 * size) for row in order[start : start + size]]
-    else:
-        order = range(3 * size)
-    rows = rows.select(order)
-    trainer = training.build_trainer(lora, tokenizer, rows, rows.select([0]), ["neg", "pos"], config, Path("checkpoints"))
-    trainer.args.train_sampling_strategy = "sequential"  # the order that was just made
+    lengths = np.minimum(data.encode(reviews, tokenizer, config).lengths, max_length)
+    steps = batches.steps_of_epoch(lengths, config.batch_size, seed=0, epoch=0, by_length=has["by length"])
+    reviews = reviews.select(np.concatenate(steps[::8] if has["by length"] else steps[:3]))
+    rows = data.encode(reviews, tokenizer, config)
+    trainer = training.build_trainer(lora, tokenizer, rows, rows, ["neg", "pos"], config, Path("checkpoints"))
+    batches.steps_of_epoch = lambda lengths, size, *_: np.array_split(np.arange(len(lengths)), len(lengths) // size)  # that order
     trainer.args.load_best_model_at_end = False
-    ids = rows["input_ids"][:]
-    return trainer, lambda: training.predict(lora, tokenizer, ids, config), rows["length"][:]
+    return trainer, lambda: training.predict(lora, tokenizer, rows, config), np.minimum(rows.lengths, max_length).tolist()
 
 
 def measure(step: str, model_path: str, max_length: int) -> dict:
     """Train and predict with one variant. Tokens and multiply-adds are those of the reviews, without padding."""
+    import numpy as np
     import torch
 
     from config import Config
@@ -110,9 +106,10 @@ def measure(step: str, model_path: str, max_length: int) -> dict:
 
     console.quiet_libraries()
     torch.manual_seed(0)
-    frame = data.load_data(Config(train_samples=3200)).train.sample(frac=1, random_state=0)
+    reviews = data.load_data(Config(train_samples=3200)).train
+    reviews = reviews.select(np.random.default_rng(0).permutation(len(reviews)))
     build = functools.partial(product, step) if step != "baseline" else tutorial
-    trainer, predict, lengths = build(model_path, frame, max_length)
+    trainer, predict, lengths = build(model_path, reviews, max_length)
     trainer.args.eval_strategy = trainer.args.save_strategy = trainer.args.logging_strategy = "no"
     trainer.args.disable_tqdm = True
     trainer.args.max_steps = 2

@@ -1,7 +1,8 @@
-"""Changes to training texts that keep their label, drawn anew each time a text is used. On token ids: they cost next to nothing."""
+"""Changes to training texts that keep their label, drawn anew each epoch. On token ids: they cost next to nothing."""
+
+from collections.abc import Callable
 
 import numpy as np
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from config import Config
@@ -27,15 +28,21 @@ def shuffle_sentences(ids: list[int], rng: np.random.Generator, ends: set[int]) 
     return [token for i in rng.permutation(len(sentences)) for token in sentences[i]]
 
 
-def augment(train: Dataset, tokenizer: PreTrainedTokenizerBase, config: Config) -> Dataset:
-    """`train` with `input_ids` changed each time a row is read, as `augmentation` says; special tokens stay where they are."""
+Change = Callable[[list[int], int, int], list[int]]  # (ids, epoch, row) -> ids
+
+
+def augmentation(tokenizer: PreTrainedTokenizerBase, config: Config) -> Change | None:
+    """What `config.augmentation` does to a text: a function of (seed, epoch, row) and of nothing drawn before.
+
+    Special tokens stay where they are. None where nothing is changed.
+    """
     if config.augmentation == "none":
-        return train
-    rng = np.random.default_rng(config.seed)
+        return None
     first, last = special_tokens(tokenizer)
     ends = set(tokenizer.convert_tokens_to_ids([".", "!", "?"])) - {tokenizer.unk_token_id}
 
-    def change(ids: list[int]) -> list[int]:
+    def change(ids: list[int], epoch: int, row: int) -> list[int]:
+        rng = np.random.default_rng([config.seed, epoch, row])
         text = ids[first : len(ids) - last]
         if config.augmentation == "token-dropout":
             text = drop_tokens(text, rng)
@@ -45,7 +52,4 @@ def augment(train: Dataset, tokenizer: PreTrainedTokenizerBase, config: Config) 
             text = shuffle_sentences(text, rng, ends)
         return ids[:first] + text + ids[len(ids) - last :]
 
-    def transform(batch: dict[str, list]) -> dict[str, list]:
-        return {name: [change(ids) for ids in column] if name == "input_ids" else column for name, column in batch.items()}
-
-    return train.with_transform(transform)
+    return change

@@ -1,27 +1,33 @@
 """The command line: from flags to a checked `Config`, and from an error to a message and an exit code."""
 
+import argparse
 import difflib
 import errno
 import functools
+import os
+import signal
 import sys
-from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 
 from transformers import HfArgumentParser
 
 from config import PRESETS, Config
-from finetuning.errors import UserError
+from finetuning.errors import Terminated, UserError
 
 
 def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate a script's main: exit code 2 and one message for a wrong call or input, 130 for Ctrl-C.
+    """Decorate a script's main: exit code 2 and one message for a wrong call or input, 130 for Ctrl-C, 143 for SIGTERM.
 
-    Any other exception keeps its traceback and Python's exit code 1: it is ours to mend, not the user's.
+    Any other exception keeps its traceback and Python's exit code 1: it is ours to mend, not the user's. Where several
+    processes run, the first one speaks.
     """
 
     @functools.wraps(main)
     def guarded() -> None:
+        before = signal.signal(signal.SIGTERM, _terminate)
         try:
             main()
         except UserError as error:
@@ -30,15 +36,43 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
             sys.stdout = None
             sys.exit(0)
         except Exception as error:
+            if _lost_another(error):
+                sys.exit(_stop("error: another process of this run has ended, so this one ends as well", 1))
             if not _cannot_write(error):
                 raise
             sys.exit(
                 _stop(f"error: cannot write ({error}): make room and --resume the run, or set output_dir to another folder", 2)
             )
-        except KeyboardInterrupt:
-            sys.exit(_stop("stopped", 130))
+        except KeyboardInterrupt as error:
+            sys.exit(_stop("stopped", 143 if isinstance(error, Terminated) else 130))
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     return guarded
+
+
+@contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Say how to go on with the run in `folder` if what is done inside does not come to its end."""
+    try:
+        yield
+    except BaseException as error:
+        if _speaks() or _lost_another(error):
+            print(f"\ninterrupted: python fine_tune.py --resume {folder} goes on from the last checkpoint", file=sys.stderr)
+        raise
+
+
+def _terminate(*_) -> None:
+    raise Terminated
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # torchrun's word for the first of all processes
+
+
+def _lost_another(error: BaseException) -> bool:
+    """Whether torch.distributed could not reach another process, over gloo or NCCL."""
+    return any(base.__name__ == "DistError" for base in type(error).__mro__) or "/gloo/" in str(error)
 
 
 def _cannot_write(error: Exception) -> bool:
@@ -48,17 +82,29 @@ def _cannot_write(error: Exception) -> bool:
 
 
 def _stop(message: str, code: int) -> int:
-    print(message, file=sys.stderr)
+    if _speaks():
+        print(message, file=sys.stderr)
     return code
 
 
-def parse_config(args: Sequence[str] | None = None) -> tuple[Config, Namespace]:
+class Parser(argparse.ArgumentParser):
+    """argparse's, with its errors as `UserError`s."""
+
+    def error(self, message: str) -> None:
+        raise UserError(message)
+
+
+class _ConfigParser(HfArgumentParser):
+    error = Parser.error
+
+
+def parse_config(args: Sequence[str] | None = None) -> tuple[Config, argparse.Namespace]:
     """Read the flags of fine_tune.py.
 
     Returns the checked `Config` and a namespace with `preset`, `resume` and `search`, which are not part of a run's settings.
-    Raises `UserError` for an unknown flag or a value out of range; a value of the wrong type is argparse's exit 2.
+    Raises `UserError` for an unknown flag, and for a value of the wrong type or out of range.
     """
-    parser = HfArgumentParser(Config, allow_abbrev=False, description="Fine-tune a text classifier with LoRA.")
+    parser = _ConfigParser(Config, allow_abbrev=False, description="Fine-tune a text classifier with LoRA.")
     parser.add_argument("--preset", choices=PRESETS, default="laptop", help="a named set of defaults, see config.py")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run folder, with its own settings")
     parser.add_argument("--search", metavar="N", type=int, help="N trials of Optuna over SEARCH_SPACE of config.py, on validation")

@@ -1,38 +1,93 @@
-"""From raw rows to token ids: columns and labels, clean text, splits, samples, tokens.
+"""From raw rows to token ids: columns and labels, splits, samples, tokens.
 
-Until the tokens, a split is a pandas frame with the columns `text` and `label` (int); its index is the row's number in
-the split it came from, and stays with the row into predictions.parquet.
+Texts and tokens stay in Arrow files on disk, memory-mapped, and are read a batch at a time. What is held of each row is
+its number, its label, a hash of its text and its length, as NumPy arrays. What was made of a data set is kept beside it in
+the cache of the library `datasets` (HF_HOME), under a name made of all it depends on, and found there by the next run.
 """
 
 import hashlib
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from datasets import ClassLabel, Dataset, DatasetDict
+import pyarrow
+import tokenizers
+import transformers
+from accelerate import PartialState
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 from config import PRESETS, Config
 from finetuning.errors import UserError
+from finetuning.processes import require_same
 from finetuning.sources import Source, find_rows
 
 TEXT_COLUMNS = ("text", "review", "sentence", "content", "comment", "message", "body")
 LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "category", "target")
 SPLITS = ("train", "validation", "test")
+LINE_BREAK = re.compile(r"<br\s*/?>")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a split; the arrays are (rows,) each."""
+
+    raw: Dataset  # the split they are part of, with its text column alone
+    rows: np.ndarray  # their numbers in it, int64
+    labels: np.ndarray  # int64
+    hashes: np.ndarray  # of the clean texts, uint64: what is equal has equal ones
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def texts(self) -> list[str]:
+        """The clean texts, all in memory: of many rows take `select` some first."""
+        (column,) = self.raw.column_names
+        return clean(self.raw[self.rows.tolist()][column])
+
+    def select(self, positions: Sequence[int]) -> "Split":
+        return Split(self.raw, self.rows[positions], self.labels[positions], self.hashes[positions])
 
 
 @dataclass(frozen=True)
 class Data:
-    """Three frames (see the module's docstring), and what a reader of a figure must know about them."""
+    """Three splits, and what a reader of a figure must know about them."""
 
-    train: pd.DataFrame
-    validation: pd.DataFrame
-    test: pd.DataFrame
+    train: Split
+    validation: Split
+    test: Split
     label_names: list[str]
     source: Source
     test_split: str  # in words: "official test" or "held out from train"
     validation_split: str
     sha256: str  # of every text and label of the data set's splits, before any sampling
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A split as the Trainer reads it: `input_ids` from disk, a batch at a time. Lengths are in tokens, before any cut."""
+
+    ids: Dataset
+    lengths: np.ndarray
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, row: int) -> dict:
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: Iterable[int]) -> list[dict]:
+        rows = [int(row) for row in rows]
+        items = [{"input_ids": ids} for ids in self.ids[rows]["input_ids"]]
+        if self.labels is not None:
+            for item, row in zip(items, rows, strict=True):
+                item["labels"] = int(self.labels[row])
+        return items
 
 
 def load_data(config: Config, origin: str | None = None) -> Data:
@@ -41,14 +96,22 @@ def load_data(config: Config, origin: str | None = None) -> Data:
     Raises `UserError` for data that can't be had, can't be read, or can't be trained on.
     """
     raw, source = find_rows(config.dataset_name, origin)
-    frames, label_names = read_frames(raw, config)
-    sha256 = _fingerprint(frames)
-    own_splits = set(frames)
-    frames = split(frames, config)
-    frames = {name: sample(frame, name, config) for name, frame in frames.items()}
-    words = {name: f"official {name}" if name in own_splits else "held out from train" for name in SPLITS}
+    text, label = find_columns(raw, config)
+    codes, label_names = encode_labels(raw, label)
+    found = {name: scan(raw[name], text, codes[name], name) for name in codes}
+    frames = {name: pd.DataFrame({"hash": text_hash, "label": codes[name]}) for name, (text_hash, _) in found.items()}
+    frames = {name: sample(frame, name, config) for name, frame in split(frames, config).items()}
+    sha256 = hashlib.sha256(b"".join(row_hash.tobytes() for _, row_hash in found.values())).hexdigest()
+    require_same("data", sha256)
+    words = {name: f"official {name}" if name in codes else "held out from train" for name in SPLITS}
+
+    def rows_of(name: str) -> Split:
+        frame = frames[name]
+        whole = raw[name if name in codes else "train"].select_columns([text])
+        return Split(whole, frame.index.to_numpy(np.int64), frame.label.to_numpy(), frame.hash.to_numpy())
+
     return Data(
-        **frames,
+        **{name: rows_of(name) for name in SPLITS},
         label_names=label_names,
         source=source,
         test_split=words["test"],
@@ -57,8 +120,8 @@ def load_data(config: Config, origin: str | None = None) -> Data:
     )
 
 
-def read_frames(raw: DatasetDict, config: Config) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """The raw splits as frames with clean text and integer labels, and the labels' names in that order."""
+def find_columns(raw: DatasetDict, config: Config) -> tuple[str, str]:
+    """The names of the text and the label column, which every split must have."""
     if "train" not in raw:
         raise UserError(f"dataset_name={config.dataset_name}: no train split, only {', '.join(raw)}")
     columns = raw["train"].column_names
@@ -66,26 +129,12 @@ def read_frames(raw: DatasetDict, config: Config) -> tuple[dict[str, pd.DataFram
     label = find_column("label_column", config.label_column, LABEL_COLUMNS, columns)
     if text == label:
         raise UserError(f"text_column and label_column are both {text!r}: name the two columns, out of {', '.join(columns)}")
-    frames = {}
     for name in SPLITS:
-        if name in raw:
-            if missing := {text, label} - set(raw[name].column_names):
-                raise UserError(f"dataset_name={config.dataset_name}: split {name} has no column {', '.join(missing)}")
-            frame = raw[name].select_columns([text, label]).to_pandas()
-            frames[name] = frame.rename(columns={text: "text", label: "label"})
-    feature = raw["train"].features[label]
-    names = feature.names if isinstance(feature, ClassLabel) else _encode_labels(frames, label)
-    for name, frame in frames.items():
-        if len(frame) == 0:
+        if name in raw and (missing := {text, label} - set(raw[name].column_names)):
+            raise UserError(f"dataset_name={config.dataset_name}: split {name} has no column {', '.join(missing)}")
+        if name in raw and len(raw[name]) == 0:
             raise UserError(f"dataset_name={config.dataset_name}: split {name} has no rows")
-        if (unlabelled := ~frame.label.between(0, len(names) - 1)).any():
-            raise UserError(f"label_column={label}: {unlabelled.sum()} rows of split {name} have no label")
-        frame["label"] = frame.label.astype(int)
-        frame["text"] = clean(frame.text, name)
-    counts = frames["train"].label.value_counts()
-    if len(counts) < 2:
-        raise UserError(f"label_column={label}: train has one class only, {names[counts.index[0]]!r}; a classifier needs two")
-    return frames, [str(name) for name in names]
+    return text, label
 
 
 def find_column(knob: str, given: str | None, usual: tuple[str, ...], columns: list[str]) -> str:
@@ -97,49 +146,114 @@ def find_column(knob: str, given: str | None, usual: tuple[str, ...], columns: l
     return found
 
 
-def _encode_labels(frames: dict[str, pd.DataFrame], column: str) -> list:
-    """Replace label values by their position among train's sorted values, which are the names. Missing ones become -1."""
-    train = frames["train"].label
-    if pd.api.types.is_float_dtype(train) and (train.dropna() % 1 != 0).any():
-        raise UserError(f"label_column={column} holds decimal numbers: set it to a column with classes")
-    values = sorted(train.dropna().unique().tolist(), key=lambda value: (str(type(value)), value))
-    values = [int(value) if isinstance(value, float) else value for value in values]
-    if len(values) > max(20, len(train) / 4):
-        raise UserError(f"label_column={column} has {len(values)} different values in {len(train)} rows: is it the right column?")
-    for name, frame in frames.items():
-        if unknown := set(frame.label.dropna().unique()) - set(values):
+def encode_labels(raw: DatasetDict, column: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Each split's labels as positions (rows,) among the names, which are the data set's own or else train's sorted values."""
+    found = {name: _distinct(raw[name], column) for name in SPLITS if name in raw}
+    feature = raw["train"].features[column]
+    if isinstance(feature, ClassLabel):
+        names, position = feature.names, {i: i for i in range(len(feature.names))}
+    else:
+        names = _class_values(found["train"][0], column, len(raw["train"]))
+        position = {value: i for i, value in enumerate(names)}
+    codes = {}
+    for name, (values, indices) in found.items():
+        values = [None if value != value else value for value in values]  # NaN
+        unknown = sorted(str(value) for value in values if value is not None and value not in position)
+        if unknown and not isinstance(feature, ClassLabel):
             raise UserError(
-                f"label_column={column}: split {name} has labels that train lacks: {', '.join(map(repr, sorted(map(str, unknown))[:5]))}; "
-                f"train has {', '.join(map(repr, values[:5]))}"
+                f"label_column={column}: split {name} has labels that train lacks: {', '.join(map(repr, unknown[:5]))}; "
+                f"train has {', '.join(map(repr, names[:5]))}"
             )
-        frame["label"] = frame.label.map({value: position for position, value in enumerate(values)}).fillna(-1)
-    return values
+        codes[name] = np.array([*(position.get(value, -1) for value in values), -1], dtype=np.int64)[indices]
+        if unlabelled := int((codes[name] < 0).sum()):
+            raise UserError(f"label_column={column}: {unlabelled:,} rows of split {name} have no label")
+    if len(there := np.unique(codes["train"])) < 2:
+        raise UserError(f"label_column={column}: train has one class only, {names[there[0]]!r}; a classifier needs two")
+    return codes, [str(name) for name in names]
 
 
-def clean(text: pd.Series, split_name: str) -> pd.Series:
-    """HTML line breaks become spaces (5 % of IMDb's tokens); raises `UserError` for texts that are empty or no text."""
-    cleaned = text.str.replace(r"<br\s*/?>", " ", regex=True) if pd.api.types.is_string_dtype(text) else None
-    if cleaned is None or (empty := cleaned.isna() | (cleaned.str.strip() == "")).all():
-        raise UserError(f"text_column: split {split_name} holds no text in it; set text_column to the column that does")
+def _distinct(split: Dataset, column: str) -> tuple[list, np.ndarray]:
+    """A column's distinct values, and for each row the position of its own among them, -1 where there is none."""
+    try:
+        encoded = split.select_columns([column]).with_format("arrow")[:][column].dictionary_encode().unify_dictionaries()
+    except pyarrow.ArrowException as error:
+        raise UserError(f"label_column={column} holds {split.features[column]}: set it to a column with one class a row") from error
+    indices = [chunk.indices.fill_null(-1).to_numpy() for chunk in encoded.chunks]
+    return encoded.chunk(0).dictionary.to_pylist(), np.concatenate(indices)
+
+
+def _class_values(values: list, column: str, rows: int) -> list:
+    """`values` sorted, whole numbers as such. Raises `UserError` where they are no classes."""
+    values = [value for value in values if value is not None and value == value]
+    if any(isinstance(value, float) and value % 1 for value in values):
+        raise UserError(f"label_column={column} holds decimal numbers: set it to a column with classes")
+    if len(values) > max(20, rows / 4):
+        raise UserError(f"label_column={column} has {len(values)} different values in {rows} rows: is it the right column?")
+    values = sorted(values, key=lambda value: (str(type(value)), value))
+    return [int(value) if isinstance(value, float) else value for value in values]
+
+
+def clean(texts: Iterable[str]) -> list[str]:
+    """HTML line breaks become spaces (5 % of IMDb's tokens)."""
+    return [LINE_BREAK.sub(" ", text) for text in texts]
+
+
+def scan(split: Dataset, column: str, labels: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of each clean text, and of each row with its number, text and label; both (rows,) uint64.
+
+    Raises `UserError` for texts that are empty or no text.
+    """
+    no_text = UserError(f"text_column: split {name} holds no text in it; set text_column to the column that does")
+    if getattr(split.features[column], "dtype", None) not in ("string", "large_string"):
+        raise no_text
+
+    def hash_batch(batch: dict[str, list], rows: list[int]) -> dict[str, np.ndarray]:
+        texts = clean(text or "" for text in batch[column])
+        frame = pd.DataFrame({"text": texts, "label": labels[rows]}, index=rows)
+        return {
+            "text": pd.util.hash_array(np.array(texts, dtype=object)),
+            "row": pd.util.hash_pandas_object(frame).to_numpy(),
+            "empty": [not text.strip() for text in texts],
+        }
+
+    features = Features({"text": Value("uint64"), "row": Value("uint64"), "empty": Value("bool")})
+    found = _map_once(split, hash_batch, features, [column, labels], with_indices=True).with_format("arrow")[:]
+    empty = found["empty"].to_numpy()
+    if empty.all():
+        raise no_text
     if empty.any():
         raise UserError(
-            f"text_column: {empty.sum()} empty texts in split {split_name}, the first in row {empty.idxmax()}: remove them"
+            f"text_column: {empty.sum():,} empty texts in split {name}, the first in row {empty.argmax()}: remove them"
         )
-    return cleaned
+    return found["text"].to_numpy(), found["row"].to_numpy()
+
+
+def _map_once(split: Dataset, function, features: Features, depends_on: list, **options) -> Dataset:
+    """`split` mapped in batches to columns of its own; found on disk where that was done before with all that it depends on.
+
+    It is written beside and moved when it is whole, so that an interruption does no harm. One process of a machine does it.
+    """
+    versions = [library.__version__ for library in (pd, tokenizers, transformers)]
+    key = Hasher.hash([split._fingerprint, depends_on, versions, Path(__file__).read_bytes()])
+    with PartialState().local_main_process_first():
+        return split.map(
+            function, batched=True, features=features, remove_columns=split.column_names, new_fingerprint=key, **options
+        )
 
 
 def split(frames: dict[str, pd.DataFrame], config: Config) -> dict[str, pd.DataFrame]:
     """Hold out from train the splits the data set lacks, stratified; fixed by `split_seed` alone.
 
-    Equal texts stay on one side: each held-out text is held out once, and its copies leave train.
+    A frame has the columns `hash` (of the text) and `label`; its index is the rows' numbers. Equal texts stay on one side:
+    each held-out text is held out once, and its copies leave train.
     """
     frames = dict(frames)
     rows = len(frames["train"])
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if name not in frames:
             train = frames["train"]
-            frames[name] = stratified(train.drop_duplicates("text"), round(rows * fraction), config.split_seed)
-            frames["train"] = train[~train.text.isin(frames[name].text)]
+            frames[name] = stratified(train.drop_duplicates("hash"), round(rows * fraction), config.split_seed)
+            frames["train"] = train[~train.hash.isin(frames[name].hash)]
             if frames[name].label.nunique() < 2 or frames["train"].label.nunique() < 2:
                 raise UserError(f"{rows} rows are too few to hold out {fraction:.0%} for {name}: set {name}_fraction, or add rows")
     return {name: frames[name] for name in SPLITS}
@@ -171,14 +285,24 @@ def sample(frame: pd.DataFrame, name: str, config: Config) -> pd.DataFrame:
     return frame
 
 
-def _fingerprint(frames: dict[str, pd.DataFrame]) -> str:
-    hashes = [pd.util.hash_pandas_object(frame[["text", "label"]]).to_numpy().tobytes() for frame in frames.values()]
-    return hashlib.sha256(b"".join(hashes)).hexdigest()
+def encode(split: Split, tokenizer: PreTrainedTokenizerBase, config: Config) -> Tokens:
+    """A split's tokens, row for row, cut to `max_length`; on disk."""
+    (column,) = split.raw.column_names
+
+    def tokenize_batch(batch: dict[str, list]) -> dict:
+        ids, lengths = tokenize(clean(batch[column]), tokenizer, config)
+        return {"input_ids": ids, "length": lengths}
+
+    features = Features({"input_ids": List(Value("int32")), "length": Value("int32")})
+    files = [file.read_bytes() for pattern in ("*.json", "*.txt", "*.model") for file in sorted(Path(tokenizer.name_or_path).glob(pattern))]
+    depends_on = [files, config.max_length, config.truncation]
+    found = _map_once(split.raw.select(split.rows), tokenize_batch, features, [split.rows, *depends_on])
+    return Tokens(found, found.select_columns(["length"]).with_format("arrow")[:]["length"].to_numpy(), split.labels)
 
 
-def tokenize(texts: pd.Series, tokenizer: PreTrainedTokenizerBase, config: Config) -> tuple[list[list[int]], np.ndarray]:
+def tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase, config: Config) -> tuple[list[list[int]], np.ndarray]:
     """Token ids of each text cut to `max_length`, and each text's length in tokens before the cut."""
-    encoded = tokenizer(texts.tolist(), return_attention_mask=False, return_token_type_ids=False, padding=False, truncation=False)
+    encoded = tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, padding=False, truncation=False)
     ids = encoded["input_ids"]
     first, last = special_tokens(tokenizer)
     return [truncate(row, config.max_length, config.truncation, first, last) for row in ids], np.array([len(row) for row in ids])
@@ -201,9 +325,3 @@ def truncate(ids: list[int], max_length: int, side: str, first: int = 1, last: i
         return ids
     head = {"head": max_length - last, "tail": first, "head+tail": max_length // 4}[side]
     return ids[:head] + ids[len(ids) - (max_length - head) :]
-
-
-def encode(frame: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, config: Config) -> Dataset:
-    """A split as the Trainer wants it: `input_ids`, `labels`, and `length` in tokens, row for row."""
-    ids, _ = tokenize(frame.text, tokenizer, config)
-    return Dataset.from_dict({"input_ids": ids, "labels": frame.label.tolist(), "length": [len(row) for row in ids]})

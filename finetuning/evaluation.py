@@ -7,24 +7,30 @@ README.md                                                                       
 import base64
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
 import jinja2
 import numpy as np
 import pandas as pd
+import pyarrow
+import pyarrow.parquet
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from scipy.special import softmax
 
 from finetuning import plots
+from finetuning.data import Split
 from finetuning.errors import UserError
 from finetuning.metrics import accuracy_by_length, calibration, classification_metrics, paired_difference
+from finetuning.processes import by_first
 from finetuning.report import Run, write_json
 from finetuning.sources import hub_answers
 
 METHODS = {"lora": "LoRA", "full": "all weights fine-tuned", "head": "the head alone"}
 MISTAKES = 20  # of each kind on the page
+CHUNK = 5000  # rows whose texts are in memory at a time
 
 
 def measure(run: Run, logits: np.ndarray, labels: np.ndarray, lengths: np.ndarray, label_names: list[str]) -> dict:
@@ -40,35 +46,53 @@ def measure(run: Run, logits: np.ndarray, labels: np.ndarray, lengths: np.ndarra
     }
 
 
-def write(run: Run, metrics: dict, test: pd.DataFrame, logits: np.ndarray, lengths: np.ndarray) -> None:
+@by_first
+def write(run: Run, metrics: dict, test: Split, logits: np.ndarray, lengths: np.ndarray) -> None:
     """Write everything into the run folder; all files are whole before the first takes its place.
 
     predictions.parquet has one row for each of `test`, in its order: `row` (number in the split), `label`, `prediction`,
     `probability` (of the prediction, after temperature scaling), `logits`, `tokens` (before the cut) and `truncated`.
     errors.csv has those of its rows that are wrong, most confident first, with their text.
     """
-    names, labels = metrics["label_names"], test.label.to_numpy()
+    names, labels, predicted = metrics["label_names"], test.labels, logits.argmax(axis=-1)
     probabilities = softmax(logits / metrics["temperature"], axis=-1)
-    predictions = pd.DataFrame(
+    probability, truncated = probabilities.max(axis=-1), lengths > run.config.max_length
+    predictions = pyarrow.table(
         {
-            "row": test.index,
-            "label": [names[i] for i in labels],
-            "prediction": [names[i] for i in logits.argmax(axis=-1)],
-            "probability": probabilities.max(axis=-1),
-            "logits": list(logits),
+            "row": test.rows,
+            "label": pyarrow.array(names).take(pyarrow.array(labels)),
+            "prediction": pyarrow.array(names).take(pyarrow.array(predicted)),
+            "probability": probability,
+            "logits": pyarrow.FixedSizeListArray.from_arrays(logits.ravel(), logits.shape[1]),
             "tokens": lengths,
-            "truncated": lengths > run.config.max_length,
+            "truncated": truncated,
         }
     )
-    errors = predictions.assign(text=test.text.to_numpy())[logits.argmax(axis=-1) != labels]
-    errors = errors.sort_values("probability", ascending=False, kind="stable").rename(
-        columns={"label": "actual", "prediction": "predicted"}
-    )
-    errors = errors[["row", "text", "actual", "predicted", "probability", "tokens", "truncated"]]
+
+    def rows_at(positions: np.ndarray) -> pd.DataFrame:
+        return pd.DataFrame(
+            {
+                "row": test.rows[positions],
+                "text": test.select(positions).texts(),
+                "actual": [names[i] for i in labels[positions]],
+                "predicted": [names[i] for i in predicted[positions]],
+                "probability": probability[positions],
+                "tokens": lengths[positions],
+                "truncated": truncated[positions],
+            }
+        )
+
+    wrong = np.flatnonzero(predicted != labels)
+    wrong = wrong[np.argsort(-probability[wrong], kind="stable")]
+    kinds = {
+        (names[i], names[j]): rows_at(found[:MISTAKES]).to_dict("records")
+        for i, j in np.ndindex(len(names), len(names))
+        if len(found := wrong[(labels[wrong] == i) & (predicted[wrong] == j)])
+    }
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=".evaluation-") as name:
         partial = Path(name)
-        predictions.to_parquet(partial / "predictions.parquet", index=False)
-        errors.to_csv(partial / "errors.csv", index=False)
+        pyarrow.parquet.write_table(predictions, partial / "predictions.parquet")
+        _write_csv(partial / "errors.csv", wrong, rows_at)
         write_json(partial / "metrics.json", metrics)
         curves = plots.curves(probabilities, labels, names)
         write_json(partial / "curves.json", curves)
@@ -77,23 +101,28 @@ def write(run: Run, metrics: dict, test: pd.DataFrame, logits: np.ndarray, lengt
         plots.plot_curves(curves, partial / "roc.png", partial / "precision_recall.png")
         plots.plot_reliability(*metrics["calibration"].values(), partial / "reliability.png")
         plots.plot_by_length(metrics["by_length"], run.config.max_length, partial / "by_length.png")
-        (partial / "report.html").write_text(_page(run, metrics, errors, partial), encoding="utf-8")
+        (partial / "report.html").write_text(_page(run, metrics, kinds, len(wrong), partial), encoding="utf-8")
         for file in sorted(partial.iterdir()):
             os.replace(file, run.folder / file.name)
     model_card(run, metrics).save(run.folder / "adapter" / "README.md")
 
 
-def _page(run: Run, metrics: dict, errors: pd.DataFrame, pictures: Path) -> str:
+def _write_csv(path: Path, positions: np.ndarray, rows_at: Callable[[np.ndarray], pd.DataFrame]) -> None:
+    """What `rows_at` says of `positions`, a chunk at a time: their texts may be too many for the memory."""
+    for start in range(0, max(len(positions), 1), CHUNK):
+        rows_at(positions[start : start + CHUNK]).to_csv(path, mode="a", header=start == 0, index=False)
+
+
+def _page(run: Run, metrics: dict, kinds: dict[tuple[str, str], list[dict]], mistakes: int, pictures: Path) -> str:
     """report.html: one file with its pictures inside, so that it opens anywhere; text is escaped."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     images = {file.stem: "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode() for file in pictures.glob("*.png")}
-    kinds = [(kind, rows.head(MISTAKES).to_dict("records")) for kind, rows in errors.groupby(["actual", "predicted"])]
     last = run.training["log_history"][-1]
     planned = run.config.num_train_epochs
     ended = f"It ran for {last['step']:,} steps, {last['epoch']:.3g} of {planned:g} epochs"
     ended += "; early stopping cut the rest." if last["epoch"] < planned - 0.01 else "."
     return environment.get_template("report.html").render(
-        m=metrics, pictures=images, kinds=kinds, mistakes=len(errors), ended=ended
+        m=metrics, pictures=images, kinds=kinds.items(), mistakes=mistakes, ended=ended
     )
 
 
@@ -152,6 +181,7 @@ model = PeftModel.from_pretrained(base, "ADAPTER")  # this folder, or its name o
     return ModelCard(text)
 
 
+@by_first
 def push_to_hub(run: Run, repo: str) -> str:
     """Upload the adapter folder, model card included; the address it has then. Raises `UserError` where that fails."""
     if not hub_answers():
@@ -170,7 +200,8 @@ def push_to_hub(run: Run, repo: str) -> str:
     return str(url)
 
 
-def compare(a: Run, b: Run, test: pd.DataFrame) -> tuple[dict, Path]:
+@by_first
+def compare(a: Run, b: Run, test: Split) -> tuple[dict, Path]:
     """Two evaluated runs on the same rows of `test`: `metrics.paired_difference` and counts; the rows where they differ, as csv.
 
     Raises `UserError` if one is not evaluated, or their test rows are not the same.
@@ -179,23 +210,28 @@ def compare(a: Run, b: Run, test: pd.DataFrame) -> tuple[dict, Path]:
     for run in (a, b):
         if not (run.folder / "predictions.parquet").is_file():
             raise UserError(f"{run.folder} is not evaluated yet: python evaluate.py {run.folder}")
-        found.append(pd.read_parquet(run.folder / "predictions.parquet"))
+        columns = ["row", "label", "prediction", "probability"]
+        found.append(pd.read_parquet(run.folder / "predictions.parquet", columns=columns))
     first, second = found
     if a.record["dataset"]["sha256"] != b.record["dataset"]["sha256"] or not first[["row", "label"]].equals(
         second[["row", "label"]]
     ):
         raise UserError(f"{a.folder} and {b.folder} were tested on different rows: only runs on the same ones can be compared")
     right = [(one.prediction == one.label).to_numpy() for one in found]
-    rows = first.merge(second[["row", "prediction", "probability"]], on="row", suffixes=("_a", "_b")).assign(
-        text=test.text.to_numpy()
-    )
-    rows = rows[rows.prediction_a != rows.prediction_b]
+    both = first.merge(second.drop(columns="label"), on="row", suffixes=("_a", "_b"))
+
+    def rows_at(positions: np.ndarray) -> pd.DataFrame:
+        rows = both.iloc[positions].assign(text=test.select(positions).texts())
+        return rows[["row", "text", "label", "prediction_a", "probability_a", "prediction_b", "probability_b"]]
+
+    differ = np.flatnonzero(both.prediction_a != both.prediction_b)
     file = a.folder / f"against-{b.folder.name}.csv"
-    rows[["row", "text", "label", "prediction_a", "probability_a", "prediction_b", "probability_b"]].to_csv(file, index=False)
+    file.unlink(missing_ok=True)
+    _write_csv(file, differ, rows_at)
     return paired_difference(*right) | {
         "n": len(first),
         "accuracy": [float(r.mean()) for r in right],
         "only_a_right": int((right[0] & ~right[1]).sum()),
         "only_b_right": int((right[1] & ~right[0]).sum()),
-        "labels_differ": len(rows),
+        "labels_differ": len(differ),
     }, file

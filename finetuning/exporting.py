@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
@@ -37,12 +38,12 @@ def export(run: Run, formats: Sequence[str], n: int) -> list[dict]:
         raise UserError(f"{folder} is there already; remove it to export again")
     rows = data.load_data(run.config, run.record["dataset"]["origin"])
     check_same_data(run.folder, rows)
-    test = data.stratified(rows.test, min(n, len(rows.test)), run.config.split_seed)
-    labels = test.label.to_numpy()
+    chosen = data.stratified(pd.DataFrame({"label": rows.test.labels}), min(n, len(rows.test)), run.config.split_seed)
+    test, labels = rows.test.select(chosen.index), chosen.label.to_numpy()
 
     in_float32 = replace(run, config=replace(run.config, precision="float32"))
     model, tokenizer, _ = load_model(in_float32)
-    ids, _ = data.tokenize(test.text, tokenizer, run.config)
+    ids, _ = data.tokenize(test.texts(), tokenizer, run.config)
     reference, original = _measure(
         "run", _by_torch(model), ids, labels, tokenizer, run.folder / "adapter" / "adapter_model.safetensors"
     )

@@ -1,18 +1,19 @@
 """Use of a finished run: labels for new texts, one by one or a file at a time, and the words behind a label."""
 
 import os
+import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
-import pandas as pd
 import pyarrow
 import torch
 from datasets import Dataset, load_dataset
 from scipy.special import softmax
 
-from finetuning.data import clean, special_tokens, tokenize, truncate
+from finetuning.data import Tokens, clean, special_tokens, tokenize, truncate
 from finetuning.errors import UserError
+from finetuning.processes import by_first
 from finetuning.report import Run, load_model
 from finetuning.sources import READERS
 from finetuning.training import predict
@@ -32,8 +33,9 @@ class Labeller:
 
     def probabilities(self, texts: list[str]) -> np.ndarray:
         """(texts, labels), after temperature scaling."""
-        ids, _ = tokenize(clean(pd.Series(texts, dtype="str"), "input"), self.tokenizer, self.config)
-        return softmax(predict(self.model, self.tokenizer, ids, self.config, show_progress=False) / self.temperature, axis=-1)
+        ids, lengths = tokenize(clean(texts), self.tokenizer, self.config)
+        tokens = Tokens(Dataset.from_dict({"input_ids": ids}), lengths)
+        return softmax(predict(self.model, self.tokenizer, tokens, self.config, show_progress=False) / self.temperature, axis=-1)
 
     def label_rows(self, rows: Dataset, column: str, show_progress: bool = False) -> Dataset:
         """`rows` with the columns `prediction` and `probability`, in their order; kept on disk, a chunk at a time in memory."""
@@ -56,7 +58,7 @@ class Labeller:
         text: the contributions, and those of the special tokens, sum to what the text changes. Positive ones speak for
         the label that the text gets.
         """
-        text = clean(pd.Series([text]), "input")[0]
+        (text,) = clean([text])
         encoded = self.tokenizer(text, return_offsets_mapping=True)
         around = special_tokens(self.tokenizer)
         kept = truncate(list(range(len(encoded["input_ids"]))), self.config.max_length, self.config.truncation, *around)
@@ -83,6 +85,12 @@ class Labeller:
                 before = words.get(word, (first, last, 0.0))
                 words[word] = (before[0], last, before[2] + contribution)
         return [(text[first:last], contribution) for first, last, contribution in words.values()]
+
+
+@by_first
+def read_stdin() -> list[str]:
+    """A text a line of the standard input."""
+    return sys.stdin.read().splitlines()
 
 
 def rows_of(texts: list[str]) -> Dataset:
@@ -120,6 +128,7 @@ WRITERS = {
 }
 
 
+@by_first
 def check_out(path: Path) -> None:
     """Raises `UserError` where `write_file` could not write."""
     if path.suffix.lower() not in WRITERS:
@@ -130,6 +139,7 @@ def check_out(path: Path) -> None:
         )
 
 
+@by_first
 def write_file(rows: Dataset, path: Path) -> None:
     """Write rows as the ending of `path` says, whole or not at all."""
     partial = path.with_name(path.name + ".partial")

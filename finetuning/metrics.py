@@ -99,7 +99,8 @@ def paired_difference(a: np.ndarray, b: np.ndarray) -> dict:
     """
     a, b = np.atleast_2d(a), np.atleast_2d(b)
     by_row = a.mean(axis=0) - b.mean(axis=0)
-    low, high = bootstrap((by_row,), np.mean, method="percentile", n_resamples=2000, batch=50, rng=0).confidence_interval
+    batch = min(50, 1 + 10**7 // len(by_row))  # resamples in memory at a time
+    low, high = bootstrap((by_row,), np.mean, method="percentile", n_resamples=2000, batch=batch, rng=0).confidence_interval
     only = [(int((x & ~y).sum()), int((y & ~x).sum())) for x, y in zip(a.astype(bool), b.astype(bool), strict=True)]
     p = [float(binomtest(i, i + j).pvalue) if i + j else 1.0 for i, j in only]
     return {"difference": float(by_row.mean()), "difference_ci95": [float(low), float(high)], "mcnemar_p": p}

@@ -30,6 +30,7 @@ from config import Config
 from finetuning.data import Data
 from finetuning.errors import UserError
 from finetuning.model import build_base, load_adapter, load_tokenizer
+from finetuning.processes import by_first
 from finetuning.sources import Source, find_model
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -49,6 +50,7 @@ class Run:
         return "stand-in" in (self.record["model"]["origin"], self.record["dataset"]["origin"])
 
 
+@by_first
 def choose_folder(config: Config, model: Source) -> Path:
     """The folder a new run will get. Raises `UserError` if it is there already, or nothing can be written beside it."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -66,8 +68,9 @@ def choose_folder(config: Config, model: Source) -> Path:
     return folder
 
 
+@by_first
 def start_run(folder: Path, config: Config, model: Source, data: Data) -> None:
-    """Make the run folder and write its config.json."""
+    """Make the run folder with its config.json."""
     record = {
         "config": asdict(config),
         "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -83,10 +86,13 @@ def start_run(folder: Path, config: Config, model: Source, data: Data) -> None:
         },
         "environment": environment(),
     }
-    folder.mkdir()
-    write_json(folder / "config.json", record)
+    partial = folder.with_name(f".{folder.name}.partial")
+    partial.mkdir(exist_ok=True)
+    write_json(partial / "config.json", record)
+    partial.rename(folder)
 
 
+@by_first
 def finish_run(folder: Path, model: peft.PeftModel, tokenizer: PreTrainedTokenizerBase, base_name: str, training: dict) -> None:
     """Save the adapter, then training.json, which marks the run as finished; the checkpoints are no longer needed."""
     partial = folder / "adapter.partial"
@@ -123,12 +129,6 @@ def reopen(folder: Path) -> tuple[Path, Config, dict[str, str]]:
     if (folder / "training.json").is_file():
         raise UserError(f"--resume {folder}: this run is finished; python evaluate.py {folder} evaluates it")
     return folder, config, {part: record[part]["origin"] for part in ("model", "dataset")}
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The last whole checkpoint (its trainer_state.json is written last), None where there is none yet."""
-    whole = folder.glob("checkpoints/checkpoint-*/trainer_state.json")
-    return max((str(file.parent) for file in whole), key=lambda path: int(path.rsplit("-", 1)[1]), default=None)
 
 
 def check_same_data(folder: Path, data: Data) -> None:
@@ -175,7 +175,16 @@ def write_json(path: Path, content: dict) -> None:
     """Write whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    to_disk(partial)
     os.replace(partial, path)
+
+
+def to_disk(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, outlast a power cut."""
+    if path.is_file() or os.name == "posix":  # Windows opens no folders
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        os.fsync(descriptor)
+        os.close(descriptor)
 
 
 def environment() -> dict:
@@ -186,6 +195,8 @@ def environment() -> dict:
         capabilities = torch.cpu.get_capabilities()
         bf16 = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
         hardware = f"{torch.get_num_threads()} CPU cores ({', '.join([platform.machine(), *bf16])})"
+    if (together := accelerate.PartialState().num_processes) > 1:
+        hardware = f"{together} processes, each with {hardware}" if not torch.cuda.is_available() else f"{together} processes, {hardware}"
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     git = shutil.which("git") and subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
     libraries = (torch, transformers, peft, datasets, accelerate, sklearn)

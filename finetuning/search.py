@@ -6,12 +6,12 @@ import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from datasets import Dataset
+from accelerate import PartialState
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
 
 from config import SEARCH_SPACE, Config
-from finetuning.data import Data
+from finetuning.data import Data, Tokens
 from finetuning.errors import UserError
 from finetuning.model import add_lora, build_base
 from finetuning.sources import Source
@@ -34,7 +34,7 @@ def draw(trial, config: Config) -> Config:
 
 
 def search(
-    trials: int, config: Config, source: Source, tokenizer: PreTrainedTokenizerBase, train: Dataset, validation: Dataset, data: Data
+    trials: int, config: Config, source: Source, tokenizer: PreTrainedTokenizerBase, train: Tokens, validation: Tokens, data: Data
 ) -> None:
     """Bring the search for this model, data and config to `trials` trials, and print the best as a preset.
 
@@ -44,6 +44,8 @@ def search(
         import optuna
     except ImportError as error:
         raise UserError("--search needs Optuna: pip install optuna") from error
+    if PartialState().num_processes > 1:
+        raise UserError("--search runs its trials in one process: start it with python, not with torchrun")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     fixed = {k: v for k, v in asdict(config).items() if k not in (*SEARCH_SPACE, "output_dir", "run_name")}
     name = hashlib.sha256(json.dumps([fixed, SEARCH_SPACE, source.sha256, data.sha256]).encode()).hexdigest()[:12]

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import tarfile
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,10 +17,11 @@ from typing import Literal
 import datasets
 import huggingface_hub
 import pyarrow
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from finetuning.errors import UserError
+from finetuning.processes import by_first, require_same
 
 HUB_TIMEOUT = 2.5  # seconds; the clients by themselves retry for 25 to 49 s before they give up
 
@@ -60,10 +62,18 @@ class Source:
 
 @functools.cache
 def hub_answers() -> bool:
-    """Whether the Hub can be asked: decided once, in under 3 seconds, for all its clients in this process.
+    """Whether the Hub can be asked: decided once, in under 3 seconds, for all its clients in all processes of the run.
 
     `HF_HUB_OFFLINE=1` is a no without asking. After a no, the clients look in their caches only.
     """
+    answers = _ask_hub()
+    if not answers:
+        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    return answers
+
+
+@by_first
+def _ask_hub() -> bool:
     answers = []
 
     def ask() -> None:
@@ -77,8 +87,6 @@ def hub_answers() -> bool:
         thread = threading.Thread(target=ask, daemon=True)  # a look-up of the host's name knows no timeout of its own
         thread.start()
         thread.join(HUB_TIMEOUT)
-    if not answers:
-        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     return bool(answers)
 
 
@@ -156,6 +164,7 @@ def _model_source(folder: Path, name: str, origin: str) -> Source:
         with file.open("rb") as opened:
             digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
     one = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    require_same("weights of the model", one)
     return Source(name, origin, str(folder), one)
 
 
@@ -200,21 +209,29 @@ def _rows_from_path(path: Path) -> DatasetDict:
 
 def _acl_imdb(path: Path) -> DatasetDict:
     """The original Stanford release: {train,test}/{neg,pos}/*.txt in a folder or in its .tar.gz."""
+    files = sorted(path.glob("t*/*/*.txt")) if path.is_dir() else [path]
+    state = "".join(f"{file} {file.stat().st_mtime_ns} " for file in files)
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    splits = {}
+    for part in ("train", "test"):
+        name = hashlib.sha256(f"{part} {state}".encode()).hexdigest()[:16]  # of the copy in the cache: another when a file changes
+        splits[part] = Dataset.from_generator(
+            _acl_imdb_rows, features=features, gen_kwargs={"path": path, "part": part}, split=part, fingerprint=name
+        )
+    return DatasetDict(splits)
+
+
+def _acl_imdb_rows(path: Path, part: str) -> Iterator[dict]:
     texts = {}
     if path.is_dir():
-        for file in path.glob("t*/*/*.txt"):
-            texts[file.parts[-3:]] = file.read_text(encoding="utf-8")
+        for file in path.glob(f"{part}/*/*.txt"):
+            texts[file.parts[-2:]] = file.read_text(encoding="utf-8")
     else:
         with tarfile.open(path, "r:gz") as archive:
             for member in archive:
-                if member.isfile() and member.name.endswith(".txt"):
-                    texts[Path(member.name).parts[-3:]] = archive.extractfile(member).read().decode("utf-8")
-    names = ["neg", "pos"]
-    splits = {}
-    for split in ("train", "test"):
-        rows = [(text, label) for (part, label, _), text in sorted(texts.items()) if part == split and label in names]
-        if not rows:
-            raise UserError(f"dataset_name={path}: no {split}/neg/*.txt and {split}/pos/*.txt in it")
-        columns = {"text": [text for text, _ in rows], "label": [names.index(label) for _, label in rows]}
-        splits[split] = Dataset.from_dict(columns).cast_column("label", ClassLabel(names=names))
-    return DatasetDict(splits)
+                if member.isfile() and member.name.endswith(".txt") and Path(member.name).parts[-3] == part:
+                    texts[Path(member.name).parts[-2:]] = archive.extractfile(member).read().decode("utf-8")
+    rows = [{"text": text, "label": label} for (label, _), text in sorted(texts.items()) if label in ("neg", "pos")]
+    if not rows:
+        raise UserError(f"no {part}/neg/*.txt and {part}/pos/*.txt in it")
+    yield from rows

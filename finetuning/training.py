@@ -6,12 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Subset
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 
 from config import Config
+from finetuning.augmentation import augmentation
+from finetuning.batches import Batches, TrainingRows
+from finetuning.checkpoints import Keeper
+from finetuning.data import Tokens
+from finetuning.errors import UserError
 from finetuning.fast import on_cpu, pick_precision, uses_autocast
 from finetuning.metrics import classification_metrics
 
@@ -22,6 +30,7 @@ def _machine(config: Config) -> dict:
         bf16=uses_autocast(config) and pick_precision(config.precision)[0] == "bf16",
         use_cpu=on_cpu(),
         dataloader_pin_memory=not on_cpu(),
+        log_on_each_node=False,
     )
 
 
@@ -30,11 +39,35 @@ def _collator(tokenizer: PreTrainedTokenizerBase, config: Config) -> DataCollato
     return DataCollatorWithPadding(tokenizer, padding=config.padding, max_length=config.max_length, pad_to_multiple_of=multiple)
 
 
+class _Trainer(Trainer):
+    """The Trainer on the steps of batches.py. Its own sampler draws from a generator that a resumed run finds in another state."""
+
+    keeper: Keeper
+    by_length: bool
+    max_length: int
+
+    def get_train_dataloader(self) -> DataLoader:
+        args = self.args
+        batches = Batches(
+            np.minimum(self.train_dataset.tokens.lengths, self.max_length),
+            size=args.per_device_train_batch_size * args.gradient_accumulation_steps,
+            seed=args.seed,
+            by_length=self.by_length,
+            passes=args.gradient_accumulation_steps,
+            processes=args.world_size,
+            process=args.process_index,
+            epoch=lambda: self.state.global_step // (len(batches) // args.gradient_accumulation_steps),
+        )
+        return DataLoader(
+            self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator, pin_memory=args.dataloader_pin_memory
+        )
+
+
 def build_trainer(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    train: Dataset,
-    validation: Dataset,
+    train: Tokens,
+    validation: Tokens,
     label_names: list[str],
     config: Config,
     checkpoints: Path,
@@ -42,34 +75,48 @@ def build_trainer(
     """A Trainer that keeps the best checkpoint by validation and stops early; `checkpoints` is its folder."""
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(checkpoints.parent / "logs"))  # the checkpoints go in the end
     arguments = TrainingArguments(
-        output_dir=str(checkpoints),
+        output_dir=str(checkpoints.resolve()),  # so that a resumed run finds its best checkpoint from any folder
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler_type,
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
-        label_smoothing_factor=config.label_smoothing_factor,
         num_train_epochs=config.num_train_epochs,
-        per_device_train_batch_size=config.batch_size,
+        per_device_train_batch_size=config.batch_size,  # of all processes together, by `_Trainer`
         per_device_eval_batch_size=config.eval_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        train_sampling_strategy="random" if config.padding == "max_length" else "group_by_length",
         eval_strategy=config.eval_strategy,
         eval_steps=config.eval_steps,
         save_strategy=config.eval_strategy,
         save_steps=config.save_steps or config.eval_steps,
-        save_total_limit=1,
+        save_total_limit=2,  # and the best: the one before is whole while the next is written
         load_best_model_at_end=True,
         metric_for_best_model=config.metric_for_best_model,
+        restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
         logging_steps=0.05,
         disable_tqdm=False,
         seed=config.seed,
         report_to=config.report_to.split(","),
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
         **_machine(config),
     )
+    steps = -(-len(train) // (config.batch_size * config.gradient_accumulation_steps))
+    parts = config.gradient_accumulation_steps * arguments.world_size
+    if len(train) // steps < parts:
+        raise UserError(
+            f"batch_size={config.batch_size}, gradient_accumulation_steps={config.gradient_accumulation_steps}: a step of "
+            f"{len(train) // steps} of the {len(train)} training rows can't be shared out over {parts} forward passes "
+            f"({arguments.world_size} processes); raise batch_size, or lower the accumulation or the number of processes"
+        )
+
+    def loss_of_step(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
+        """This forward pass's share of the mean over the step's rows: passes and processes may hold unequal numbers of them."""
+        smoothing = config.label_smoothing_factor
+        return cross_entropy(outputs.logits.float(), labels, reduction="sum", label_smoothing=smoothing) / num_items_in_batch
 
     def validation_metrics(prediction) -> dict[str, float]:
         metrics = classification_metrics(prediction.predictions, prediction.label_ids, label_names)
-        return {"accuracy": metrics["accuracy"], "f1": metrics["f1"]}
+        return {name: metrics[name] for name in ("accuracy", "f1", "loss")}
 
     optimizer = None  # the Trainer's AdamW
     if config.loraplus_lr_ratio != 1:
@@ -77,17 +124,43 @@ def build_trainer(
         optimizer = create_loraplus_optimizer(
             model, torch.optim.AdamW, lr=config.learning_rate, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay
         )
-    return Trainer(
+    trainer = _Trainer(
         model=model,
         args=arguments,
-        train_dataset=train,
-        eval_dataset=validation,
+        train_dataset=TrainingRows(train, augmentation(tokenizer, config)),
+        eval_dataset=Subset(validation, _by_length(validation)),
         data_collator=_collator(tokenizer, config),
         processing_class=tokenizer,
+        compute_loss_func=loss_of_step,
         compute_metrics=validation_metrics,
         optimizers=(optimizer, None),
-        callbacks=[EarlyStoppingCallback(config.early_stopping_patience)] if config.early_stopping_patience else [],
     )
+    trainer.keeper, trainer.by_length, trainer.max_length = Keeper(), config.padding == "longest", config.max_length
+    trainer.add_callback(trainer.keeper)
+    if config.early_stopping_patience:
+        trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
+    return trainer
+
+
+def train(trainer: Trainer, checkpoint: str | None) -> float:
+    """Train, on from `checkpoint` where there is one, until the model holds the best checkpoint's weights.
+
+    Returns the seconds of training, those before an interruption included.
+    """
+    if checkpoint:
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:  # only the end was missing
+            trainer.state = state
+            trainer.keeper.on_train_begin(trainer.args, state, trainer.control)
+            trainer._load_best_model()
+            return trainer.keeper.seconds_before
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer.keeper.seconds()
+
+
+def _by_length(tokens: Tokens) -> np.ndarray:
+    """Row numbers, longest first: batches of like length, so that little is padding, and the same in any number of processes."""
+    return np.argsort(-tokens.lengths.astype(np.int64), kind="stable")
 
 
 def best_validation(trainer: Trainer) -> dict:
@@ -98,20 +171,19 @@ def best_validation(trainer: Trainer) -> dict:
 
 
 def predict(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, input_ids: list[list[int]], config: Config, show_progress: bool = True
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, tokens: Tokens, config: Config, show_progress: bool = True
 ) -> np.ndarray:
-    """Logits (n, labels), float32, row for row. Batches hold texts of like length, so that little is padding."""
-    order = np.argsort([-len(ids) for ids in input_ids], kind="stable")
-    size = config.eval_batch_size
+    """Logits (n, labels), float32, row for row; each process of a run computes a share and gets all."""
+    order = _by_length(tokens)
     arguments = TrainingArguments(
         tempfile.gettempdir(),  # the Trainer makes its folder, though nothing is written
-        per_device_eval_batch_size=size,
+        per_device_eval_batch_size=config.eval_batch_size,
         disable_tqdm=not show_progress,
         report_to="none",
         **_machine(config),
     )
     trainer = Trainer(model=model, args=arguments, data_collator=_collator(tokenizer, config), processing_class=tokenizer)
-    by_length = trainer.predict(Dataset.from_dict({"input_ids": [input_ids[i] for i in order]})).predictions
+    by_length = trainer.predict(Subset(tokens, order)).predictions
     logits = np.empty_like(by_length, dtype=np.float32)
     logits[order] = by_length
     return logits

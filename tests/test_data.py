@@ -1,6 +1,7 @@
 """Reading, splitting, sampling and cutting texts."""
 
 import io
+import os
 import tarfile
 from collections import Counter
 from dataclasses import replace
@@ -9,14 +10,15 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from conftest import make_rows
+from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
 from config import Config
 from finetuning import data
-from finetuning.augmentation import augment
+from finetuning.augmentation import augmentation
 from finetuning.sources import find_model
 
-FRAME = pd.DataFrame({"text": [f"text {i}" for i in range(1000)], "label": [int(i % 10 == 0) for i in range(1000)]})
+FRAME = pd.DataFrame({"hash": range(1000), "label": [int(i % 10 == 0) for i in range(1000)]})
 
 
 def parts(**settings) -> dict[str, pd.DataFrame]:
@@ -34,12 +36,12 @@ def test_held_out_rows_are_stratified_and_depend_on_the_split_seed_alone():
 def test_equal_texts_stay_on_one_side():
     twins = pd.concat([FRAME, FRAME[:500]], ignore_index=True)
     split = data.split({"train": twins}, Config())
-    texts = {name: set(frame.text) for name, frame in split.items()}
+    texts = {name: set(frame.hash) for name, frame in split.items()}
     assert (
         not texts["train"] & texts["test"] and not texts["train"] & texts["validation"] and not texts["validation"] & texts["test"]
     )
     assert len(split["test"]) == 300, "the share that was asked for, although copies are not held out"
-    assert split["test"].text.is_unique and set.union(*texts.values()) == set(FRAME.text)
+    assert split["test"].hash.is_unique and set.union(*texts.values()) == set(FRAME.hash)
 
 
 def test_a_smaller_sample_is_part_of_a_larger_one_and_keeps_the_shares():
@@ -67,7 +69,7 @@ def test_every_format_gives_the_same_rows(tmp_path):
     rows.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
     loaded = [data.load_data(Config(dataset_name=str(file))) for file in sorted(tmp_path.iterdir())]
     assert len(loaded) == 5 and len({item.sha256 for item in loaded}) == 1
-    assert all(item.label_names == ["bad", "good"] and item.test.equals(loaded[0].test) for item in loaded)
+    assert all(item.label_names == ["bad", "good"] and item.test.texts() == loaded[0].test.texts() for item in loaded)
 
 
 def test_acl_imdb_as_a_folder_and_as_its_archive(tmp_path):
@@ -84,15 +86,52 @@ def test_acl_imdb_as_a_folder_and_as_its_archive(tmp_path):
     for source in (packed, tmp_path / "aclImdb"):
         loaded = data.load_data(Config(dataset_name=str(source), val_samples=0))
         assert loaded.label_names == ["neg", "pos"] and loaded.test_split == "official test" and len(loaded.test) == 27
-        assert loaded.test.text.iloc[0].endswith("  caf\u00e9") and "unsup" not in loaded.label_names
-        assert (loaded.test.text.str.split().str[1].astype(int) % 3 == loaded.test.label).all()
+        texts = loaded.test.texts()
+        assert texts[0].endswith("  caf\u00e9") and "unsup" not in loaded.label_names
+        assert [int(text.split()[1]) % 3 for text in texts] == loaded.test.labels.tolist()
 
 
 def test_labels_may_be_words_numbers_or_truth_values():
-    for values, names in ((["b", "a"], ["a", "b"]), ([2, 5], ["2", "5"]), ([True, False], ["False", "True"])):
-        frames = {"train": pd.DataFrame({"text": ["x", "y"] * 10, "label": values * 10})}
-        assert [str(name) for name in data._encode_labels(frames, "label")] == names
-        assert set(frames["train"].label) == {0, 1}
+    for values, names in ((["b", "a"], ["a", "b"]), ([2, 5], ["2", "5"]), ([2.0, 5.0], ["2", "5"]), ([True, False], ["False", "True"])):
+        rows = Dataset.from_dict({"text": ["x", "y"] * 10, "label": values * 10})
+        codes, found = data.encode_labels(DatasetDict(train=rows, test=rows.select([1, 0, 1])), "label")
+        assert found == names
+        assert [names[code] for code in codes["train"][:2]] == [str(int(v) if isinstance(v, float) else v) for v in values]
+        assert codes["test"].tolist() == codes["train"][[1, 0, 1]].tolist()
+
+
+def test_what_was_read_and_tokenised_once_is_found_again_until_what_it_depends_on_changes(tmp_path, model_dir):
+    make_rows().to_csv(tmp_path / "rows.csv", index=False)
+    config = Config(dataset_name=str(tmp_path / "rows.csv"), max_length=32)
+
+    def files(config: Config, model=model_dir) -> set[str]:
+        loaded = data.load_data(config)
+        tokens = data.encode(loaded.train, AutoTokenizer.from_pretrained(model), config)
+        return {file["filename"] for file in tokens.ids.cache_files}
+
+    first = files(config)
+    (file,) = first
+    written = os.stat(file).st_mtime_ns
+    assert files(config) == first and os.stat(file).st_mtime_ns == written, "found, not written again"
+    others = [replace(config, max_length=16), replace(config, truncation="tail"), replace(config, split_seed=1)]
+    assert len({file, *(files(other).pop() for other in others)}) == 4
+    make_rows(82).to_csv(tmp_path / "rows.csv", index=False)
+    assert files(config) != first, "another file"
+
+
+def test_texts_and_tokens_are_read_row_by_row_from_disk(data_file, model_dir):
+    config = Config(dataset_name=str(data_file), max_length=16)
+    loaded, tokenizer = data.load_data(config), AutoTokenizer.from_pretrained(model_dir)
+    written = pd.read_csv(data_file)
+    for split in (loaded.train, loaded.validation, loaded.test):
+        assert split.texts() == written.review[split.rows].tolist()
+        assert [loaded.label_names[label] for label in split.labels] == written.sentiment[split.rows].tolist()
+        tokens = data.encode(split, tokenizer, config)
+        ids, lengths = data.tokenize(split.texts(), tokenizer, config)
+        assert tokens.ids.cache_files and tokens.lengths.tolist() == lengths.tolist()
+        some = [5, 0, 7]
+        assert tokens.__getitems__(some) == [{"input_ids": ids[i], "labels": split.labels[i]} for i in some]
+        assert split.select(some).texts() == [split.texts()[i] for i in some]
 
 
 @pytest.mark.parametrize(
@@ -117,14 +156,14 @@ def test_truncation_without_special_tokens():
 
 def test_the_tokenizer_file_does_not_decide_about_length(model_dir):
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    texts = pd.Series(["we loved it", "a fine film " * 20])
+    texts = ["we loved it", "a fine film " * 20]
     ids, lengths = data.tokenize(texts, tokenizer, replace(Config(), max_length=32))
     assert lengths.tolist() == [5, 62] and [len(row) for row in ids] == [5, 32]
     assert ids[1][0] == tokenizer.cls_token_id and ids[1][-1] == tokenizer.sep_token_id
 
 
 def test_line_breaks_of_html_are_spaces():
-    assert data.clean(pd.Series(["a<br /><br>b"]), "train").tolist() == ["a  b"]
+    assert data.clean(["a<br /><br>b"]) == ["a  b"]
 
 
 def test_stand_ins_are_for_the_default_names_only_and_checked(monkeypatch):
@@ -158,15 +197,17 @@ def test_a_hub_that_does_not_answer_is_given_up_once(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["token-dropout", "crop", "sentence-shuffle"])
-def test_augmentation_changes_texts_anew_and_leaves_labels_and_special_tokens(name, model_dir):
+def test_augmentation_depends_on_seed_epoch_and_row_and_leaves_the_special_tokens(name, model_dir):
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     texts = [" . ".join(make_rows().review[start : start + 8]) for start in range(0, 64, 8)]
-    rows = data.encode(pd.DataFrame({"text": texts, "label": [0, 1] * 4}), tokenizer, Config(max_length=64))
-    assert augment(rows, tokenizer, Config()) is rows
-    augmented = augment(rows, tokenizer, Config(augmentation=name))
-    first, second = augmented[:], augmented[:]
-    assert first["labels"] == rows["labels"][:] and first["input_ids"] != second["input_ids"]
-    for ids, before in zip(first["input_ids"], rows["input_ids"], strict=True):
+    rows, _ = data.tokenize(texts, tokenizer, Config(max_length=64))
+    assert augmentation(tokenizer, Config()) is None
+    change = augmentation(tokenizer, Config(augmentation=name))
+    first = [change(ids, 0, row) for row, ids in enumerate(rows)]
+    assert first != [change(ids, 1, row) for row, ids in enumerate(rows)], "drawn anew each epoch"
+    assert first != [augmentation(tokenizer, Config(augmentation=name, seed=1))(ids, 0, row) for row, ids in enumerate(rows)]
+    assert first[::-1] == [change(rows[row], 0, row) for row in reversed(range(len(rows)))], "whatever was drawn before"
+    for ids, before in zip(first, rows, strict=True):
         assert (ids[0], ids[-1]) == (before[0], before[-1]) and len(ids) <= len(before)
         assert not Counter(ids) - Counter(before), "no token that was not there"
         if name == "sentence-shuffle":

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_model
+from datasets import Dataset
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from config import Config
 from finetuning import fast, model, training
+from finetuning.data import Tokens
 from finetuning.errors import UserError
 from finetuning.sources import find_model
 
@@ -169,7 +171,8 @@ def test_predictions_come_back_in_the_order_of_the_rows(model_dir):
     tokenizer = model.load_tokenizer(find_model(str(model_dir)))
     generator = np.random.default_rng(0)
     ids = [generator.integers(5, 60, size=length).tolist() for length in generator.integers(3, 33, size=50)]
-    logits = training.predict(lora, tokenizer, ids, replace(CONFIG, eval_batch_size=8))
+    tokens = Tokens(Dataset.from_dict({"input_ids": ids}), np.array([len(row) for row in ids]))
+    logits = training.predict(lora, tokenizer, tokens, replace(CONFIG, eval_batch_size=8))
     with torch.no_grad():
         alone = torch.cat([lora(input_ids=torch.tensor([row])).logits for row in ids]).numpy()
     np.testing.assert_allclose(logits, alone, atol=1e-4)

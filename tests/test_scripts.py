@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, make_rows
+from datasets import Dataset
 from safetensors.torch import load_file
 from scipy.special import softmax
 
@@ -99,8 +100,8 @@ def test_a_new_process_predicts_what_the_model_did_before_it_was_saved(call, tin
 
     def predict_then_finish(folder, model, tokenizer, *rest):
         config = Config(**json.loads((folder / "config.json").read_text())["config"])
-        ids, _ = data.tokenize(texts, tokenizer, config)
-        logits = training.predict(model, tokenizer, ids, config)
+        ids, lengths = data.tokenize(texts.tolist(), tokenizer, config)
+        logits = training.predict(model, tokenizer, data.Tokens(Dataset.from_dict({"input_ids": ids}), lengths), config)
         before.extend(softmax(logits / rest[-1]["temperature"], axis=-1).max(axis=-1))
         finish(folder, model, tokenizer, *rest)
 
@@ -149,7 +150,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_resume_goes_on_from_it(tiny_flags,
     )
     folder = tmp_path / "outputs" / "run"
     for _ in process.stderr:  # the progress bar writes here: read on until there is a checkpoint
-        if list(folder.glob("checkpoints/checkpoint-*/trainer_state.json")):
+        if list(folder.glob("checkpoints/checkpoint-*/whole.json")):
             break
     process.send_signal(signal.SIGINT)
     error = process.communicate()[1]

@@ -1,5 +1,6 @@
 """The real stand-ins, and the road over the Hub, from end to end."""
 
+import hashlib
 import json
 import os
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -33,17 +35,29 @@ def test_the_plain_commands_say_that_they_use_stand_ins(call, tmp_path):
     assert metrics["label_names"] == ["neg", "pos"]
 
 
-def test_the_stand_in_data_are_the_25000_train_reviews_with_fixed_parts(monkeypatch):
+def test_the_held_out_rows_are_those_of_the_records():
+    """Records of results/ name rows by number: those numbers stay, in the stand-in data as on the official ones."""
     from config import PRESETS, Config
-    from finetuning.data import load_data
 
-    full = load_data(Config(**PRESETS["full"], seed=5))
-    assert (len(full.test), len(full.validation)) == (5000, 2500)
-    assert 17_300 < len(full.train) <= 17_500, "25,000 less what is held out and the copies of it"
-    assert not set(full.train.text) & set(full.test.text)
-    laptop = load_data(Config())
-    assert laptop.sha256 == full.sha256 and laptop.test.equals(full.test)
-    assert set(laptop.validation.index) < set(full.validation.index) and set(laptop.train.index) < set(full.train.index)
+    def rows_of(split: data.Split) -> tuple[int, list[int], str]:
+        return len(split), split.rows[:5].tolist(), hashlib.sha256(split.rows.tobytes()).hexdigest()[:16]
+
+    full = data.load_data(Config(**PRESETS["full"], seed=5))
+    laptop = data.load_data(Config())
+    assert full.sha256 == laptop.sha256 == json.loads((ROOT / "results" / "run-laptop.json").read_text())["run"]["dataset"]["sha256"]
+    assert rows_of(full.train) == (17466, [0, 1, 2, 4, 5], "bbb47111ae807059"), "25,000 less what is held out and the copies of it"
+    assert rows_of(full.validation) == (2500, [10, 13, 16, 28, 41], "72947484bd3c66c0")
+    assert rows_of(full.test) == rows_of(laptop.test) == (5000, [3, 6, 8, 9, 14], "3d4950a0a49eff19")
+    assert rows_of(laptop.train) == (12500, [0, 1, 2, 4, 7], "e501fcb083d18b97")
+    assert rows_of(laptop.validation) == (1000, [10, 28, 41, 43, 65], "20ed6e95405c60ab")
+    assert not set(full.train.hashes) & set(full.test.hashes) and set(laptop.train.rows) < set(full.train.rows)
+    if (SHARED / "data" / "imdb").exists():
+        official = data.load_data(Config(**PRESETS["full"], dataset_name=str(SHARED / "data" / "imdb")))
+        record = ROOT / "results" / "quality" / "comparison" / "full-fine-tuning-0.json"
+        assert official.sha256 == json.loads(record.read_text())["dataset"]["sha256"]
+        assert rows_of(official.train) == (22488, [0, 1, 2, 3, 4], "4fffa404b6910e7b")
+        assert rows_of(official.validation) == (2500, [14, 19, 20, 34, 46], "28ae632c37cde382")
+        assert official.test.rows.tolist() == list(range(25000))
 
 
 def test_labels_of_real_reviews_are_those_of_the_libraries_own_code(call, tmp_path, monkeypatch):
@@ -52,18 +66,18 @@ def test_labels_of_real_reviews_are_those_of_the_libraries_own_code(call, tmp_pa
     assert trained.code == 0, trained.err
     run = report.open_run(tmp_path / "outputs" / "run")
     config = replace(run.config, max_length=512)
-    reviews = data.load_data(replace(config, test_samples=0)).test.text
-    chosen = reviews.loc[reviews.str.len().sort_values().index[::120]].sample(frac=1, random_state=0)
+    reviews = data.load_data(replace(config, test_samples=0)).test
+    by_length = np.argsort([len(text) for text in reviews.texts()])[::120]
     lora, tokenizer, _ = report.load_model(run)
-    ids, lengths = data.tokenize(chosen, tokenizer, config)
-    assert min(lengths) < 30 and max(lengths) > 1000, "very different lengths, some of them cut"
-    logits = training.predict(lora, tokenizer, ids, config)
+    tokens = data.encode(reviews.select(np.random.default_rng(0).permutation(by_length)), tokenizer, config)
+    assert min(tokens.lengths) < 30 and max(tokens.lengths) > 1000, "very different lengths, some of them cut"
+    logits = training.predict(lora, tokenizer, tokens, config)
 
     monkeypatch.setattr(fast, "on_cpu", lambda: False)  # the libraries' own code, in float32, one review at a time
     stock, _, _ = report.load_model(replace(run, config=replace(config, precision="float32")))
     assert stock.config._attn_implementation == "sdpa" and {p.dtype for p in stock.parameters()} == {torch.float32}
     with torch.no_grad():
-        alone = torch.cat([stock(input_ids=torch.tensor([row])).logits for row in ids]).numpy()
+        alone = torch.cat([stock(input_ids=torch.tensor([row["input_ids"]])).logits for row in tokens]).numpy()
     margin = abs(alone[:, 0] - alone[:, 1])
     assert abs(logits - alone).max() < 0.1 and (margin > 0.1).mean() > 0.8
     clear = margin > 0.1

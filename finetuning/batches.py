@@ -1,0 +1,76 @@
+"""Which rows a training step sees: a function of (data, seed, epoch, effective batch) and of nothing else.
+
+Not of what was drawn before, so a run that was interrupted goes on as if it had not been; not of the number of processes or
+of `gradient_accumulation_steps`, which only share a step's rows out.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetuning.augmentation import Change
+from finetuning.data import Tokens
+
+WINDOW = 50  # steps whose rows are sorted by length together, as transformers' LengthGroupedSampler has it
+
+
+def steps_of_epoch(lengths: np.ndarray, size: int, seed: int, epoch: int, by_length: bool = True) -> list[np.ndarray]:
+    """The rows of each step: all rows once, in ceil(rows / `size`) steps that differ by one row at most.
+
+    With `by_length`, a step's rows are of like `lengths` (rows,), and the step with the longest comes first, so that memory
+    that is too small shows at once.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
+    if by_length:
+        window = np.arange(len(order)) // (WINDOW * size)
+        order = order[np.lexsort([-lengths[order].astype(np.int64), window])]
+    steps = np.array_split(order, -(-len(order) // size))
+    if by_length:
+        longest = int(np.argmax([lengths[rows].max() for rows in steps]))
+        steps[0], steps[longest] = steps[longest], steps[0]
+    return steps
+
+
+@dataclass
+class Batches:
+    """A batch sampler: this process's share of each step, as lists of (epoch, row), one a forward pass."""
+
+    lengths: np.ndarray
+    size: int  # the effective batch
+    seed: int
+    by_length: bool
+    passes: int  # forward passes a step: gradient_accumulation_steps
+    processes: int
+    process: int
+    epoch: Callable[[], int]  # asked when an epoch begins
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.size) * self.passes
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = self.epoch()
+        for rows in steps_of_epoch(self.lengths, self.size, self.seed, epoch, self.by_length):
+            for one_pass in np.array_split(rows, self.passes):
+                yield [(epoch, row) for row in np.array_split(one_pass, self.processes)[self.process].tolist()]
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """What `Batches` asks for: `tokens`, changed by an augmentation if there is one."""
+
+    tokens: Tokens
+    change: Change | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict]:
+        items = self.tokens.__getitems__([row for _, row in keys])
+        if self.change:
+            for item, (epoch, row) in zip(items, keys, strict=True):
+                item["input_ids"] = self.change(item["input_ids"], epoch, row)
+        return items
