@@ -63,6 +63,19 @@ def make_rows(n: int = 80) -> pd.DataFrame:
     return pd.DataFrame({"review": texts, "sentiment": ["good", "bad"] * (n // 2)})
 
 
+def pytest_addoption(parser):
+    parser.addoption("--runslow", action="store_true", help="the long kill test too: some minutes")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: only with --runslow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--runslow"):
+        items[:] = [item for item in items if "slow" not in item.keywords]
+
+
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "tiny-distilbert")

@@ -1,0 +1,81 @@
+"""Scripts in processes of their own, several at once or killed at a chosen point. They are forked from one that has the
+libraries loaded, so that each takes a moment and not seconds."""
+
+import importlib
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["finetuning.training", "finetuning.search", "finetuning.evaluation"])
+
+
+@dataclass
+class Death:
+    """SIGKILL at the `call`th call of `target`, "module:name"; with `half`, when it is half done: a file half written, a
+    folder half deleted. Of several processes it meets the last one."""
+
+    target: str
+    call: int = 1
+    half: bool = False
+
+    def prepare(self) -> None:
+        module, name = self.target.split(":")
+        holder = importlib.import_module(module)
+        *path, name = name.split(".")
+        for part in path:
+            holder = getattr(holder, part)
+        original, calls = getattr(holder, name), [0]
+
+        def deadly(*arguments, **named):
+            calls[0] += 1
+            if calls[0] == self.call:
+                if self.half and name == "rmtree":
+                    next(file for file in Path(arguments[0]).rglob("*") if file.is_file()).unlink()
+                elif self.half:
+                    original(*arguments, **named)
+                    os.truncate(arguments[-1], os.path.getsize(arguments[-1]) // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **named)
+
+        setattr(holder, name, deadly)
+
+
+def _main(script: str, flags: list[str], folder: Path, environment: dict, death: Death | None, out: Path) -> None:
+    os.chdir(folder)
+    os.environ.update(environment)
+    file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    if death:
+        death.prepare()
+    sys.argv = [script, *flags]
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+def run(folder: Path, script: str, *flags, processes: int = 1, death: Death | None = None, within: float = 120) -> list[tuple]:
+    """(exit code, what it printed) of each process; under several, as torchrun would start them on one machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        about = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=free.getsockname()[1], WORLD_SIZE=processes, LOCAL_WORLD_SIZE=processes)
+    started = []
+    for rank in range(processes):
+        environment = {k: str(v) for k, v in (about | dict(RANK=rank, LOCAL_RANK=rank)).items()} if processes > 1 else {}
+        out = folder / f"{script}-{rank}.out"
+        last = death if rank == processes - 1 else None
+        process = _FORKS.Process(target=_main, args=(script, [str(flag) for flag in flags], folder, environment, last, out))
+        process.start()
+        started.append((process, out))
+    found = []
+    for process, out in started:
+        process.join(within)
+        if process.exitcode is None:
+            process.kill()
+        found.append((process.exitcode, out.read_text()))
+    return found

@@ -1,0 +1,196 @@
+"""The same steps, and the same end, whatever happens on the way."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import apart
+import numpy as np
+import pytest
+import torch
+from apart import Death
+from safetensors.torch import load_file
+
+from finetuning.batches import Batches, steps_of_epoch
+
+LENGTHS = np.random.default_rng(0).integers(3, 257, size=5003)
+
+
+def test_an_epochs_steps_hold_every_row_once_and_depend_on_nothing_drawn_before():
+    for by_length in (True, False):
+        steps = steps_of_epoch(LENGTHS, 32, seed=1, epoch=2, by_length=by_length)
+        assert sorted(np.concatenate(steps)) == list(range(5003)) and len(steps) == 157
+        assert {len(rows) for rows in steps} == {31, 32}, "no small rest, whose gradient would count as much as a whole step's"
+        torch.manual_seed(7), np.random.seed(7)
+        again = steps_of_epoch(LENGTHS, 32, seed=1, epoch=2, by_length=by_length)
+        assert all(map(np.array_equal, steps, again))
+        for other in (dict(seed=2, epoch=2), dict(seed=1, epoch=3)):
+            assert not all(map(np.array_equal, steps, steps_of_epoch(LENGTHS, 32, **other, by_length=by_length)))
+    spread = [np.ptp(LENGTHS[rows]) for rows in steps_of_epoch(LENGTHS, 32, 1, 2)]
+    assert np.mean(spread) < 20, "texts of like length"
+    assert LENGTHS[steps_of_epoch(LENGTHS, 32, 1, 2)[0]].max() == LENGTHS.max(), "memory that is too small shows at once"
+
+
+@pytest.mark.parametrize(("passes", "processes"), [(1, 1), (4, 1), (1, 3), (4, 2)])
+def test_passes_and_processes_share_a_steps_rows_out(passes, processes):
+    shares = []
+    for process in range(processes):
+        batches = Batches(LENGTHS, 32, 5, True, passes, processes, process, lambda: 1)
+        shares.append(list(batches))
+        assert len(shares[-1]) == len(batches)
+    steps = steps_of_epoch(LENGTHS, 32, 5, 1)
+    for i, rows in enumerate(steps):
+        parts = [share[i * passes + k] for k in range(passes) for share in shares]
+        assert [key for part in parts for key in part] == [(1, row) for row in rows.tolist()] and all(parts)
+
+
+# --- interrupted runs ---------------------------------------------------------------------------------------------------
+
+FLAGS = dict(num_train_epochs=3, eval_steps=4, early_stopping_patience=0, batch_size=8, learning_rate=0.003, precision="float32")
+
+
+@dataclass
+class Case:
+    flags: dict = field(default_factory=dict)
+    deaths: tuple[Death, ...] = ()
+    processes: int = 1
+
+
+STEP, EVALUATION = "transformers:Trainer.training_step", "transformers:Trainer.prediction_step"
+# Seven steps an epoch, a validation and a checkpoint after every fourth.
+CASES = {
+    "before the first checkpoint": Case(deaths=(Death(STEP, 3),)),
+    "in the second epoch": Case(deaths=(Death(STEP, 11),)),
+    "at the end of an epoch, then twice more": Case(
+        dict(eval_strategy="epoch"), (Death(STEP, 15), Death(STEP, 4), Death(STEP, 1))
+    ),
+    "in an evaluation, with dropout": Case(dict(dropout=0.1, lora_dropout=0.1), (Death(EVALUATION, 3),)),
+    "while a checkpoint is written": Case(deaths=(Death("torch:save", 7, half=True),)),
+    "while its state is written": Case(deaths=(Death("transformers.trainer:TrainerState.save_to_json", 3, half=True),)),
+    "before it is marked as whole": Case(deaths=(Death("finetuning.checkpoints:write_json", 3),)),
+    "while an older one is deleted": Case(deaths=(Death("shutil:rmtree", half=True),)),
+    "after the last step": Case(deaths=(Death("finetuning.metrics:fit_temperature"),)),
+    "after early stopping": Case(
+        dict(num_train_epochs=9, early_stopping_patience=2, learning_rate=1e-5, metric_for_best_model="accuracy"),
+        (Death("finetuning.metrics:fit_temperature"),),
+    ),
+    "while early stopping waits": Case(
+        dict(num_train_epochs=9, early_stopping_patience=2, learning_rate=1e-5, metric_for_best_model="accuracy"), (Death(STEP, 10),)
+    ),
+    "with augmentation": Case(dict(augmentation="token-dropout"), (Death(STEP, 13),)),
+    "with accumulation": Case(dict(batch_size=2, gradient_accumulation_steps=4), (Death(STEP, 4 * 11 + 2),)),
+    "on two processes": Case(deaths=(Death(STEP, 11),), processes=2),
+}
+# `--runslow`: every setting at many points.
+SETTINGS = {
+    "plain": Case(),
+    "dropout": Case(dict(dropout=0.1, lora_dropout=0.1)),
+    "bf16": Case(dict(precision="auto")),
+    "augmentation": Case(dict(augmentation="crop")),
+    "accumulation": Case(dict(batch_size=2, gradient_accumulation_steps=4)),
+    "full": Case(dict(method="full")),
+    "rare checkpoints": Case(dict(eval_steps=2, save_steps=6)),
+    "two processes": Case(dict(augmentation="sentence-shuffle", batch_size=4, gradient_accumulation_steps=2), processes=2),
+}
+SLOW = {
+    f"{name}, {death.target.rsplit('.')[-1]} {death.call}": Case(case.flags, (death,), case.processes)
+    for name, case in SETTINGS.items()
+    for death in [
+        *(Death(STEP, passes * case.flags.get("gradient_accumulation_steps", 1)) for passes in (2, 6, 9, 14, 20)),
+        Death(EVALUATION, 2),
+        Death("finetuning.checkpoints:write_json", 2),
+    ]
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict:
+    return {"folder": tmp_path_factory.mktemp("undisturbed")}
+
+
+def outcome(run: Path) -> dict:
+    """All of a finished run that does not depend on the clock."""
+    training = json.loads((run / "training.json").read_text())
+    log = [{k: v for k, v in entry.items() if "runtime" not in k and "second" not in k} for entry in training["log_history"]]
+    log = [entry for entry in log if {"loss", "eval_loss"} & set(entry)]
+    return {"adapter": load_file(run / "adapter" / "adapter_model.safetensors"), "log": log} | {
+        name: training[name] for name in ("validation", "temperature")
+    }
+
+
+def flags_of(case: Case, model_dir: Path, data_file: Path, name: str) -> list[str]:
+    settings = dict(model_name=model_dir, dataset_name=data_file, max_length=32, run_name=name) | FLAGS | case.flags
+    return [str(part) for knob, value in settings.items() for part in (f"--{knob}", value)]
+
+
+@pytest.mark.parametrize(
+    "name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)], ids=lambda name: name.replace(" ", "-")
+)
+def test_a_killed_run_ends_bit_for_bit_like_an_undisturbed_one(name, undisturbed, model_dir, data_file, tmp_path):
+    case = (CASES | SLOW)[name]
+    key = f"{case.flags} {case.processes}"
+    if key not in undisturbed:
+        run = f"run-{len(undisturbed)}"
+        flags = flags_of(case, model_dir, data_file, run)
+        found = apart.run(undisturbed["folder"], "fine_tune.py", *flags, processes=case.processes)
+        assert {code for code, _ in found} == {0}, found
+        undisturbed[key] = outcome(undisturbed["folder"] / "outputs" / run)
+    flags, folder = flags_of(case, model_dir, data_file, "run"), tmp_path
+    for death in case.deaths:
+        found = apart.run(folder, "fine_tune.py", *flags, processes=case.processes, death=death)
+        assert found[-1][0] == -9, found
+        assert all(code == 1 and "another process" in said for code, said in found[:-1]), "the others end, and say why"
+        moved = tmp_path / f"{folder.name}-moved"  # another working directory, and another place
+        shutil.move(folder / "outputs", moved / "outputs") if moved.mkdir() is None else None
+        folder, flags = moved, ["--resume", "outputs/run"]
+    found = apart.run(folder, "fine_tune.py", *flags, processes=case.processes)
+    assert {code for code, _ in found} == {0}, found
+    expected, ended = undisturbed[key], outcome(folder / "outputs" / "run")
+    assert expected["adapter"].keys() == ended["adapter"].keys()
+    assert all(torch.equal(tensor, ended["adapter"][name]) for name, tensor in expected["adapter"].items())
+    assert ended | {"adapter": None} == expected | {"adapter": None}
+    assert {file.name for file in (folder / "outputs").iterdir()} == {"run"} and not os.path.exists(folder / "outputs/run/checkpoints")
+
+
+def test_a_run_killed_while_tokenising_starts_that_step_again(model_dir, tmp_path):
+    apart_rows = tmp_path / "rows.csv"
+    from conftest import make_rows
+
+    make_rows(3000).to_csv(apart_rows, index=False)
+    flags = flags_of(Case(dict(num_train_epochs=0.1)), model_dir, apart_rows, "run")
+    ((code, _),) = apart.run(tmp_path, "fine_tune.py", *flags, death=Death("finetuning.data:tokenize", 2))
+    assert code == -9 and not (tmp_path / "outputs" / "run").exists()
+    ((code, said),) = apart.run(tmp_path, "fine_tune.py", *flags)
+    assert code == 0, said
+
+
+# --- accumulation and several processes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes"),
+    [
+        (dict(batch_size=8, gradient_accumulation_steps=4), 1),
+        (dict(batch_size=32), 2),
+        (dict(batch_size=16, gradient_accumulation_steps=2), 2),
+        (dict(batch_size=32, label_smoothing_factor=0.1), 2),
+    ],
+    ids=str,
+)
+def test_accumulation_and_processes_change_nothing_but_the_rounding(settings, processes, undisturbed, model_dir, data_file, tmp_path):
+    common = dict(num_train_epochs=6, learning_rate=1e-3)
+    smoothing = {k: v for k, v in settings.items() if k == "label_smoothing_factor"}
+    found = []
+    for name, flags, several in (("whole", dict(batch_size=32) | smoothing, 1), ("shared", settings, processes)):
+        flags = flags_of(Case(common | flags), model_dir, data_file, name)
+        codes = apart.run(tmp_path, "fine_tune.py", *flags, processes=several)
+        assert {code for code, _ in codes} == {0}, codes
+        found.append(outcome(tmp_path / "outputs" / name))
+    whole, shared = found
+    assert len(whole["log"]) == len(shared["log"]) > 10
+    for a, b in zip(whole["log"], shared["log"], strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+    for name, tensor in whole["adapter"].items():
+        torch.testing.assert_close(shared["adapter"][name], tensor, rtol=1e-3, atol=1e-5)
