@@ -222,9 +222,7 @@ def scan(split: Dataset, column: str, labels: np.ndarray, name: str) -> tuple[np
     if empty.all():
         raise no_text
     if empty.any():
-        raise UserError(
-            f"text_column: {empty.sum():,} empty texts in split {name}, the first in row {empty.argmax()}: remove them"
-        )
+        raise UserError(f"text_column: {empty.sum():,} empty texts in split {name}, the first in row {empty.argmax()}: remove them")
     return found["text"].to_numpy(), found["row"].to_numpy()
 
 
@@ -294,7 +292,11 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, config: Config) -> 
         return {"input_ids": ids, "length": lengths}
 
     features = Features({"input_ids": List(Value("int32")), "length": Value("int32")})
-    files = [file.read_bytes() for pattern in ("*.json", "*.txt", "*.model") for file in sorted(Path(tokenizer.name_or_path).glob(pattern))]
+    files = [
+        file.read_bytes()
+        for pattern in ("*.json", "*.txt", "*.model")
+        for file in sorted(Path(tokenizer.name_or_path).glob(pattern))
+    ]
     depends_on = [files, config.max_length, config.truncation]
     found = _map_once(split.raw.select(split.rows), tokenize_batch, features, [split.rows, *depends_on])
     return Tokens(found, found.select_columns(["length"]).with_format("arrow")[:]["length"].to_numpy(), split.labels)

@@ -196,7 +196,9 @@ def environment() -> dict:
         bf16 = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
         hardware = f"{torch.get_num_threads()} CPU cores ({', '.join([platform.machine(), *bf16])})"
     if (together := accelerate.PartialState().num_processes) > 1:
-        hardware = f"{together} processes, each with {hardware}" if not torch.cuda.is_available() else f"{together} processes, {hardware}"
+        hardware = (
+            f"{together} processes, each with {hardware}" if not torch.cuda.is_available() else f"{together} processes, {hardware}"
+        )
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     git = shutil.which("git") and subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
     libraries = (torch, transformers, peft, datasets, accelerate, sklearn)

@@ -97,7 +97,6 @@ def build_trainer(
         seed=config.seed,
         report_to=config.report_to.split(","),
         ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,
         **_machine(config),
     )
     steps = -(-len(train) // (config.batch_size * config.gradient_accumulation_steps))

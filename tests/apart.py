@@ -18,12 +18,14 @@ _FORKS.set_forkserver_preload(["finetuning.training", "finetuning.search", "fine
 
 @dataclass
 class Death:
-    """SIGKILL at the `call`th call of `target`, "module:name"; with `half`, when it is half done: a file half written, a
-    folder half deleted. Of several processes it meets the last one."""
+    """A signal at the `call`th call of `target`, "module:name", in one of the processes; with `half`, when it is half done:
+    a file half written, a folder half deleted."""
 
     target: str
     call: int = 1
     half: bool = False
+    signal: int = signal.SIGKILL
+    process: int = 0
 
     def prepare(self) -> None:
         module, name = self.target.split(":")
@@ -41,13 +43,13 @@ class Death:
                 elif self.half:
                     original(*arguments, **named)
                     os.truncate(arguments[-1], os.path.getsize(arguments[-1]) // 2)
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.signal)
             return original(*arguments, **named)
 
         setattr(holder, name, deadly)
 
 
-def _main(script: str, flags: list[str], folder: Path, environment: dict, death: Death | None, out: Path) -> None:
+def _main(script: str | Path, flags: list[str], folder: Path, environment: dict, death: Death | None, out: Path) -> None:
     os.chdir(folder)
     os.environ.update(environment)
     file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -55,11 +57,13 @@ def _main(script: str, flags: list[str], folder: Path, environment: dict, death:
     os.dup2(file, 2)
     if death:
         death.prepare()
-    sys.argv = [script, *flags]
+    sys.argv = [str(script), *flags]
     runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
-def run(folder: Path, script: str, *flags, processes: int = 1, death: Death | None = None, within: float = 120) -> list[tuple]:
+def run(
+    folder: Path, script: str | Path, *flags, processes: int = 1, death: Death | None = None, within: float = 120
+) -> list[tuple]:
     """(exit code, what it printed) of each process; under several, as torchrun would start them on one machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -67,9 +71,9 @@ def run(folder: Path, script: str, *flags, processes: int = 1, death: Death | No
     started = []
     for rank in range(processes):
         environment = {k: str(v) for k, v in (about | dict(RANK=rank, LOCAL_RANK=rank)).items()} if processes > 1 else {}
-        out = folder / f"{script}-{rank}.out"
-        last = death if rank == processes - 1 else None
-        process = _FORKS.Process(target=_main, args=(script, [str(flag) for flag in flags], folder, environment, last, out))
+        out = folder / f"{Path(script).name}-{rank}.out"
+        own = death if death and rank == death.process else None
+        process = _FORKS.Process(target=_main, args=(script, [str(flag) for flag in flags], folder, environment, own, out))
         process.start()
         started.append((process, out))
     found = []

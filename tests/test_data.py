@@ -92,7 +92,12 @@ def test_acl_imdb_as_a_folder_and_as_its_archive(tmp_path):
 
 
 def test_labels_may_be_words_numbers_or_truth_values():
-    for values, names in ((["b", "a"], ["a", "b"]), ([2, 5], ["2", "5"]), ([2.0, 5.0], ["2", "5"]), ([True, False], ["False", "True"])):
+    for values, names in (
+        (["b", "a"], ["a", "b"]),
+        ([2, 5], ["2", "5"]),
+        ([2.0, 5.0], ["2", "5"]),
+        ([True, False], ["False", "True"]),
+    ):
         rows = Dataset.from_dict({"text": ["x", "y"] * 10, "label": values * 10})
         codes, found = data.encode_labels(DatasetDict(train=rows, test=rows.select([1, 0, 1])), "label")
         assert found == names

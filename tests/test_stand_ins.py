@@ -44,7 +44,9 @@ def test_the_held_out_rows_are_those_of_the_records():
 
     full = data.load_data(Config(**PRESETS["full"], seed=5))
     laptop = data.load_data(Config())
-    assert full.sha256 == laptop.sha256 == json.loads((ROOT / "results" / "run-laptop.json").read_text())["run"]["dataset"]["sha256"]
+    assert (
+        full.sha256 == laptop.sha256 == json.loads((ROOT / "results" / "run-laptop.json").read_text())["run"]["dataset"]["sha256"]
+    )
     assert rows_of(full.train) == (17466, [0, 1, 2, 4, 5], "bbb47111ae807059"), "25,000 less what is held out and the copies of it"
     assert rows_of(full.validation) == (2500, [10, 13, 16, 28, 41], "72947484bd3c66c0")
     assert rows_of(full.test) == rows_of(laptop.test) == (5000, [3, 6, 8, 9, 14], "3d4950a0a49eff19")
