@@ -84,16 +84,24 @@ class Config:
     num_train_epochs: float = HfArg(
         default=1.0, help="passes over the training rows; from the third on the loss on new texts rises in the study"
     )
-    batch_size: int = HfArg(default=32, help="texts a device and a step; 16 and 64 were no better in the study")
-    eval_batch_size: int = HfArg(default=32, help="texts a device when predicting; changes the speed only")
-    gradient_accumulation_steps: int = HfArg(default=1, help="batches summed before a step, where memory is short")
+    batch_size: int = HfArg(
+        default=32,
+        help="texts a forward pass, those of all processes together; 16 and 64 were no better in the study. A step has batch_size x "
+        "gradient_accumulation_steps texts, whatever the number of processes",
+    )
+    eval_batch_size: int = HfArg(default=32, help="texts a process when predicting; changes the speed only")
+    gradient_accumulation_steps: int = HfArg(
+        default=1, help="forward passes a step, where memory is short: 4 of 8 texts give what 1 of 32 gives"
+    )
     seed: int = HfArg(default=0, help="of the new weights, the order of the rows and dropout")
     precision: Literal["auto", "bf16", "float32"] = HfArg(default="auto", help="auto: bf16 where the hardware has it")
 
     # --- evaluation while training -----------------------------------------------------------------------------------
     eval_strategy: Literal["steps", "epoch"] = HfArg(default="steps", help="validate every `eval_steps`, or after each epoch")
     eval_steps: float = HfArg(default=0.25, help="steps between two validations; below 1: a share of all steps")
-    save_steps: float | None = HfArg(default=None, help="steps between two checkpoints; not given: at every validation")
+    save_steps: float | None = HfArg(
+        default=None, help="steps between two checkpoints, beside the best; not given: at every validation"
+    )
     metric_for_best_model: Literal["accuracy", "f1", "loss"] = HfArg(
         default="accuracy", help="the validation metric that picks the checkpoint and stops early"
     )

@@ -164,7 +164,7 @@ def speed_table() -> str:
         "| machine | model | tokens | training: tutorial | ours | | prediction: tutorial | ours | | memory: tutorial | ours | share of the limit |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for record in _speed_records():
+    for record in _records("speed"):
         pairs = {}
         for row in record["rows"]:
             pairs.setdefault((row["model"], row["max_length"]), {})[row["variant"]] = row
@@ -182,7 +182,7 @@ def speed_table() -> str:
 def steps_table() -> str:
     """What each step from the baseline to ours is worth, where it was measured."""
     lines = ["| step, on top of those above | training | gain | prediction | gain | memory |", "|---|--:|--:|--:|--:|--:|"]
-    for record in _speed_records():
+    for record in _records("speed"):
         measured = [row for row in record["rows"] if row["model"].startswith("DistilBERT") and row["max_length"] == 256]
         for before, row in zip([None, *measured], measured, strict=False):
             cells = [f"{row['variant']}: {record['steps'][row['variant']]}"]
@@ -192,8 +192,35 @@ def steps_table() -> str:
     return "\n".join(lines)
 
 
-def _speed_records() -> list[dict]:
-    return [json.loads(file.read_text()) for file in sorted((ROOT / "results").glob("speed-*.json"))]
+def _records(kind: str) -> list[dict]:
+    return [json.loads(file.read_text()) for file in sorted((ROOT / "results").glob(f"{kind}-*.json"))]
+
+
+def scale_table() -> str:
+    """Memory, start and tokenising by the number of rows, for each machine in results/scale-*.json."""
+    lines = [
+        "| rows | memory: training | evaluation | first step: empty cache | again | tokenised |",
+        "|--:|--:|--:|--:|--:|--:|",
+    ]
+    for record in _records("scale"):
+        for size in record["sizes"]:
+            cold, warm, evaluation = size["cold"], size["warm"], size["evaluation"]
+            memory = max(cold["uss_gib"], warm["uss_gib"])
+            cells = [f"{size['rows']:,}", f"{memory:.2f} GiB", f"{evaluation['uss_gib']:.2f} GiB"]
+            cells += [f"{run['seconds_to_first_step']:.0f} s" for run in (cold, warm)]
+            cells += [f"{cold['tokenised_rows_per_s']:,.0f} rows/s"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def processes_sentence() -> str:
+    """What two processes of half the cores bring against one of all."""
+    (record,) = _records("scale")
+    one, two = (record["processes"][name] for name in ("one", "two"))
+    return (
+        f"On {record['environment']['hardware']} two processes train {two['train_reviews_per_s']:.1f} reviews a second, one process "
+        f"with both cores {one['train_reviews_per_s']:.1f}: {two['train_reviews_per_s'] / one['train_reviews_per_s']:.2f}x."
+    )
 
 
 def fast_table() -> str:
@@ -254,7 +281,14 @@ def _quality_records(*studies: str) -> dict[str, list[dict]]:
 
 
 PAGES = {
-    "README.md": {"comparison": comparison_table, "growth": growth_table, "laptop": laptop_sentence, "speed": speed_table},
+    "README.md": {
+        "comparison": comparison_table,
+        "growth": growth_table,
+        "laptop": laptop_sentence,
+        "scale": scale_table,
+        "processes": processes_sentence,
+        "speed": speed_table,
+    },
     "results/README.md": {
         "recipe": partial(changes_table, "recipe"),
         "confirm": partial(changes_table, "confirm"),

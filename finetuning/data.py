@@ -3,11 +3,15 @@
 Texts and tokens stay in Arrow files on disk, memory-mapped, and are read a batch at a time. What is held of each row is
 its number, its label, a hash of its text and its length, as NumPy arrays. What was made of a data set is kept beside it in
 the cache of the library `datasets` (HF_HOME), under a name made of all it depends on, and found there by the next run.
+
+Pages of mapped files count as a process's memory, for a cluster's scheduler too, until the mapping ends: so files are
+mapped anew (`reopened`) after some thousand rows.
 """
 
 import hashlib
+import pickle
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +21,7 @@ import pyarrow
 import tokenizers
 import transformers
 from accelerate import PartialState
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
@@ -29,6 +33,8 @@ from finetuning.sources import Source, find_rows
 TEXT_COLUMNS = ("text", "review", "sentence", "content", "comment", "message", "body")
 LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "category", "target")
 SPLITS = ("train", "validation", "test")
+SLICE = 50_000  # rows of which a file is made in one piece; what is interrupted goes on behind the last whole piece
+READ = 4096  # rows read in any order through one mapping
 LINE_BREAK = re.compile(r"<br\s*/?>")
 
 
@@ -47,7 +53,7 @@ class Split:
     def texts(self) -> list[str]:
         """The clean texts, all in memory: of many rows take `select` some first."""
         (column,) = self.raw.column_names
-        return clean(self.raw[self.rows.tolist()][column])
+        return clean(reopened(self.raw)[self.rows.tolist()][column])
 
     def select(self, positions: Sequence[int]) -> "Split":
         return Split(self.raw, self.rows[positions], self.labels[positions], self.hashes[positions])
@@ -67,13 +73,14 @@ class Data:
     sha256: str  # of every text and label of the data set's splits, before any sampling
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tokens:
     """A split as the Trainer reads it: `input_ids` from disk, a batch at a time. Lengths are in tokens, before any cut."""
 
     ids: Dataset
     lengths: np.ndarray
     labels: np.ndarray | None = None
+    read: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,6 +90,9 @@ class Tokens:
 
     def __getitems__(self, rows: Iterable[int]) -> list[dict]:
         rows = [int(row) for row in rows]
+        self.read += len(rows)
+        if self.read > READ:
+            self.ids, self.read = reopened(self.ids), len(rows)
         items = [{"input_ids": ids} for ids in self.ids[rows]["input_ids"]]
         if self.labels is not None:
             for item, row in zip(items, rows, strict=True):
@@ -217,7 +227,7 @@ def scan(split: Dataset, column: str, labels: np.ndarray, name: str) -> tuple[np
         }
 
     features = Features({"text": Value("uint64"), "row": Value("uint64"), "empty": Value("bool")})
-    found = _map_once(split, hash_batch, features, [column, labels], with_indices=True).with_format("arrow")[:]
+    found = _map_once(split, hash_batch, features, [column, labels]).with_format("arrow")[:]
     empty = found["empty"].to_numpy()
     if empty.all():
         raise no_text
@@ -226,17 +236,32 @@ def scan(split: Dataset, column: str, labels: np.ndarray, name: str) -> tuple[np
     return found["text"].to_numpy(), found["row"].to_numpy()
 
 
-def _map_once(split: Dataset, function, features: Features, depends_on: list, **options) -> Dataset:
-    """`split` mapped in batches to columns of its own; found on disk where that was done before with all that it depends on.
+def _map_once(split: Dataset, function: Callable[[dict, list[int]], dict], features: Features, depends_on: list) -> Dataset:
+    """What `function` makes of batches and their rows' positions; found on disk where it was made with all it depends on.
 
-    It is written beside and moved when it is whole, so that an interruption does no harm. One process of a machine does it.
+    A piece is written beside and moved when it is whole, so an interruption does no harm. One process of a machine does it.
     """
     versions = [library.__version__ for library in (pd, tokenizers, transformers)]
     key = Hasher.hash([split._fingerprint, depends_on, versions, Path(__file__).read_bytes()])
-    with PartialState().local_main_process_first():
-        return split.map(
-            function, batched=True, features=features, remove_columns=split.column_names, new_fingerprint=key, **options
+
+    def piece(start: int) -> Dataset:
+        rows = reopened(split.select(range(start, min(start + SLICE, len(split)))))
+        return rows.map(
+            lambda batch, positions: function(batch, [start + position for position in positions]),
+            with_indices=True,
+            batched=True,
+            features=features,
+            remove_columns=split.column_names,
+            new_fingerprint=f"{key}-{start}",
         )
+
+    with PartialState().local_main_process_first():
+        return concatenate_datasets([piece(start) for start in range(0, len(split), SLICE)])
+
+
+def reopened(rows: Dataset) -> Dataset:
+    """The same rows through a mapping of their own: the pages that are read through it go when it does."""
+    return pickle.loads(pickle.dumps(rows))
 
 
 def split(frames: dict[str, pd.DataFrame], config: Config) -> dict[str, pd.DataFrame]:
@@ -287,7 +312,7 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, config: Config) -> 
     """A split's tokens, row for row, cut to `max_length`; on disk."""
     (column,) = split.raw.column_names
 
-    def tokenize_batch(batch: dict[str, list]) -> dict:
+    def tokenize_batch(batch: dict[str, list], _) -> dict:
         ids, lengths = tokenize(clean(batch[column]), tokenizer, config)
         return {"input_ids": ids, "length": lengths}
 
@@ -298,7 +323,7 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, config: Config) -> 
         for file in sorted(Path(tokenizer.name_or_path).glob(pattern))
     ]
     depends_on = [files, config.max_length, config.truncation]
-    found = _map_once(split.raw.select(split.rows), tokenize_batch, features, [split.rows, *depends_on])
+    found = _map_once(split.raw.select(split.rows), tokenize_batch, features, depends_on)
     return Tokens(found, found.select_columns(["length"]).with_format("arrow")[:]["length"].to_numpy(), split.labels)
 
 
