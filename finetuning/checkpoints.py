@@ -68,7 +68,7 @@ def last_whole(checkpoints: Path) -> str | None:
         try:
             sizes = json.loads((folder / MARK).read_text())["files"]
             if all((folder / name).stat().st_size == size for name, size in sizes.items()):
-                whole[int(folder.name.rsplit("-", 1)[1])] = str(folder.resolve())
+                whole[int(folder.name.rsplit("-", 1)[1])] = str(folder)
                 continue
         except (OSError, ValueError):
             pass

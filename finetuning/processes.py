@@ -31,7 +31,7 @@ def start() -> None:
     if state.use_distributed:
         atexit.register(torch.distributed.destroy_process_group)
     if not state.is_main_process:
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
 
 
 def by_first(function: Callable) -> Callable:

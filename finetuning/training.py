@@ -75,7 +75,7 @@ def build_trainer(
     """A Trainer that keeps the best checkpoint by validation and stops early; `checkpoints` is its folder."""
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(checkpoints.parent / "logs"))  # the checkpoints go in the end
     arguments = TrainingArguments(
-        output_dir=str(checkpoints.resolve()),  # so that a resumed run finds its best checkpoint from any folder
+        output_dir=str(checkpoints),
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler_type,
         warmup_steps=config.warmup_steps,

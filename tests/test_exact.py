@@ -48,7 +48,7 @@ def test_passes_and_processes_share_a_steps_rows_out(passes, processes):
 
 # --- interrupted runs ---------------------------------------------------------------------------------------------------
 
-FLAGS = dict(num_train_epochs=3, eval_steps=4, early_stopping_patience=0, batch_size=8, learning_rate=0.003, precision="float32")
+FLAGS = dict(num_train_epochs=3, eval_steps=5, early_stopping_patience=0, batch_size=8, learning_rate=0.003, precision="float32")
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Case:
 
 
 STEP, EVALUATION = "transformers:Trainer.training_step", "transformers:Trainer.prediction_step"
-# Seven steps an epoch, a validation and a checkpoint after every fourth.
+# Seven steps an epoch, a validation and a checkpoint after every fifth, a line of the log after every second.
 CASES = {
     "before the first checkpoint": Case(deaths=(Death(STEP, 3),)),
     "in the second epoch": Case(deaths=(Death(STEP, 11),)),

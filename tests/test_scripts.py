@@ -16,6 +16,7 @@ from scipy.special import softmax
 
 from config import Config
 from finetuning import data, report, training
+from finetuning.metrics import classification_metrics
 
 
 @pytest.fixture
@@ -85,6 +86,24 @@ def test_what_a_knob_trains_is_saved_and_evaluated(knob, call, tiny_flags, tmp_p
     name, value = knob
     record = json.loads((tmp_path / "outputs" / "run" / "metrics.json").read_text())["run"]
     assert str(record["config"][name.removeprefix("--")]) == value
+
+
+@pytest.mark.parametrize(
+    "flags", [["--eval_steps", 2, "--save_steps", 14], ["--eval_steps", 7]], ids=lambda flags: " ".join(map(str, flags))
+)
+def test_what_is_said_of_the_kept_checkpoint_is_true_of_the_saved_adapter(flags, call, tiny_flags, tmp_path):
+    """The best validation of twelve epochs at a rate too high is not the last one, nor one where a checkpoint was due."""
+    more = ["--learning_rate", 0.03, "--metric_for_best_model", "loss", "--precision", "float32"]
+    trained = call("fine_tune.py", *tiny_flags, *more, *flags)
+    assert trained.code == 0, trained.err
+    run = report.open_run(tmp_path / "outputs" / "run")
+    said = run.training["validation"]
+    assert said["step"] < 84
+    rows = data.load_data(run.config, "local path")
+    lora, tokenizer, _ = report.load_model(run)
+    logits = training.predict(lora, tokenizer, data.encode(rows.validation, tokenizer, run.config), run.config)
+    found = classification_metrics(logits, rows.validation.labels, rows.label_names)
+    assert found["loss"] == pytest.approx(said["loss"], rel=1e-4) and found["accuracy"] == said["accuracy"]
 
 
 def test_both_layers_of_the_head_are_saved_with_the_adapter(run):
