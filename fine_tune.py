@@ -21,7 +21,7 @@ def main() -> None:
     config, arguments = parse_config()
 
     # The libraries take seconds to import: a mistyped flag should not have to wait for them.
-    from finetuning import checkpoints, console, data, fast, metrics, model, processes, report, search, sources, training
+    from finetuning import batches, checkpoints, console, data, fast, metrics, model, processes, report, search, sources, training
 
     console.quiet_libraries()
     processes.start()
@@ -40,6 +40,7 @@ def main() -> None:
     rows = data.load_data(config, origin["dataset"])
     console.show_sources(model_source, rows)
     tokenizer = model.load_tokenizer(model_source)
+    batches.check_shares(len(rows.train), config)
     train, validation = (data.encode(split, tokenizer, config) for split in (rows.train, rows.validation))
 
     if arguments.search:

@@ -8,15 +8,35 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from accelerate import PartialState
 
+from config import Config
 from finetuning.augmentation import Change
 from finetuning.data import Tokens
+from finetuning.errors import UserError
 
 WINDOW = 50  # steps whose rows are sorted by length together, as transformers' LengthGroupedSampler has it
 
 
+def count_steps(rows: int, size: int) -> int:
+    """Steps of an epoch."""
+    return -(-rows // size)
+
+
+def check_shares(rows: int, config: Config) -> None:
+    """Raises `UserError` if a step has too few rows for each process to have one in each of its forward passes."""
+    size, processes = config.batch_size * config.gradient_accumulation_steps, PartialState().num_processes
+    parts, least = config.gradient_accumulation_steps * processes, rows // count_steps(rows, size)
+    if least < parts:
+        raise UserError(
+            f"batch_size={config.batch_size}, gradient_accumulation_steps={config.gradient_accumulation_steps}: the steps of {rows:,} "
+            f"training rows have as few as {least}, which can't be shared out over {config.gradient_accumulation_steps} forward "
+            f"passes of {processes} processes; raise batch_size, or lower the accumulation or the number of processes"
+        )
+
+
 def steps_of_epoch(lengths: np.ndarray, size: int, seed: int, epoch: int, by_length: bool = True) -> list[np.ndarray]:
-    """The rows of each step: all rows once, in ceil(rows / `size`) steps that differ by one row at most.
+    """The rows of each step: all rows once, in as few steps of at most `size` as can be, which differ by one row at most.
 
     With `by_length`, a step's rows are of like `lengths` (rows,), and the step with the longest comes first, so that memory
     that is too small shows at once.
@@ -25,7 +45,7 @@ def steps_of_epoch(lengths: np.ndarray, size: int, seed: int, epoch: int, by_len
     if by_length:
         window = np.arange(len(order)) // (WINDOW * size)
         order = order[np.lexsort([-lengths[order].astype(np.int64), window])]
-    steps = np.array_split(order, -(-len(order) // size))
+    steps = np.array_split(order, count_steps(len(order), size))
     if by_length:
         longest = int(np.argmax([lengths[rows].max() for rows in steps]))
         steps[0], steps[longest] = steps[longest], steps[0]
@@ -46,7 +66,7 @@ class Batches:
     epoch: Callable[[], int]  # asked when an epoch begins
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.size) * self.passes
+        return count_steps(len(self.lengths), self.size) * self.passes
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch()

@@ -19,7 +19,6 @@ from finetuning.augmentation import augmentation
 from finetuning.batches import Batches, TrainingRows
 from finetuning.checkpoints import Keeper
 from finetuning.data import Tokens
-from finetuning.errors import UserError
 from finetuning.fast import on_cpu, pick_precision, uses_autocast
 from finetuning.metrics import classification_metrics
 
@@ -99,14 +98,6 @@ def build_trainer(
         ddp_find_unused_parameters=False,
         **_machine(config),
     )
-    steps = -(-len(train) // (config.batch_size * config.gradient_accumulation_steps))
-    parts = config.gradient_accumulation_steps * arguments.world_size
-    if len(train) // steps < parts:
-        raise UserError(
-            f"batch_size={config.batch_size}, gradient_accumulation_steps={config.gradient_accumulation_steps}: a step of "
-            f"{len(train) // steps} of the {len(train)} training rows can't be shared out over {parts} forward passes "
-            f"({arguments.world_size} processes); raise batch_size, or lower the accumulation or the number of processes"
-        )
 
     def loss_of_step(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
         """This forward pass's share of the mean over the step's rows: passes and processes may hold unequal numbers of them."""

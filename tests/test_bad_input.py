@@ -63,6 +63,7 @@ def bad(tmp_path, data_file):
         (["--val_samples", "900"], ["val_samples=900", "8 rows", "validation_fraction"]),
         (["--train_samples", "57"], ["train_samples=57", "56 rows", "0 for all"]),
         (["--train_samples", "1"], ["train_samples=1", "one class", "raise it"]),
+        (["--gradient_accumulation_steps", "100"], ["gradient_accumulation_steps=100", "56 training rows", "raise batch_size"]),
         (["--eval_steps", "10", "--save_steps", "15"], ["save_steps=15", "eval_steps=10", "multiple"]),
         (["--eval_steps", "0.5", "--save_steps", "15"], ["save_steps=15", "eval_steps=0.5"]),
         (["--eval_steps", "0"], ["eval_steps=0", "whole number of steps"]),
