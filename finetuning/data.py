@@ -185,7 +185,7 @@ def encode_labels(raw: DatasetDict, column: str) -> tuple[dict[str, np.ndarray],
 def _distinct(split: Dataset, column: str) -> tuple[list, np.ndarray]:
     """A column's distinct values, and for each row the position of its own among them, -1 where there is none."""
     try:
-        encoded = split.select_columns([column]).with_format("arrow")[:][column].dictionary_encode().unify_dictionaries()
+        encoded = _columns(split, column)[column].dictionary_encode().unify_dictionaries()
     except pyarrow.ArrowException as error:
         raise UserError(f"label_column={column} holds {split.features[column]}: set it to a column with one class a row") from error
     indices = [chunk.indices.fill_null(-1).to_numpy() for chunk in encoded.chunks]
@@ -227,7 +227,7 @@ def scan(split: Dataset, column: str, labels: np.ndarray, name: str) -> tuple[np
         }
 
     features = Features({"text": Value("uint64"), "row": Value("uint64"), "empty": Value("bool")})
-    found = _map_once(split, hash_batch, features, [column, labels]).with_format("arrow")[:]
+    found = _columns(_map_once(split, hash_batch, features, [column, labels]), *features)
     empty = found["empty"].to_numpy()
     if empty.all():
         raise no_text
@@ -257,6 +257,10 @@ def _map_once(split: Dataset, function: Callable[[dict, list[int]], dict], featu
 
     with PartialState().local_main_process_first():
         return concatenate_datasets([piece(start) for start in range(0, len(split), SLICE)])
+
+
+def _columns(rows: Dataset, *names: str) -> pyarrow.Table:
+    return reopened(rows).select_columns(list(names)).with_format("arrow")[:]
 
 
 def reopened(rows: Dataset) -> Dataset:
@@ -324,7 +328,7 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, config: Config) -> 
     ]
     depends_on = [files, config.max_length, config.truncation]
     found = _map_once(split.raw.select(split.rows), tokenize_batch, features, depends_on)
-    return Tokens(found, found.select_columns(["length"]).with_format("arrow")[:]["length"].to_numpy(), split.labels)
+    return Tokens(found, _columns(found, "length")["length"].to_numpy(), split.labels)
 
 
 def tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase, config: Config) -> tuple[list[list[int]], np.ndarray]:

@@ -31,8 +31,9 @@ class Accuracy(evaluate.Metric):
     """Share of predictions that equal their reference. `evaluate.load("accuracy")` is the same, but needs the network."""
 
     def _info(self) -> "evaluate.MetricInfo":
-        features = datasets.Features(predictions=datasets.Value("int64"), references=datasets.Value("int64"))
-        return evaluate.MetricInfo(description=self.__doc__, citation="", inputs_description="", features=features)
+        features = datasets.Features(predictions=datasets.Value("int32"), references=datasets.Value("int32"))
+        about = dict(description=self.__doc__, citation="", inputs_description="")
+        return evaluate.MetricInfo(features=features, format="numpy", **about)
 
     def _compute(self, predictions, references) -> dict[str, float]:
         return {"accuracy": float(accuracy_score(references, predictions))}
@@ -113,14 +114,16 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray, label_names: 
     """
     predictions = logits.argmax(axis=-1)
     n, k = logits.shape
-    accuracy = Accuracy(keep_in_memory=True).compute(predictions=predictions, references=labels)["accuracy"]
+    accuracy = Accuracy(keep_in_memory=True)
+    for start in range(0, n, 10_000):  # what is added passes through Python's lists
+        accuracy.add_batch(predictions=predictions[start : start + 10_000], references=labels[start : start + 10_000])
     average = {"average": "binary"} if k == 2 else {"average": "macro", "labels": list(range(k))}
     precision, recall, f1, _ = precision_recall_fscore_support(labels, predictions, zero_division=0, **average)
     probabilities = softmax(logits.astype(np.float64), axis=-1)
     everyone_there = len(np.unique(labels)) == k
     roc_auc = roc_auc_score(labels, probabilities[:, 1] if k == 2 else probabilities, multi_class="ovr") if everyone_there else None
     return {
-        "accuracy": accuracy,
+        "accuracy": accuracy.compute()["accuracy"],
         "accuracy_ci95": wilson_interval(int((predictions == labels).sum()), n),
         "f1": float(f1),
         "precision": float(precision),
