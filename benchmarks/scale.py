@@ -3,6 +3,7 @@ processes bring on one machine.
 
     python benchmarks/scale.py --name NAME            writes results/scale-NAME.json; half an hour on two cores
     python benchmarks/scale.py --rows 25000 100000    a quicker look
+    python benchmarks/scale.py --parts evaluation     one part alone; the record keeps the others
 
 Rows are IMDb's training reviews over and over, each copy with its number behind the text, so that no two are equal.
 fine_tune.py trains on all of them and is stopped after its third step: first with an empty cache, then again, as the second
@@ -139,24 +140,28 @@ def call(folder: Path, *command: str, **environment: str) -> str:
     return done.stdout
 
 
-def measure(rows: int) -> dict:
-    """All that is said of one number of rows."""
+def training(rows: int) -> dict:
+    """fine_tune.py on `rows` rows, with an empty cache and again."""
+    with tempfile.TemporaryDirectory() as name:
+        make_rows(Path(name) / "train.parquet", rows)
+        script = ["fine_tune.py", "--dataset_name", "train.parquet", *TRAINING]
+        return {"rows": rows} | {state: watch(Path(name), *script, "--run_name", state) for state in ("cold", "warm")}
+
+
+def evaluation(rows: int) -> dict:
+    """evaluate.py on `rows` test rows."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        caches = dict(HF_DATASETS_CACHE=str(folder / "cache"))
+        (folder / "rows").mkdir()
+        make_rows(folder / "rows" / "train.parquet", 5_000)
+        make_rows(folder / "rows" / "test.parquet", rows)
+        call(folder, str(ROOT / "fine_tune.py"), "--dataset_name", "rows", *EVALUATION)
+        return {"rows": rows} | watch(folder, "evaluate.py", "outputs/run")
 
-        def watch(*script: str) -> dict:
-            return json.loads(call(folder, str(Path(__file__).resolve()), "--worker", *script, **caches).splitlines()[-1])
 
-        (folder / "train").mkdir()
-        make_rows(folder / "train" / "train.parquet", rows)
-        train = ["fine_tune.py", "--dataset_name", "train", *TRAINING]
-        found = {state: watch(*train, "--run_name", state) for state in ("cold", "warm")}
-        (folder / "test").mkdir()
-        os.rename(folder / "train" / "train.parquet", folder / "test" / "test.parquet")
-        make_rows(folder / "test" / "train.parquet", 5_000)
-        call(folder, str(ROOT / "fine_tune.py"), "--dataset_name", "test", *EVALUATION, **caches)
-        return {"rows": rows} | found | {"evaluation": watch("evaluate.py", "outputs/run")}
+def watch(folder: Path, *script: str) -> dict:
+    """What `watched` says of a script, in a process of its own."""
+    return json.loads(call(folder, str(Path(__file__).resolve()), "--worker", *script).splitlines()[-1])
 
 
 def share_out(repeats: int = 3) -> dict:
@@ -177,6 +182,9 @@ def share_out(repeats: int = 3) -> dict:
     }
 
 
+PARTS = ("processes", "training", "evaluation")
+
+
 def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
         print("\n" + json.dumps(watched(sys.argv[2], sys.argv[3:])))
@@ -184,17 +192,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--name", help="of the machine: the record is results/scale-NAME.json; not given: only printed")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
 
     from finetuning import console, report
 
     console.quiet_libraries()
-    record = {"processes": share_out(), "sizes": [], "environment": report.environment()}
-    for rows in arguments.rows:
-        record["sizes"].append(measure(rows))
-        print(json.dumps(record["sizes"][-1], indent=1), flush=True)
+    file = ROOT / "results" / f"scale-{arguments.name}.json"
+    record = json.loads(file.read_text()) if file.exists() else {}
+    for part in arguments.parts:
+        measure = {"training": training, "evaluation": evaluation}.get(part)
+        found = {"sizes": [measure(rows) for rows in arguments.rows]} if measure else share_out()
+        record[part] = found | {"environment": report.environment()}
+        print(json.dumps(record[part], indent=1), flush=True)
         if arguments.name:
-            report.write_json(ROOT / "results" / f"scale-{arguments.name}.json", record)
+            report.write_json(file, record)
 
 
 if __name__ == "__main__":

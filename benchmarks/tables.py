@@ -203,10 +203,9 @@ def scale_table() -> str:
         "|--:|--:|--:|--:|--:|--:|",
     ]
     for record in _records("scale"):
-        for size in record["sizes"]:
-            cold, warm, evaluation = size["cold"], size["warm"], size["evaluation"]
-            memory = max(cold["uss_gib"], warm["uss_gib"])
-            cells = [f"{size['rows']:,}", f"{memory:.2f} GiB", f"{evaluation['uss_gib']:.2f} GiB"]
+        for train, test in zip(record["training"]["sizes"], record["evaluation"]["sizes"], strict=True):
+            cold, warm = train["cold"], train["warm"]
+            cells = [f"{train['rows']:,}", f"{max(cold['uss_gib'], warm['uss_gib']):.2f} GiB", f"{test['uss_gib']:.2f} GiB"]
             cells += [f"{run['seconds_to_first_step']:.0f} s" for run in (cold, warm)]
             cells += [f"{cold['tokenised_rows_per_s']:,.0f} rows/s"]
             lines.append(f"| {' | '.join(cells)} |")
@@ -216,10 +215,10 @@ def scale_table() -> str:
 def processes_sentence() -> str:
     """What two processes of half the cores bring against one of all."""
     (record,) = _records("scale")
-    one, two = (record["processes"][name] for name in ("one", "two"))
+    one, two = (record["processes"][name]["train_reviews_per_s"] for name in ("one", "two"))
     return (
-        f"On {record['environment']['hardware']} two processes train {two['train_reviews_per_s']:.1f} reviews a second, one process "
-        f"with both cores {one['train_reviews_per_s']:.1f}: {two['train_reviews_per_s'] / one['train_reviews_per_s']:.2f}x."
+        f"On {record['processes']['environment']['hardware']}, two processes of one core each train {two:.1f} reviews a second, one "
+        f"process with both {one:.1f}: {two / one:.2f}x."
     )
 
 

@@ -30,7 +30,7 @@ from finetuning.sources import hub_answers
 
 METHODS = {"lora": "LoRA", "full": "all weights fine-tuned", "head": "the head alone"}
 MISTAKES = 20  # of each kind on the page
-CHUNK = 5000  # rows whose texts are in memory at a time
+CHUNK = 1000  # rows whose texts are in memory at a time
 
 
 def measure(run: Run, logits: np.ndarray, labels: np.ndarray, lengths: np.ndarray, label_names: list[str]) -> dict:

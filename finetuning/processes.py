@@ -1,7 +1,7 @@
 """One process or many: torchrun starts them, accelerate joins them; the first one decides, speaks and writes for all.
 
 A run on several GPUs or machines is the same script under torchrun. What differs between its processes is here, in
-`Batches` of training.py, and in what the Trainer does by itself.
+batches.py, and in what the Trainer does by itself.
 """
 
 import atexit

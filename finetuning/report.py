@@ -101,6 +101,8 @@ def finish_run(folder: Path, model: peft.PeftModel, tokenizer: PreTrainedTokeniz
     model.save_pretrained(str(partial), save_embedding_layers=False)
     tokenizer.save_pretrained(str(partial))
     (partial / "README.md").unlink(missing_ok=True)  # peft's empty template of a model card
+    for path in (*partial.iterdir(), partial):
+        to_disk(path)
     shutil.rmtree(folder / "adapter", ignore_errors=True)  # of an end that was cut off before training.json
     partial.rename(folder / "adapter")
     write_json(folder / "training.json", training | {"adapter_sha256": _sha256(folder / "adapter" / ADAPTER_FILES[1])})
