@@ -36,9 +36,10 @@ def pick_precision(wanted: str) -> tuple[str, str]:
     elif not on_cpu():
         has, why = False, "Apple's GPU is faster without bf16"
     else:
-        capabilities = torch.cpu.get_capabilities()
-        found = [name for name in ("amx_bf16", "avx512_bf16", "bf16") if capabilities.get(name)]
-        has, why = bool(found), f"the CPU has {found[0]}" if found else "the CPU has no bf16 instructions"
+        wide = torch.backends.cpu.get_cpu_capability() == "AVX512"  # held back by ATEN_CPU_CAPABILITY, its bf16 attention fails
+        x86 = ("amx_bf16", "avx512_bf16") if wide else ()
+        found = [name for name in (*x86, "bf16") if torch.cpu.get_capabilities().get(name)]
+        has, why = bool(found), f"the CPU has {found[0]}" if found else "the CPU has no bf16 instructions that PyTorch uses"
     if wanted == "bf16" and not has:
         raise UserError(f"precision=bf16: not on this machine ({why}); use auto or float32")
     return ("bf16" if has else "float32"), why
