@@ -36,7 +36,8 @@ def pick_precision(wanted: str) -> tuple[str, str]:
     elif not on_cpu():
         has, why = False, "Apple's GPU is faster without bf16"
     else:
-        wide = torch.backends.cpu.get_cpu_capability() == "AVX512"  # held back by ATEN_CPU_CAPABILITY, its bf16 attention fails
+        # Held back by ATEN_CPU_CAPABILITY, PyTorch's attention fails in bf16; by ONEDNN_MAX_CPU_ISA, its products take 60 times as long.
+        wide = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         x86 = ("amx_bf16", "avx512_bf16") if wide else ()
         found = [name for name in (*x86, "bf16") if torch.cpu.get_capabilities().get(name)]
         has, why = bool(found), f"the CPU has {found[0]}" if found else "the CPU has no bf16 instructions that PyTorch uses"
