@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--push_to_hub", metavar="REPO", help="upload adapter and model card there, as ME/NAME")
     arguments = parser.parse_args()
 
-    from finetuning import console, data, evaluation, fast, processes, report, training
+    from finetuning import console, data, evaluation, fast, processes, report, tokenizing, training
     from finetuning.errors import UserError
 
     console.quiet_libraries()
@@ -40,7 +40,7 @@ def main() -> None:
     console.show_sources(model_source, rows)
 
     # Predict the test split; logits come back in the order of the rows.
-    tokens = data.encode(rows.test, tokenizer, run.config)
+    tokens = tokenizing.encode(rows.test, tokenizer, run.config)
     started = time.perf_counter()
     logits = training.predict(lora, tokenizer, tokens, run.config)
     seconds = time.perf_counter() - started

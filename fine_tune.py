@@ -21,7 +21,7 @@ def main() -> None:
     config, arguments = parse_config()
 
     # The libraries take seconds to import: a mistyped flag should not have to wait for them.
-    from finetuning import batches, checkpoints, console, data, fast, metrics, model, processes, report, search, sources, training
+    from finetuning import batches, console, data, fast, metrics, model, processes, report, search, sources, tokenizing, training
 
     console.quiet_libraries()
     processes.start()
@@ -41,7 +41,7 @@ def main() -> None:
     console.show_sources(model_source, rows)
     tokenizer = model.load_tokenizer(model_source)
     batches.check_shares(len(rows.train), config)
-    train, validation = (data.encode(split, tokenizer, config) for split in (rows.train, rows.validation))
+    train, validation = (tokenizing.encode(split, tokenizer, config) for split in (rows.train, rows.validation))
 
     if arguments.search:
         return search.search(arguments.search, config, model_source, tokenizer, train, validation, rows)
@@ -60,7 +60,7 @@ def main() -> None:
     trainer = training.build_trainer(lora, tokenizer, train, validation, rows.label_names, config, folder / "checkpoints")
     seconds_before = time.perf_counter() - started
     with resumable(folder):
-        seconds = training.train(trainer, checkpoints.last_whole(folder / "checkpoints"))
+        seconds = training.train(trainer)
 
     best = training.best_validation(trainer)
     logits = training.predict(lora, tokenizer, validation, config)

@@ -214,7 +214,7 @@ def measure(study: str, name: str, seed: int, dataset_name: str) -> dict:
 
 def fine_tuned(settings: dict, split: str):
     """Rows, logits (n, labels) and what the run says of itself, through fine_tune.py and the code of evaluate.py."""
-    from finetuning import data, report, training
+    from finetuning import data, report, tokenizing, training
 
     with tempfile.TemporaryDirectory() as folder:
         flags = [part for knob, value in settings.items() for part in (f"--{knob}", str(value))]
@@ -225,7 +225,7 @@ def fine_tuned(settings: dict, split: str):
         run = report.open_run(Path(folder) / "run")
         rows = data.load_data(run.config, run.record["dataset"]["origin"])
         lora, tokenizer, source = report.load_model(run)
-        tokens = data.encode(getattr(rows, split), tokenizer, run.config)
+        tokens = tokenizing.encode(getattr(rows, split), tokenizer, run.config)
         logits = training.predict(lora, tokenizer, tokens, run.config, show_progress=False)
         said = run.training
         about = {

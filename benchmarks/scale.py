@@ -74,7 +74,7 @@ def watched(script: str, flags: list[str]) -> dict:
     """Run a script in this process, fine_tune.py to its third step; its memory and seconds."""
     from transformers import TrainerCallback
 
-    from finetuning import data, training
+    from finetuning import tokenizing, training
 
     process, found, done = psutil.Process(), {"uss_gib": 0.0, "anonymous_gib": 0.0}, threading.Event()
 
@@ -97,7 +97,7 @@ def watched(script: str, flags: list[str]) -> dict:
             if state.global_step == 3 and script == "fine_tune.py":
                 raise SystemExit
 
-    build, encode, seconds = training.build_trainer, data.encode, []
+    build, encode, seconds = training.build_trainer, tokenizing.encode, []
 
     def with_stop(*arguments):
         trainer = build(*arguments)
@@ -110,7 +110,7 @@ def watched(script: str, flags: list[str]) -> dict:
         seconds.append((time.perf_counter() - started, len(split)))
         return tokens
 
-    training.build_trainer, data.encode = with_stop, timed
+    training.build_trainer, tokenizing.encode = with_stop, timed
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     sys.argv = [script, *flags]

@@ -64,7 +64,7 @@ def product(step: str, model_path: str, reviews, max_length: int):
     import numpy as np
 
     from config import Config
-    from finetuning import batches, data, fast, model, sources, training
+    from finetuning import batches, fast, model, sources, tokenizing, training
 
     has = dict.fromkeys(STEPS, False) | dict.fromkeys(list(STEPS)[: list(STEPS).index(step) + 1], True)
     settings = dict(model_name=model_path, max_length=max_length, early_stopping_patience=0)
@@ -86,10 +86,10 @@ def product(step: str, model_path: str, reviews, max_length: int):
     source = sources.find_model(model_path)
     tokenizer = model.load_tokenizer(source)
     lora = model.add_lora(model.build_base(source, ["neg", "pos"], config), config)
-    lengths = np.minimum(data.encode(reviews, tokenizer, config).lengths, max_length)
+    lengths = np.minimum(tokenizing.encode(reviews, tokenizer, config).lengths, max_length)
     steps = batches.steps_of_epoch(lengths, config.batch_size, seed=0, epoch=0, by_length=has["by length"])
     reviews = reviews.select(np.concatenate(steps[::8] if has["by length"] else steps[:3]))
-    rows = data.encode(reviews, tokenizer, config)
+    rows = tokenizing.encode(reviews, tokenizer, config)
     trainer = training.build_trainer(lora, tokenizer, rows, rows, ["neg", "pos"], config, Path("checkpoints"))
     batches.steps_of_epoch = lambda lengths, size, *_: np.array_split(np.arange(len(lengths)), len(lengths) // size)  # that order
     trainer.args.load_best_model_at_end = False

@@ -6,7 +6,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from config import Config
-from finetuning.data import special_tokens
+from finetuning.tokenizing import special_tokens
 
 
 def drop_tokens(ids: list[int], rng: np.random.Generator, share: float = 0.1) -> list[int]:

@@ -12,8 +12,8 @@ from accelerate import PartialState
 
 from config import Config
 from finetuning.augmentation import Change
-from finetuning.data import Tokens
 from finetuning.errors import UserError
+from finetuning.tokenizing import Tokens
 
 WINDOW = 50  # steps whose rows are sorted by length together, as transformers' LengthGroupedSampler has it
 
@@ -84,9 +84,6 @@ class TrainingRows:
 
     def __len__(self) -> int:
         return len(self.tokens)
-
-    def __getitem__(self, key: tuple[int, int]) -> dict:
-        return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict]:
         items = self.tokens.__getitems__([row for _, row in keys])

@@ -1,31 +1,20 @@
-"""From raw rows to token ids: columns and labels, splits, samples, tokens.
+"""From raw rows to the rows of a run: columns and labels, clean texts, splits, samples.
 
-Texts and tokens stay in Arrow files on disk, memory-mapped, and are read a batch at a time. What is held of each row is
-its number, its label, a hash of its text and its length, as NumPy arrays. What was made of a data set is kept beside it in
-the cache of the library `datasets` (HF_HOME), under a name made of all it depends on, and found there by the next run.
-
-Pages of mapped files count as a process's memory, for a cluster's scheduler too, until the mapping ends: so files are
-mapped anew (`reopened`) after some thousand rows.
+Texts stay on disk. What is held of each row is its number, its label and a hash of its text, as NumPy arrays.
 """
 
 import hashlib
-import pickle
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow
-import tokenizers
-import transformers
-from accelerate import PartialState
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, concatenate_datasets
-from datasets.fingerprint import Hasher
-from transformers import PreTrainedTokenizerBase
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from config import PRESETS, Config
+from finetuning.disk import map_once, read_columns, reopened
 from finetuning.errors import UserError
 from finetuning.processes import require_same
 from finetuning.sources import Source, find_rows
@@ -33,8 +22,6 @@ from finetuning.sources import Source, find_rows
 TEXT_COLUMNS = ("text", "review", "sentence", "content", "comment", "message", "body")
 LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "category", "target")
 SPLITS = ("train", "validation", "test")
-SLICE = 50_000  # rows of which a file is made in one piece; what is interrupted goes on behind the last whole piece
-READ = 1024  # rows read in any order through one mapping; a new one takes 10 ms for a million rows
 LINE_BREAK = re.compile(r"<br\s*/?>")
 
 
@@ -71,33 +58,6 @@ class Data:
     test_split: str  # in words: "official test" or "held out from train"
     validation_split: str
     sha256: str  # of every text and label of the data set's splits, before any sampling
-
-
-@dataclass
-class Tokens:
-    """A split as the Trainer reads it: `input_ids` from disk, a batch at a time. Lengths are in tokens, before any cut."""
-
-    ids: Dataset
-    lengths: np.ndarray
-    labels: np.ndarray | None = None
-    read: int = 0
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, row: int) -> dict:
-        return self.__getitems__([row])[0]
-
-    def __getitems__(self, rows: Iterable[int]) -> list[dict]:
-        rows = [int(row) for row in rows]
-        self.read += len(rows)
-        if self.read > READ:
-            self.ids, self.read = reopened(self.ids), len(rows)
-        items = [{"input_ids": ids} for ids in self.ids[rows]["input_ids"]]
-        if self.labels is not None:
-            for item, row in zip(items, rows, strict=True):
-                item["labels"] = int(self.labels[row])
-        return items
 
 
 def load_data(config: Config, origin: str | None = None) -> Data:
@@ -185,7 +145,7 @@ def encode_labels(raw: DatasetDict, column: str) -> tuple[dict[str, np.ndarray],
 def _distinct(split: Dataset, column: str) -> tuple[list, np.ndarray]:
     """A column's distinct values, and for each row the position of its own among them, -1 where there is none."""
     try:
-        encoded = _columns(split, column)[column].dictionary_encode().unify_dictionaries()
+        encoded = read_columns(split, column)[column].dictionary_encode().unify_dictionaries()
     except pyarrow.ArrowException as error:
         raise UserError(f"label_column={column} holds {split.features[column]}: set it to a column with one class a row") from error
     indices = [chunk.indices.fill_null(-1).to_numpy() for chunk in encoded.chunks]
@@ -227,45 +187,13 @@ def scan(split: Dataset, column: str, labels: np.ndarray, name: str) -> tuple[np
         }
 
     features = Features({"text": Value("uint64"), "row": Value("uint64"), "empty": Value("bool")})
-    found = _columns(_map_once(split, hash_batch, features, [column, labels]), *features)
+    found = read_columns(map_once(split, hash_batch, features, [column, labels]), *features)
     empty = found["empty"].to_numpy()
     if empty.all():
         raise no_text
     if empty.any():
         raise UserError(f"text_column: {empty.sum():,} empty texts in split {name}, the first in row {empty.argmax()}: remove them")
     return found["text"].to_numpy(), found["row"].to_numpy()
-
-
-def _map_once(split: Dataset, function: Callable[[dict, list[int]], dict], features: Features, depends_on: list) -> Dataset:
-    """What `function` makes of batches and their rows' positions; found on disk where it was made with all it depends on.
-
-    A piece is written beside and moved when it is whole, so an interruption does no harm. One process of a machine does it.
-    """
-    versions = [library.__version__ for library in (pd, tokenizers, transformers)]
-    key = Hasher.hash([split._fingerprint, depends_on, versions, Path(__file__).read_bytes()])
-
-    def piece(start: int) -> Dataset:
-        rows = reopened(split.select(range(start, min(start + SLICE, len(split)))))
-        return rows.map(
-            lambda batch, positions: function(batch, [start + position for position in positions]),
-            with_indices=True,
-            batched=True,
-            features=features,
-            remove_columns=split.column_names,
-            new_fingerprint=f"{key}-{start}",
-        )
-
-    with PartialState().local_main_process_first():
-        return concatenate_datasets([piece(start) for start in range(0, len(split), SLICE)])
-
-
-def _columns(rows: Dataset, *names: str) -> pyarrow.Table:
-    return reopened(rows).select_columns(list(names)).with_format("arrow")[:]
-
-
-def reopened(rows: Dataset) -> Dataset:
-    """The same rows through a mapping of their own: the pages that are read through it go when it does."""
-    return pickle.loads(pickle.dumps(rows))
 
 
 def split(frames: dict[str, pd.DataFrame], config: Config) -> dict[str, pd.DataFrame]:
@@ -310,49 +238,3 @@ def sample(frame: pd.DataFrame, name: str, config: Config) -> pd.DataFrame:
     if name == "train" and frame.label.nunique() < 2:
         raise UserError(f"{knob}={n} leaves one class only: raise it")
     return frame
-
-
-def encode(split: Split, tokenizer: PreTrainedTokenizerBase, config: Config) -> Tokens:
-    """A split's tokens, row for row, cut to `max_length`; on disk."""
-    (column,) = split.raw.column_names
-
-    def tokenize_batch(batch: dict[str, list], _) -> dict:
-        ids, lengths = tokenize(clean(batch[column]), tokenizer, config)
-        return {"input_ids": ids, "length": lengths}
-
-    features = Features({"input_ids": List(Value("int32")), "length": Value("int32")})
-    files = [
-        file.read_bytes()
-        for pattern in ("*.json", "*.txt", "*.model")
-        for file in sorted(Path(tokenizer.name_or_path).glob(pattern))
-    ]
-    depends_on = [files, config.max_length, config.truncation]
-    found = _map_once(split.raw.select(split.rows), tokenize_batch, features, depends_on)
-    return Tokens(found, _columns(found, "length")["length"].to_numpy(), split.labels)
-
-
-def tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase, config: Config) -> tuple[list[list[int]], np.ndarray]:
-    """Token ids of each text cut to `max_length`, and each text's length in tokens before the cut."""
-    encoded = tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, padding=False, truncation=False)
-    ids = encoded["input_ids"]
-    first, last = special_tokens(tokenizer)
-    return [truncate(row, config.max_length, config.truncation, first, last) for row in ids], np.array([len(row) for row in ids])
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """How many special tokens the tokenizer puts before and behind a text, e.g. (1, 1) for [CLS] ... [SEP]."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = tokenizer("a")["input_ids"]
-    first = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-    return first, len(whole) - first - len(bare)
-
-
-def truncate(ids: list[int], max_length: int, side: str, first: int = 1, last: int = 1) -> list[int]:
-    """At most `max_length` ids from the head, the tail, or both (a quarter and the rest, as in arXiv 1905.05583).
-
-    The `first` and `last` special tokens stay in any case.
-    """
-    if len(ids) <= max_length:
-        return ids
-    head = {"head": max_length - last, "tail": first, "head+tail": max_length // 4}[side]
-    return ids[:head] + ids[len(ids) - (max_length - head) :]

@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from finetuning import data
 from finetuning.errors import UserError
 from finetuning.report import Run, check_same_data, load_model, write_json
+from finetuning.tokenizing import tokenize
 
 NEEDED = {"merged": (), "onnx": ("onnx", "onnxscript", "onnxruntime"), "int8": ("onnx", "onnxscript", "onnxruntime")}
 LARGEST_DIFFERENCE = 1e-3  # of a logit, in float32
@@ -43,7 +44,7 @@ def export(run: Run, formats: Sequence[str], n: int) -> list[dict]:
 
     in_float32 = replace(run, config=replace(run.config, precision="float32"))
     model, tokenizer, _ = load_model(in_float32)
-    ids, _ = data.tokenize(test.texts(), tokenizer, run.config)
+    ids, _ = tokenize(test.texts(), tokenizer, run.config)
     reference, original = _measure(
         "run", _by_torch(model), ids, labels, tokenizer, run.folder / "adapter" / "adapter_model.safetensors"
     )

@@ -11,11 +11,12 @@ import torch
 from datasets import Dataset, load_dataset
 from scipy.special import softmax
 
-from finetuning.data import Tokens, clean, special_tokens, tokenize, truncate
+from finetuning.data import clean
 from finetuning.errors import UserError
 from finetuning.processes import by_first
 from finetuning.report import Run, load_model
 from finetuning.sources import READERS
+from finetuning.tokenizing import Tokens, special_tokens, tokenize, truncate
 from finetuning.training import predict
 
 FILES = READERS | {".txt": ("text", {})}

@@ -11,10 +11,11 @@ from peft import PeftModel
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
 
 from config import SEARCH_SPACE, Config
-from finetuning.data import Data, Tokens
+from finetuning.data import Data
 from finetuning.errors import UserError
 from finetuning.model import add_lora, build_base
 from finetuning.sources import Source
+from finetuning.tokenizing import Tokens
 from finetuning.training import build_trainer
 
 TRAINER_NAMES = {"batch_size": "per_device_train_batch_size"}  # where TrainingArguments calls a knob otherwise

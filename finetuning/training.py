@@ -17,10 +17,10 @@ from transformers.trainer_callback import TrainerState
 from config import Config
 from finetuning.augmentation import augmentation
 from finetuning.batches import Batches, TrainingRows
-from finetuning.checkpoints import Keeper
-from finetuning.data import Tokens
+from finetuning.checkpoints import Keeper, last_whole
 from finetuning.fast import on_cpu, pick_precision, uses_autocast
 from finetuning.metrics import classification_metrics
+from finetuning.tokenizing import Tokens
 
 
 def _machine(config: Config) -> dict:
@@ -132,12 +132,12 @@ def build_trainer(
     return trainer
 
 
-def train(trainer: Trainer, checkpoint: str | None) -> float:
-    """Train, on from `checkpoint` where there is one, until the model holds the best checkpoint's weights.
+def train(trainer: Trainer) -> float:
+    """Train, on from the last checkpoint where there is one, until the model holds the best checkpoint's weights.
 
     Returns the seconds of training, those before an interruption included.
     """
-    if checkpoint:
+    if checkpoint := last_whole(Path(trainer.args.output_dir)):
         state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:  # only the end was missing
             trainer.state = state

@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
 from config import Config
-from finetuning import data
+from finetuning import data, tokenizing
 from finetuning.augmentation import augmentation
 from finetuning.sources import find_model
 
@@ -111,7 +111,7 @@ def test_what_was_read_and_tokenised_once_is_found_again_until_what_it_depends_o
 
     def files(config: Config, model=model_dir) -> set[str]:
         loaded = data.load_data(config)
-        tokens = data.encode(loaded.train, AutoTokenizer.from_pretrained(model), config)
+        tokens = tokenizing.encode(loaded.train, AutoTokenizer.from_pretrained(model), config)
         return {file["filename"] for file in tokens.ids.cache_files}
 
     first = files(config)
@@ -131,8 +131,8 @@ def test_texts_and_tokens_are_read_row_by_row_from_disk(data_file, model_dir):
     for split in (loaded.train, loaded.validation, loaded.test):
         assert split.texts() == written.review[split.rows].tolist()
         assert [loaded.label_names[label] for label in split.labels] == written.sentiment[split.rows].tolist()
-        tokens = data.encode(split, tokenizer, config)
-        ids, lengths = data.tokenize(split.texts(), tokenizer, config)
+        tokens = tokenizing.encode(split, tokenizer, config)
+        ids, lengths = tokenizing.tokenize(split.texts(), tokenizer, config)
         assert tokens.ids.cache_files and tokens.lengths.tolist() == lengths.tolist()
         some = [5, 0, 7]
         assert tokens.__getitems__(some) == [{"input_ids": ids[i], "labels": split.labels[i]} for i in some]
@@ -149,20 +149,20 @@ def test_texts_and_tokens_are_read_row_by_row_from_disk(data_file, model_dir):
 )
 def test_truncation_keeps_the_special_tokens_and_the_side_asked_for(side, kept):
     ids = [1, *range(10, 30), 2]
-    assert data.truncate(ids, 8, side) == kept
-    assert data.truncate(ids, 22, side) == ids
+    assert tokenizing.truncate(ids, 8, side) == kept
+    assert tokenizing.truncate(ids, 22, side) == ids
 
 
 def test_truncation_without_special_tokens():
     ids = list(range(20))
-    assert data.truncate(ids, 8, "head", 0, 0) == ids[:8]
-    assert data.truncate(ids, 8, "tail", 0, 0) == ids[-8:]
+    assert tokenizing.truncate(ids, 8, "head", 0, 0) == ids[:8]
+    assert tokenizing.truncate(ids, 8, "tail", 0, 0) == ids[-8:]
 
 
 def test_the_tokenizer_file_does_not_decide_about_length(model_dir):
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     texts = ["we loved it", "a fine film " * 20]
-    ids, lengths = data.tokenize(texts, tokenizer, replace(Config(), max_length=32))
+    ids, lengths = tokenizing.tokenize(texts, tokenizer, replace(Config(), max_length=32))
     assert lengths.tolist() == [5, 62] and [len(row) for row in ids] == [5, 32]
     assert ids[1][0] == tokenizer.cls_token_id and ids[1][-1] == tokenizer.sep_token_id
 
@@ -205,7 +205,7 @@ def test_a_hub_that_does_not_answer_is_given_up_once(monkeypatch):
 def test_augmentation_depends_on_seed_epoch_and_row_and_leaves_the_special_tokens(name, model_dir):
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     texts = [" . ".join(make_rows().review[start : start + 8]) for start in range(0, 64, 8)]
-    rows, _ = data.tokenize(texts, tokenizer, Config(max_length=64))
+    rows, _ = tokenizing.tokenize(texts, tokenizer, Config(max_length=64))
     assert augmentation(tokenizer, Config()) is None
     change = augmentation(tokenizer, Config(augmentation=name))
     first = [change(ids, 0, row) for row, ids in enumerate(rows)]

@@ -161,7 +161,7 @@ def test_a_run_killed_while_tokenising_starts_that_step_again(model_dir, tmp_pat
 
     make_rows(3000).to_csv(apart_rows, index=False)
     flags = flags_of(Case(dict(num_train_epochs=0.1)), model_dir, apart_rows, "run")
-    ((code, _),) = apart.run(tmp_path, "fine_tune.py", *flags, death=Death("finetuning.data:tokenize", 2))
+    ((code, _),) = apart.run(tmp_path, "fine_tune.py", *flags, death=Death("finetuning.tokenizing:tokenize", 2))
     assert code == -9 and not (tmp_path / "outputs" / "run").exists()
     ((code, said),) = apart.run(tmp_path, "fine_tune.py", *flags)
     assert code == 0, said

@@ -11,9 +11,9 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from config import Config
 from finetuning import fast, model, training
-from finetuning.data import Tokens
 from finetuning.errors import UserError
 from finetuning.sources import find_model
+from finetuning.tokenizing import Tokens
 
 CONFIG = Config(max_length=32, lora_r=4, precision="float32")
 LINEAR_A_LAYER = {"query-value": 2, "attention": 4, "mlp": 2, "all-linear": 6}

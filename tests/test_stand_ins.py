@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from finetuning import data, fast, report, training
+from finetuning import data, fast, report, tokenizing, training
 
 SHARED = ROOT.parent / "shared"
 
@@ -71,7 +71,7 @@ def test_labels_of_real_reviews_are_those_of_the_libraries_own_code(call, tmp_pa
     reviews = data.load_data(replace(config, test_samples=0)).test
     by_length = np.argsort([len(text) for text in reviews.texts()])[::120]
     lora, tokenizer, _ = report.load_model(run)
-    tokens = data.encode(reviews.select(np.random.default_rng(0).permutation(by_length)), tokenizer, config)
+    tokens = tokenizing.encode(reviews.select(np.random.default_rng(0).permutation(by_length)), tokenizer, config)
     assert min(tokens.lengths) < 30 and max(tokens.lengths) > 1000, "very different lengths, some of them cut"
     logits = training.predict(lora, tokenizer, tokens, config)
 
@@ -79,7 +79,9 @@ def test_labels_of_real_reviews_are_those_of_the_libraries_own_code(call, tmp_pa
     stock, _, _ = report.load_model(replace(run, config=replace(config, precision="float32")))
     assert stock.config._attn_implementation == "sdpa" and {p.dtype for p in stock.parameters()} == {torch.float32}
     with torch.no_grad():
-        alone = torch.cat([stock(input_ids=torch.tensor([row["input_ids"]])).logits for row in tokens]).numpy()
+        alone = torch.cat(
+            [stock(input_ids=torch.tensor([row["input_ids"]])).logits for row in tokens.__getitems__(range(len(tokens)))]
+        ).numpy()
     margin = abs(alone[:, 0] - alone[:, 1])
     assert abs(logits - alone).max() < 0.1 and (margin > 0.1).mean() > 0.8
     clear = margin > 0.1

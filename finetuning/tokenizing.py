@@ -1,0 +1,86 @@
+"""From clean texts to token ids: cut to `max_length`, kept on disk, read a batch at a time."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from config import Config
+from finetuning.data import Split, clean
+from finetuning.disk import map_once, read_columns, reopened
+
+READ = 1024  # rows read in any order through one mapping; a new one takes 10 ms for a million rows
+
+
+@dataclass
+class Tokens:
+    """A split as the Trainer reads it: `input_ids` from disk, a batch at a time. Lengths are in tokens, before any cut."""
+
+    ids: Dataset
+    lengths: np.ndarray
+    labels: np.ndarray | None = None
+    read: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitems__(self, rows: Iterable[int]) -> list[dict]:
+        """What PyTorch's DataLoader asks for instead of items one by one."""
+        rows = [int(row) for row in rows]
+        self.read += len(rows)
+        if self.read > READ:
+            self.ids, self.read = reopened(self.ids), len(rows)
+        items = [{"input_ids": ids} for ids in self.ids[rows]["input_ids"]]
+        if self.labels is not None:
+            for item, row in zip(items, rows, strict=True):
+                item["labels"] = int(self.labels[row])
+        return items
+
+
+def encode(split: Split, tokenizer: PreTrainedTokenizerBase, config: Config) -> Tokens:
+    """A split's tokens, row for row, cut to `max_length`; on disk."""
+    (column,) = split.raw.column_names
+
+    def tokenize_batch(batch: dict[str, list], _) -> dict:
+        ids, lengths = tokenize(clean(batch[column]), tokenizer, config)
+        return {"input_ids": ids, "length": lengths}
+
+    features = Features({"input_ids": List(Value("int32")), "length": Value("int32")})
+    files = [
+        file.read_bytes()
+        for pattern in ("*.json", "*.txt", "*.model")
+        for file in sorted(Path(tokenizer.name_or_path).glob(pattern))
+    ]
+    depends_on = [files, config.max_length, config.truncation]
+    found = map_once(split.raw.select(split.rows), tokenize_batch, features, depends_on)
+    return Tokens(found, read_columns(found, "length")["length"].to_numpy(), split.labels)
+
+
+def tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase, config: Config) -> tuple[list[list[int]], np.ndarray]:
+    """Token ids of each text cut to `max_length`, and each text's length in tokens before the cut."""
+    encoded = tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, padding=False, truncation=False)
+    ids = encoded["input_ids"]
+    first, last = special_tokens(tokenizer)
+    return [truncate(row, config.max_length, config.truncation, first, last) for row in ids], np.array([len(row) for row in ids])
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """How many special tokens the tokenizer puts before and behind a text, e.g. (1, 1) for [CLS] ... [SEP]."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    first = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return first, len(whole) - first - len(bare)
+
+
+def truncate(ids: list[int], max_length: int, side: str, first: int = 1, last: int = 1) -> list[int]:
+    """At most `max_length` ids from the head, the tail, or both (a quarter and the rest, as in arXiv 1905.05583).
+
+    The `first` and `last` special tokens stay in any case.
+    """
+    if len(ids) <= max_length:
+        return ids
+    head = {"head": max_length - last, "tail": first, "head+tail": max_length // 4}[side]
+    return ids[:head] + ids[len(ids) - (max_length - head) :]
