@@ -30,7 +30,7 @@ from finetuning.sources import hub_answers
 
 METHODS = {"lora": "LoRA", "full": "all weights fine-tuned", "head": "the head alone"}
 MISTAKES = 20  # of each kind on the page
-CHUNK = 1000  # rows whose texts are in memory at a time
+CHUNK = 250  # rows whose texts are in memory at a time, each with some 64 KiB of the file around it
 
 
 def measure(run: Run, logits: np.ndarray, labels: np.ndarray, lengths: np.ndarray, label_names: list[str]) -> dict:

@@ -114,16 +114,17 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray, label_names: 
     """
     predictions = logits.argmax(axis=-1)
     n, k = logits.shape
-    accuracy = Accuracy(keep_in_memory=True)
+    metric = Accuracy(keep_in_memory=True)
     for start in range(0, n, 10_000):  # what is added passes through Python's lists
-        accuracy.add_batch(predictions=predictions[start : start + 10_000], references=labels[start : start + 10_000])
+        metric.add_batch(predictions=predictions[start : start + 10_000], references=labels[start : start + 10_000])
+    accuracy = metric.compute()["accuracy"]
     average = {"average": "binary"} if k == 2 else {"average": "macro", "labels": list(range(k))}
     precision, recall, f1, _ = precision_recall_fscore_support(labels, predictions, zero_division=0, **average)
     probabilities = softmax(logits.astype(np.float64), axis=-1)
     everyone_there = len(np.unique(labels)) == k
     roc_auc = roc_auc_score(labels, probabilities[:, 1] if k == 2 else probabilities, multi_class="ovr") if everyone_there else None
     return {
-        "accuracy": accuracy.compute()["accuracy"],
+        "accuracy": accuracy,
         "accuracy_ci95": wilson_interval(int((predictions == labels).sum()), n),
         "f1": float(f1),
         "precision": float(precision),

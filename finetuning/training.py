@@ -168,12 +168,13 @@ def predict(
     arguments = TrainingArguments(
         tempfile.gettempdir(),  # the Trainer makes its folder, though nothing is written
         per_device_eval_batch_size=config.eval_batch_size,
+        eval_do_concat_batches=False,  # after each batch anew: quadratic in the rows
         disable_tqdm=not show_progress,
         report_to="none",
         **_machine(config),
     )
     trainer = Trainer(model=model, args=arguments, data_collator=_collator(tokenizer, config), processing_class=tokenizer)
-    by_length = trainer.predict(Subset(tokens, order)).predictions
+    by_length = np.concatenate(trainer.predict(Subset(tokens, order)).predictions)
     logits = np.empty_like(by_length, dtype=np.float32)
     logits[order] = by_length
     return logits
