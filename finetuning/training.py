@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,7 @@ def predict(
 ) -> np.ndarray:
     """Logits (n, labels), float32, row for row; each process of a run computes a share and gets all."""
     order = _by_length(tokens)
+    unlabelled = replace(tokens, labels=None)  # with labels, the Trainer computes a loss and holds 88 KiB a batch
     arguments = TrainingArguments(
         tempfile.gettempdir(),  # the Trainer makes its folder, though nothing is written
         per_device_eval_batch_size=config.eval_batch_size,
@@ -174,7 +176,7 @@ def predict(
         **_machine(config),
     )
     trainer = Trainer(model=model, args=arguments, data_collator=_collator(tokenizer, config), processing_class=tokenizer)
-    by_length = np.concatenate(trainer.predict(Subset(tokens, order)).predictions)
+    by_length = np.concatenate(trainer.predict(Subset(unlabelled, order)).predictions)
     logits = np.empty_like(by_length, dtype=np.float32)
     logits[order] = by_length
     return logits
