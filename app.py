@@ -1,4 +1,4 @@
-"""A page to try a finished run on: type a review, read label, probability and the words that decided.
+"""A page to try a finished run on: type a text, read its label, the probability and the words that decided.
 
     python app.py                the run that finished last, on http://127.0.0.1:7860
     python app.py outputs/RUN    another one
@@ -10,12 +10,6 @@ from pathlib import Path
 
 from finetuning.cli import Parser, exit_cleanly
 from finetuning.errors import UserError
-
-EXAMPLES = [
-    "I went in expecting little and left with a lump in my throat. The two leads are superb.",
-    "Two hours of my life I will never get back. The plot makes no sense and the jokes fall flat.",
-    "Beautifully shot and well acted, but the story never comes to life and the ending is a let-down.",
-]
 
 
 @exit_cleanly
@@ -35,26 +29,23 @@ def main() -> None:
     console.quiet_libraries()
     run = report.open_run(arguments.run or report.newest_run(arguments.output_dir))
     labeller = labelling.Labeller(run)
+    if run.config.text_pair_column:
+        raise UserError(f"{run.folder} judges pairs of texts and the page takes one: use predict.py --file")
 
-    def judge(text: str) -> tuple[dict, list]:
+    def answer(text: str) -> tuple:
         if not text.strip():
-            raise gradio.Error("Type a review first.", print_exception=False)
-        (probabilities,) = labeller.probabilities([text])
-        words = labeller.explain(text)
-        most = max(abs(contribution) for _, contribution in words) if words else 1
-        highlighted = [(f"{word} ", contribution / most) for word, contribution in words]
-        return dict(zip(labeller.label_names, map(float, probabilities), strict=True)), highlighted
+            raise gradio.Error("Type a text first.", print_exception=False)
+        return run.task.demo(labeller.model, labeller.tokenizer, text, run)
 
-    with gradio.Blocks(title="Movie reviews") as page:
+    with gradio.Blocks(title=run.folder.name) as page:
         gradio.Markdown(
             f"# {run.folder.name}\n`{run.record['model']['name']}`, {METHODS[run.config.method]}. It reads {run.config.max_length} tokens of a text."
         )
-        text = gradio.Textbox(label="Review", lines=5, max_lines=12)
-        button = gradio.Button("Judge", variant="primary")
-        label = gradio.Label(label="Label and probability")
-        words = gradio.HighlightedText(label="Words that spoke for it (red) and against (violet)")
-        gradio.Examples(EXAMPLES, text)
-        button.click(judge, text, [label, words])
+        text = gradio.Textbox(label="Text", lines=5, max_lines=12)
+        button = gradio.Button("Go", variant="primary")
+        outputs = run.task.demo_outputs()
+        gradio.Examples(run.task.EXAMPLES, text)
+        button.click(answer, text, outputs)
     page.launch()
 
 

@@ -13,6 +13,9 @@ from transformers.hf_argparser import HfArg
 
 @dataclass
 class Config:
+    # --- task --------------------------------------------------------------------------------------------------------
+    task: Literal["text-classification"] = HfArg(default="text-classification", help="what is learned; see finetuning/tasks")
+
     # --- model -------------------------------------------------------------------------------------------------------
     model_name: str = HfArg(default="distilbert-base-uncased", help="a model on the Hugging Face Hub, or a local folder")
     dropout: float = HfArg(
@@ -25,7 +28,20 @@ class Config:
         help="a data set on the Hub; or a local parquet, csv, tsv, json or jsonl file, a folder of them, aclImdb or its .tar.gz",
     )
     text_column: str | None = HfArg(default=None, help="column with the text; found by its usual names when not given")
-    label_column: str | None = HfArg(default=None, help="column with the label; found by its usual names when not given")
+    text_pair_column: str | None = HfArg(default=None, help="column with a second text, where the label is of two together")
+    label_column: str | None = HfArg(
+        default=None,
+        help="column with the label, or several of 0 and 1 with commas between them; found by its usual names when not given",
+    )
+    validation_split: str = HfArg(default="validation", help="the split of the data set to choose on")
+    test_split: str = HfArg(
+        default="test",
+        help="the split to test on, where the data set's own test has no labels: validation is then held out from train",
+    )
+    problem_type: Literal["single_label_classification", "multi_label_classification"] | None = HfArg(
+        default=None,
+        help="one label a text, or any number; not given: several where the label column holds lists, or is several columns",
+    )
     test_fraction: float = HfArg(default=0.2, help="share of train held out as test, where the data has no test split")
     validation_fraction: float = HfArg(default=0.1, help="share of train held out for validation, where the data has none")
     split_seed: int = HfArg(default=13, help="fixes which rows are held out or sampled; apart from `seed`, so that seeds compare")
@@ -51,9 +67,16 @@ class Config:
         "another order; no gain at 500 reviews, about half a point at 8,000",
     )
 
+    class_weights: Literal["none", "balanced"] = HfArg(
+        default="none", help="balanced: a text of a rare label counts for more, so that all labels weigh the same"
+    )
+
     # --- what trains -------------------------------------------------------------------------------------------------
     method: Literal["lora", "full", "head"] = HfArg(
         default="lora", help="lora: adapters and the head; full: every weight; head: the new head alone"
+    )
+    quantization: Literal["none", "4bit"] = HfArg(
+        default="none", help="4bit: the frozen weights in 4 bits (QLoRA, arXiv 2305.14314), for large models on a CUDA GPU"
     )
     lora_r: int = HfArg(default=16, help="rank of the update; 4 and 64 were about a point behind in the study")
     lora_alpha: int = HfArg(default=32, help="the update is scaled by lora_alpha / lora_r")
@@ -102,8 +125,8 @@ class Config:
     save_steps: float | None = HfArg(
         default=None, help="steps between two checkpoints, beside the best; not given: at every validation"
     )
-    metric_for_best_model: Literal["accuracy", "f1", "loss"] = HfArg(
-        default="accuracy", help="the validation metric that picks the checkpoint and stops early"
+    metric_for_best_model: str | None = HfArg(
+        default=None, help="the validation metric that picks the checkpoint and stops early; not given: the task's first, accuracy"
     )
     early_stopping_patience: int = HfArg(default=3, help="validations without a gain before training stops; 0: never")
 
@@ -120,6 +143,40 @@ PRESETS: dict[str, dict] = {
     "laptop": {},
     "full": dict(train_samples=0, val_samples=0, test_samples=0, num_train_epochs=2.0, eval_steps=0.2),
     "smoke": dict(train_samples=64, val_samples=32, test_samples=64, max_length=64, batch_size=16),
+    # Data sets of the Hub, with the columns they have.
+    "rotten_tomatoes": dict(
+        dataset_name="cornell-movie-review-data/rotten_tomatoes",
+        max_length=64,
+        train_samples=0,
+        val_samples=0,
+        test_samples=0,
+        num_train_epochs=3.0,
+    ),
+    "sst2": dict(dataset_name="stanfordnlp/sst2", max_length=64, text_column="sentence", test_split="validation", test_samples=0),
+    "emotion": dict(
+        dataset_name="dair-ai/emotion", max_length=64, num_train_epochs=3.0, test_samples=0, metric_for_best_model="f1_macro"
+    ),
+    "banking77": dict(
+        dataset_name="mteb/banking77",
+        max_length=64,
+        label_column="label_text",
+        num_train_epochs=5.0,
+        test_samples=0,
+        metric_for_best_model="f1_macro",
+    ),
+    "ag_news": dict(dataset_name="fancyzhx/ag_news", max_length=128),
+    "dbpedia_14": dict(dataset_name="fancyzhx/dbpedia_14", text_column="content", max_length=128),
+    "yelp_polarity": dict(dataset_name="fancyzhx/yelp_polarity"),
+    "amazon_polarity": dict(dataset_name="fancyzhx/amazon_polarity", text_column="content", max_length=128),
+    "mnli": dict(
+        dataset_name="nyu-mll/multi_nli",
+        text_column="premise",
+        text_pair_column="hypothesis",
+        validation_split="validation_mismatched",
+        test_split="validation_matched",
+        train_samples=50_000,
+        max_length=128,
+    ),
 }
 
 # `--search N`: what its trials draw. (low, high): a number between them, on a logarithmic scale; [...]: one of them.

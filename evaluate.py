@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--push_to_hub", metavar="REPO", help="upload adapter and model card there, as ME/NAME")
     arguments = parser.parse_args()
 
-    from finetuning import console, data, evaluation, fast, processes, report, tokenizing, training
+    from finetuning import console, data, evaluation, processes, report, tokenizing
     from finetuning.errors import UserError
 
     console.quiet_libraries()
@@ -39,31 +39,16 @@ def main() -> None:
     lora, tokenizer, model_source = report.load_model(run)
     console.show_sources(model_source, rows)
 
-    # Predict the test split; logits come back in the order of the rows.
+    # Predict the test split; what comes back is in the order of the rows.
     tokens = tokenizing.encode(rows.test, tokenizer, run.config)
     started = time.perf_counter()
-    logits = training.predict(lora, tokenizer, tokens, run.config)
+    predictions = run.task.predict(lora, tokenizer, tokens, run.config)
     seconds = time.perf_counter() - started
 
-    metrics = evaluation.measure(run, logits, tokens.labels, tokens.lengths, rows.label_names) | {
-        "method": evaluation.METHODS[run.config.method],
-        "model": model_source.name,
-        "model_origin": model_source.origin,
-        "dataset": rows.source.name,
-        "dataset_origin": rows.source.origin,
-        "split": rows.test_split,
-        "stand_in": run.stand_in,
-        "trainable_parameters": run.training["trainable_parameters"],
-        "total_parameters": run.training["total_parameters"],
-        "seconds": run.training["seconds"] | {"prediction": seconds},
-        "peak_memory_gib": run.training["peak_memory_gib"],
-        "precision_used": fast.pick_precision(run.config.precision)[0],
-        "environment": report.environment(),
-        "run": run.record,
-        "validation": run.training["validation"],
-    }
-    evaluation.write(run, metrics, rows.test, logits, tokens.lengths)
-    console.show_metrics(metrics, run.folder)
+    metrics = run.task.measure(predictions, rows.test, tokens.lengths, rows.label_names, run.training)
+    metrics |= evaluation.about(run, model_source, rows, seconds)
+    evaluation.write(run, metrics, rows.test, predictions, tokens.lengths)
+    console.show_metrics(run, metrics)
     if arguments.push_to_hub:
         print(f"pushed to {evaluation.push_to_hub(run, arguments.push_to_hub)}")
 

@@ -21,7 +21,8 @@ def main() -> None:
     config, arguments = parse_config()
 
     # The libraries take seconds to import: a mistyped flag should not have to wait for them.
-    from finetuning import batches, console, data, fast, metrics, model, processes, report, search, sources, tokenizing, training
+    from finetuning import batches, console, data, fast, model, processes, report, search, sources, tokenizing, training
+    from finetuning.tasks import task_of
 
     console.quiet_libraries()
     processes.start()
@@ -38,6 +39,7 @@ def main() -> None:
 
     # Rows, then tokens.
     rows = data.load_data(config, origin["dataset"])
+    config = rows.config  # the labels say whether a text has one or several
     console.show_sources(model_source, rows)
     tokenizer = model.load_tokenizer(model_source)
     batches.check_shares(len(rows.train), config)
@@ -62,16 +64,16 @@ def main() -> None:
     with resumable(folder):
         seconds = training.train(trainer)
 
-    best = training.best_validation(trainer)
-    logits = training.predict(lora, tokenizer, validation, config)
+    task, best = task_of(config), training.best_validation(trainer, config)
+    calibrated = task.calibrate(task.predict(lora, tokenizer, validation, config), rows.validation)
     report.finish_run(
         folder,
         lora,
         tokenizer,
         model_source.name,
-        {
+        calibrated
+        | {
             "validation": best | {"n": len(rows.validation), "split": rows.validation_split},
-            "temperature": metrics.fit_temperature(logits, validation.labels),
             "seconds": {"before_training": seconds_before, "training": seconds},
             "precision": precision,
             "peak_memory_gib": report.peak_memory_gib(),
@@ -80,7 +82,7 @@ def main() -> None:
             "log_history": trainer.state.log_history,
         },
     )
-    console.show_trained(folder, best, rows, seconds)
+    console.show_trained(folder, config, best, rows, seconds)
 
 
 if __name__ == "__main__":

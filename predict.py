@@ -34,7 +34,6 @@ def main() -> None:
         raise UserError("--out takes the labels of a --file, without --explain")
 
     from finetuning import console, labelling, processes, report
-    from finetuning.data import TEXT_COLUMNS, find_column
 
     console.quiet_libraries()
     processes.start()
@@ -46,19 +45,21 @@ def main() -> None:
         else:
             rows = labelling.rows_of(arguments.texts or labelling.read_stdin())
         run = report.open_run(arguments.run or report.newest_run(arguments.output_dir))
-        column = find_column("text_column", arguments.text_column, (run.config.text_column, *TEXT_COLUMNS), rows.column_names)
+        columns = run.task.find_inputs(rows.column_names, run.config, arguments.text_column)
         labeller = labelling.Labeller(run)
         if arguments.out:
-            labelling.write_file(labeller.label_rows(rows, column, show_progress=True), arguments.out)
+            labelling.write_file(labeller.answer(rows, columns, show_progress=True), arguments.out)
             print(f"{len(rows):,} rows written to {arguments.out}")
             return
-        for row in labeller.label_rows(rows, column):
-            said = {"text": row[column], "label": row["prediction"], "probability": round(row["probability"], 6)}
-            words = labeller.explain(row[column]) if arguments.explain else None
+        for row in labeller.answer(rows, columns):
+            inputs = {name: row[column] for name, column in columns.items()}
+            words = labeller.explain(inputs["text"]) if arguments.explain else None
             if arguments.json:
-                print(json.dumps(said | ({"words": words} if words else {}), ensure_ascii=False))
+                print(json.dumps(run.task.as_json(inputs, row) | ({"words": words} if words else {}), ensure_ascii=False))
             else:
-                console.show_label(said, labeller.label_names, words)
+                print(run.task.as_line(inputs, row, run.label_names))
+                if words:
+                    run.task.show_words(words)
 
 
 if __name__ == "__main__":

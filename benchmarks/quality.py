@@ -6,7 +6,7 @@
 
 A finished run leaves a record in results/quality/ and is not run again. A study's split is where its runs are measured:
 validation, where choices are made, or the official test, which only reports. Rows are IMDb's, 2,500 of the official
-training reviews held out for validation; what is named in `Study.common` and the experiments are flags of fine_tune.py.
+training reviews held out for validation, where a study names no other data; what is named in `Study.common` and the experiments are flags of fine_tune.py.
 """
 
 import argparse
@@ -153,6 +153,10 @@ STUDIES = {
         {name: dict(augmentation=name) for name in AUGMENTATIONS},
         seeds=(0, 1, 2),
     ),
+    # Another data set: short sentences, a third of the rows.
+    "sentences": Study(
+        "test", PRESETS["rotten_tomatoes"] | dict(early_stopping_patience=0), {"Rotten Tomatoes": {}}, seeds=(0, 1, 2)
+    ),
     # A model of the size people use.
     "model": Study("test", FULL, {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")}),
 }
@@ -172,9 +176,10 @@ def record_file(study: str, name: str, seed: int) -> Path:
 
 def measure(study: str, name: str, seed: int, dataset_name: str) -> dict:
     """Train one experiment with one seed; what it reaches on the study's split, and which rows it gets wrong."""
-    from finetuning import data, metrics, report
+    from finetuning import data, report
+    from finetuning.tasks.text_classification import classification_metrics
 
-    settings = STUDIES[study].common | STUDIES[study].experiments[name] | dict(seed=seed, dataset_name=dataset_name)
+    settings = dict(dataset_name=dataset_name) | STUDIES[study].common | STUDIES[study].experiments[name] | dict(seed=seed)
     split = STUDIES[study].split
     started = time.perf_counter()
     environment = report.environment()
@@ -185,7 +190,7 @@ def measure(study: str, name: str, seed: int, dataset_name: str) -> dict:
     else:
         rows, logits, about = fine_tuned(settings, split)
     measured = getattr(rows, split)
-    found = metrics.classification_metrics(logits, measured.labels, rows.label_names)
+    found = classification_metrics(logits, measured.labels, rows.label_names)
     found = {key: found[key] for key in ("accuracy", "accuracy_ci95", "loss", "n", "label_names", "confusion_matrix")}
     right = logits.argmax(axis=-1) == measured.labels
     if split == "test":
@@ -214,7 +219,8 @@ def measure(study: str, name: str, seed: int, dataset_name: str) -> dict:
 
 def fine_tuned(settings: dict, split: str):
     """Rows, logits (n, labels) and what the run says of itself, through fine_tune.py and the code of evaluate.py."""
-    from finetuning import data, report, tokenizing, training
+    from finetuning import data, report, tokenizing
+    from finetuning.tasks import text_classification
 
     with tempfile.TemporaryDirectory() as folder:
         flags = [part for knob, value in settings.items() for part in (f"--{knob}", str(value))]
@@ -226,7 +232,7 @@ def fine_tuned(settings: dict, split: str):
         rows = data.load_data(run.config, run.record["dataset"]["origin"])
         lora, tokenizer, source = report.load_model(run)
         tokens = tokenizing.encode(getattr(rows, split), tokenizer, run.config)
-        logits = training.predict(lora, tokenizer, tokens, run.config, show_progress=False)
+        logits = text_classification.predict(lora, tokenizer, tokens, run.config, show_progress=False)
         said = run.training
         about = {
             "config": {knob: value for knob, value in asdict(run.config).items() if knob not in OF_THE_MACHINE},
@@ -250,12 +256,13 @@ def tfidf(rows, split: str):
     from sklearn.pipeline import make_pipeline
 
     from finetuning import report
+    from finetuning.tasks.text_classification import texts
 
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), min_df=3, sublinear_tf=True), LogisticRegression(C=10, max_iter=1000))
     started = time.perf_counter()
-    model.fit(rows.train.texts(), rows.train.labels)
+    model.fit(texts(rows.train.columns()), rows.train.labels)
     seconds = time.perf_counter() - started
-    logits = model.predict_log_proba(getattr(rows, split).texts()).astype(np.float32)
+    logits = model.predict_log_proba(texts(getattr(rows, split).columns())).astype(np.float32)
     weights = model[-1].coef_.size + 1
     return logits, {
         "model": "TF-IDF, 1-2-grams, min_df 3, sublinear; logistic regression, C 10",

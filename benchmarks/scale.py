@@ -57,9 +57,10 @@ def make_rows(file: Path, rows: int) -> None:
 
     from config import PRESETS, Config
     from finetuning import data
+    from finetuning.tasks import text_classification
 
     reviews = data.load_data(Config(**PRESETS["full"])).train
-    texts = np.array(reviews.texts(), dtype=object)
+    texts = np.array(text_classification.texts(reviews.columns()), dtype=object)
     schema = pyarrow.schema({"text": pyarrow.string(), "label": pyarrow.string()})
     with ParquetWriter(file, schema) as writer:
         for start in range(0, rows, 10_000):

@@ -45,9 +45,11 @@ def tutorial(model_path: str, reviews, max_length: int):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
+    from finetuning.tasks import text_classification
+
     reviews = reviews.select(range(48))
     tokenizer = AutoTokenizer.from_pretrained(model_path)
-    rows = Dataset.from_dict({"text": reviews.texts(), "label": reviews.labels})
+    rows = Dataset.from_dict({"text": text_classification.texts(reviews.columns()), "label": reviews.labels})
     rows = rows.map(lambda row: tokenizer(row["text"], truncation=True, padding="max_length", max_length=max_length), batched=True)
     model = AutoModelForSequenceClassification.from_pretrained(model_path, num_labels=2)
     names = ["q_lin", "v_lin"] if model.config.model_type == "distilbert" else ["query", "value"]
@@ -65,6 +67,7 @@ def product(step: str, model_path: str, reviews, max_length: int):
 
     from config import Config
     from finetuning import batches, fast, model, sources, tokenizing, training
+    from finetuning.tasks import text_classification
 
     has = dict.fromkeys(STEPS, False) | dict.fromkeys(list(STEPS)[: list(STEPS).index(step) + 1], True)
     settings = dict(model_name=model_path, max_length=max_length, early_stopping_patience=0)
@@ -93,7 +96,11 @@ def product(step: str, model_path: str, reviews, max_length: int):
     trainer = training.build_trainer(lora, tokenizer, rows, rows, ["neg", "pos"], config, Path("checkpoints"))
     batches.steps_of_epoch = lambda lengths, size, *_: np.array_split(np.arange(len(lengths)), len(lengths) // size)  # that order
     trainer.args.load_best_model_at_end = False
-    return trainer, lambda: training.predict(lora, tokenizer, rows, config), np.minimum(rows.lengths, max_length).tolist()
+    return (
+        trainer,
+        lambda: text_classification.predict(lora, tokenizer, rows, config),
+        np.minimum(rows.lengths, max_length).tolist(),
+    )
 
 
 def measure(step: str, model_path: str, max_length: int) -> dict:

@@ -17,6 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from quality import STUDIES, record_file  # noqa: E402
 
 from finetuning.metrics import paired_difference, wilson_interval  # noqa: E402
+from finetuning.model import ARCHITECTURES  # noqa: E402
 from finetuning.plots import plot_confusion_matrix, pyplot  # noqa: E402
 
 LORA = "LoRA on all linear layers"  # the experiment of "comparison" that is the recipe
@@ -51,6 +52,24 @@ def comparison_table() -> str:
             found = compare(*zip(*((a, b) for a in runs for b in reference if a["seed"] == b["seed"]), strict=True))
             cells += [_points(found), ", ".join(_p(p) for p in found["mcnemar_p"])]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+TRAINED = {"all-MiniLM-L6-v2": "bert", "all-mpnet-base-v2": "mpnet"}  # the architectures of what was trained for real
+
+
+def architectures_table() -> str:
+    """Each architecture of model.py: what it reached where it was trained for real, else that tests train tiny ones of it."""
+    lines = ["| architecture | text classification |", "|---|---|"]
+    records = _quality_records("comparison", "sentences", "model")
+    shown = [records[name] for name in (LORA, "Rotten Tomatoes", "all-mpnet-base-v2")]
+    for runs in shown:
+        record = runs[0]
+        data = f"{record['dataset']['name']}{_stand_in(record['dataset']['origin'])}"
+        where = f"{record['n']:,} rows, {record['split']}"
+        lines.append(f"| {TRAINED[Path(record['model']).name]} | {_accuracy(runs)} on {data}, {where}; {_model(record)} |")
+    others = [name for name in ARCHITECTURES if name not in TRAINED.values()]
+    lines.append(f"| {', '.join(others)} | tiny random models of these classes: trained, reloaded, merged in the tests |")
     return "\n".join(lines)
 
 
@@ -284,6 +303,7 @@ PAGES = {
         "comparison": comparison_table,
         "growth": growth_table,
         "laptop": laptop_sentence,
+        "architectures": architectures_table,
         "scale": scale_table,
         "processes": processes_sentence,
         "speed": speed_table,

@@ -12,8 +12,8 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import TrainerCallback
 
+from finetuning.disk import to_disk, write_json
 from finetuning.processes import by_first
-from finetuning.report import to_disk, write_json
 
 MARK = "whole.json"
 

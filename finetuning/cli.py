@@ -171,5 +171,17 @@ def check(config: Config) -> None:
                 raise UserError(f"report_to={name} is not known: none, or out of {', '.join(INTEGRATION_TO_CALLBACK)}")
             if name not in get_available_reporting_integrations():
                 raise UserError(f"report_to={name}: it is not installed: pip install {name}, or leave report_to out")
+    if config.quantization != "none" and config.method != "lora":
+        raise UserError(f"quantization={config.quantization} leaves weights that can't be trained: set method to lora")
+    if config.text_pair_column and config.augmentation != "none":
+        raise UserError(f"augmentation={config.augmentation} is for single texts: set it to none, or leave text_pair_column out")
+    if config.metric_for_best_model:
+        from finetuning.tasks import task_of
+
+        known = task_of(config).METRICS
+        if config.metric_for_best_model not in known:
+            raise UserError(
+                f"metric_for_best_model={config.metric_for_best_model} is not known for {config.task}: {', '.join(known)}"
+            )
     if config.run_name is not None and (config.run_name in ("", ".", "..") or "/" in config.run_name or "\\" in config.run_name):
         raise UserError(f"run_name={config.run_name!r} must be a plain folder name; output_dir says where the folder goes")

@@ -7,10 +7,11 @@ from pathlib import Path
 import datasets
 import transformers
 
+from config import Config
 from finetuning.data import Data
-from finetuning.metrics import wilson_interval
 from finetuning.report import Run
 from finetuning.sources import Source
+from finetuning.tasks import task_of
 
 
 def quiet_libraries() -> None:
@@ -34,66 +35,39 @@ def show_sources(model: Source, data: Data) -> None:
     print(f"model  {model.name} ({model.origin})")
     print(
         f"data   {data.source.name} ({data.source.origin}): {len(data.train):,} train, "
-        f"{len(data.validation):,} validation ({data.validation_split}), {len(data.test):,} test ({data.test_split}), "
-        f"labels {', '.join(data.label_names[:10])}{', ...' if len(data.label_names) > 10 else ''}"
+        f"{len(data.validation):,} validation ({data.validation_split}), {len(data.test):,} test ({data.test_split})"
+        + (f", labels {', '.join(data.label_names[:10])}" if data.label_names else "")
+        + (", ..." if len(data.label_names) > 10 else "")
     )
 
 
-def show_trained(folder: Path, best: dict, data: Data, seconds: float) -> None:
+def show_trained(folder: Path, config: Config, best: dict, data: Data, seconds: float) -> None:
     """Say what was reached on validation, where the run lies, and what comes next."""
-    n = len(data.validation)
-    low, high = wilson_interval(round(best["accuracy"] * n), n)
+    task, n = task_of(config), len(data.validation)
+    name = task.METRICS[0]
+    low, high = task.interval(best[name], n)
     print(
-        f"\nbest checkpoint: step {best['step']}, validation accuracy {best['accuracy']:.4f} "
+        f"\nbest checkpoint: step {best['step']}, validation {name} {best[name]:.4f} "
         f"(95 % interval {low:.4f} to {high:.4f}, n = {n:,}, {data.validation_split}), after {seconds:.0f} s of training\n"
         f"run folder:      {folder}\n"
         f"next:            python evaluate.py {folder}"
     )
 
 
-def show_metrics(metrics: dict, folder: Path) -> None:
-    """Print a short table of test metrics, with all that a reader needs to know what was measured."""
-    low, high = metrics["accuracy_ci95"]
+def show_metrics(run: Run, metrics: dict) -> None:
+    """Print the test's metrics, with all that a reader needs to know what was measured."""
     print(
         f"\nmodel      {metrics['model']} ({metrics['model_origin']}), {metrics['method']}, {metrics['trainable_parameters']:,} trained parameters"
     )
     print(f"test       {metrics['dataset']} ({metrics['dataset_origin']}), {metrics['split']}, n = {metrics['n']:,}")
-    print(f"accuracy   {metrics['accuracy']:.4f}   95 % interval {low:.4f} to {high:.4f}")
-    for name in ("f1", "precision", "recall"):
-        print(f"{name:<10} {metrics[name]:.4f}   {metrics['averaged']}")
-    for name in ("roc_auc", "loss"):
-        print(
-            f"{name:<10} "
-            + (f"{metrics[name]:.4f}" if metrics[name] is not None else "not defined: a label is missing from the test")
-        )
-    names = metrics["label_names"]
-    if len(names) <= 5:
-        width = max(8, *(len(name) + 2 for name in names))
-        print("\n" + " " * 18 + "".join(f"{'-> ' + name:>{width + 3}}" for name in names) + "   predicted")
-        for name, row in zip(names, metrics["confusion_matrix"], strict=True):
-            print(f"{'actual ' + name:<18}" + "".join(f"{count:>{width + 3},}" for count in row))
-    print(f"\nopen {folder / 'report.html'}; beside it metrics.json, predictions.parquet, errors.csv and the pictures")
+    run.task.show_metrics(metrics)
+    print(f"\nopen {run.folder / 'report.html'}; beside it metrics.json, predictions.parquet, errors.csv and the pictures")
 
 
 def show_comparison(a: Run, b: Run, found: dict, differences: Path) -> None:
     """Print how two runs compare on the same rows, and where those are on which they differ."""
-    low, high = found["difference_ci95"]
-    for run, accuracy, only in zip((a, b), found["accuracy"], (found["only_a_right"], found["only_b_right"]), strict=True):
-        print(f"{accuracy:.4f}   {run.folder}   alone right in {only:,} of {found['n']:,} rows")
-    print(
-        f"difference {100 * found['difference']:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f}, "
-        f"McNemar p = {found['mcnemar_p'][0]:.2g}"
-    )
-    print(f"they differ in {found['labels_differ']:,} rows: {differences}")
-
-
-def show_label(said: dict, label_names: list[str], words: list[tuple[str, float]] | None) -> None:
-    """Print a text's label and probability on a line, and on the next the words that moved it most, signed."""
-    text = said["text"] if len(said["text"]) <= 100 else said["text"][:97] + "..."
-    print(f"{said['label']:<{max(map(len, label_names))}}  {said['probability']:.3f}  {text}")
-    if words:
-        most = sorted(words, key=lambda word: -abs(word[1]))[:10]
-        print("    " + ", ".join(f"{word} {contribution:+.2f}" for word, contribution in most))
+    a.task.show_comparison(found, (str(a.folder), str(b.folder)))
+    print(f"they differ in {found['rows_differ']:,} rows: {differences}")
 
 
 def show_exports(found: list[dict], folder: Path) -> None:

@@ -1,10 +1,12 @@
-"""Columns made of a data set once, and kept in Arrow files on disk, memory-mapped.
+"""What is written whole or not at all; columns made of a data set once, and kept in Arrow files on disk, memory-mapped.
 
-They lie beside the data set in the cache of the library `datasets` (HF_HOME), under a name made of all they depend on, and
+The columns lie beside the data set in the cache of the library `datasets` (HF_HOME), under a name made of all they depend on, and
 the next run finds them there. Pages of mapped files count as a process's memory, for a cluster's scheduler too, until the
 mapping ends: so files are mapped anew (`reopened`) for each pass over them, or after some thousand rows.
 """
 
+import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -53,3 +55,19 @@ def read_columns(rows: Dataset, *names: str) -> pyarrow.Table:
 def reopened(rows: Dataset) -> Dataset:
     """The same rows through a mapping of their own: the pages that are read through it go when it does."""
     return pickle.loads(pickle.dumps(rows))
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    to_disk(partial)
+    os.replace(partial, path)
+
+
+def to_disk(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, outlast a power cut."""
+    if path.is_file() or os.name == "posix":  # Windows opens no folders
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        os.fsync(descriptor)
+        os.close(descriptor)

@@ -13,8 +13,10 @@ from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.utils import ModulesToSaveWrapper
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PretrainedConfig
+from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.pytorch_utils import Conv1D
 
 from config import Config
 from finetuning.errors import UserError
@@ -69,6 +71,12 @@ def keep_freed_memory() -> None:
         mallopt(m_trim_threshold, -1)
 
 
+def give_back_freed_memory() -> None:
+    """What `keep_freed_memory` kept, for now: small tensors that live on between the freed ones leave gaps that add up."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def store_frozen_in_bf16(model: PeftModel) -> None:
     """Turn all of a model but what trains into bf16; the head, which is saved whole, computes in float32.
 
@@ -85,7 +93,7 @@ def store_frozen_in_bf16(model: PeftModel) -> None:
 def fuse_lora(model: PeftModel) -> None:
     """Let each LoRA layer add its update inside one autograd node: two passes over the output instead of five."""
     for module in model.modules():
-        if isinstance(module, LoraLinear) and isinstance(module.base_layer, torch.nn.Linear) and module.base_layer.bias is not None:
+        if isinstance(module, LoraLinear) and isinstance(module.base_layer, torch.nn.Linear | Conv1D):
             module.forward = functools.partial(_lora_linear, module)
 
 
@@ -93,7 +101,8 @@ def _lora_linear(layer: LoraLinear, x: torch.Tensor) -> torch.Tensor:
     if layer.disable_adapters or layer.merged:
         return LoraLinear.forward(layer, x)
     base, name = layer.base_layer, layer.active_adapters[0]
-    return _LoraLinear.apply(x, base.weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
+    weight = base.weight.t() if isinstance(base, Conv1D) else base.weight  # GPT-2's are the other way round
+    return _LoraLinear.apply(x, weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -106,10 +115,12 @@ class _LoraLinear(torch.autograd.Function):
     def forward(ctx, x, weight, bias, a, b, scaling):
         rows = x.reshape(-1, x.shape[-1])
         a, b = a.to(x.dtype), (b * scaling).to(x.dtype)
-        low = torch.cat([rows @ a.t(), rows.new_ones(len(rows), 1)], dim=1)
+        low, up = rows @ a.t(), b
+        if bias is not None:
+            low, up = torch.cat([low, rows.new_ones(len(rows), 1)], dim=1), torch.cat([b, bias[:, None]], dim=1)
         ctx.save_for_backward(rows, low, weight, a, b)
         ctx.shape, ctx.scaling = x.shape, scaling
-        return (rows @ weight.t()).addmm_(low, torch.cat([b, bias[:, None]], dim=1).t()).view(*x.shape[:-1], -1)
+        return (rows @ weight.t()).addmm_(low, up.t()).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx, grad):
@@ -117,12 +128,22 @@ class _LoraLinear(torch.autograd.Function):
         grad = grad.reshape(-1, grad.shape[-1])
         grad_low = grad @ b
         grad_x = (grad @ weight).addmm_(grad_low, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        grad_b = (low.t() @ grad)[:-1].t().float() * ctx.scaling
+        grad_b = (low.t() @ grad)[: len(a)].t().float() * ctx.scaling
         return grad_x, None, None, (grad_low.t() @ rows).float(), grad_b, None
+
+
+def has_sdpa(model_class: type, model_config: PretrainedConfig) -> bool:
+    """Whether the attention of this model is PyTorch's, so that `attention` may take its place."""
+    return model_class._model_mapping[type(model_config)]._supports_sdpa
 
 
 def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_) -> tuple[torch.Tensor, None]:
     """Scaled dot-product attention, in and out as transformers' `AttentionInterface` has it: (batch, heads, tokens, width)."""
+    if query.shape[1] != key.shape[1]:  # several queries to a key: Llama and later ones
+        key, value = (repeat_kv(tensor, query.shape[1] // key.shape[1]) for tensor in (key, value))
+    if attention_mask is None and getattr(module, "is_causal", False):
+        tokens = query.shape[2]
+        attention_mask = query.new_ones(tokens, tokens, dtype=torch.bool).tril().expand(len(query), 1, tokens, tokens)
     if torch.is_grad_enabled() and query.requires_grad and dropout == 0:
         out = _Attention.apply(query, key, value, attention_mask, scaling)
     else:
@@ -150,7 +171,7 @@ class _Attention(torch.autograd.Function):
         for text, (q, k, v, g) in enumerate(zip(query, key, value, grad, strict=True)):
             scores = q @ k.transpose(1, 2)
             if mask is not None and not mask[text].all():
-                scores.masked_fill_(~mask[text], float("-inf"))
+                scores.masked_fill_(~mask[text], torch.finfo(scores.dtype).min)  # not -inf: padding may attend to nothing at all
             shares = torch.softmax(scores, dim=-1)
             grad_scores = torch._softmax_backward_data(g @ v.transpose(1, 2), shares, -1, shares.dtype)
             torch.bmm(shares.transpose(1, 2), g, out=grad_value[text])

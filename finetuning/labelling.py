@@ -1,91 +1,48 @@
-"""Use of a finished run: labels for new texts, one by one or a file at a time, and the words behind a label."""
+"""Use of a finished run on new texts, one by one or a file at a time."""
 
 import os
 import sys
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pyarrow
-import torch
 from datasets import Dataset, load_dataset
-from scipy.special import softmax
 
-from finetuning.data import clean
 from finetuning.errors import UserError
 from finetuning.processes import by_first
 from finetuning.report import Run, load_model
 from finetuning.sources import READERS
-from finetuning.tokenizing import Tokens, special_tokens, tokenize, truncate
-from finetuning.training import predict
 
 FILES = READERS | {".txt": ("text", {})}
 CHUNK = 2048  # rows in memory at a time
-STEPS = 32  # of the integral in `explain`
 
 
 class Labeller:
     """A run's model, loaded once."""
 
     def __init__(self, run: Run) -> None:
-        self.config, self.temperature = run.config, run.training["temperature"]
+        self.run = run
         self.model, self.tokenizer, _ = load_model(run)
-        self.label_names = run.record["dataset"]["label_names"]
 
-    def probabilities(self, texts: list[str]) -> np.ndarray:
-        """(texts, labels), after temperature scaling."""
-        ids, lengths = tokenize(clean(texts), self.tokenizer, self.config)
-        tokens = Tokens(Dataset.from_dict({"input_ids": ids}), lengths)
-        return softmax(predict(self.model, self.tokenizer, tokens, self.config, show_progress=False) / self.temperature, axis=-1)
+    def explain(self, text: str) -> list[tuple[str, float]]:
+        """The words behind the answer. Raises `UserError` where the task knows none."""
+        if not hasattr(self.run.task, "explain") or self.run.config.text_pair_column:
+            raise UserError("the words that decided are known for labels of single texts only: leave --explain out")
+        return self.run.task.explain(self.model, self.tokenizer, text, self.run.config)
 
-    def label_rows(self, rows: Dataset, column: str, show_progress: bool = False) -> Dataset:
-        """`rows` with the columns `prediction` and `probability`, in their order; kept on disk, a chunk at a time in memory."""
+    def answer(self, rows: Dataset, columns: dict[str, str], show_progress: bool = False) -> Dataset:
+        """`rows` with the task's columns, in their order; kept on disk, a chunk at a time in memory."""
 
-        def label(batch: dict[str, list], first: list[int]) -> dict[str, list]:
-            _check_texts(batch[column], before=first[0])
-            probabilities = self.probabilities(batch[column])
-            labels = [self.label_names[i] for i in probabilities.argmax(axis=-1)]
-            return {"prediction": labels, "probability": probabilities.max(axis=-1)}
+        def answer(batch: dict[str, list], first: list[int]) -> dict[str, list]:
+            inputs = {name: batch[column] for name, column in columns.items()}
+            for texts in inputs.values():
+                _check_texts(texts, before=first[0])
+            return self.run.task.answer(self.model, self.tokenizer, inputs, self.run)
 
         if show_progress:
             datasets.enable_progress_bars()
         fingerprint = datasets.fingerprint.generate_random_fingerprint()  # the model would be pickled to make one
-        return rows.map(label, with_indices=True, batched=True, batch_size=CHUNK, new_fingerprint=fingerprint, desc="labelled")
-
-    def explain(self, text: str) -> list[tuple[str, float]]:
-        """(word, contribution) in the order of the text, of the words that the model reads.
-
-        Integrated gradients (arXiv 1703.01365) of the label's logit over the mean of the others', from padding to the
-        text: the contributions, and those of the special tokens, sum to what the text changes. Positive ones speak for
-        the label that the text gets.
-        """
-        (text,) = clean([text])
-        encoded = self.tokenizer(text, return_offsets_mapping=True)
-        around = special_tokens(self.tokenizer)
-        kept = truncate(list(range(len(encoded["input_ids"]))), self.config.max_length, self.config.truncation, *around)
-        ids = torch.tensor([encoded["input_ids"][i] for i in kept], device=self.model.device)
-        embed = self.model.get_input_embeddings()
-        base = torch.full_like(ids, self.tokenizer.pad_token_id)
-        base[: around[0]], base[len(ids) - around[1] :] = ids[: around[0]], ids[len(ids) - around[1] :]
-        there, start = embed(ids).detach().float(), embed(base).detach().float()
-        share = (torch.arange(STEPS, device=ids.device) + 0.5) / STEPS
-        points = (start + share[:, None, None] * (there - start)).requires_grad_()
-        with torch.no_grad():
-            label = int(self.model(input_ids=ids[None]).logits.argmax())
-        logits = self.model(
-            inputs_embeds=points.to(embed.weight.dtype),
-            attention_mask=torch.ones(STEPS, len(ids), dtype=torch.long, device=ids.device),
-        ).logits
-        others = [i for i in range(len(self.label_names)) if i != label]
-        (gradient,) = torch.autograd.grad((logits[:, label] - logits[:, others].mean(dim=1)).sum(), points)
-        by_token = (gradient.float().mean(dim=0) * (there - start)).sum(dim=-1).tolist()
-        words = {}
-        for position, contribution in zip(kept, by_token, strict=True):
-            if (word := encoded.word_ids()[position]) is not None:
-                first, last = encoded["offset_mapping"][position]
-                before = words.get(word, (first, last, 0.0))
-                words[word] = (before[0], last, before[2] + contribution)
-        return [(text[first:last], contribution) for first, last, contribution in words.values()]
+        return rows.map(answer, with_indices=True, batched=True, batch_size=CHUNK, new_fingerprint=fingerprint, desc="labelled")
 
 
 @by_first

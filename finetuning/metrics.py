@@ -1,4 +1,4 @@
-"""What is measured from logits and labels, with its interval."""
+"""What the tasks measure alike: shares with their intervals, calibration, paired differences."""
 
 import importlib.metadata
 import importlib.util
@@ -8,9 +8,9 @@ from types import ModuleType
 import datasets
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax
 from scipy.stats import binomtest, bootstrap
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import accuracy_score
 
 
 def _evaluate_library() -> ModuleType:
@@ -37,6 +37,14 @@ class Accuracy(evaluate.Metric):
 
     def _compute(self, predictions, references) -> dict[str, float]:
         return {"accuracy": float(accuracy_score(references, predictions))}
+
+
+def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Of (n,) predictions, against (n,) labels."""
+    metric = Accuracy(keep_in_memory=True)
+    for start in range(0, len(labels), 10_000):  # what is added passes through Python's lists
+        metric.add_batch(predictions=predictions[start : start + 10_000], references=labels[start : start + 10_000])
+    return metric.compute()["accuracy"]
 
 
 def wilson_interval(correct: int, n: int) -> list[float]:
@@ -78,21 +86,6 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     return {"expected_calibration_error": float(error), "bins": found}
 
 
-LENGTHS = (0, 64, 128, 256, 512)
-
-
-def accuracy_by_length(right: np.ndarray, lengths: np.ndarray) -> list[dict]:
-    """Accuracy, with its interval, of texts of like length in tokens, the special ones included, before any cut."""
-    found = []
-    for low, high in zip(LENGTHS, (*LENGTHS[1:], None), strict=True):
-        here = right[(lengths > low) & (lengths <= (high or np.inf))]
-        if len(here):
-            correct = int(here.sum())
-            interval = wilson_interval(correct, len(here))
-            found.append({"above": low, "up_to": high, "n": len(here), "accuracy": correct / len(here), "accuracy_ci95": interval})
-    return found
-
-
 def paired_difference(a: np.ndarray, b: np.ndarray) -> dict:
     """How much more accurate a is than b, from what each got right on the same rows: (n,) or, seed by seed, (seeds, n).
 
@@ -105,34 +98,3 @@ def paired_difference(a: np.ndarray, b: np.ndarray) -> dict:
     only = [(int((x & ~y).sum()), int((y & ~x).sum())) for x, y in zip(a.astype(bool), b.astype(bool), strict=True)]
     p = [float(binomtest(i, i + j).pvalue) if i + j else 1.0 for i, j in only]
     return {"difference": float(by_row.mean()), "difference_ci95": [float(low), float(high)], "mcnemar_p": p}
-
-
-def classification_metrics(logits: np.ndarray, labels: np.ndarray, label_names: list[str]) -> dict:
-    """Metrics of `logits` (n, labels) against `labels` (n,).
-
-    With two labels, f1, precision, recall and roc_auc are those of the second one; with more, macro averages.
-    """
-    predictions = logits.argmax(axis=-1)
-    n, k = logits.shape
-    metric = Accuracy(keep_in_memory=True)
-    for start in range(0, n, 10_000):  # what is added passes through Python's lists
-        metric.add_batch(predictions=predictions[start : start + 10_000], references=labels[start : start + 10_000])
-    accuracy = metric.compute()["accuracy"]
-    average = {"average": "binary"} if k == 2 else {"average": "macro", "labels": list(range(k))}
-    precision, recall, f1, _ = precision_recall_fscore_support(labels, predictions, zero_division=0, **average)
-    probabilities = softmax(logits.astype(np.float64), axis=-1)
-    everyone_there = len(np.unique(labels)) == k
-    roc_auc = roc_auc_score(labels, probabilities[:, 1] if k == 2 else probabilities, multi_class="ovr") if everyone_there else None
-    return {
-        "accuracy": accuracy,
-        "accuracy_ci95": wilson_interval(int((predictions == labels).sum()), n),
-        "f1": float(f1),
-        "precision": float(precision),
-        "recall": float(recall),
-        "averaged": f"of {label_names[1]!r}" if k == 2 else "macro",
-        "roc_auc": None if roc_auc is None else float(roc_auc),
-        "loss": float(-log_softmax(logits.astype(np.float64), axis=-1)[np.arange(n), labels].mean()),
-        "n": n,
-        "label_names": label_names,
-        "confusion_matrix": confusion_matrix(labels, predictions, labels=list(range(k))).tolist(),  # rows actual, columns predicted
-    }

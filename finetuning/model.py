@@ -1,66 +1,69 @@
 """The base model with its LoRA adapter: build it for training, reload it for use."""
 
-from dataclasses import dataclass
+import importlib.util
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft.utils.constants import DUMMY_TARGET_MODULES
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase, set_seed
+from transformers.pytorch_utils import Conv1D
 
 from config import Config
 from finetuning import fast
 from finetuning.errors import UserError
 from finetuning.sources import Source
+from finetuning.tasks import task_of
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What must be known of an architecture: patterns over module names, and names in its config."""
+    """Where LoRA goes: patterns over module names."""
 
-    query_value: str
+    query_value: str  # query and value alone, or where they are one with the key, that one
     attention: str
     mlp: str
-    head: tuple[str, ...]  # what turns the encoder's output into labels: trained whole and saved beside the adapter
-    dropout: tuple[str, ...]
-    sdpa: bool = True  # its attention goes through transformers' AttentionInterface
     first_position: int = 0  # RoBERTa and its kin start counting positions behind the padding id
 
 
-_BERT = dict(
+_BERT = Architecture(
     query_value=r".*\.attention\.self\.(query|value)",
     attention=r".*\.attention\.(self\.(query|key|value)|output\.dense)",
     mlp=r".*\.layer\.\d+\.(intermediate|output)\.dense",
-    dropout=("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
+)
+_ROBERTA = replace(_BERT, first_position=2)
+_LLAMA = Architecture(
+    query_value=r".*\.self_attn\.[qv]_proj",
+    attention=r".*\.self_attn\.[qkvo]_proj",
+    mlp=r".*\.mlp\.(gate|up|down)_proj",
 )
 # By the config's model_type. A further architecture is a further entry.
 ARCHITECTURES = {
-    "distilbert": Architecture(
-        query_value=r".*\.[qv]_lin",
-        attention=r".*\.(q|k|v|out)_lin",
-        mlp=r".*\.ffn\.lin[12]",
-        head=("pre_classifier", "classifier"),
-        dropout=("dropout", "attention_dropout", "seq_classif_dropout"),
+    "distilbert": Architecture(query_value=r".*\.[qv]_lin", attention=r".*\.(q|k|v|out)_lin", mlp=r".*\.ffn\.lin[12]"),
+    "bert": _BERT,
+    "electra": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "mpnet": replace(_ROBERTA, query_value=r".*\.attn\.[qv]", attention=r".*\.attn\.[qkvo]"),
+    "albert": Architecture(
+        query_value=r".*\.attention\.(query|value)",
+        attention=r".*\.attention\.(query|key|value|dense)",
+        mlp=r".*\.(ffn|ffn_output)",
     ),
-    "bert": Architecture(**_BERT, head=("pooler", "classifier")),  # a frozen pooler saturates: no training at lr 2e-3
-    "roberta": Architecture(**_BERT, head=("classifier",), first_position=2),
-    "xlm-roberta": Architecture(**_BERT, head=("classifier",), first_position=2),
-    "mpnet": Architecture(
-        query_value=r".*\.attn\.[qv]",
-        attention=r".*\.attn\.[qkvo]",
-        mlp=_BERT["mlp"],
-        head=("classifier",),
-        dropout=("hidden_dropout_prob", "attention_probs_dropout_prob"),
-        sdpa=False,
-        first_position=2,
+    "deberta-v2": replace(
+        _BERT,
+        query_value=r".*\.attention\.self\.(query|value)_proj",
+        attention=r".*\.attention\.(self\.(query|key|value)_proj|output\.dense)",
     ),
+    "modernbert": Architecture(query_value=r".*\.attn\.Wqkv", attention=r".*\.attn\.(Wqkv|Wo)", mlp=r".*\.mlp\.(Wi|Wo)"),
+    "gpt2": Architecture(query_value=r".*\.attn\.c_attn", attention=r".*\.attn\.c_(attn|proj)", mlp=r".*\.mlp\.c_(fc|proj)"),
+    "opt": replace(_LLAMA, attention=r".*\.self_attn\.(q|k|v|out)_proj", mlp=r".*\.layers\.\d+\.fc[12]"),
+    "llama": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma2": _LLAMA,
+    "gemma3_text": _LLAMA,
 }
 TARGETS = ("all-linear", "attention", "mlp", "query-value")
 
@@ -71,6 +74,10 @@ def read_model_config(source: Source, config: Config) -> PretrainedConfig:
         model_config = AutoConfig.from_pretrained(source.path)
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"model_name: {source.path} holds no model config that transformers knows ({error})") from error
+    if type(model_config) not in task_of(config).MODEL._model_mapping:
+        raise UserError(f"model_name: transformers has no {config.task} for the kind of {source.name}, {model_config.model_type}")
+    if config.quantization == "4bit" and not (torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes")):
+        raise UserError("quantization=4bit needs a CUDA GPU and bitsandbytes (pip install bitsandbytes): set it to none")
     architecture = ARCHITECTURES.get(model_config.model_type)
     positions = getattr(model_config, "max_position_embeddings", None)
     if positions is not None:
@@ -81,34 +88,55 @@ def read_model_config(source: Source, config: Config) -> PretrainedConfig:
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """The model's tokenizer. Raises `UserError` where the folder has none."""
+    """The model's tokenizer, padding on the right, with the end of a text where it has no token to pad with.
+
+    Raises `UserError` where the folder has none.
+    """
     try:
-        return AutoTokenizer.from_pretrained(source.path)
+        tokenizer = AutoTokenizer.from_pretrained(source.path, padding_side="right")
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"model_name: {source.path} holds no tokenizer that transformers can load ({error})") from error
+    if tokenizer.pad_token is None:  # GPT-2, Llama
+        if tokenizer.eos_token is None:
+            raise UserError(f"model_name: the tokenizer in {source.path} has no token to pad with, and none for the end of a text")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def build_base(source: Source, label_names: list[str], config: Config) -> torch.nn.Module:
-    """The pre-trained encoder in float32 with a new classification head, seeded.
+    """The pre-trained model in float32 with the task's head, a new one where the file has none, seeded.
 
-    Maps `input_ids` and `attention_mask`, both (batch, tokens), to `logits` (batch, labels).
+    Maps `input_ids` and `attention_mask`, both (batch, tokens), to `logits`, for a text's label (batch, labels).
     """
-    model_config = read_model_config(source, config)
-    model_config.id2label = dict(enumerate(label_names))
-    model_config.label2id = {name: i for i, name in enumerate(label_names)}
-    if architecture := ARCHITECTURES.get(model_config.model_type):
-        for name in architecture.dropout:
-            setattr(model_config, name, config.dropout)
-    elif config.dropout:
-        raise UserError(f"dropout={config.dropout}: where {model_config.model_type} keeps its dropout is not known; set it to 0")
+    task, model_config = task_of(config), read_model_config(source, config)
+    if model_config.pad_token_id is None:
+        model_config.pad_token_id = load_tokenizer(source).pad_token_id  # by it a decoder finds a text's last token
+    model_config.use_cache = False
+    numbers = [name for name, value in model_config.to_dict().items() if type(value) in (float, int)]
+    dropouts = [name for name in numbers if "dropout" in name or name.endswith("pdrop")]
+    for name, value in (task.model_settings(label_names) | dict.fromkeys(dropouts, config.dropout)).items():
+        setattr(model_config, name, value)
     set_seed(config.seed)
-    return AutoModelForSequenceClassification.from_pretrained(
+    return task.MODEL.from_pretrained(
         source.path,
         config=model_config,
         dtype=torch.float32,
         use_safetensors=True,
         ignore_mismatched_sizes=True,
-        attn_implementation=fast.ATTENTION if fast.on_cpu() and architecture and architecture.sdpa else None,
+        quantization_config=_four_bits() if config.quantization == "4bit" else None,
+        attn_implementation=fast.ATTENTION if fast.on_cpu() and fast.has_sdpa(task.MODEL, model_config) else None,
+    )
+
+
+def _four_bits() -> BitsAndBytesConfig:
+    """QLoRA's settings; the new head stays as it is. Not tried: no CUDA GPU was at hand."""
+    heads = ["classifier", "pre_classifier", "score", "pooler", "head"]
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=heads,
     )
 
 
@@ -117,35 +145,37 @@ def add_lora(base: torch.nn.Module, config: Config) -> PeftModel:
 
     The other methods are peft models without LoRA, so that all are saved and loaded alike: what trains is "to save".
     """
-    architecture = ARCHITECTURES.get(base.config.model_type)
-    if config.method != "lora" and architecture is None:
-        raise UserError(f"method={config.method}: the head of {base.config.model_type} is not known; add it to finetuning/model.py")
-    whole = list(architecture.head) if architecture else None
+    encoder = getattr(base, base.base_model_prefix)
+    whole = [name for name, part in base.named_children() if part is not encoder and any(True for _ in part.parameters())]
     if config.method == "full":
-        whole = [base.base_model_prefix, *(name for name in whole if hasattr(base, name))]
+        whole.append(f".model.{base.base_model_prefix}")  # peft looks for endings, and calls the whole base_model.model
+    elif getattr(encoder, "pooler", None) is not None:
+        whole.append("pooler")  # BERT's: a frozen one saturates, no training at lr 2e-3
     lora_config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
+        task_type=task_of(config).PEFT_TYPE,
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=(
-            _target_modules(base, architecture, config.target_modules) if config.method == "lora" else DUMMY_TARGET_MODULES
-        ),
+        target_modules=(_target_modules(base, config.target_modules) if config.method == "lora" else DUMMY_TARGET_MODULES),
         modules_to_save=whole,
+        fan_in_fan_out=any(isinstance(part, Conv1D) for part in base.modules()),  # GPT-2's weights are the other way round
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         init_lora_weights=config.init_lora_weights == "default" or config.init_lora_weights,
     )
+    if config.quantization == "4bit":
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     model = get_peft_model(base, lora_config)
     if config.method == "full":
-        getattr(base, base.base_model_prefix).original_module = None  # a frozen copy of the encoder
+        getattr(base, base.base_model_prefix).original_module = None  # a frozen copy of it
     fast.prepare(model, config)
     return model
 
 
-def _target_modules(base: torch.nn.Module, architecture: Architecture | None, wanted: str) -> str | list[str]:
+def _target_modules(base: torch.nn.Module, wanted: str) -> str | list[str]:
     """A pattern for one of `TARGETS`, or the list of names given; what peft calls target_modules."""
-    linear = [name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)]
+    architecture = ARCHITECTURES.get(base.config.model_type)
+    linear = [name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
     endings = sorted({".".join(part for part in name.split(".")[-2:] if not part.isdigit()) for name in linear})
     if wanted in TARGETS:
         if architecture is None:

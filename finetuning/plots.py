@@ -41,42 +41,41 @@ def plot_confusion_matrix(metrics: dict, path: Path) -> None:
     _save(figure, path)
 
 
-def plot_training(log: list[dict], best: dict, path: Path) -> None:
-    """Draw the Trainer's log: training and validation loss, validation accuracy, learning rate; the best step marked."""
+def plot_training(log: list[dict], best: dict, metric: str, path: Path) -> None:
+    """Draw the Trainer's log: training and validation loss, a metric of validation, learning rate; the best step marked."""
 
     def series(name: str) -> tuple[list, list]:
         rows = [(row["step"], row[name]) for row in log if name in row]
         return [step for step, _ in rows], [value for _, value in rows]
 
-    figure, (loss, accuracy, rate) = pyplot.subplots(3, 1, figsize=(6.4, 7.2), sharex=True, layout="constrained")
+    figure, (loss, score, rate) = pyplot.subplots(3, 1, figsize=(6.4, 7.2), sharex=True, layout="constrained")
     loss.plot(*series("loss"), color="tab:blue", label="training")
     loss.plot(*series("eval_loss"), "o-", color="tab:orange", label="validation")
     loss.set(ylabel="loss", ylim=(0, None))
-    accuracy.plot(*series("eval_accuracy"), "o-", color="tab:orange", label="validation")
-    accuracy.set(ylabel="accuracy")
+    score.plot(*series(f"eval_{metric}"), "o-", color="tab:orange", label="validation")
+    score.set(ylabel=metric)
     rate.plot(*series("learning_rate"), color="tab:blue")
     rate.set(ylabel="learning rate", xlabel="step", ylim=(0, None))
-    for axes in (loss, accuracy, rate):
+    for axes in (loss, score, rate):
         axes.axvline(best["step"], color="grey", linestyle=":", label="checkpoint kept")
         axes.grid(alpha=0.3)
     loss.legend(fontsize=9)
-    figure.suptitle(f"best on validation: step {best['step']:,}, accuracy {best['accuracy']:.2%}", fontsize=10)
+    figure.suptitle(f"best on validation: step {best['step']:,}, {metric} {best[metric]:.2%}", fontsize=10)
     _save(figure, path)
 
 
-def curves(probabilities: np.ndarray, labels: np.ndarray, label_names: list[str], points: int = 200) -> dict:
-    """ROC and precision-recall curves of `probabilities` (n, labels), of at most `points` points each.
+def curves(by_label: dict[str, tuple[np.ndarray, np.ndarray]], points: int = 200) -> dict:
+    """ROC and precision-recall curves of each label's (whether it is there, score), (n,) each, of at most `points` points.
 
-    With two labels of the second one, with more of each against the rest; labels without a row on either side are left out.
+    Labels without a row on either side are left out.
     """
     found = {}
-    for k in [1] if len(label_names) == 2 else range(len(label_names)):
-        actual, score = labels == k, probabilities[:, k]
+    for name, (actual, score) in by_label.items():
         if actual.any() and not actual.all():
             false_positive, true_positive, _ = roc_curve(actual, score)
             precision, recall, _ = precision_recall_curve(actual, score)
             few, some = (np.unique(np.linspace(0, len(x) - 1, points).astype(int)) for x in (false_positive, recall))
-            found[label_names[k]] = {
+            found[name] = {
                 "roc": {"false_positive_rate": false_positive[few].tolist(), "true_positive_rate": true_positive[few].tolist()},
                 "roc_auc": float(roc_auc_score(actual, score)),
                 "precision_recall": {"recall": recall[some].tolist(), "precision": precision[some].tolist()},
@@ -136,6 +135,18 @@ def plot_by_length(found: list[dict], max_length: int, path: Path) -> None:
     axes.set(xlabel=f"tokens of the text (the model reads {max_length})", ylabel="accuracy")
     axes.margins(x=0.15, y=0.3)
     axes.grid(axis="y", alpha=0.3)
+    _save(figure, path)
+
+
+def plot_by_label(found: list[dict], path: Path) -> None:
+    """Draw each label's F1, with the number of rows that have it."""
+    figure, axes = pyplot.subplots(figsize=(6.4, 1.2 + 0.35 * len(found)), layout="constrained")
+    names = [f"{one['label']} (n = {one['n']:,})" for one in found]
+    axes.barh(names, [one["f1"] for one in found], color="tab:blue")
+    for name, one in zip(names, found, strict=True):
+        axes.annotate(f"{one['f1']:.3f}", (one["f1"], name), (4, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.set(xlabel="F1", xlim=(0, 1.1))
+    axes.invert_yaxis()
     _save(figure, path)
 
 

@@ -9,13 +9,13 @@ training.json      validation metrics, temperature, the log of losses, times: wr
 import datetime
 import hashlib
 import json
-import os
 import platform
 import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 
 import accelerate
 import datasets
@@ -28,10 +28,12 @@ from transformers import PreTrainedTokenizerBase
 
 from config import Config
 from finetuning.data import Data
+from finetuning.disk import to_disk, write_json
 from finetuning.errors import UserError
 from finetuning.model import build_base, load_adapter, load_tokenizer
 from finetuning.processes import by_first
 from finetuning.sources import Source, find_model
+from finetuning.tasks import task_of
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -44,6 +46,14 @@ class Run:
     config: Config
     record: dict
     training: dict
+
+    @property
+    def task(self) -> ModuleType:
+        return task_of(self.config)
+
+    @property
+    def label_names(self) -> list[str]:
+        return self.record["dataset"]["label_names"]
 
     @property
     def stand_in(self) -> bool:
@@ -169,24 +179,8 @@ def load_model(run: Run) -> tuple[peft.PeftModel, PreTrainedTokenizerBase, Sourc
         raise UserError(
             f"{run.folder}: the adapter belongs to another base model; the weights in {source.path} are not those it was trained on"
         )
-    base = build_base(source, run.record["dataset"]["label_names"], run.config)
+    base = build_base(source, run.label_names, run.config)
     return load_adapter(base, run.folder / "adapter", run.config), load_tokenizer(source), source
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    to_disk(partial)
-    os.replace(partial, path)
-
-
-def to_disk(path: Path) -> None:
-    """Have what was written to a file, or the names in a folder, outlast a power cut."""
-    if path.is_file() or os.name == "posix":  # Windows opens no folders
-        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-        os.fsync(descriptor)
-        os.close(descriptor)
 
 
 def environment() -> dict:

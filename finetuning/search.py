@@ -15,6 +15,7 @@ from finetuning.data import Data
 from finetuning.errors import UserError
 from finetuning.model import add_lora, build_base
 from finetuning.sources import Source
+from finetuning.tasks import task_of
 from finetuning.tokenizing import Tokens
 from finetuning.training import build_trainer
 
@@ -35,7 +36,13 @@ def draw(trial, config: Config) -> Config:
 
 
 def search(
-    trials: int, config: Config, source: Source, tokenizer: PreTrainedTokenizerBase, train: Tokens, validation: Tokens, data: Data
+    trials: int,
+    config: Config,
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Tokens,
+    validation: Tokens,
+    data: Data,
 ) -> None:
     """Bring the search for this model, data and config to `trials` trials, and print the best as a preset.
 
@@ -52,7 +59,8 @@ def search(
     name = hashlib.sha256(json.dumps([fixed, SEARCH_SPACE, source.sha256, data.sha256]).encode()).hexdigest()[:12]
     database = Path(config.output_dir) / "search.db"
     storage = f"sqlite:///{database}"
-    greater = config.metric_for_best_model != "loss"
+    metric = config.metric_for_best_model or task_of(config).METRICS[0]
+    greater = metric != "loss"
     direction = "maximize" if greater else "minimize"
     study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
     done = [trial for trial in study.trials if trial.state.is_finished()]
@@ -67,7 +75,7 @@ def search(
         return {TRAINER_NAMES.get(knob, knob): getattr(drawn, knob) for knob in SEARCH_SPACE}
 
     def best_so_far(metrics: dict) -> float:
-        values = [metrics[f"eval_{config.metric_for_best_model}"], trainer.state.best_metric]
+        values = [metrics[f"eval_{metric}"], trainer.state.best_metric]
         return (max if greater else min)(value for value in values if value is not None)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +90,7 @@ def search(
             )
     best = draw(optuna.trial.FixedTrial(study.best_trial.params), config)
     print(
-        f"\nbest of {len(study.trials)} trials: validation {config.metric_for_best_model} {study.best_value:.4f}. As a line of PRESETS in config.py:\n"
+        f"\nbest of {len(study.trials)} trials: validation {metric} {study.best_value:.4f}. As a line of PRESETS in config.py:\n"
         f'    "searched": dict({_settings(best, config)}),\n'
         "then: python fine_tune.py --preset searched, with the other flags of this search"
     )

@@ -1,65 +1,65 @@
-"""From clean texts to token ids: cut to `max_length`, kept on disk, read a batch at a time."""
+"""From texts to token ids: cut to `max_length`, kept on disk, read a batch at a time."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from config import Config
-from finetuning.data import Split, clean
+from finetuning.data import Split
 from finetuning.disk import map_once, read_columns, reopened
+from finetuning.tasks import task_of
 
 READ = 1024  # rows read in any order through one mapping; a new one takes 10 ms for a million rows
 
 
 @dataclass
 class Tokens:
-    """A split as the Trainer reads it: `input_ids` from disk, a batch at a time. Lengths are in tokens, before any cut."""
+    """A split as the Trainer reads it: what the model takes from disk, a batch at a time; labels that lie in memory."""
 
-    ids: Dataset
-    lengths: np.ndarray
+    inputs: Dataset  # `input_ids`, and what else the task has on disk
+    lengths: np.ndarray  # (rows,) in tokens, before any cut
     labels: np.ndarray | None = None
     read: int = 0
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.inputs)
 
     def __getitems__(self, rows: Iterable[int]) -> list[dict]:
         """What PyTorch's DataLoader asks for instead of items one by one."""
         rows = [int(row) for row in rows]
         self.read += len(rows)
         if self.read > READ:
-            self.ids, self.read = reopened(self.ids), len(rows)
-        items = [{"input_ids": ids} for ids in self.ids[rows]["input_ids"]]
+            self.inputs, self.read = reopened(self.inputs), len(rows)
+        columns = self.inputs[rows]
         if self.labels is not None:
-            for item, row in zip(items, rows, strict=True):
-                item["labels"] = int(self.labels[row])
-        return items
+            columns["labels"] = self.labels[rows].tolist()
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def encode(split: Split, tokenizer: PreTrainedTokenizerBase, config: Config) -> Tokens:
     """A split's tokens, row for row, cut to `max_length`; on disk."""
-    (column,) = split.raw.column_names
+    task = task_of(config)
 
     def tokenize_batch(batch: dict[str, list], _) -> dict:
-        ids, lengths = tokenize(clean(batch[column]), tokenizer, config)
-        return {"input_ids": ids, "length": lengths}
+        return task.tokenize(batch, tokenizer, config)
 
-    features = Features({"input_ids": List(Value("int32")), "length": Value("int32")})
     files = [
         file.read_bytes()
         for pattern in ("*.json", "*.txt", "*.model")
         for file in sorted(Path(tokenizer.name_or_path).glob(pattern))
     ]
-    depends_on = [files, config.max_length, config.truncation]
+    depends_on = [files, config.max_length, config.truncation, Path(task.__file__).read_bytes()]
+    features = task.features(tokenizer, config)
     found = map_once(split.raw.select(split.rows), tokenize_batch, features, depends_on)
-    return Tokens(found, read_columns(found, "length")["length"].to_numpy(), split.labels)
+    lengths = read_columns(found, "length")["length"].to_numpy()
+    return Tokens(found.remove_columns("length"), lengths, None if "labels" in features else split.labels)
 
 
-def tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase, config: Config) -> tuple[list[list[int]], np.ndarray]:
+def tokenize_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, config: Config) -> tuple[list[list[int]], np.ndarray]:
     """Token ids of each text cut to `max_length`, and each text's length in tokens before the cut."""
     encoded = tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, padding=False, truncation=False)
     ids = encoded["input_ids"]

@@ -2,26 +2,30 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Subset
-from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from tqdm.auto import tqdm
+from transformers import DataCollator, EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import TrainerState
+from transformers.trainer_callback import TrainerCallback, TrainerState
 
 from config import Config
 from finetuning.augmentation import augmentation
 from finetuning.batches import Batches, TrainingRows
 from finetuning.checkpoints import Keeper, last_whole
-from finetuning.fast import on_cpu, pick_precision, uses_autocast
-from finetuning.metrics import classification_metrics
+from finetuning.fast import give_back_freed_memory, on_cpu, pick_precision, uses_autocast
+from finetuning.tasks import task_of
 from finetuning.tokenizing import Tokens
+
+BATCHES = 32  # predicted at a time; of each the Trainer keeps a small tensor, which is in the way of larger ones
 
 
 def _machine(config: Config) -> dict:
@@ -32,11 +36,6 @@ def _machine(config: Config) -> dict:
         dataloader_pin_memory=not on_cpu(),
         log_on_each_node=False,
     )
-
-
-def _collator(tokenizer: PreTrainedTokenizerBase, config: Config) -> DataCollatorWithPadding:
-    multiple = None if config.padding == "max_length" else 8
-    return DataCollatorWithPadding(tokenizer, padding=config.padding, max_length=config.max_length, pad_to_multiple_of=multiple)
 
 
 class _Trainer(Trainer):
@@ -73,6 +72,7 @@ def build_trainer(
     checkpoints: Path,
 ) -> Trainer:
     """A Trainer that keeps the best checkpoint by validation and stops early; `checkpoints` is its folder."""
+    task = task_of(config)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(checkpoints.parent / "logs"))  # the checkpoints go in the end
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -90,7 +90,7 @@ def build_trainer(
         save_steps=config.save_steps or config.eval_steps,
         save_total_limit=2,  # and the best: the one before is whole while the next is written
         load_best_model_at_end=True,
-        metric_for_best_model=config.metric_for_best_model,
+        metric_for_best_model=config.metric_for_best_model or task.METRICS[0],
         restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
         logging_steps=0.05,
         disable_tqdm=False,
@@ -100,14 +100,11 @@ def build_trainer(
         **_machine(config),
     )
 
+    loss = task.loss(train.labels, len(label_names), config)
+
     def loss_of_step(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
         """This forward pass's share of the mean over the step's rows: passes and processes may hold unequal numbers of them."""
-        smoothing = config.label_smoothing_factor
-        return cross_entropy(outputs.logits.float(), labels, reduction="sum", label_smoothing=smoothing) / num_items_in_batch
-
-    def validation_metrics(prediction) -> dict[str, float]:
-        metrics = classification_metrics(prediction.predictions, prediction.label_ids, label_names)
-        return {name: metrics[name] for name in ("accuracy", "f1", "loss")}
+        return loss(outputs.logits, labels) / num_items_in_batch
 
     optimizer = None  # the Trainer's AdamW
     if config.loraplus_lr_ratio != 1:
@@ -120,10 +117,10 @@ def build_trainer(
         args=arguments,
         train_dataset=TrainingRows(train, augmentation(tokenizer, config)),
         eval_dataset=Subset(validation, _by_length(validation)),
-        data_collator=_collator(tokenizer, config),
+        data_collator=task.collator(tokenizer, config),
         processing_class=tokenizer,
         compute_loss_func=loss_of_step,
-        compute_metrics=validation_metrics,
+        compute_metrics=lambda found: task.validation_metrics(found, label_names),
         optimizers=(optimizer, None),
     )
     trainer.keeper, trainer.by_length, trainer.max_length = Keeper(), config.padding == "longest", config.max_length
@@ -154,29 +151,48 @@ def _by_length(tokens: Tokens) -> np.ndarray:
     return np.argsort(-tokens.lengths.astype(np.int64), kind="stable")
 
 
-def best_validation(trainer: Trainer) -> dict:
+def best_validation(trainer: Trainer, config: Config) -> dict:
     """The validation metrics of the checkpoint that was kept, and its step."""
     best_step = trainer.state.best_global_step
     (metrics,) = [log for log in trainer.state.log_history if log["step"] == best_step and "eval_loss" in log][-1:]
-    return {"step": best_step} | {name: metrics[f"eval_{name}"] for name in ("accuracy", "f1", "loss")}
+    return {"step": best_step} | {name: metrics[f"eval_{name}"] for name in task_of(config).METRICS}
+
+
+class _Progress(TrainerCallback):
+    """A bar over all rows, on the first process."""
+
+    def __init__(self, rows: int, show: bool) -> None:
+        self.bar = tqdm(total=rows, unit=" rows", disable=not (show and PartialState().is_main_process))
+
+    def on_prediction_step(self, args, *_, **__) -> None:
+        self.bar.update(min(args.per_device_eval_batch_size * args.world_size, self.bar.total - self.bar.n))
 
 
 def predict(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, tokens: Tokens, config: Config, show_progress: bool = True
-) -> np.ndarray:
-    """Logits (n, labels), float32, row for row; each process of a run computes a share and gets all."""
-    order = _by_length(tokens)
-    unlabelled = replace(tokens, labels=None)  # with labels, the Trainer computes a loss and holds 88 KiB a batch
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    collator: DataCollator,
+    tokens: Tokens,
+    config: Config,
+    show_progress: bool = True,
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Some rows, those of like length together, and what the model gives for them, a batch an array, until all were there.
+
+    Each process of a run computes a share and gets all.
+    """
     arguments = TrainingArguments(
         tempfile.gettempdir(),  # the Trainer makes its folder, though nothing is written
         per_device_eval_batch_size=config.eval_batch_size,
         eval_do_concat_batches=False,  # after each batch anew: quadratic in the rows
-        disable_tqdm=not show_progress,
+        disable_tqdm=True,
         report_to="none",
         **_machine(config),
     )
-    trainer = Trainer(model=model, args=arguments, data_collator=_collator(tokenizer, config), processing_class=tokenizer)
-    by_length = np.concatenate(trainer.predict(Subset(unlabelled, order)).predictions)
-    logits = np.empty_like(by_length, dtype=np.float32)
-    logits[order] = by_length
-    return logits
+    trainer = Trainer(model=model, args=arguments, data_collator=collator, processing_class=tokenizer)
+    trainer.add_callback(_Progress(len(tokens), show_progress))
+    order, unlabelled = _by_length(tokens), replace(tokens, labels=None)
+    piece = BATCHES * config.eval_batch_size * arguments.world_size
+    for start in range(0, len(order), piece):
+        rows = order[start : start + piece]
+        yield rows, trainer.predict(Subset(unlabelled, rows)).predictions
+        give_back_freed_memory()

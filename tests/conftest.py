@@ -21,38 +21,59 @@ GOOD = ["a fine film with a warm heart", "great cast and a clever plot", "we lov
 BAD = ["a dull film without a heart", "poor cast and a thin plot", "we hated every minute of it", "boring, loud and long"]
 WORDS = sorted({word for text in GOOD + BAD for word in text.replace(",", " ,").split()} | {"."} | {str(i) for i in range(60)})
 
+_SMALL = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+_ROBERTA = _SMALL | dict(pad_token_id=1, max_position_embeddings=66)
+_GROUPED = _SMALL | dict(num_key_value_heads=2, head_dim=8)
 TINY = {
     "distilbert": dict(dim=32, hidden_dim=64, n_layers=2, n_heads=4),
-    "bert": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4),
-    "roberta": dict(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, pad_token_id=1, max_position_embeddings=66
-    ),
-    "xlm-roberta": dict(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, pad_token_id=1, max_position_embeddings=66
-    ),
-    "mpnet": dict(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, pad_token_id=1, max_position_embeddings=66
-    ),
-    "electra": dict(hidden_size=32, intermediate_size=64, embedding_size=32, num_hidden_layers=2, num_attention_heads=4),
+    "bert": _SMALL,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "mpnet": _ROBERTA,
+    "electra": _SMALL | dict(embedding_size=32),
+    "albert": _SMALL | dict(embedding_size=16),
+    "deberta-v2": _SMALL | dict(relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False),
+    "modernbert": _SMALL | dict(global_attn_every_n_layers=2, local_attention=8, cls_token_id=3, sep_token_id=4),
+    "gpt2": dict(n_embd=32, n_layer=2, n_head=4),
+    "opt": dict(hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32),
+    "llama": _SMALL | dict(num_key_value_heads=2),
+    "qwen2": _SMALL | dict(num_key_value_heads=2),
+    "qwen3": _GROUPED,
+    "gemma2": _GROUPED | dict(sliding_window=8),
+    "gemma3_text": _GROUPED | dict(sliding_window=8),
+    "convbert": _SMALL | dict(embedding_size=32),  # in no table
 }
+DECODERS = ("gpt2", "opt", "llama", "qwen2", "qwen3", "gemma2", "gemma3_text")
 
 
 def make_model(folder: Path, model_type: str = "distilbert", seed: int = 0) -> Path:
-    """Save a random encoder of 2 layers x 32 and a word tokenizer whose file asks for truncation and padding to 8."""
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "<pad>", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    """Save a random model of 2 layers x 32 and a word tokenizer whose file asks for truncation and padding to 8.
+
+    An encoder's puts [CLS] and [SEP] around a text; a decoder's knows the end of a text alone, and no token to pad with.
+    """
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "<pad>", "[UNK]", "[CLS]", "[SEP]", *WORDS, "<|endoftext|>"])}
     pad = 1 if TINY[model_type].get("pad_token_id") else 0
     torch.manual_seed(seed)
-    config = transformers.AutoConfig.for_model(
-        model_type, vocab_size=len(vocabulary), **{"max_position_embeddings": 64, "pad_token_id": pad} | TINY[model_type]
-    )
+    known = {"max_position_embeddings": 64, "pad_token_id": pad} | TINY[model_type]
+    if model_type in DECODERS:
+        known |= dict(pad_token_id=None, bos_token_id=None, eos_token_id=4)
+    config = transformers.AutoConfig.for_model(model_type, vocab_size=len(vocabulary), **known)
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 3), ("[SEP]", 4)])
     tokenizer.enable_truncation(8)
-    tokenizer.enable_padding(length=8)
-    names = dict(pad_token=["[PAD]", "<pad>"][pad], unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")
+    names = dict(unk_token="[UNK]")
+    if model_type in DECODERS:
+        names |= dict(eos_token="[SEP]")
+    else:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 3), ("[SEP]", 4)]
+        )
+        tokenizer.enable_padding(length=8)
+        names |= dict(pad_token=["[PAD]", "<pad>"][pad], cls_token="[CLS]", sep_token="[SEP]")
+    if model_type == "bert":
+        names |= dict(model_input_names=["input_ids", "token_type_ids", "attention_mask"])
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
     return folder
 

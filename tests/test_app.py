@@ -33,8 +33,8 @@ def test_a_review_is_judged_and_markup_is_text(call, tiny_flags, tmp_path):
             page.goto(f"http://127.0.0.1:{port}")
 
             def judge(text: str) -> None:
-                page.get_by_label("Review").fill(text)
-                page.get_by_role("button", name="Judge").click()
+                page.get_by_label("Text", exact=True).fill(text)
+                page.get_by_role("button", name="Go", exact=True).click()
 
             for row in make_rows(4).itertuples():
                 judge(row.review)
@@ -43,7 +43,7 @@ def test_a_review_is_judged_and_markup_is_text(call, tiny_flags, tmp_path):
             playwright.expect(page.get_by_text("onerror", exact=True)).to_be_visible()
             assert not dialogs and page.locator("img[src=x]").count() == 0
             judge("   ")
-            playwright.expect(page.get_by_text("Type a review first.")).to_be_visible()
+            playwright.expect(page.get_by_text("Type a text first.")).to_be_visible()
             judge("great " * 3000)
             playwright.expect(page.get_by_text("great", exact=True)).to_have_count(30)  # 32 tokens with the special ones
     finally:

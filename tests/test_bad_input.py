@@ -95,6 +95,15 @@ def bad(tmp_path, data_file):
         (["--dataset_name", "bad/splits"], ["split test", "'superb'", "'bad', 'good'"]),
         (["--output_dir", "bad/empty.csv"], ["output_dir=bad/empty.csv", "cannot write there"]),
         (["--resume", "nowhere"], ["--resume", "leave the other flags out"]),
+        (["--quantization", "4bit"], ["quantization=4bit", "CUDA GPU", "none"]),
+        (["--quantization", "4bit", "--method", "full"], ["quantization=4bit", "method"]),
+        (["--metric_for_best_model", "bleu"], ["metric_for_best_model=bleu", "accuracy, f1"]),
+        (["--text_pair_column", "second"], ["text_pair_column=second", "review, sentiment"]),
+        (["--text_pair_column", "sentiment"], ["text_pair_column is 'sentiment'", "different columns"]),
+        (["--text_pair_column", "review", "--augmentation", "crop"], ["augmentation=crop", "text_pair_column"]),
+        (["--label_column", "good,bad"], ["label_column=good,bad", "review, sentiment"]),
+        (["--test_split", "dev"], ["test_split", "dev", "train"]),
+        (["--problem_type", "multi"], ["--problem_type", "multi_label_classification"]),
         (["--report_to", "tensorbord"], ["report_to=tensorbord", "tensorboard", "wandb"]),
         (["--search", "0"], ["--search", "at least 1"]),
     ],
@@ -135,10 +144,10 @@ def test_a_full_disk_is_said_so_and_the_run_can_go_on(error, call, tiny_flags, m
 
 
 def test_an_architecture_that_is_not_known_lists_its_linear_layers(call, tiny_flags, tmp_path):
-    electra = make_model(tmp_path / "electra", "electra")
-    result = call("fine_tune.py", *tiny_flags, "--model_name", electra)
-    assert result.code == 2 and "not known for electra" in result.err and "self.query" in result.err
-    named = call("fine_tune.py", *tiny_flags, "--model_name", electra, "--target_modules", "query,value", "--num_train_epochs", "1")
+    unknown = make_model(tmp_path / "convbert", "convbert")
+    result = call("fine_tune.py", *tiny_flags, "--model_name", unknown)
+    assert result.code == 2 and "not known for convbert" in result.err and "self.query" in result.err
+    named = call("fine_tune.py", *tiny_flags, "--model_name", unknown, "--target_modules", "query,value", "--num_train_epochs", "1")
     assert named.code == 0, named.err
 
 

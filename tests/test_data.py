@@ -10,15 +10,16 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from conftest import make_rows
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from transformers import AutoTokenizer
 
 from config import Config
 from finetuning import data, tokenizing
 from finetuning.augmentation import augmentation
 from finetuning.sources import find_model
+from finetuning.tasks import text_classification
 
-FRAME = pd.DataFrame({"hash": range(1000), "label": [int(i % 10 == 0) for i in range(1000)]})
+FRAME = pd.DataFrame({"hash": range(1000), "stratum": [int(i % 10 == 0) for i in range(1000)]})
 
 
 def parts(**settings) -> dict[str, pd.DataFrame]:
@@ -28,7 +29,7 @@ def parts(**settings) -> dict[str, pd.DataFrame]:
 def test_held_out_rows_are_stratified_and_depend_on_the_split_seed_alone():
     first = parts(seed=0)
     assert {name: len(frame) for name, frame in first.items()} == {"train": 700, "validation": 100, "test": 200}
-    assert {name: frame.label.mean() for name, frame in first.items()} == pytest.approx(dict.fromkeys(first, 0.1))
+    assert {name: frame.stratum.mean() for name, frame in first.items()} == pytest.approx(dict.fromkeys(first, 0.1))
     assert all(first[name].equals(frame) for name, frame in parts(seed=1).items())
     assert not first["test"].equals(parts(split_seed=1)["test"])
 
@@ -47,7 +48,7 @@ def test_equal_texts_stay_on_one_side():
 def test_a_smaller_sample_is_part_of_a_larger_one_and_keeps_the_shares():
     small, large = (data.stratified(FRAME, n, seed=3) for n in (50, 200))
     assert set(small.index) < set(large.index)
-    assert small.label.sum() == 5 and large.label.sum() == 20
+    assert small.stratum.sum() == 5 and large.stratum.sum() == 20
     assert large.index.is_monotonic_increasing
 
 
@@ -69,7 +70,7 @@ def test_every_format_gives_the_same_rows(tmp_path):
     rows.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
     loaded = [data.load_data(Config(dataset_name=str(file))) for file in sorted(tmp_path.iterdir())]
     assert len(loaded) == 5 and len({item.sha256 for item in loaded}) == 1
-    assert all(item.label_names == ["bad", "good"] and item.test.texts() == loaded[0].test.texts() for item in loaded)
+    assert all(item.label_names == ["bad", "good"] and item.test.columns() == loaded[0].test.columns() for item in loaded)
 
 
 def test_acl_imdb_as_a_folder_and_as_its_archive(tmp_path):
@@ -86,7 +87,7 @@ def test_acl_imdb_as_a_folder_and_as_its_archive(tmp_path):
     for source in (packed, tmp_path / "aclImdb"):
         loaded = data.load_data(Config(dataset_name=str(source), val_samples=0))
         assert loaded.label_names == ["neg", "pos"] and loaded.test_split == "official test" and len(loaded.test) == 27
-        texts = loaded.test.texts()
+        texts = text_classification.texts(loaded.test.columns())
         assert texts[0].endswith("  caf\u00e9") and "unsup" not in loaded.label_names
         assert [int(text.split()[1]) % 3 for text in texts] == loaded.test.labels.tolist()
 
@@ -99,7 +100,7 @@ def test_labels_may_be_words_numbers_or_truth_values():
         ([True, False], ["False", "True"]),
     ):
         rows = Dataset.from_dict({"text": ["x", "y"] * 10, "label": values * 10})
-        codes, found = data.encode_labels(DatasetDict(train=rows, test=rows.select([1, 0, 1])), "label")
+        codes, found = text_classification.encode_labels({"train": rows, "test": rows.select([1, 0, 1])}, "label")
         assert found == names
         assert [names[code] for code in codes["train"][:2]] == [str(int(v) if isinstance(v, float) else v) for v in values]
         assert codes["test"].tolist() == codes["train"][[1, 0, 1]].tolist()
@@ -112,7 +113,7 @@ def test_what_was_read_and_tokenised_once_is_found_again_until_what_it_depends_o
     def files(config: Config, model=model_dir) -> set[str]:
         loaded = data.load_data(config)
         tokens = tokenizing.encode(loaded.train, AutoTokenizer.from_pretrained(model), config)
-        return {file["filename"] for file in tokens.ids.cache_files}
+        return {file["filename"] for file in tokens.inputs.cache_files}
 
     first = files(config)
     (file,) = first
@@ -129,14 +130,14 @@ def test_texts_and_tokens_are_read_row_by_row_from_disk(data_file, model_dir):
     loaded, tokenizer = data.load_data(config), AutoTokenizer.from_pretrained(model_dir)
     written = pd.read_csv(data_file)
     for split in (loaded.train, loaded.validation, loaded.test):
-        assert split.texts() == written.review[split.rows].tolist()
+        assert split.columns()["text"] == written.review[split.rows].tolist()
         assert [loaded.label_names[label] for label in split.labels] == written.sentiment[split.rows].tolist()
         tokens = tokenizing.encode(split, tokenizer, config)
-        ids, lengths = tokenizing.tokenize(split.texts(), tokenizer, config)
-        assert tokens.ids.cache_files and tokens.lengths.tolist() == lengths.tolist()
+        ids, lengths = tokenizing.tokenize_texts(split.columns()["text"], tokenizer, config)
+        assert tokens.inputs.cache_files and tokens.lengths.tolist() == lengths.tolist()
         some = [5, 0, 7]
         assert tokens.__getitems__(some) == [{"input_ids": ids[i], "labels": split.labels[i]} for i in some]
-        assert split.select(some).texts() == [split.texts()[i] for i in some]
+        assert split.select(some).columns()["text"] == [split.columns()["text"][i] for i in some]
 
 
 @pytest.mark.parametrize(
@@ -162,13 +163,13 @@ def test_truncation_without_special_tokens():
 def test_the_tokenizer_file_does_not_decide_about_length(model_dir):
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     texts = ["we loved it", "a fine film " * 20]
-    ids, lengths = tokenizing.tokenize(texts, tokenizer, replace(Config(), max_length=32))
+    ids, lengths = tokenizing.tokenize_texts(texts, tokenizer, replace(Config(), max_length=32))
     assert lengths.tolist() == [5, 62] and [len(row) for row in ids] == [5, 32]
     assert ids[1][0] == tokenizer.cls_token_id and ids[1][-1] == tokenizer.sep_token_id
 
 
 def test_line_breaks_of_html_are_spaces():
-    assert data.clean(["a<br /><br>b"]) == ["a  b"]
+    assert text_classification.clean(["a<br /><br>b"]) == ["a  b"]
 
 
 def test_stand_ins_are_for_the_default_names_only_and_checked(monkeypatch):
@@ -205,7 +206,7 @@ def test_a_hub_that_does_not_answer_is_given_up_once(monkeypatch):
 def test_augmentation_depends_on_seed_epoch_and_row_and_leaves_the_special_tokens(name, model_dir):
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     texts = [" . ".join(make_rows().review[start : start + 8]) for start in range(0, 64, 8)]
-    rows, _ = tokenizing.tokenize(texts, tokenizer, Config(max_length=64))
+    rows, _ = tokenizing.tokenize_texts(texts, tokenizer, Config(max_length=64))
     assert augmentation(tokenizer, Config()) is None
     change = augmentation(tokenizer, Config(augmentation=name))
     first = [change(ids, 0, row) for row, ids in enumerate(rows)]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from apart import Death
+from conftest import make_rows
 from safetensors.torch import load_file
 
 from finetuning.batches import Batches, steps_of_epoch
@@ -156,12 +157,9 @@ def test_a_killed_run_ends_bit_for_bit_like_an_undisturbed_one(name, undisturbed
 
 
 def test_a_run_killed_while_tokenising_starts_that_step_again(model_dir, tmp_path):
-    apart_rows = tmp_path / "rows.csv"
-    from conftest import make_rows
-
-    make_rows(3000).to_csv(apart_rows, index=False)
-    flags = flags_of(Case(dict(num_train_epochs=0.1)), model_dir, apart_rows, "run")
-    ((code, _),) = apart.run(tmp_path, "fine_tune.py", *flags, death=Death("finetuning.tokenizing:tokenize", 2))
+    make_rows(3000).to_csv(tmp_path / "rows.csv", index=False)
+    flags = flags_of(Case(dict(num_train_epochs=0.1)), model_dir, tmp_path / "rows.csv", "run")
+    ((code, _),) = apart.run(tmp_path, "fine_tune.py", *flags, death=Death("finetuning.tasks.text_classification:tokenize", 2))
     assert code == -9 and not (tmp_path / "outputs" / "run").exists()
     ((code, said),) = apart.run(tmp_path, "fine_tune.py", *flags)
     assert code == 0, said

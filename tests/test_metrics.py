@@ -12,6 +12,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 
 from finetuning import metrics, plots
+from finetuning.tasks import text_classification
 
 
 def logits_for(labels, predictions, k=2):
@@ -27,7 +28,7 @@ def test_accuracy_goes_through_the_evaluate_library_in_spite_of_the_script_of_th
 def test_two_labels():
     labels = np.array([0] * 50 + [1] * 50)
     predictions = np.array([0] * 45 + [1] * 5 + [0] * 10 + [1] * 40)
-    found = metrics.classification_metrics(logits_for(labels, predictions), labels, ["neg", "pos"])
+    found = text_classification.classification_metrics(logits_for(labels, predictions), labels, ["neg", "pos"])
     assert found["confusion_matrix"] == [[45, 5], [10, 40]], "rows actual, columns predicted"
     assert found["accuracy"] == 0.85 and found["n"] == 100
     assert (found["precision"], found["recall"]) == pytest.approx((40 / 45, 40 / 50))
@@ -39,7 +40,7 @@ def test_two_labels():
 
 def test_more_labels_and_one_that_is_missing_from_the_test():
     labels = np.array([0, 0, 1, 1])
-    found = metrics.classification_metrics(logits_for(labels, np.array([0, 0, 1, 2]), k=3), labels, ["a", "b", "c"])
+    found = text_classification.classification_metrics(logits_for(labels, np.array([0, 0, 1, 2]), k=3), labels, ["a", "b", "c"])
     assert found["averaged"] == "macro" and found["roc_auc"] is None
     assert found["recall"] == pytest.approx((1 + 0.5 + 0) / 3)
 
@@ -105,7 +106,7 @@ def test_calibration_error_by_hand():
 def test_accuracy_by_length_counts_every_text_once():
     lengths = np.array([3, 64, 65, 128, 300, 512, 513, 2000])
     right = np.array([True, True, True, False, True, True, False, False])
-    found = metrics.accuracy_by_length(right, lengths)
+    found = text_classification.accuracy_by_length(right, lengths)
     assert [(row["above"], row["up_to"], row["n"], row["accuracy"]) for row in found] == [
         (0, 64, 2, 1.0), (64, 128, 2, 0.5), (256, 512, 2, 1.0), (512, None, 2, 0.0),
     ]  # fmt: skip

@@ -5,18 +5,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import make_model
+from conftest import DECODERS, make_model
 from datasets import Dataset
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from config import Config
-from finetuning import fast, model, training
+from finetuning import fast, model
 from finetuning.errors import UserError
 from finetuning.sources import find_model
+from finetuning.tasks import text_classification
 from finetuning.tokenizing import Tokens
 
 CONFIG = Config(max_length=32, lora_r=4, precision="float32")
-LINEAR_A_LAYER = {"query-value": 2, "attention": 4, "mlp": 2, "all-linear": 6}
+# Linear layers by target: query-value, attention, mlp. Both layers of ALBERT are one.
+ADAPTED = dict.fromkeys(model.ARCHITECTURES, (4, 8, 4)) | {
+    "albert": (2, 4, 2),
+    "modernbert": (2, 4, 4),
+    "gpt2": (2, 4, 4),
+    **dict.fromkeys(["llama", "qwen2", "qwen3", "gemma2", "gemma3_text"], (4, 8, 6)),
+}
 
 
 def build(folder, config=CONFIG, labels=("neg", "pos")):
@@ -24,11 +31,11 @@ def build(folder, config=CONFIG, labels=("neg", "pos")):
     return model.add_lora(base, config)
 
 
-def batch(n=6, tokens=20):
+def batch(n=6, tokens=20, pad=0):
     torch.manual_seed(0)
     ids, mask = torch.randint(5, 60, (n, tokens)), torch.ones(n, tokens, dtype=torch.long)
     for row in range(1, n):
-        ids[row, tokens - 2 * row :], mask[row, tokens - 2 * row :] = 0, 0
+        ids[row, tokens - 2 * row :], mask[row, tokens - 2 * row :] = pad, 0
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.arange(n) % 2}
 
 
@@ -41,34 +48,41 @@ def randomise(lora):
 
 
 @pytest.mark.parametrize("model_type", model.ARCHITECTURES)
-def test_every_architecture_is_adapted_where_asked_and_reloads_onto_a_new_head(model_type, tmp_path):
+def test_every_architecture_is_adapted_where_asked_reloads_merges_and_does_not_see_padding(model_type, tmp_path):
     folder = make_model(tmp_path / model_type, model_type)
-    for target, count in LINEAR_A_LAYER.items():
+    query_value, attention, mlp = ADAPTED[model_type]
+    for target, count in {"query-value": query_value, "attention": attention, "mlp": mlp, "all-linear": attention + mlp}.items():
         lora = build(folder, replace(CONFIG, target_modules=target))
         adapted = [name for name, module in lora.named_modules() if isinstance(module, fast.LoraLinear)]
-        assert len(adapted) == 2 * count, adapted
-        assert not any(part in name for name in adapted for part in ("classifier", "pooler"))
+        assert len(adapted) == count, adapted
+        assert not any(part in name for name in adapted for part in ("classifier", "pooler", "score"))
     randomise(lora.eval())
-    head = {name.split(".")[-2] for name, parameter in lora.named_parameters() if parameter.requires_grad and "lora_" not in name}
-    assert head and all(any(part in name for name, _ in lora.named_parameters()) for part in head)
+    whole = [name for name, parameter in lora.named_parameters() if parameter.requires_grad and "lora_" not in name]
+    assert any("score" in name if model_type in DECODERS else "classifier" in name for name in whole), (
+        "a new head learns as a whole"
+    )
+    rows = batch(pad=lora.config.pad_token_id)
     lora.save_pretrained(str(tmp_path / "adapter"))
     fresh = model.build_base(find_model(str(folder)), ["neg", "pos"], replace(CONFIG, seed=99))
     reloaded = model.load_adapter(fresh, tmp_path / "adapter", CONFIG)
     with torch.no_grad():
-        assert torch.equal(reloaded(**batch()).logits, lora(**batch()).logits)
+        logits = lora(**rows).logits
+        assert torch.equal(reloaded(**rows).logits, logits)
+        lengths = rows["attention_mask"].sum(dim=1)
+        alone = [lora(input_ids=ids[None, :n]).logits[0] for ids, n in zip(rows["input_ids"], lengths, strict=True)]
+        torch.testing.assert_close(torch.stack(alone), logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(reloaded.merge_and_unload()(**rows).logits, logits, rtol=1e-3, atol=1e-3)
     assert reloaded.config.id2label == {0: "neg", 1: "pos"}
 
 
-@pytest.mark.parametrize("model_type", ["distilbert", "bert"])
+@pytest.mark.parametrize("model_type", ["distilbert", "bert", "gpt2", "llama"])
 @pytest.mark.parametrize("method", ["full", "head"])
 def test_the_methods_to_compare_with_train_all_or_the_head_alone_and_reload(method, model_type, tmp_path):
     folder = make_model(tmp_path / "base", model_type)
     config = replace(CONFIG, method=method, precision="auto")
     tuned = build(folder, config)
     whole = AutoModelForSequenceClassification.from_pretrained(folder)
-    head = sum(
-        p.numel() for name, p in whole.named_parameters() if any(part in name for part in model.ARCHITECTURES[model_type].head)
-    )
+    head = sum(p.numel() for name, p in whole.named_parameters() if any(part in name for part in ("classifier", "pooler", "score")))
     total = sum(p.numel() for p in whole.parameters())
     assert model.count_parameters(tuned) == ({"full": total, "head": head}[method], total)
     before = {name: p.detach().clone() for name, p in tuned.named_parameters()}
@@ -76,8 +90,9 @@ def test_the_methods_to_compare_with_train_all_or_the_head_alone_and_reload(meth
     tuned.train()(**batch()).loss.backward()
     optimizer.step()
     moved = {name for name, p in tuned.named_parameters() if not torch.equal(p, before[name])}
-    assert any("classifier" in name for name in moved)
-    assert any("word_embeddings" in name for name in moved) == (method == "full")
+    assert any("classifier" in name or "score" in name for name in moved)
+    embeddings = ("word_embeddings", "wte", "embed_tokens")
+    assert any(part in name for name in moved for part in embeddings) == (method == "full")
     tuned.save_pretrained(str(tmp_path / "adapter"))
     fresh = model.build_base(find_model(str(folder)), ["neg", "pos"], replace(config, seed=99))
     reloaded = model.load_adapter(fresh, tmp_path / "adapter", config)
@@ -96,12 +111,14 @@ def test_pissa_reloads_although_it_changes_the_frozen_weights(model_dir, tmp_pat
         torch.testing.assert_close(reloaded, lora(**batch()).logits)
 
 
-def test_dropout_is_set_in_every_place_of_the_architecture(tmp_path):
-    for model_type, architecture in model.ARCHITECTURES.items():
-        lora = build(make_model(tmp_path / model_type, model_type), replace(CONFIG, dropout=0.25))
-        assert {getattr(lora.config, name) for name in architecture.dropout} == {0.25}
-        rates = {module.p for module in lora.modules() if isinstance(module, torch.nn.Dropout)}
-        assert rates <= {0.25, 0.0} and 0.25 in rates
+@pytest.mark.parametrize("model_type", model.ARCHITECTURES)
+def test_dropout_is_set_in_every_place_of_the_architecture(model_type, tmp_path):
+    lora = build(make_model(tmp_path / model_type, model_type), replace(CONFIG, dropout=0.25))
+    rates = {module.p for module in lora.modules() if isinstance(module, torch.nn.Dropout)}
+    rates |= {
+        rate for module in lora.modules() for name, rate in vars(module).items() if "drop" in name and isinstance(rate, float)
+    }
+    assert rates <= {0.25, 0.0} and 0.25 in rates
 
 
 def test_positions_are_counted_as_the_architecture_counts_them(tmp_path):
@@ -111,7 +128,7 @@ def test_positions_are_counted_as_the_architecture_counts_them(tmp_path):
         model.read_model_config(find_model(str(folder)), replace(CONFIG, max_length=65))
 
 
-@pytest.mark.parametrize("model_type", ["distilbert", "bert"])
+@pytest.mark.parametrize("model_type", model.ARCHITECTURES)
 def test_the_fast_road_has_the_libraries_logits_and_gradients(model_type, tmp_path, monkeypatch):
     folder = make_model(tmp_path / model_type, model_type)
     base = AutoModel.from_pretrained(folder)
@@ -122,14 +139,14 @@ def test_the_fast_road_has_the_libraries_logits_and_gradients(model_type, tmp_pa
 
     def step(lora):
         randomise(lora.train())
-        out = lora(**batch())
+        out = lora(**batch(pad=lora.config.pad_token_id))
         out.loss.backward()
         return out.logits.detach(), {name: p.grad for name, p in lora.named_parameters() if p.grad is not None}
 
     logits, gradients = step(build(folder))
     monkeypatch.setattr(fast, "on_cpu", lambda: False)  # as on a GPU: peft's and PyTorch's own code
     stock = build(folder)
-    assert stock.config._attn_implementation == "sdpa"
+    assert stock.config._attn_implementation in ("sdpa", "eager")
     stock_logits, stock_gradients = step(stock)
     torch.testing.assert_close(logits, stock_logits, rtol=1e-4, atol=1e-5)
     assert gradients.keys() == stock_gradients.keys()
@@ -172,7 +189,7 @@ def test_predictions_come_back_in_the_order_of_the_rows(model_dir):
     generator = np.random.default_rng(0)
     ids = [generator.integers(5, 60, size=length).tolist() for length in generator.integers(3, 33, size=50)]
     tokens = Tokens(Dataset.from_dict({"input_ids": ids}), np.array([len(row) for row in ids]))
-    logits = training.predict(lora, tokenizer, tokens, replace(CONFIG, eval_batch_size=8))
+    logits = text_classification.predict(lora, tokenizer, tokens, replace(CONFIG, eval_batch_size=8))
     with torch.no_grad():
         alone = torch.cat([lora(input_ids=torch.tensor([row])).logits for row in ids]).numpy()
     np.testing.assert_allclose(logits, alone, atol=1e-4)

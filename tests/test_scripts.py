@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from scipy.special import softmax
 
 from config import Config
-from finetuning import data, report, tokenizing, training
-from finetuning.metrics import classification_metrics
+from finetuning import data, report, tokenizing
+from finetuning.tasks import text_classification
 
 
 @pytest.fixture
@@ -68,6 +68,7 @@ def test_predictions_line_up_with_the_rows_of_the_test_split(run, data_file, cal
 @pytest.mark.parametrize(
     "knob",
     [
+        ("--class_weights", "balanced"),
         ("--augmentation", "crop"),
         ("--augmentation", "sentence-shuffle"),
         ("--label_smoothing_factor", "0.1"),
@@ -101,8 +102,8 @@ def test_what_is_said_of_the_kept_checkpoint_is_true_of_the_saved_adapter(flags,
     assert said["step"] < 84
     rows = data.load_data(run.config, "local path")
     lora, tokenizer, _ = report.load_model(run)
-    logits = training.predict(lora, tokenizer, tokenizing.encode(rows.validation, tokenizer, run.config), run.config)
-    found = classification_metrics(logits, rows.validation.labels, rows.label_names)
+    logits = text_classification.predict(lora, tokenizer, tokenizing.encode(rows.validation, tokenizer, run.config), run.config)
+    found = text_classification.classification_metrics(logits, rows.validation.labels, rows.label_names)
     assert found["loss"] == pytest.approx(said["loss"], rel=1e-4) and found["accuracy"] == said["accuracy"]
 
 
@@ -119,8 +120,10 @@ def test_a_new_process_predicts_what_the_model_did_before_it_was_saved(call, tin
 
     def predict_then_finish(folder, model, tokenizer, *rest):
         config = Config(**json.loads((folder / "config.json").read_text())["config"])
-        ids, lengths = tokenizing.tokenize(texts.tolist(), tokenizer, config)
-        logits = training.predict(model, tokenizer, tokenizing.Tokens(Dataset.from_dict({"input_ids": ids}), lengths), config)
+        ids, lengths = tokenizing.tokenize_texts(texts.tolist(), tokenizer, config)
+        logits = text_classification.predict(
+            model, tokenizer, tokenizing.Tokens(Dataset.from_dict({"input_ids": ids}), lengths), config
+        )
         before.extend(softmax(logits / rest[-1]["temperature"], axis=-1).max(axis=-1))
         finish(folder, model, tokenizer, *rest)
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from finetuning import data, fast, report, tokenizing, training
+from finetuning import data, fast, report, tokenizing
+from finetuning.tasks import text_classification
 
 SHARED = ROOT.parent / "shared"
 
@@ -69,11 +70,11 @@ def test_labels_of_real_reviews_are_those_of_the_libraries_own_code(call, tmp_pa
     run = report.open_run(tmp_path / "outputs" / "run")
     config = replace(run.config, max_length=512)
     reviews = data.load_data(replace(config, test_samples=0)).test
-    by_length = np.argsort([len(text) for text in reviews.texts()])[::120]
+    by_length = np.argsort([len(text) for text in reviews.columns()["text"]])[::120]
     lora, tokenizer, _ = report.load_model(run)
     tokens = tokenizing.encode(reviews.select(np.random.default_rng(0).permutation(by_length)), tokenizer, config)
     assert min(tokens.lengths) < 30 and max(tokens.lengths) > 1000, "very different lengths, some of them cut"
-    logits = training.predict(lora, tokenizer, tokens, config)
+    logits = text_classification.predict(lora, tokenizer, tokens, config)
 
     monkeypatch.setattr(fast, "on_cpu", lambda: False)  # the libraries' own code, in float32, one review at a time
     stock, _, _ = report.load_model(replace(run, config=replace(config, precision="float32")))

@@ -9,7 +9,7 @@ import torch
 from conftest import BAD, GOOD, make_rows
 from huggingface_hub import ModelCard
 
-from finetuning import evaluation, labelling, report
+from finetuning import evaluation, explanation, labelling, report
 
 WORDS = [set(" ".join(texts).replace(",", "").split()) for texts in (GOOD, BAD)]
 ONLY = [sorted(WORDS[0] - WORDS[1]), sorted(WORDS[1] - WORDS[0])]
@@ -199,7 +199,7 @@ def test_explained_words_are_those_that_decide(run, call, monkeypatch):
 
 
 def test_contributions_sum_to_what_the_text_changes(run, monkeypatch):
-    monkeypatch.setattr(labelling, "STEPS", 512)
+    monkeypatch.setattr(explanation, "STEPS", 512)
     labeller, changes = labelling.Labeller(run), []
     for words in ONLY:
         text = " ".join(words[:3])

@@ -1,0 +1,44 @@
+"""What a model learns to do with a text: one file a task, all of the same shape, so that two can be read side by side.
+
+A task's file answers, in this order:
+
+rows         NAME              its name in config.py and on the Hub
+             find_inputs       the columns with what the model reads: the task's name for one -> the data set's
+             find_columns      those and the labels'
+             settle            settings that were left open and that the data decide
+             read_labels       what is held of each row in memory, as arrays; the labels' names
+             strata            whose shares are kept when rows are held out or sampled
+             contents          of each row a text that must not be empty, equal where two rows are, and what else it says
+tokens       features          what lies on disk of a row: `input_ids`, `length` in tokens before any cut, and more
+             tokenize          rows -> features; without labels where the columns have none
+model        MODEL, PEFT_TYPE  its class in transformers, its type in peft
+             model_settings    fields of the model's config
+             collator, loss    rows -> a batch; training labels -> a function that sums the losses
+predictions  METRICS           on validation: the first picks the checkpoint, the last is the loss
+             predict           one prediction for each row, in their order
+             validation_metrics, interval, calibrate
+             decide            predictions -> what is compared with the labels
+             measure           the figures of metrics.json
+evaluate.py  write             its files and pictures; what stands on the page
+             headline, remark, show_metrics; COMPARED, compare, show_comparison
+predict.py   answer            columns for new texts
+             as_json, as_line; explain, show_words if it can; EXAMPLES, demo_outputs, demo for app.py
+
+`task_of` finds it; what calls it is what all tasks share: data.py, tokenizing.py, model.py, training.py, evaluation.py,
+labelling.py and the scripts.
+"""
+
+import importlib
+from types import ModuleType
+
+from config import Config
+
+FILES = {  # by the config's task, or its problem_type
+    "text-classification": "text_classification",
+    "multi_label_classification": "multi_label",
+}
+
+
+def task_of(config: Config) -> ModuleType:
+    """The task's file; read when it is asked for, as it builds on the files that ask."""
+    return importlib.import_module(f"finetuning.tasks.{FILES.get(config.problem_type) or FILES[config.task]}")

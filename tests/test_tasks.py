@@ -1,0 +1,236 @@
+"""What tasks, architectures and kinds of labelled text have in common: each goes through all the scripts."""
+
+import inspect
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import BAD, GOOD, make_model, make_rows
+
+from config import PRESETS, Config
+from finetuning import data, model, report, tasks, tokenizing
+from finetuning.cli import parse_config
+from finetuning.sources import find_model
+from finetuning.tasks import multi_label, text_classification
+
+CONFIGS = [Config(), Config(problem_type="multi_label_classification")]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: tasks.task_of(config).__name__)
+def test_a_task_answers_what_all_of_them_answer_in_the_same_order(config):
+    task = tasks.task_of(config)
+    assert config.task == task.NAME
+    table = tasks.__doc__[tasks.__doc__.index("rows  ") : tasks.__doc__.index("`task_of`")]
+    first, optional = table.split("explain, show_words if it can")
+    names = re.findall(r"(?:^.{13}|, |; )([A-Za-z_]+)", first, flags=re.MULTILINE) + ["EXAMPLES", "demo_outputs", "demo"]
+    names = [name for name in names if "_" in name or name.isupper() or hasattr(task, name)]
+    assert len(names) > 20 and not [name for name in names if not hasattr(task, name)]
+    source = inspect.getsource(task)
+    found = [re.search(rf"^(?:def )?{name}\b", source, flags=re.MULTILINE) for name in names]
+    places = [match.start() for match in found if match]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "qwen3", "modernbert", "deberta-v2", "albert"])
+def test_an_architecture_goes_through_all_the_scripts(model_type, call, tiny_flags, tmp_path):
+    folder = make_model(tmp_path / model_type, model_type)
+    trained = call("fine_tune.py", *tiny_flags, "--model_name", folder)
+    assert trained.code == 0, trained.err
+    evaluated = call("evaluate.py")
+    assert evaluated.code == 0, evaluated.err
+    metrics = json.loads((tmp_path / "outputs" / "run" / "metrics.json").read_text())
+    assert metrics["accuracy"] > 0.8, "two kinds of texts that differ in every word must be told apart"
+    predictions = pd.read_parquet(tmp_path / "outputs" / "run" / "predictions.parquet")
+    texts = make_rows().review[predictions.row[:6]].tolist()
+    said = [json.loads(line) for line in call("predict.py", "--json", "--explain", *texts).out.splitlines()]
+    assert [one["probability"] for one in said] == pytest.approx(predictions.probability[:6].tolist(), abs=0.02)
+    assert [[word for word, _ in one["words"]][:3] for one in said] == [re.findall(r"\w+|,", text)[:3] for text in texts]
+    exported = call("export.py", "--formats", "merged")
+    assert exported.code == 0, exported.err
+
+
+def test_a_decoder_pads_on_the_right_with_the_end_of_a_text_and_reads_the_last_real_token(tmp_path):
+    source = find_model(str(make_model(tmp_path / "gpt2", "gpt2")))
+    tokenizer = model.load_tokenizer(source)
+    assert tokenizer.pad_token == tokenizer.eos_token and tokenizer.padding_side == "right"
+    assert model.build_base(source, ["a", "b"], Config(max_length=32)).config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_a_model_without_a_class_for_the_task_is_refused(call, tiny_flags, tmp_path):
+    import transformers
+
+    folder = make_model(tmp_path / "other")
+    transformers.ViTModel(transformers.ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4)).save_pretrained(
+        folder
+    )
+    result = call("fine_tune.py", *tiny_flags, "--model_name", folder)
+    assert result.code == 2 and "no text-classification for" in result.err and "vit" in result.err
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Rows whose label says whether two texts are of the same kind."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for i in range(400):
+        kinds = i % 2, (i // 2) % 2
+        premise, hypothesis = ((GOOD, BAD)[kind][generator.integers(4)] for kind in kinds)
+        rows.append(
+            {
+                "premise": f"{premise} {i % 60}",
+                "hypothesis": f"{hypothesis} {i // 60}",
+                "label": ["differ", "agree"][kinds[0] == kinds[1]],
+            }
+        )
+    folder = tmp_path_factory.mktemp("pairs")
+    pd.DataFrame(rows).to_csv(folder / "pairs.csv", index=False)
+    return folder
+
+
+@pytest.mark.parametrize("model_type", ["bert", "distilbert"])
+def test_pairs_of_texts_go_through_all_the_scripts(model_type, pairs, call, tiny_flags, tmp_path):
+    folder = make_model(tmp_path / model_type, model_type)
+    flags = [*tiny_flags, "--model_name", folder, "--dataset_name", pairs / "pairs.csv", "--text_column", "premise"]
+    flags += ["--text_pair_column", "hypothesis", "--num_train_epochs", 2]
+    trained = call("fine_tune.py", *flags)
+    assert trained.code == 0, trained.err
+    evaluated = call("evaluate.py")
+    assert evaluated.code == 0, evaluated.err
+    run = report.open_run(tmp_path / "outputs" / "run")
+    labelled = call("predict.py", "--file", pairs / "pairs.csv", "--out", "out.csv")
+    assert labelled.code == 0, labelled.err
+    found = pd.read_csv("out.csv").set_index(pd.read_csv(pairs / "pairs.csv").index)
+    test = pd.read_parquet(run.folder / "predictions.parquet").set_index("row")
+    assert found.probability[test.index].tolist() == pytest.approx(test.probability.tolist(), abs=0.02), "as in the evaluation"
+    pd.read_csv(pairs / "pairs.csv").assign(hypothesis="a dull film").to_csv("other.csv", index=False)
+    assert call("predict.py", "--file", "other.csv", "--out", "other_out.csv").code == 0
+    assert (pd.read_csv("other_out.csv").probability != found.probability.to_numpy()).mean() > 0.5, "the second text is read"
+    alone = call("predict.py", "a text")
+    assert alone.code == 2 and "text_pair_column=hypothesis" in alone.err
+    assert call("export.py", "--formats", "merged").code == 0
+    assert call("app.py").code == 2
+
+
+def test_a_pair_is_cut_where_it_is_longer_and_says_which_token_is_of_which_text(tmp_path):
+    tokenizer = model.load_tokenizer(find_model(str(make_model(tmp_path / "bert", "bert"))))
+    config = Config(text_pair_column="b", max_length=12)
+    rows = text_classification.tokenize({"text": ["a " * 20, "a"], "text_pair": ["we loved it", "it"]}, tokenizer, config)
+    assert rows["length"].tolist()[0] > 20 and [len(ids) for ids in rows["input_ids"]] == [12, rows["length"][1]]
+    assert rows["input_ids"][0][-4:-1] == tokenizer.convert_tokens_to_ids(["we", "loved", "it"])
+    assert [len(types) for types in rows["token_type_ids"]] == [len(ids) for ids in rows["input_ids"]]
+
+
+TELLING = {"good": ["warm", "clever", "loved", "funny"], "bad": ["dull", "poor", "hated", "boring"]}
+
+
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory):
+    """Texts with the labels good, bad, both or none, written as lists, as one text, and as columns of 0 and 1."""
+    generator, rows = np.random.default_rng(0), []
+    for i in range(400):
+        labels = [name for name, there in (("good", i % 2), ("bad", i // 2 % 2)) if there]
+        words = [word for name in labels for word in generator.choice(TELLING[name], 2)]
+        rows.append({"text": f"{' '.join(words)} a film {i % 60} {i // 60}", "labels": labels, "other": i})
+    rows = pd.DataFrame(rows)
+    folder = tmp_path_factory.mktemp("tagged")
+    rows.to_parquet(folder / "lists.parquet")
+    rows.assign(labels=rows.labels.map("; ".join)).to_csv(folder / "text.csv", index=False)
+    for name in ("good", "bad"):
+        rows[name] = rows.labels.map(lambda labels, name=name: int(name in labels))
+    rows.drop(columns="labels").to_csv(folder / "columns.csv", index=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["lists.parquet"],
+        ["text.csv", "--problem_type", "multi_label_classification"],
+        ["columns.csv", "--label_column", "bad,good"],
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_several_labels_a_text_are_read_from_lists_texts_and_columns(flags, tagged):
+    config, _ = parse_config(["--dataset_name", str(tagged / flags[0]), *flags[1:]])
+    loaded = data.load_data(config)
+    assert loaded.label_names == ["bad", "good"] and loaded.config.problem_type == "multi_label_classification"
+    written = pd.read_parquet(tagged / "lists.parquet")
+    for split in (loaded.train, loaded.validation, loaded.test):
+        labels = [sorted(row) for row in written.labels[split.rows]]
+        assert [[loaded.label_names[i] for i in np.flatnonzero(row)] for row in split.labels] == labels
+    assert np.unique(loaded.test.labels, axis=0, return_counts=True)[1].tolist() == [20, 20, 20, 20], "every set keeps its share"
+
+
+def test_several_labels_a_text_go_through_all_the_scripts(tagged, call, tiny_flags, tmp_path):
+    flags = [*tiny_flags, "--dataset_name", tagged / "lists.parquet", "--method", "full", "--learning_rate", 0.001]
+    for name, epochs in (("run", 24), ("other", 1)):
+        trained = call("fine_tune.py", *flags, "--run_name", name, "--num_train_epochs", epochs)
+        assert trained.code == 0, trained.err
+        evaluated = call("evaluate.py", f"outputs/{name}")
+        assert evaluated.code == 0, evaluated.err
+    run = tmp_path / "outputs" / "run"
+    metrics = json.loads((run / "metrics.json").read_text())
+    predictions = pd.read_parquet(run / "predictions.parquet")
+    right = [set(row.label) == set(row.prediction) for row in predictions.itertuples()]
+    assert metrics["accuracy"] == np.mean(right) > 0.8 and metrics["f1"] > 0.9
+    assert [one["n"] for one in metrics["by_label"]] == [40, 40] and 0.05 <= metrics["threshold"] <= 0.95
+    assert len(pd.read_csv(run / "errors.csv")) == len(right) - sum(right)
+    texts = pd.read_parquet(tagged / "lists.parquet").text[predictions.row[:8]]
+    said = [json.loads(line) for line in call("predict.py", "--run", run, "--json", *texts).out.splitlines()]
+    assert [set(one["labels"]) for one in said] == [set(labels) for labels in predictions.prediction[:8]]
+    assert call("predict.py", "--run", run, "--file", tagged / "columns.csv", "--out", "out.jsonl").code == 0
+    found = pd.read_json("out.jsonl", lines=True).prediction[predictions.row]
+    assert np.mean([set(a) == set(b) for a, b in zip(found, predictions.prediction, strict=True)]) > 0.95
+    compared = call("evaluate.py", run, tmp_path / "outputs" / "other")
+    assert compared.code == 0 and "McNemar" in compared.out
+    assert call("export.py", run, "--formats", "merged").code == 0
+    merged = json.loads((run / "export" / "merged" / "config.json").read_text())
+    assert merged["problem_type"] == "multi_label_classification", "a pipeline gives each label a probability of its own"
+    assert call("predict.py", "--run", run, "--explain", "a text").code == 2
+
+
+def test_metrics_of_several_labels_by_hand():
+    labels = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 0]], dtype=np.float32)
+    predicted = np.array([[1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 1, 0]])
+    found = multi_label.multi_label_metrics((predicted * 2 - 1) * 3.0, labels, ["a", "b", "c"], threshold=0.5)
+    assert found["accuracy"] == 0.5 and (found["precision"], found["recall"]) == (3 / 4, 3 / 4)
+    assert found["f1_macro"] == pytest.approx((1 + 2 / 3 + 0) / 3) and [one["n"] for one in found["by_label"]] == [2, 2, 0]
+    wrong, right = np.log1p(np.exp(3)), np.log1p(np.exp(-3))
+    assert found["loss"] == pytest.approx((2 * wrong + 10 * right) / 12)
+
+
+def test_balanced_classes_weigh_the_same_and_a_text_one_in_the_mean():
+    labels = np.array([0] * 90 + [1] * 10)
+    logits = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
+    plain = text_classification.loss(labels, 2, Config())
+    balanced = text_classification.loss(labels, 2, Config(class_weights="balanced"))
+    of = [[float(loss(logits[labels == k], torch.tensor(labels[labels == k]))) for k in (0, 1)] for loss in (plain, balanced)]
+    assert of[1] == pytest.approx([of[0][0] * 100 / 180, of[0][1] * 100 / 20])
+    assert float(balanced(torch.zeros(100, 2), torch.tensor(labels))) == pytest.approx(100 * np.log(2))
+
+
+def test_another_split_may_serve_as_the_test(tmp_path):
+    rows = make_rows(120)
+    rows[:80].to_parquet(tmp_path / "train.parquet")
+    rows[80:].to_parquet(tmp_path / "validation.parquet")
+    loaded = data.load_data(Config(dataset_name=str(tmp_path), test_split="validation"))
+    assert (loaded.test_split, loaded.validation_split) == ("official validation", "held out from train")
+    assert (len(loaded.test), len(loaded.validation), len(loaded.train)) == (40, 8, 72)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_one_the_command_line_takes(name):
+    config, _ = parse_config(["--preset", name])
+    assert replace(Config(), **PRESETS[name]) == config
+
+
+def test_rotten_tomatoes_has_a_stand_in_too():
+    loaded = data.load_data(Config(**PRESETS["rotten_tomatoes"]))
+    assert loaded.source.name == "Rotten Tomatoes train sentences" and loaded.source.origin == "stand-in"
+    assert len(loaded.test) == 1706 and loaded.label_names == ["neg", "pos"]
+    tokens = tokenizing.encode(loaded.test, model.load_tokenizer(find_model("distilbert-base-uncased")), Config(max_length=64))
+    assert np.mean(tokens.lengths > 64) < 0.01
