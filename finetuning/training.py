@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import TrainerState
+from transformers.trainer_callback import TrainerCallback, TrainerState
 
 from config import Config
 from finetuning.augmentation import augmentation
@@ -22,6 +24,8 @@ from finetuning.checkpoints import Keeper, last_whole
 from finetuning.fast import on_cpu, pick_precision, uses_autocast
 from finetuning.metrics import classification_metrics
 from finetuning.tokenizing import Tokens
+
+BATCHES = 32  # predicted at a time: of each the Trainer keeps a small tensor, and memory around it can't be used for the next ones
 
 
 def _machine(config: Config) -> dict:
@@ -161,22 +165,36 @@ def best_validation(trainer: Trainer) -> dict:
     return {"step": best_step} | {name: metrics[f"eval_{name}"] for name in ("accuracy", "f1", "loss")}
 
 
+class _Progress(TrainerCallback):
+    """A bar over all rows, on the first process."""
+
+    def __init__(self, rows: int, show: bool) -> None:
+        self.bar = tqdm(total=rows, unit=" rows", disable=not (show and PartialState().is_main_process))
+
+    def on_prediction_step(self, args, *_, **__) -> None:
+        self.bar.update(min(args.per_device_eval_batch_size * args.world_size, self.bar.total - self.bar.n))
+
+
 def predict(
     model: PeftModel, tokenizer: PreTrainedTokenizerBase, tokens: Tokens, config: Config, show_progress: bool = True
 ) -> np.ndarray:
     """Logits (n, labels), float32, row for row; each process of a run computes a share and gets all."""
-    order = _by_length(tokens)
-    unlabelled = replace(tokens, labels=None)  # with labels, the Trainer computes a loss and holds 88 KiB a batch
     arguments = TrainingArguments(
         tempfile.gettempdir(),  # the Trainer makes its folder, though nothing is written
         per_device_eval_batch_size=config.eval_batch_size,
         eval_do_concat_batches=False,  # after each batch anew: quadratic in the rows
-        disable_tqdm=not show_progress,
+        disable_tqdm=True,
         report_to="none",
         **_machine(config),
     )
     trainer = Trainer(model=model, args=arguments, data_collator=_collator(tokenizer, config), processing_class=tokenizer)
-    by_length = np.concatenate(trainer.predict(Subset(unlabelled, order)).predictions)
-    logits = np.empty_like(by_length, dtype=np.float32)
-    logits[order] = by_length
+    trainer.add_callback(_Progress(len(tokens), show_progress))
+    order, unlabelled, logits = _by_length(tokens), replace(tokens, labels=None), None
+    piece = BATCHES * config.eval_batch_size * arguments.world_size
+    for start in range(0, len(order), piece):
+        rows = order[start : start + piece]
+        found = np.concatenate(trainer.predict(Subset(unlabelled, rows)).predictions)
+        if logits is None:
+            logits = np.empty((len(order), found.shape[1]), dtype=np.float32)
+        logits[rows] = found
     return logits
