@@ -69,6 +69,12 @@ def keep_freed_memory() -> None:
         mallopt(m_trim_threshold, -1)
 
 
+def give_back_freed_memory() -> None:
+    """What `keep_freed_memory` kept, for now: small tensors that live on between the freed ones leave gaps that add up."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def store_frozen_in_bf16(model: PeftModel) -> None:
     """Turn all of a model but what trains into bf16; the head, which is saved whole, computes in float32.
 

@@ -21,11 +21,11 @@ from config import Config
 from finetuning.augmentation import augmentation
 from finetuning.batches import Batches, TrainingRows
 from finetuning.checkpoints import Keeper, last_whole
-from finetuning.fast import on_cpu, pick_precision, uses_autocast
+from finetuning.fast import give_back_freed_memory, on_cpu, pick_precision, uses_autocast
 from finetuning.metrics import classification_metrics
 from finetuning.tokenizing import Tokens
 
-BATCHES = 32  # predicted at a time: of each the Trainer keeps a small tensor, and memory around it can't be used for the next ones
+BATCHES = 32  # predicted at a time; of each the Trainer keeps a small tensor, which is in the way of larger ones
 
 
 def _machine(config: Config) -> dict:
@@ -197,4 +197,5 @@ def predict(
         if logits is None:
             logits = np.empty((len(order), found.shape[1]), dtype=np.float32)
         logits[rows] = found
+        give_back_freed_memory()
     return logits
