@@ -69,7 +69,9 @@ def architectures_table() -> str:
         where = f"{record['n']:,} rows, {record['split']}"
         lines.append(f"| {TRAINED[Path(record['model']).name]} | {_accuracy(runs)} on {data}, {where}; {_model(record)} |")
     others = [name for name in ARCHITECTURES if name not in TRAINED.values()]
-    lines.append(f"| {', '.join(others)} | tiny random models of these classes: trained, reloaded, merged in the tests |")
+    lines.append(
+        f"| {', '.join(others)} | tiny random models in the tests: adapted, reloaded, merged, gradients as the libraries have them |"
+    )
     return "\n".join(lines)
 
 
