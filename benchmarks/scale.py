@@ -7,7 +7,7 @@ processes bring on one machine.
 
 Rows are IMDb's training reviews over and over, each copy with its number behind the text, so that no two are equal.
 fine_tune.py trains on all of them and is stopped after its third step: first with an empty cache, then again, as the second
-run of anybody would. evaluate.py evaluates a run of a few steps on as many test rows, of which it reads 8 tokens each, so
+run of anybody would. evaluate.py evaluates a run of a few steps on as many test rows, of which it reads 16 tokens each, so
 that the prediction takes minutes. Memory is private to the process (USS): the most of what a thread saw five times a second,
 and of that what is not pages of files, which the system takes back when it needs them.
 

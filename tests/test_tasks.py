@@ -5,11 +5,15 @@ import json
 import re
 from dataclasses import replace
 
+import apart
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from apart import Death
 from conftest import BAD, GOOD, make_model, make_rows
+from huggingface_hub import ModelCard
+from test_exact import STEP, Case, flags_of, outcome
 
 from config import PRESETS, Config
 from finetuning import data, model, report, tasks, tokenizing
@@ -185,12 +189,37 @@ def test_several_labels_a_text_go_through_all_the_scripts(tagged, call, tiny_fla
     assert call("predict.py", "--run", run, "--file", tagged / "columns.csv", "--out", "out.jsonl").code == 0
     found = pd.read_json("out.jsonl", lines=True).prediction[predictions.row]
     assert np.mean([set(a) == set(b) for a, b in zip(found, predictions.prediction, strict=True)]) > 0.95
+    card = ModelCard.load(run / "adapter" / "README.md")
+    assert f"All labels right: accuracy {100 * metrics['accuracy']:.2f} %" in card.text and "`bad`, `good`" in card.text
     compared = call("evaluate.py", run, tmp_path / "outputs" / "other")
     assert compared.code == 0 and "McNemar" in compared.out
     assert call("export.py", run, "--formats", "merged").code == 0
     merged = json.loads((run / "export" / "merged" / "config.json").read_text())
     assert merged["problem_type"] == "multi_label_classification", "a pipeline gives each label a probability of its own"
     assert call("predict.py", "--run", run, "--explain", "a text").code == 2
+
+
+@pytest.mark.parametrize("kind", ["one label", "pairs", "several labels"])
+def test_each_kind_resumes_bit_for_bit_and_runs_on_two_processes(kind, data_file, pairs, tagged, model_dir, tmp_path):
+    flags = {
+        "one label": dict(dataset_name=data_file, class_weights="balanced"),
+        "pairs": dict(dataset_name=pairs / "pairs.csv", text_column="premise", text_pair_column="hypothesis"),
+        "several labels": dict(dataset_name=tagged / "lists.parquet"),
+    }[kind] | dict(train_samples=56, batch_size=8, metric_for_best_model="loss")
+    ends = []
+    for name, processes, death in (("undisturbed", 1, None), ("killed", 1, Death(STEP, 11)), ("two", 2, None)):
+        command = ["fine_tune.py", *flags_of(Case(flags), model_dir, data_file, name)]
+        found = apart.run(tmp_path, *command, processes=processes, death=death)
+        if death:
+            assert found[0][0] == -9, found
+            found = apart.run(tmp_path, "fine_tune.py", "--resume", f"outputs/{name}")
+        assert {code for code, _ in found} == {0}, found
+        ends.append(outcome(tmp_path / "outputs" / name))
+    undisturbed, killed, two = ends
+    for name, tensor in undisturbed["adapter"].items():
+        assert torch.equal(tensor, killed["adapter"][name])
+        torch.testing.assert_close(two["adapter"][name], tensor, rtol=1e-3, atol=1e-5)
+    assert killed["log"] == undisturbed["log"] and killed["validation"] == undisturbed["validation"]
 
 
 def test_metrics_of_several_labels_by_hand():
