@@ -55,7 +55,14 @@ def write(run: Run, metrics: dict, test: Split, predictions, lengths) -> None:
         sections = run.task.write(partial, run.config, metrics, test, predictions, lengths)
         log, kept = run.training["log_history"], metrics["validation"]
         plots.plot_training(log, kept, run.task.METRICS[0], partial / "training.png")
-        sections.insert(1, page.Section("Training", _ended(run), pictures=(("training", "against the step"),)))
+        sections.insert(
+            1,
+            page.Section(
+                "Training",
+                _ended(run),
+                pictures=(("training", "losses, a metric of validation and the learning rate against the step"),),
+            ),
+        )
         headline, interval = run.task.headline(metrics)
         html = page.render(partial, sections, m=metrics, headline=headline, interval=interval)
         (partial / "report.html").write_text(html, encoding="utf-8")

@@ -94,7 +94,7 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, padding_side="right")
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, ImportError) as error:
         raise UserError(f"model_name: {source.path} holds no tokenizer that transformers can load ({error})") from error
     if tokenizer.pad_token is None:  # GPT-2, Llama
         if tokenizer.eos_token is None:

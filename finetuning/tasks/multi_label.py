@@ -149,11 +149,11 @@ def validation_metrics(found: EvalPrediction, label_names: list[str]) -> dict[st
 
 
 def calibrate(logits: np.ndarray, validation: Split) -> dict:
-    """Temperature, and the threshold with the best micro F1, on validation."""
+    """Temperature, and the threshold with the best micro F1, on validation; of several the one nearest to a half."""
     labels = validation.labels
     temperature = fit_temperature(_against(np.zeros_like(logits), logits), labels.ravel().astype(int))
     shares = expit(logits / temperature)
-    thresholds = np.linspace(0.05, 0.95, 91)
+    thresholds = sorted(np.linspace(0.05, 0.95, 91), key=lambda t: abs(t - 0.5))
     f1 = [2 * (labels * (shares >= t)).sum() / max(1, labels.sum() + (shares >= t).sum()) for t in thresholds]
     return {"temperature": temperature, "threshold": float(thresholds[np.argmax(f1)])}
 
@@ -279,7 +279,11 @@ def write(folder: Path, config: Config, metrics: dict, test: Split, logits: np.n
             figures=tuple(figures),
         ),
         Section("How good the ranking is", pictures=(("roc", "ROC"), ("precision_recall", "precision and recall"))),
-        Section("How far its probabilities can be trusted", single.trust(metrics), pictures=(("reliability", "reliability"),)),
+        Section(
+            "How far its probabilities can be trusted",
+            single.trust(metrics),
+            pictures=(("reliability", "how often a probability keeps its word"),),
+        ),
         Section("By length", pictures=(("by_length", "texts with all labels right, by length"),)),
         Section("The most confident mistakes", f"All {len(wrong):,} are in errors.csv.", mistakes=(("", mistakes),)),
     ]
@@ -291,7 +295,8 @@ def headline(metrics: dict) -> tuple[str, str]:
 
 
 def remark(metrics: dict) -> str:
-    return f"F1 {metrics['f1']:.4f} (micro) and {metrics['f1_macro']:.4f} (macro). {single.remark(metrics)}"
+    said = f"F1 {metrics['f1']:.4f} (micro) and {metrics['f1_macro']:.4f} (macro). {single.remark(metrics)}"
+    return f"{said} A label is given from a probability of {metrics['threshold']:.2f} on."
 
 
 def show_metrics(metrics: dict) -> None:

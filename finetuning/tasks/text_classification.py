@@ -364,7 +364,11 @@ def write(folder: Path, config: Config, metrics: dict, test: Split, logits: np.n
     return [
         Section(pictures=(("confusion_matrix", "confusion matrix"),), figures=tuple(figures)),
         Section("How good the ranking is", pictures=(("roc", "ROC"), ("precision_recall", "precision and recall"))),
-        Section("How far its probabilities can be trusted", trust(metrics), pictures=(("reliability", "reliability"),)),
+        Section(
+            "How far its probabilities can be trusted",
+            trust(metrics),
+            pictures=(("reliability", "how often a probability keeps its word"),),
+        ),
         Section("By length", pictures=(("by_length", "accuracy by length of the text"),)),
         Section("The most confident mistakes", f"All {len(wrong):,} are in errors.csv.", mistakes=kinds),
     ]
