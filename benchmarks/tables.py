@@ -260,6 +260,17 @@ def fast_table() -> str:
     return "\n".join(lines)
 
 
+def sentences_table() -> str:
+    """Another data set than IMDb, seed by seed: the study "sentences" of quality.py."""
+    lines = ["| data | rows: train | test | accuracy, seed by seed | mean | training |", "|---|--:|--:|---|--:|--:|"]
+    for name, runs in _quality_records("sentences").items():
+        seeds = ", ".join(f"{run['accuracy']:.2%}" for run in runs)
+        minutes = np.mean([run["training_seconds"] for run in runs])
+        cells = [name, f"{runs[0]['dataset']['train']:,}", f"{runs[0]['n']:,}, {runs[0]['split']}", seeds, _accuracy(runs)]
+        lines.append(f"| {' | '.join([*cells, _duration(minutes)])} |")
+    return "\n".join(lines)
+
+
 def changes_table(study: str) -> str:
     """A study of quality.py that makes one change at a time from "base", and what each is worth on validation."""
     records = _quality_records(study)
@@ -314,6 +325,7 @@ PAGES = {
         "recipe": partial(changes_table, "recipe"),
         "confirm": partial(changes_table, "confirm"),
         "augmentation": augmentation_table,
+        "sentences": sentences_table,
         "steps": steps_table,
         "fast": fast_table,
     },
