@@ -103,6 +103,7 @@ def bad(tmp_path, data_file):
         (["--text_pair_column", "review", "--augmentation", "crop"], ["augmentation=crop", "text_pair_column"]),
         (["--label_column", "good,bad"], ["label_column=good,bad", "review, sentiment"]),
         (["--test_split", "dev"], ["test_split", "dev", "train"]),
+        (["--problem_type", "multi_label_classification", "--dataset_name", "bad/decimals.csv"], ["sentiment", "lists, or texts"]),
         (["--problem_type", "multi"], ["--problem_type", "multi_label_classification"]),
         (["--report_to", "tensorbord"], ["report_to=tensorbord", "tensorboard", "wandb"]),
         (["--search", "0"], ["--search", "at least 1"]),

@@ -3,7 +3,6 @@
 What is not here is as in text_classification.py.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 import torch
 from datasets import ClassLabel, Dataset, List
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 # --- rows ----------------------------------------------------------------------------------------------------------------
 
-SEPARATORS = re.compile(r"[,;|]")
+SEPARATORS = "[,;|]"  # between the labels of a text that names them all
 
 
 def find_columns(columns: list[str], config: Config) -> dict[str, str]:
@@ -72,31 +72,42 @@ def read_labels(raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dict[
     if "label" not in columns:
         return _from_columns(raw, {name: column for name, column in columns.items() if name.startswith("label ")})
     column, feature = columns["label"], raw["train"].features[columns["label"]]
-    inner = feature.feature if isinstance(feature, List) else None
-    sets = {split: [_as_list(value) for value in read_columns(rows, column)[column].to_pylist()] for split, rows in raw.items()}
-    if isinstance(inner, ClassLabel):
-        names, known = inner.names, list(range(len(inner.names)))
+    pairs = {split: _pairs(rows, column) for split, rows in raw.items()}
+    if isinstance(feature, List) and isinstance(feature.feature, ClassLabel):
+        names, known = feature.feature.names, list(range(len(feature.feature.names)))
     else:
-        known = sorted({label for labels in sets["train"] for label in labels}, key=str)
+        known = sorted(pairs["train"][1], key=str)
         names = [str(label) for label in known]
     if len(names) < 2:
         raise UserError(f"label_column={column}: train has fewer than two labels, {names}: is it the right column?")
     position, found = {label: i for i, label in enumerate(known)}, {}
-    for split, rows in sets.items():
-        found[split] = np.zeros((len(rows), len(names)), dtype=np.float32)
-        for row, labels in enumerate(rows):
-            for label in labels:
-                if label not in position:
-                    raise UserError(f"label_column={column}: split {split} has the label {label!r} in row {row}, which train lacks")
-                found[split][row, position[label]] = 1
+    for split, (there, distinct, codes) in pairs.items():
+        if unknown := [label for label in distinct if label not in position]:
+            raise UserError(
+                f"label_column={column}: split {split} has labels that train lacks: {', '.join(map(repr, unknown[:5]))}"
+            )
+        found[split] = np.zeros((len(raw[split]), len(names)), dtype=np.float32)
+        found[split][there, np.array([position[label] for label in distinct], dtype=np.int64)[codes]] = 1
     return found, names
 
 
-def _as_list(value: list | str | None) -> list:
-    """A text's labels: a list, or a text of them with commas, semicolons or bars between."""
-    if isinstance(value, str):
-        return [part.strip() for part in SEPARATORS.split(value) if part.strip()]
-    return value if isinstance(value, list) else [] if value is None else [value]
+def _pairs(rows: Dataset, column: str) -> tuple[np.ndarray, list, np.ndarray]:
+    """Of each label of each text the text's row, the distinct labels, and the label's position among them."""
+    lists = read_columns(rows, column)[column].combine_chunks()
+    if pyarrow.types.is_string(lists.type) or pyarrow.types.is_large_string(lists.type):
+        lists = pyarrow.compute.split_pattern_regex(lists, pattern=SEPARATORS)
+    if not (pyarrow.types.is_list(lists.type) or pyarrow.types.is_large_list(lists.type)):
+        raise UserError(
+            f"label_column={column} holds {rows.features[column]}: several labels a text are lists, or texts with commas"
+        )
+    there, labels = pyarrow.compute.list_parent_indices(lists), pyarrow.compute.list_flatten(lists)
+    some = labels.is_valid()
+    if pyarrow.types.is_string(labels.type) or pyarrow.types.is_large_string(labels.type):
+        labels = pyarrow.compute.utf8_trim_whitespace(labels)
+        some = pyarrow.compute.not_equal(labels, "")
+    there, labels = there.filter(some), labels.filter(some)
+    encoded = labels.dictionary_encode()
+    return there.to_numpy(), encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
 
 
 def _from_columns(raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dict[str, np.ndarray], list[str]]:
