@@ -76,7 +76,7 @@ def read_labels(raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dict[
     if isinstance(feature, List) and isinstance(feature.feature, ClassLabel):
         names, known = feature.feature.names, list(range(len(feature.feature.names)))
     else:
-        known = sorted(pairs["train"][1], key=str)
+        known = sorted(pairs["train"][1])
         names = [str(label) for label in known]
     if len(names) < 2:
         raise UserError(f"label_column={column}: train has fewer than two labels, {names}: is it the right column?")
