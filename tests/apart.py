@@ -2,6 +2,7 @@
 libraries loaded, so that each takes a moment and not seconds."""
 
 import importlib
+import json
 import multiprocessing
 import os
 import runpy
@@ -10,6 +11,8 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
 _FORKS = multiprocessing.get_context("forkserver")
@@ -83,3 +86,24 @@ def run(
             process.kill()
         found.append((process.exitcode, out.read_text()))
     return found
+
+
+# Seven steps an epoch, a validation and a checkpoint after every fifth, a line of the log after every second.
+FLAGS = dict(num_train_epochs=3, eval_steps=5, early_stopping_patience=0, batch_size=8, learning_rate=0.003, precision="float32")
+STEP = "transformers:Trainer.training_step"
+
+
+def flags_of(settings: dict, model_dir: Path, data_file: Path, name: str) -> list[str]:
+    """Those of a short run of fine_tune.py on 56 rows, with `settings`."""
+    settings = dict(model_name=model_dir, dataset_name=data_file, max_length=32, run_name=name) | FLAGS | settings
+    return [str(part) for knob, value in settings.items() for part in (f"--{knob}", value)]
+
+
+def outcome(run: Path) -> dict:
+    """All of a finished run that does not depend on the clock."""
+    training = json.loads((run / "training.json").read_text())
+    log = [{k: v for k, v in entry.items() if "runtime" not in k and "second" not in k} for entry in training["log_history"]]
+    log = [entry for entry in log if {"loss", "eval_loss"} & set(entry)]
+    return {"adapter": load_file(run / "adapter" / "adapter_model.safetensors"), "log": log} | {
+        name: training[name] for name in ("validation", "temperature")
+    }

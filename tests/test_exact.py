@@ -1,6 +1,5 @@
 """The same steps, and the same end, whatever happens on the way."""
 
-import json
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -10,9 +9,8 @@ import apart
 import numpy as np
 import pytest
 import torch
-from apart import Death
+from apart import STEP, Death, flags_of, outcome
 from conftest import make_rows
-from safetensors.torch import load_file
 
 from finetuning.batches import Batches, steps_of_epoch
 
@@ -49,8 +47,6 @@ def test_passes_and_processes_share_a_steps_rows_out(passes, processes):
 
 # --- interrupted runs ---------------------------------------------------------------------------------------------------
 
-FLAGS = dict(num_train_epochs=3, eval_steps=5, early_stopping_patience=0, batch_size=8, learning_rate=0.003, precision="float32")
-
 
 @dataclass
 class Case:
@@ -59,8 +55,7 @@ class Case:
     processes: int = 1
 
 
-STEP, EVALUATION = "transformers:Trainer.training_step", "transformers:Trainer.prediction_step"
-# Seven steps an epoch, a validation and a checkpoint after every fifth, a line of the log after every second.
+EVALUATION = "transformers:Trainer.prediction_step"
 CASES = {
     "before the first checkpoint": Case(deaths=(Death(STEP, 3),)),
     "in the second epoch": Case(deaths=(Death(STEP, 11),)),
@@ -110,21 +105,6 @@ def undisturbed(tmp_path_factory) -> dict:
     return {"folder": tmp_path_factory.mktemp("undisturbed")}
 
 
-def outcome(run: Path) -> dict:
-    """All of a finished run that does not depend on the clock."""
-    training = json.loads((run / "training.json").read_text())
-    log = [{k: v for k, v in entry.items() if "runtime" not in k and "second" not in k} for entry in training["log_history"]]
-    log = [entry for entry in log if {"loss", "eval_loss"} & set(entry)]
-    return {"adapter": load_file(run / "adapter" / "adapter_model.safetensors"), "log": log} | {
-        name: training[name] for name in ("validation", "temperature")
-    }
-
-
-def flags_of(case: Case, model_dir: Path, data_file: Path, name: str) -> list[str]:
-    settings = dict(model_name=model_dir, dataset_name=data_file, max_length=32, run_name=name) | FLAGS | case.flags
-    return [str(part) for knob, value in settings.items() for part in (f"--{knob}", value)]
-
-
 @pytest.mark.parametrize(
     "name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)], ids=lambda name: name.replace(" ", "-")
 )
@@ -133,11 +113,11 @@ def test_a_killed_run_ends_bit_for_bit_like_an_undisturbed_one(name, undisturbed
     key = f"{case.flags} {case.processes}"
     if key not in undisturbed:
         run = f"run-{len(undisturbed)}"
-        flags = flags_of(case, model_dir, data_file, run)
+        flags = flags_of(case.flags, model_dir, data_file, run)
         found = apart.run(undisturbed["folder"], "fine_tune.py", *flags, processes=case.processes)
         assert {code for code, _ in found} == {0}, found
         undisturbed[key] = outcome(undisturbed["folder"] / "outputs" / run)
-    flags, folder = flags_of(case, model_dir, data_file, "run"), tmp_path
+    flags, folder = flags_of(case.flags, model_dir, data_file, "run"), tmp_path
     for death in case.deaths:
         found = apart.run(folder, "fine_tune.py", *flags, processes=case.processes, death=death)
         assert found.pop(death.process)[0] == -9, found
@@ -158,7 +138,7 @@ def test_a_killed_run_ends_bit_for_bit_like_an_undisturbed_one(name, undisturbed
 
 def test_a_run_killed_while_tokenising_starts_that_step_again(model_dir, tmp_path):
     make_rows(3000).to_csv(tmp_path / "rows.csv", index=False)
-    flags = flags_of(Case(dict(num_train_epochs=0.1)), model_dir, tmp_path / "rows.csv", "run")
+    flags = flags_of(dict(num_train_epochs=0.1), model_dir, tmp_path / "rows.csv", "run")
     ((code, _),) = apart.run(tmp_path, "fine_tune.py", *flags, death=Death("finetuning.tasks.text_classification:tokenize", 2))
     assert code == -9 and not (tmp_path / "outputs" / "run").exists()
     ((code, said),) = apart.run(tmp_path, "fine_tune.py", *flags)
@@ -185,7 +165,7 @@ def test_accumulation_and_processes_change_nothing_but_the_rounding(
     smoothing = {k: v for k, v in settings.items() if k == "label_smoothing_factor"}
     found = []
     for name, flags, several in (("whole", dict(batch_size=32) | smoothing, 1), ("shared", settings, processes)):
-        flags = flags_of(Case(common | flags), model_dir, data_file, name)
+        flags = flags_of(common | flags, model_dir, data_file, name)
         codes = apart.run(tmp_path, "fine_tune.py", *flags, processes=several)
         assert {code for code, _ in codes} == {0}, codes
         found.append(outcome(tmp_path / "outputs" / name))

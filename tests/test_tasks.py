@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from apart import Death
+from apart import STEP, Death, flags_of, outcome
 from conftest import BAD, GOOD, make_model, make_rows
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from test_exact import STEP, Case, flags_of, outcome
 
 from config import PRESETS, Config
 from finetuning import data, model, report, tasks, tokenizing
@@ -212,7 +211,7 @@ def test_each_kind_resumes_bit_for_bit_and_runs_on_two_processes(kind, data_file
     }[kind] | dict(train_samples=56, batch_size=8, metric_for_best_model="loss")
     ends = []
     for name, processes, death in (("undisturbed", 1, None), ("killed", 1, Death(STEP, 11)), ("two", 2, None)):
-        command = ["fine_tune.py", *flags_of(Case(flags), model_dir, data_file, name)]
+        command = ["fine_tune.py", *flags_of(flags, model_dir, data_file, name)]
         found = apart.run(tmp_path, *command, processes=processes, death=death)
         if death:
             assert found[0][0] == -9, found
