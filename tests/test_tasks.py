@@ -116,10 +116,15 @@ def test_pairs_of_texts_go_through_all_the_scripts(model_type, pairs, call, tiny
     pd.read_csv(pairs / "pairs.csv").assign(hypothesis="a dull film").to_csv("other.csv", index=False)
     assert call("predict.py", "--file", "other.csv", "--out", "other_out.csv").code == 0
     assert (pd.read_csv("other_out.csv").probability != found.probability.to_numpy()).mean() > 0.5, "the second text is read"
-    alone = call("predict.py", "a text")
+    assert call("fine_tune.py", *flags, "--run_name", "other", "--seed", 1).code == 0
+    assert call("evaluate.py", "outputs/other").code == 0
+    assert "McNemar" in call("evaluate.py", run.folder, "outputs/other").out
+    card = ModelCard.load(run.folder / "adapter" / "README.md")
+    assert "`agree`, `differ`" in card.text and card.data.pipeline_tag == "text-classification"
+    alone = call("predict.py", "--run", run.folder, "a text")
     assert alone.code == 2 and "text_pair_column=hypothesis" in alone.err
-    assert call("export.py", "--formats", "merged").code == 0
-    assert call("app.py").code == 2
+    assert call("export.py", run.folder, "--formats", "merged").code == 0
+    assert call("app.py", run.folder).code == 2
 
 
 def test_a_pair_is_cut_where_it_is_longer_and_says_which_token_is_of_which_text(tmp_path):
@@ -203,7 +208,7 @@ def test_several_labels_a_text_go_through_all_the_scripts(tagged, call, tiny_fla
 
 
 @pytest.mark.parametrize("kind", ["one label", "pairs", "several labels"])
-def test_each_kind_resumes_bit_for_bit_and_runs_on_two_processes(kind, data_file, pairs, tagged, model_dir, tmp_path):
+def test_each_kind_resumes_bit_for_bit_runs_on_two_processes_and_stops_early(kind, data_file, pairs, tagged, model_dir, tmp_path):
     flags = {
         "one label": dict(dataset_name=data_file, class_weights="balanced"),
         "pairs": dict(dataset_name=pairs / "pairs.csv", text_column="premise", text_pair_column="hypothesis"),
@@ -223,6 +228,11 @@ def test_each_kind_resumes_bit_for_bit_and_runs_on_two_processes(kind, data_file
         assert torch.equal(tensor, killed["adapter"][name])
         torch.testing.assert_close(two["adapter"][name], tensor, rtol=1e-3, atol=1e-5)
     assert killed["log"] == undisturbed["log"] and killed["validation"] == undisturbed["validation"]
+    flags |= dict(num_train_epochs=9, early_stopping_patience=2, learning_rate=1e-7, metric_for_best_model="accuracy")
+    ((code, said),) = apart.run(tmp_path, "fine_tune.py", *flags_of(flags, model_dir, data_file, "stopped"))
+    assert code == 0, said
+    log = json.loads((tmp_path / "outputs" / "stopped" / "training.json").read_text())["log_history"]
+    assert log[-1]["step"] == 15, "nothing was gained at steps 10 and 15 of 63"
 
 
 def test_metrics_of_several_labels_by_hand():
