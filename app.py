@@ -28,11 +28,11 @@ def main() -> None:
 
     console.quiet_libraries()
     run = report.open_run(arguments.run or report.newest_run(arguments.output_dir))
-    labeller = labelling.Labeller(run)
     if run.config.text_pair_column:
         raise UserError(f"{run.folder} judges pairs of texts and the page takes one: use predict.py --file")
+    labeller = labelling.Labeller(run)
 
-    def answer(text: str) -> tuple:
+    def answer(text: str):
         if not text.strip():
             raise gradio.Error("Type a text first.", print_exception=False)
         return run.task.demo(labeller.model, labeller.tokenizer, text, run)

@@ -33,14 +33,14 @@ class Config:
         default=None,
         help="column with the label, or several of 0 and 1 with commas between them; found by its usual names when not given",
     )
+    problem_type: Literal["single_label_classification", "multi_label_classification"] | None = HfArg(
+        default=None,
+        help="one label a text, or any number; not given: several where the label column holds lists, or is several columns",
+    )
     validation_split: str = HfArg(default="validation", help="the split of the data set to choose on")
     test_split: str = HfArg(
         default="test",
         help="the split to test on, where the data set's own test has no labels: validation is then held out from train",
-    )
-    problem_type: Literal["single_label_classification", "multi_label_classification"] | None = HfArg(
-        default=None,
-        help="one label a text, or any number; not given: several where the label column holds lists, or is several columns",
     )
     test_fraction: float = HfArg(default=0.2, help="share of train held out as test, where the data has no test split")
     validation_fraction: float = HfArg(default=0.1, help="share of train held out for validation, where the data has none")
@@ -67,16 +67,13 @@ class Config:
         "another order; no gain at 500 reviews, about half a point at 8,000",
     )
 
-    class_weights: Literal["none", "balanced"] = HfArg(
-        default="none", help="balanced: a text of a rare label counts for more, so that all labels weigh the same"
-    )
-
     # --- what trains -------------------------------------------------------------------------------------------------
     method: Literal["lora", "full", "head"] = HfArg(
         default="lora", help="lora: adapters and the head; full: every weight; head: the new head alone"
     )
     quantization: Literal["none", "4bit"] = HfArg(
-        default="none", help="4bit: the frozen weights in 4 bits (QLoRA, arXiv 2305.14314), for large models on a CUDA GPU"
+        default="none",
+        help="4bit: the frozen weights in 4 bits (QLoRA, arXiv 2305.14314), for large models on a CUDA GPU; not tried yet",
     )
     lora_r: int = HfArg(default=16, help="rank of the update; 4 and 64 were about a point behind in the study")
     lora_alpha: int = HfArg(default=32, help="the update is scaled by lora_alpha / lora_r")
@@ -104,6 +101,9 @@ class Config:
     warmup_steps: float = HfArg(default=0.06, help="steps of rising learning rate; below 1: a share of all steps")
     weight_decay: float = HfArg(default=0.01, help="AdamW's weight decay")
     label_smoothing_factor: float = HfArg(default=0.0, help="share of each label's weight that is spread over all labels")
+    class_weights: Literal["none", "balanced"] = HfArg(
+        default="none", help="balanced: a text of a rare label counts for more, so that all labels weigh the same"
+    )
     num_train_epochs: float = HfArg(
         default=1.0, help="passes over the training rows; from the third on the loss on new texts rises in the study"
     )

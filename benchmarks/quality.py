@@ -5,8 +5,9 @@
     python benchmarks/tables.py                    the tables of the READMEs from the records
 
 A finished run leaves a record in results/quality/ and is not run again. A study's split is where its runs are measured:
-validation, where choices are made, or the official test, which only reports. Rows are IMDb's, 2,500 of the official
-training reviews held out for validation, where a study names no other data; what is named in `Study.common` and the experiments are flags of fine_tune.py.
+validation, where choices are made, or the test, which only reports: the official one, but for "sentences". Rows are IMDb's,
+2,500 of the official training reviews held out for validation, where a study names no other data. What is named in
+`Study.common` and the experiments are flags of fine_tune.py.
 """
 
 import argparse
@@ -153,7 +154,7 @@ STUDIES = {
         {name: dict(augmentation=name) for name in AUGMENTATIONS},
         seeds=(0, 1, 2),
     ),
-    # Another data set: short sentences, a third of the rows.
+    # Another data set: short sentences, a quarter of the rows; its test is held out from train.
     "sentences": Study(
         "test", PRESETS["rotten_tomatoes"] | dict(early_stopping_patience=0), {"Rotten Tomatoes": {}}, seeds=(0, 1, 2)
     ),

@@ -146,8 +146,9 @@ def scan(task: ModuleType, split: Dataset, labels: np.ndarray, name: str) -> tup
     found = read_columns(map_once(split, hash_batch, features, [labels, code]), *features)
     empty = found["empty"].to_numpy()
     if empty.any():
-        remedy = "set text_column to the column that has them" if empty.all() else "remove them"
-        raise UserError(f"text_column: {empty.sum():,} empty texts in split {name}, the first in row {empty.argmax()}: {remedy}")
+        knobs = " or ".join(f"{column}_column" for column in split.column_names if not column.startswith("label"))
+        remedy = f"set {knobs} to the column that has them" if empty.all() else "remove them"
+        raise UserError(f"{knobs}: {empty.sum():,} empty texts in split {name}, the first in row {empty.argmax()}: {remedy}")
     return found["text"].to_numpy(), found["row"].to_numpy()
 
 

@@ -164,7 +164,7 @@ def compare(a: Run, b: Run, test: Split) -> tuple[dict, Path]:
             raise UserError(f"{run.folder} is not evaluated yet: python evaluate.py {run.folder}")
         found.append(pd.read_parquet(run.folder / "predictions.parquet", columns=a.task.COMPARED) if run.task is a.task else None)
     same = a.task is b.task and a.record["dataset"]["sha256"] == b.record["dataset"]["sha256"]
-    if not same or not found[0].row.equals(found[1].row):
+    if not same or not found[0][["row", "label"]].equals(found[1][["row", "label"]]):
         raise UserError(f"{a.folder} and {b.folder} were tested on different rows: only runs on the same ones can be compared")
     difference, differ, rows_at = a.task.compare(*found, test)
     file = a.folder / f"against-{b.folder.name}.csv"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import datasets
 import pyarrow
-from datasets import Dataset, load_dataset
+from datasets import Dataset, List, load_dataset
 
 from finetuning.errors import UserError
 from finetuning.processes import by_first
@@ -77,9 +77,19 @@ def read_file(path: Path, cache: str) -> Dataset:
         raise UserError(f"--file {path}: cannot be read; it is not there, empty, cut short or not UTF-8 ({cause})") from error
 
 
+def _write_csv(rows: Dataset, file: Path, **options) -> None:
+    """Lists as text with semicolons between."""
+    lists = [name for name, feature in rows.features.items() if isinstance(feature, List)]
+
+    def as_text(batch: dict[str, list]) -> dict[str, list[str]]:
+        return {name: ["; ".join(map(str, values)) for values in batch[name]] for name in lists}
+
+    (rows.map(as_text, batched=True) if lists else rows).to_csv(file, **options)
+
+
 WRITERS = {
-    ".csv": Dataset.to_csv,
-    ".tsv": lambda rows, file: rows.to_csv(file, sep="\t"),
+    ".csv": _write_csv,
+    ".tsv": lambda rows, file: _write_csv(rows, file, sep="\t"),
     ".json": lambda rows, file: rows.to_json(file, force_ascii=False),
     ".jsonl": lambda rows, file: rows.to_json(file, force_ascii=False),
     ".parquet": Dataset.to_parquet,

@@ -86,6 +86,21 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     return {"expected_calibration_error": float(error), "bins": found}
 
 
+LENGTHS = (0, 64, 128, 256, 512)
+
+
+def accuracy_by_length(right: np.ndarray, lengths: np.ndarray) -> list[dict]:
+    """Accuracy, with its interval, of texts of like length in tokens, the special ones included, before any cut."""
+    found = []
+    for low, high in zip(LENGTHS, (*LENGTHS[1:], None), strict=True):
+        here = right[(lengths > low) & (lengths <= (high or np.inf))]
+        if len(here):
+            correct = int(here.sum())
+            interval = wilson_interval(correct, len(here))
+            found.append({"above": low, "up_to": high, "n": len(here), "accuracy": correct / len(here), "accuracy_ci95": interval})
+    return found
+
+
 def paired_difference(a: np.ndarray, b: np.ndarray) -> dict:
     """How much more accurate a is than b, from what each got right on the same rows: (n,) or, seed by seed, (seeds, n).
 

@@ -116,6 +116,7 @@ def build_base(source: Source, label_names: list[str], config: Config) -> torch.
     dropouts = [name for name in numbers if "dropout" in name or name.endswith("pdrop")]
     for name, value in (task.model_settings(label_names) | dict.fromkeys(dropouts, config.dropout)).items():
         setattr(model_config, name, value)
+    known = model_config.model_type in ARCHITECTURES  # others may hand their attention what ours does not take
     set_seed(config.seed)
     return task.MODEL.from_pretrained(
         source.path,
@@ -124,7 +125,7 @@ def build_base(source: Source, label_names: list[str], config: Config) -> torch.
         use_safetensors=True,
         ignore_mismatched_sizes=True,
         quantization_config=_four_bits() if config.quantization == "4bit" else None,
-        attn_implementation=fast.ATTENTION if fast.on_cpu() and fast.has_sdpa(task.MODEL, model_config) else None,
+        attn_implementation=fast.ATTENTION if fast.on_cpu() and known and fast.has_sdpa(task.MODEL, model_config) else None,
     )
 
 

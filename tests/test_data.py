@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from config import Config
-from finetuning import data, tokenizing
+from finetuning import data, labels, tokenizing
 from finetuning.augmentation import augmentation
 from finetuning.sources import find_model
 from finetuning.tasks import text_classification
@@ -100,7 +100,7 @@ def test_labels_may_be_words_numbers_or_truth_values():
         ([True, False], ["False", "True"]),
     ):
         rows = Dataset.from_dict({"text": ["x", "y"] * 10, "label": values * 10})
-        codes, found = text_classification.encode_labels({"train": rows, "test": rows.select([1, 0, 1])}, "label")
+        codes, found = labels.encode_labels({"train": rows, "test": rows.select([1, 0, 1])}, "label")
         assert found == names
         assert [names[code] for code in codes["train"][:2]] == [str(int(v) if isinstance(v, float) else v) for v in values]
         assert codes["test"].tolist() == codes["train"][[1, 0, 1]].tolist()

@@ -106,7 +106,7 @@ def test_calibration_error_by_hand():
 def test_accuracy_by_length_counts_every_text_once():
     lengths = np.array([3, 64, 65, 128, 300, 512, 513, 2000])
     right = np.array([True, True, True, False, True, True, False, False])
-    found = text_classification.accuracy_by_length(right, lengths)
+    found = metrics.accuracy_by_length(right, lengths)
     assert [(row["above"], row["up_to"], row["n"], row["accuracy"]) for row in found] == [
         (0, 64, 2, 1.0), (64, 128, 2, 0.5), (256, 512, 2, 1.0), (512, None, 2, 0.0),
     ]  # fmt: skip

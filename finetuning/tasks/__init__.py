@@ -16,16 +16,19 @@ model        MODEL, PEFT_TYPE  its class in transformers, its type in peft
              collator, loss    rows -> a batch; training labels -> a function that sums the losses
 predictions  METRICS           on validation: the first picks the checkpoint, the last is the loss
              predict           one prediction for each row, in their order
-             validation_metrics, interval, calibrate
+             validation_metrics, interval, calibrate  what is said of validation, and what is fitted on it
              decide            predictions -> what is compared with the labels
              measure           the figures of metrics.json
 evaluate.py  write             its files and pictures; what stands on the page
-             headline, remark, show_metrics; COMPARED, compare, show_comparison
+             headline, remark, show_metrics  the figures in words: on the page, on the model card, in the terminal
+             COMPARED, compare, show_comparison  of predictions.parquet; two runs on the same rows
 predict.py   answer            columns for new texts
-             as_json, as_line; explain, show_words if it can; EXAMPLES, demo_outputs, demo for app.py
+             as_json, as_line  a row of them in words
+             explain, show_words  the words that decided (not every task knows them)
+app.py       EXAMPLES, demo_outputs, demo  texts to try, what is shown, what it shows
 
 `task_of` finds it; what calls it is what all tasks share: data.py, tokenizing.py, model.py, training.py, evaluation.py,
-labelling.py and the scripts.
+labelling.py, exporting.py and the scripts.
 """
 
 import importlib

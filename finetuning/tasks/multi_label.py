@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import pyarrow
-import pyarrow.compute
-import pyarrow.parquet
 import torch
-from datasets import ClassLabel, Dataset, List
+from datasets import Dataset
 from peft import PeftModel
 from scipy.special import expit
 from sklearn.metrics import precision_recall_fscore_support
@@ -23,10 +21,11 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 from config import Config
 from finetuning import plots
 from finetuning.data import Split
-from finetuning.disk import read_columns, write_json
+from finetuning.disk import write_json
 from finetuning.errors import UserError
-from finetuning.metrics import calibration, fit_temperature
-from finetuning.page import MISTAKES, Mistake, Section, write_csv
+from finetuning.labels import encode_label_columns, encode_label_lists
+from finetuning.metrics import accuracy_by_length, calibration, fit_temperature
+from finetuning.page import MISTAKES, Mistake, Section
 from finetuning.tasks import text_classification as single
 from finetuning.tasks.text_classification import (  # noqa: F401  (parts of this task too)
     COMPARED,
@@ -35,7 +34,6 @@ from finetuning.tasks.text_classification import (  # noqa: F401  (parts of this
     MODEL,
     NAME,
     PEFT_TYPE,
-    accuracy_by_length,
     collator,
     features,
     find_inputs,
@@ -46,14 +44,13 @@ from finetuning.tasks.text_classification import (  # noqa: F401  (parts of this
     show_comparison,
     texts,
     tokenize,
+    write_rows,
 )
 
 if TYPE_CHECKING:
     from finetuning.report import Run
 
 # --- rows ----------------------------------------------------------------------------------------------------------------
-
-SEPARATORS = "[,;|]"  # between the labels of a text that names them all
 
 
 def find_columns(columns: list[str], config: Config) -> dict[str, str]:
@@ -69,56 +66,9 @@ def find_columns(columns: list[str], config: Config) -> dict[str, str]:
 def read_labels(raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dict[str, np.ndarray], list[str]]:
     """0 or 1 (rows, labels), float32, as the loss takes them."""
     single.check_texts(raw, columns)
-    if "label" not in columns:
-        return _from_columns(raw, {name: column for name, column in columns.items() if name.startswith("label ")})
-    column, feature = columns["label"], raw["train"].features[columns["label"]]
-    pairs = {split: _pairs(rows, column) for split, rows in raw.items()}
-    if isinstance(feature, List) and isinstance(feature.feature, ClassLabel):
-        names, known = feature.feature.names, list(range(len(feature.feature.names)))
-    else:
-        known = sorted(pairs["train"][1])
-        names = [str(label) for label in known]
-    if len(names) < 2:
-        raise UserError(f"label_column={column}: train has fewer than two labels, {names}: is it the right column?")
-    position, found = {label: i for i, label in enumerate(known)}, {}
-    for split, (there, distinct, codes) in pairs.items():
-        if unknown := [label for label in distinct if label not in position]:
-            raise UserError(
-                f"label_column={column}: split {split} has labels that train lacks: {', '.join(map(repr, unknown[:5]))}"
-            )
-        found[split] = np.zeros((len(raw[split]), len(names)), dtype=np.float32)
-        found[split][there, np.array([position[label] for label in distinct], dtype=np.int64)[codes]] = 1
-    return found, names
-
-
-def _pairs(rows: Dataset, column: str) -> tuple[np.ndarray, list, np.ndarray]:
-    """Of each label of each text the text's row, the distinct labels, and the label's position among them."""
-    lists = read_columns(rows, column)[column].combine_chunks()
-    if pyarrow.types.is_string(lists.type) or pyarrow.types.is_large_string(lists.type):
-        lists = pyarrow.compute.split_pattern_regex(lists, pattern=SEPARATORS)
-    if not (pyarrow.types.is_list(lists.type) or pyarrow.types.is_large_list(lists.type)):
-        raise UserError(
-            f"label_column={column} holds {rows.features[column]}: several labels a text are lists, or texts with commas"
-        )
-    there, labels = pyarrow.compute.list_parent_indices(lists), pyarrow.compute.list_flatten(lists)
-    some = labels.is_valid()
-    if pyarrow.types.is_string(labels.type) or pyarrow.types.is_large_string(labels.type):
-        labels = pyarrow.compute.utf8_trim_whitespace(labels)
-        some = pyarrow.compute.not_equal(labels, "")
-    there, labels = there.filter(some), labels.filter(some)
-    encoded = labels.dictionary_encode()
-    return there.to_numpy(), encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
-
-
-def _from_columns(raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dict[str, np.ndarray], list[str]]:
-    found = {}
-    for split, rows in raw.items():
-        table = read_columns(rows, *columns.values()).to_pandas()[[*columns.values()]]
-        wrong = [name for name in table if not table[name].isin([0, 1]).all()]
-        if wrong:
-            raise UserError(f"label_column: split {split} holds more than 0 and 1 in {', '.join(wrong)}")
-        found[split] = table.to_numpy(np.float32)
-    return found, [*columns.values()]
+    if "label" in columns:
+        return encode_label_lists(raw, columns["label"])
+    return encode_label_columns(raw, [column for name, column in columns.items() if name.startswith("label ")])
 
 
 def strata(labels: np.ndarray) -> np.ndarray:
@@ -146,6 +96,7 @@ def loss(train_labels: np.ndarray, n_labels: int, config: Config) -> Callable[[t
 
     def summed(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         here = None if weight is None else weight.to(logits.device)
+        labels = labels * (1 - config.label_smoothing_factor) + config.label_smoothing_factor / 2
         return binary_cross_entropy_with_logits(logits.float(), labels, pos_weight=here, reduction="sum")
 
     return summed
@@ -155,7 +106,7 @@ def loss(train_labels: np.ndarray, n_labels: int, config: Config) -> Callable[[t
 
 
 def validation_metrics(found: EvalPrediction, label_names: list[str]) -> dict[str, float]:
-    metrics = multi_label_metrics(found.predictions, found.label_ids, label_names, threshold=0.5)
+    metrics = multi_label_metrics(found.predictions, found.predictions >= 0, found.label_ids, label_names)
     return {name: metrics[name] for name in METRICS}
 
 
@@ -175,18 +126,17 @@ def decide(logits: np.ndarray, calibrated: dict) -> np.ndarray:
 
 
 def measure(logits: np.ndarray, test: Split, lengths: np.ndarray, label_names: list[str], calibrated: dict) -> dict:
-    temperature, threshold = calibrated["temperature"], calibrated["threshold"]
-    right = (decide(logits, calibrated) == test.labels).all(axis=1)
+    temperature, predicted = calibrated["temperature"], decide(logits, calibrated)
 
     def bins(logits: np.ndarray) -> dict:
         shares = expit(logits)
         return calibration(_against(1 - shares, shares), test.labels.ravel().astype(int))
 
-    return multi_label_metrics(logits / temperature, test.labels, label_names, threshold) | {
+    return multi_label_metrics(logits, predicted, test.labels, label_names) | {
         "temperature": temperature,
-        "threshold": threshold,
+        "threshold": calibrated["threshold"],
         "calibration": {"as_trained": bins(logits), "scaled": bins(logits / temperature)},
-        "by_length": accuracy_by_length(right, lengths),
+        "by_length": accuracy_by_length((predicted == test.labels).all(axis=1), lengths),
     }
 
 
@@ -195,12 +145,11 @@ def _against(no: np.ndarray, yes: np.ndarray) -> np.ndarray:
     return np.stack([no.ravel(), yes.ravel()], axis=-1)
 
 
-def multi_label_metrics(logits: np.ndarray, labels: np.ndarray, label_names: list[str], threshold: float) -> dict:
-    """Metrics of `logits` (n, labels) against `labels` (n, labels), 0 or 1.
+def multi_label_metrics(logits: np.ndarray, predicted: np.ndarray, labels: np.ndarray, label_names: list[str]) -> dict:
+    """Metrics of `logits` and of what is `predicted` from them against `labels`, 0 or 1, (n, labels) each.
 
     `accuracy` is the share of texts whose labels are all right (subset accuracy); f1, precision and recall are micro averages.
     """
-    predicted = expit(logits) >= threshold
     right = (predicted == labels).all(axis=1)
     scores = {
         average: precision_recall_fscore_support(labels, predicted, average=average, zero_division=0)[:3]
@@ -235,41 +184,12 @@ def write(folder: Path, config: Config, metrics: dict, test: Split, logits: np.n
     """
     names, labels = np.array(metrics["label_names"], dtype=object), test.labels.astype(bool)
     shares = expit(logits / metrics["temperature"])
-    predicted, truncated = shares >= metrics["threshold"], lengths > config.max_length
-    probability = np.where(predicted, shares, 1 - shares).prod(axis=1)
-
-    def named(rows: np.ndarray) -> list[list[str]]:
-        return [names[row].tolist() for row in rows]
-
-    predictions = pyarrow.table(
-        {
-            "row": test.rows,
-            "label": pyarrow.array(named(labels), pyarrow.list_(pyarrow.string())),
-            "prediction": pyarrow.array(named(predicted), pyarrow.list_(pyarrow.string())),
-            "probability": probability,
-            "logits": pyarrow.FixedSizeListArray.from_arrays(logits.ravel(), logits.shape[1]),
-            "tokens": lengths,
-            "truncated": truncated,
-        }
+    predicted = decide(logits, metrics)
+    label, prediction = (
+        pyarrow.array([names[row].tolist() for row in rows], pyarrow.list_(pyarrow.string())) for rows in (labels, predicted)
     )
-    pyarrow.parquet.write_table(predictions, folder / "predictions.parquet")
-
-    def rows_at(positions: np.ndarray) -> pd.DataFrame:
-        return pd.DataFrame(
-            {
-                "row": test.rows[positions],
-                "text": texts(test.select(positions).columns()),
-                "actual": [", ".join(row) for row in named(labels[positions])],
-                "predicted": [", ".join(row) for row in named(predicted[positions])],
-                "probability": probability[positions],
-                "tokens": lengths[positions],
-                "truncated": truncated[positions],
-            }
-        )
-
-    wrong = np.flatnonzero((predicted != labels).any(axis=1))
-    wrong = wrong[np.argsort(-probability[wrong], kind="stable")]
-    write_csv(folder / "errors.csv", wrong, rows_at)
+    said = {"label": label, "prediction": prediction, "probability": np.where(predicted, shares, 1 - shares).prod(axis=1)}
+    wrong, rows_at = write_rows(folder, config, test, logits, lengths, said, (predicted == labels).all(axis=1))
     mistakes = [
         Mistake(row.probability, f"{row.actual or 'none'}, taken for {row.predicted or 'none'} (row {row.row})", row.text)
         for row in rows_at(wrong[:MISTAKES]).itertuples()
@@ -325,7 +245,7 @@ def show_metrics(metrics: dict) -> None:
 
 def compare(a: pd.DataFrame, b: pd.DataFrame, test: Split) -> tuple[dict, np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
     """As for one label: a text is right where all its labels are."""
-    as_text = [one.assign(**{name: one[name].map(", ".join) for name in ("label", "prediction")}) for one in (a, b)]
+    as_text = [one.assign(**{name: one[name].map(single.in_words) for name in ("label", "prediction")}) for one in (a, b)]
     return single.compare(*as_text, test)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow
 import pyarrow.parquet
 import torch
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import Dataset, Features, LargeList, List, Value
 from peft import PeftModel, TaskType
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support, roc_auc_score
@@ -21,9 +21,10 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 from config import Config
 from finetuning import explanation, plots, training
 from finetuning.data import TEXT_COLUMNS, Split, find_column
-from finetuning.disk import read_columns, write_json
+from finetuning.disk import write_json
 from finetuning.errors import UserError
-from finetuning.metrics import accuracy, calibration, fit_temperature, paired_difference, wilson_interval
+from finetuning.labels import encode_labels
+from finetuning.metrics import accuracy, accuracy_by_length, calibration, fit_temperature, paired_difference, wilson_interval
 from finetuning.page import MISTAKES, Mistake, Section, write_csv
 from finetuning.tokenizing import Tokens, tokenize_texts
 
@@ -62,7 +63,7 @@ def settle(train: Dataset, config: Config) -> Config:
         return config
     several = "," in (config.label_column or "") and config.label_column not in train.column_names
     if not several:
-        several = isinstance(train.features[find_columns(train.column_names, config)["label"]], List)
+        several = isinstance(train.features[find_columns(train.column_names, config)["label"]], List | LargeList)
     return replace(config, problem_type="multi_label_classification" if several else "single_label_classification")
 
 
@@ -82,53 +83,6 @@ def check_texts(raw: dict[str, Dataset], columns: dict[str, str]) -> None:
                 raise UserError(
                     f"{name}_column={column}: split {split} holds no text in it; set {name}_column to the column that does"
                 )
-
-
-def encode_labels(raw: dict[str, Dataset], column: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Each split's labels as positions (rows,) among the names, which are the data set's own or else train's sorted values."""
-    found = {name: _distinct(rows, column) for name, rows in raw.items()}
-    feature = raw["train"].features[column]
-    if isinstance(feature, ClassLabel):
-        names, position = feature.names, {i: i for i in range(len(feature.names))}
-    else:
-        names = _class_values(found["train"][0], column, len(raw["train"]))
-        position = {value: i for i, value in enumerate(names)}
-    codes = {}
-    for name, (values, indices) in found.items():
-        values = [None if value != value else value for value in values]  # NaN
-        unknown = sorted(str(value) for value in values if value is not None and value not in position)
-        if unknown and not isinstance(feature, ClassLabel):
-            raise UserError(
-                f"label_column={column}: split {name} has labels that train lacks: {', '.join(map(repr, unknown[:5]))}; "
-                f"train has {', '.join(map(repr, names[:5]))}"
-            )
-        codes[name] = np.array([*(position.get(value, -1) for value in values), -1], dtype=np.int64)[indices]
-        if unlabelled := int((codes[name] < 0).sum()):
-            raise UserError(f"label_column={column}: {unlabelled:,} rows of split {name} have no label")
-    if len(there := np.unique(codes["train"])) < 2:
-        raise UserError(f"label_column={column}: train has one class only, {names[there[0]]!r}; a classifier needs two")
-    return codes, [str(name) for name in names]
-
-
-def _distinct(split: Dataset, column: str) -> tuple[list, np.ndarray]:
-    """A column's distinct values, and for each row the position of its own among them, -1 where there is none."""
-    try:
-        encoded = read_columns(split, column)[column].dictionary_encode().unify_dictionaries()
-    except pyarrow.ArrowException as error:
-        raise UserError(f"label_column={column} holds {split.features[column]}: set it to a column with one class a row") from error
-    indices = [chunk.indices.fill_null(-1).to_numpy() for chunk in encoded.chunks]
-    return encoded.chunk(0).dictionary.to_pylist(), np.concatenate(indices)
-
-
-def _class_values(values: list, column: str, rows: int) -> list:
-    """`values` sorted, whole numbers as such. Raises `UserError` where they are no classes."""
-    values = [value for value in values if value is not None and value == value]
-    if any(isinstance(value, float) and value % 1 for value in values):
-        raise UserError(f"label_column={column} holds decimal numbers: set it to a column with classes")
-    if len(values) > max(20, rows / 4):
-        raise UserError(f"label_column={column} has {len(values)} different values in {rows} rows: is it the right column?")
-    values = sorted(values, key=lambda value: (str(type(value)), value))
-    return [int(value) if isinstance(value, float) else value for value in values]
 
 
 def strata(labels: np.ndarray) -> np.ndarray:
@@ -276,21 +230,6 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray, label_names: 
     }
 
 
-LENGTHS = (0, 64, 128, 256, 512)
-
-
-def accuracy_by_length(right: np.ndarray, lengths: np.ndarray) -> list[dict]:
-    """Accuracy, with its interval, of texts of like length in tokens, the special ones included, before any cut."""
-    found = []
-    for low, high in zip(LENGTHS, (*LENGTHS[1:], None), strict=True):
-        here = right[(lengths > low) & (lengths <= (high or np.inf))]
-        if len(here):
-            correct = int(here.sum())
-            interval = wilson_interval(correct, len(here))
-            found.append({"above": low, "up_to": high, "n": len(here), "accuracy": correct / len(here), "accuracy_ci95": interval})
-    return found
-
-
 # --- what evaluate.py leaves and says ------------------------------------------------------------------------------------
 
 
@@ -303,32 +242,9 @@ def write(folder: Path, config: Config, metrics: dict, test: Split, logits: np.n
     """
     names, labels, predicted = metrics["label_names"], test.labels, logits.argmax(axis=-1)
     probabilities = softmax(logits / metrics["temperature"], axis=-1)
-    probability, truncated = probabilities.max(axis=-1), lengths > config.max_length
-    predictions = pyarrow.table(
-        {
-            "row": test.rows,
-            "label": pyarrow.array(names).take(pyarrow.array(labels)),
-            "prediction": pyarrow.array(names).take(pyarrow.array(predicted)),
-            "probability": probability,
-            "logits": pyarrow.FixedSizeListArray.from_arrays(logits.ravel(), logits.shape[1]),
-            "tokens": lengths,
-            "truncated": truncated,
-        }
-    )
-    pyarrow.parquet.write_table(predictions, folder / "predictions.parquet")
-
-    def rows_at(positions: np.ndarray) -> pd.DataFrame:
-        return pd.DataFrame(
-            {
-                "row": test.rows[positions],
-                "text": texts(test.select(positions).columns()),
-                "actual": [names[i] for i in labels[positions]],
-                "predicted": [names[i] for i in predicted[positions]],
-                "probability": probability[positions],
-                "tokens": lengths[positions],
-                "truncated": truncated[positions],
-            }
-        )
+    label, prediction = (pyarrow.array(names).take(pyarrow.array(codes)) for codes in (labels, predicted))
+    said = {"label": label, "prediction": prediction, "probability": probabilities.max(axis=-1)}
+    wrong, rows_at = write_rows(folder, config, test, logits, lengths, said, predicted == labels)
 
     def mistakes(positions: np.ndarray) -> list[Mistake]:
         found = []
@@ -338,9 +254,6 @@ def write(folder: Path, config: Config, metrics: dict, test: Split, logits: np.n
             found.append(Mistake(row.probability, line, row.text))
         return found
 
-    wrong = np.flatnonzero(predicted != labels)
-    wrong = wrong[np.argsort(-probability[wrong], kind="stable")]
-    write_csv(folder / "errors.csv", wrong, rows_at)
     kinds = tuple(
         (f"{names[i]}, taken for {names[j]}", mistakes(of_kind))
         for i, j in np.ndindex(len(names), len(names))
@@ -372,6 +285,34 @@ def write(folder: Path, config: Config, metrics: dict, test: Split, logits: np.n
         Section("By length", pictures=(("by_length", "accuracy by length of the text"),)),
         Section("The most confident mistakes", f"All {len(wrong):,} are in errors.csv.", mistakes=kinds),
     ]
+
+
+def write_rows(
+    folder: Path, config: Config, test: Split, logits: np.ndarray, lengths: np.ndarray, said: dict, right: np.ndarray
+) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
+    """predictions.parquet and errors.csv; where `right` is not, most confident first, and what errors.csv says of such rows.
+
+    `said` has `label`, `prediction` and `probability`, (rows,) each.
+    """
+    truncated = lengths > config.max_length
+    scores = pyarrow.FixedSizeListArray.from_arrays(logits.ravel(), logits.shape[1])
+    table = pyarrow.table({"row": test.rows, **said, "logits": scores, "tokens": lengths, "truncated": truncated})
+    pyarrow.parquet.write_table(table, folder / "predictions.parquet")
+
+    def rows_at(positions: np.ndarray) -> pd.DataFrame:
+        rows = table.drop_columns("logits").take(positions).to_pandas()
+        named = {column: rows[column].map(in_words) for column in ("label", "prediction")}
+        rows = rows.assign(text=texts(test.select(positions).columns()), actual=named["label"], predicted=named["prediction"])
+        return rows[["row", "text", "actual", "predicted", "probability", "tokens", "truncated"]]
+
+    wrong = np.flatnonzero(~right)
+    wrong = wrong[np.argsort(-said["probability"][wrong], kind="stable")]
+    write_csv(folder / "errors.csv", wrong, rows_at)
+    return wrong, rows_at
+
+
+def in_words(labels: str | Sequence[str]) -> str:
+    return labels if isinstance(labels, str) else ", ".join(labels)
 
 
 def trust(metrics: dict) -> str:
