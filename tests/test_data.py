@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from conftest import make_rows
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, List
 from transformers import AutoTokenizer
 
 from config import Config
@@ -104,6 +104,20 @@ def test_labels_may_be_words_numbers_or_truth_values():
         assert found == names
         assert [names[code] for code in codes["train"][:2]] == [str(int(v) if isinstance(v, float) else v) for v in values]
         assert codes["test"].tolist() == codes["train"][[1, 0, 1]].tolist()
+
+
+def test_several_labels_are_read_with_gaps_and_blanks():
+    kinds = ClassLabel(names=["a", "b", "c"])
+    for values, names in (
+        ([["a", "b "], [], None, [None, "c"]], ["a", "b", "c"]),
+        (["a; b", "", None, "c,; c"], ["a", "b", "c"]),
+        ([[3, 1], [], None, [None, 7]], ["1", "3", "7"]),
+        ([[0, 1], [], [], [2]], kinds.names),
+    ):
+        features = Features(label=List(kinds)) if values[0] == [0, 1] else None
+        found, known = labels.encode_label_lists({"train": Dataset.from_dict({"label": values}, features)}, "label")
+        assert known == names
+        assert found["train"].tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 1]]
 
 
 def test_what_was_read_and_tokenised_once_is_found_again_until_what_it_depends_on_changes(tmp_path, model_dir):

@@ -32,7 +32,7 @@ def test_two_labels():
     assert found["confusion_matrix"] == [[45, 5], [10, 40]], "rows actual, columns predicted"
     assert found["accuracy"] == 0.85 and found["n"] == 100
     assert (found["precision"], found["recall"]) == pytest.approx((40 / 45, 40 / 50))
-    assert found["f1"] == pytest.approx(80 / 95)
+    assert found["f1"] == pytest.approx(80 / 95) and found["f1_macro"] == pytest.approx((90 / 105 + 80 / 95) / 2)
     assert found["roc_auc"] == pytest.approx((0.9 + 0.8) / 2)
     right, wrong = -np.log(1 / (1 + np.exp(-2))), -np.log(1 / (1 + np.exp(2)))
     assert found["loss"] == pytest.approx(0.85 * right + 0.15 * wrong)
