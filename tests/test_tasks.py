@@ -246,6 +246,32 @@ def test_metrics_of_several_labels_by_hand():
     assert found["loss"] == pytest.approx((2 * wrong + 10 * right) / 12)
 
 
+def test_what_is_measured_of_several_labels_is_decided_by_temperature_and_threshold_and_loses_as_trained():
+    logits, labels = np.array([[2.0, -1.0], [0.5, 3.0]], dtype=np.float32), np.array([[1, 0], [0, 1]], dtype=np.float32)
+    test = data.Split(None, np.arange(2), labels, None)
+    for threshold, accuracy in ((0.5, 0.5), (0.6, 1.0)):  # at a temperature of 2 the third of them is 0.56
+        calibrated = dict(temperature=2.0, threshold=threshold)
+        found = multi_label.measure(logits, test, np.array([5, 5]), ["a", "b"], calibrated)
+        assert found["accuracy"] == accuracy
+        assert found["loss"] == pytest.approx(np.log1p(np.exp([-2, -1, 0.5, -3])).mean())
+
+
+def test_the_loss_of_several_labels_smooths_and_weighs():
+    labels = torch.tensor([[1.0, 0], [0, 0], [0, 0], [1, 1]])
+    logits = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    yes, no = (torch.nn.functional.softplus(sign * logits) for sign in (-1, 1))
+
+    def loss(**settings) -> float:
+        return float(multi_label.loss(labels.numpy(), 2, Config(**settings))(logits, labels))
+
+    assert loss() == pytest.approx(float((labels * yes + (1 - labels) * no).sum()), rel=1e-5)
+    soft = 0.8 * labels + 0.1
+    assert loss(label_smoothing_factor=0.2) == pytest.approx(float((soft * yes + (1 - soft) * no).sum()), rel=1e-5)
+    weights = torch.tensor([1.0, 3.0])  # two of four have the first label, one of four the second
+    expected = (weights * labels * yes + (1 - labels) * no).sum()
+    assert loss(class_weights="balanced") == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_balanced_classes_weigh_the_same_and_a_text_one_in_the_mean():
     labels = np.array([0] * 90 + [1] * 10)
     logits = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
