@@ -41,9 +41,9 @@ def main() -> None:
     rows = data.load_data(config, origin["dataset"])
     config = rows.config  # the labels say whether a text has one or several
     console.show_sources(model_source, rows)
-    tokenizer = model.load_tokenizer(model_source)
-    batches.check_shares(len(rows.train), config)
+    tokenizer = model.load_tokenizer(model_source, config)
     train, validation = (tokenizing.encode(split, tokenizer, config) for split in (rows.train, rows.validation))
+    batches.check_shares(len(train), config)
 
     if arguments.search:
         return search.search(arguments.search, config, model_source, tokenizer, train, validation, rows)
@@ -59,13 +59,19 @@ def main() -> None:
         report.check_same_data(folder, rows)
     else:
         report.start_run(folder, config, model_source, rows)
-    trainer = training.build_trainer(lora, tokenizer, train, validation, rows.label_names, config, folder / "checkpoints")
+    trainer = training.build_trainer(lora, tokenizer, train, validation, rows, config, folder / "checkpoints")
     seconds_before = time.perf_counter() - started
     with resumable(folder):
         seconds = training.train(trainer)
 
     task, best = task_of(config), training.best_validation(trainer, config)
-    calibrated = task.calibrate(task.predict(lora, tokenizer, validation, config), rows.validation)
+    predictions = task.predict(lora, tokenizer, validation, config)
+    calibrated = task.calibrate(predictions, rows.validation)
+    best |= {
+        "ci95": task.interval(predictions, rows.validation, calibrated),
+        "n": len(rows.validation),
+        "split": rows.validation_split,
+    }
     report.finish_run(
         folder,
         lora,
@@ -73,7 +79,7 @@ def main() -> None:
         model_source.name,
         calibrated
         | {
-            "validation": best | {"n": len(rows.validation), "split": rows.validation_split},
+            "validation": best,
             "seconds": {"before_training": seconds_before, "training": seconds},
             "precision": precision,
             "peak_memory_gib": report.peak_memory_gib(),
@@ -82,7 +88,7 @@ def main() -> None:
             "log_history": trainer.state.log_history,
         },
     )
-    console.show_trained(folder, config, best, rows, seconds)
+    console.show_trained(folder, task.METRICS[0], best, seconds)
 
 
 if __name__ == "__main__":

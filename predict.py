@@ -53,7 +53,7 @@ def main() -> None:
             return
         for row in labeller.answer(rows, columns):
             inputs = {name: row[column] for name, column in columns.items()}
-            words = labeller.explain(inputs["text"]) if arguments.explain else None
+            words = labeller.explain(inputs.get("text")) if arguments.explain else None
             if arguments.json:
                 print(json.dumps(run.task.as_json(inputs, row) | ({"words": words} if words else {}), ensure_ascii=False))
             else:

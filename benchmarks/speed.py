@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -87,13 +88,14 @@ def product(step: str, model_path: str, reviews, max_length: int):
         fast.keep_freed_memory = lambda: None
     config = Config(**settings)
     source = sources.find_model(model_path)
-    tokenizer = model.load_tokenizer(source)
+    tokenizer = model.load_tokenizer(source, config)
     lora = model.add_lora(model.build_base(source, ["neg", "pos"], config), config)
     lengths = np.minimum(tokenizing.encode(reviews, tokenizer, config).lengths, max_length)
     steps = batches.steps_of_epoch(lengths, config.batch_size, seed=0, epoch=0, by_length=has["by length"])
     reviews = reviews.select(np.concatenate(steps[::8] if has["by length"] else steps[:3]))
     rows = tokenizing.encode(reviews, tokenizer, config)
-    trainer = training.build_trainer(lora, tokenizer, rows, rows, ["neg", "pos"], config, Path("checkpoints"))
+    data = SimpleNamespace(train=reviews, label_names=["neg", "pos"])
+    trainer = training.build_trainer(lora, tokenizer, rows, rows, data, config, Path("checkpoints"))
     batches.steps_of_epoch = lambda lengths, size, *_: np.array_split(np.arange(len(lengths)), len(lengths) // size)  # that order
     trainer.args.load_best_model_at_end = False
     return (

@@ -16,9 +16,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from quality import STUDIES, record_file  # noqa: E402
 
+from finetuning import plots  # noqa: E402
 from finetuning.metrics import paired_difference, wilson_interval  # noqa: E402
 from finetuning.model import ARCHITECTURES  # noqa: E402
-from finetuning.plots import plot_confusion_matrix, pyplot  # noqa: E402
 
 LORA = "LoRA on all linear layers"  # the experiment of "comparison" that is the recipe
 
@@ -131,7 +131,7 @@ def growth_picture(path: Path) -> None:
     """Accuracy, with its interval, and minutes of training against the number of training reviews."""
     growth = _growth()
     reviews = [n for n, _, _ in growth]
-    figure, (accuracy, minutes) = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    figure, (accuracy, minutes) = plots.pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for column, label in ((1, f"LoRA, {_model(growth[0][1])}"), (2, "TF-IDF and logistic regression")):
         runs = [point[column] for point in growth]
         found = np.array([run["accuracy"] for run in runs])
@@ -147,7 +147,7 @@ def growth_picture(path: Path) -> None:
         axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    plots.pyplot.close(figure)
 
 
 def augmentation_table() -> str:
@@ -348,7 +348,9 @@ def draw() -> None:
     growth_picture(ROOT / "results" / "growth.png")
     run = _quality_records("comparison")[LORA][0]
     dataset = dict(dataset=run["dataset"]["name"], dataset_origin=run["dataset"]["origin"])
-    plot_confusion_matrix(run | dataset, ROOT / "results" / "confusion_matrix.png")
+    names = run["label_names"]
+    title = plots.title("accuracy", run | dataset)
+    plots.plot_confusion_matrix(run["confusion_matrix"], (names, names), title, ROOT / "results" / "confusion_matrix.png")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,9 @@ from pathlib import Path
 import datasets
 import transformers
 
-from config import Config
 from finetuning.data import Data
 from finetuning.report import Run
 from finetuning.sources import Source
-from finetuning.tasks import task_of
 
 
 def quiet_libraries() -> None:
@@ -41,14 +39,12 @@ def show_sources(model: Source, data: Data) -> None:
     )
 
 
-def show_trained(folder: Path, config: Config, best: dict, data: Data, seconds: float) -> None:
+def show_trained(folder: Path, metric: str, best: dict, seconds: float) -> None:
     """Say what was reached on validation, where the run lies, and what comes next."""
-    task, n = task_of(config), len(data.validation)
-    name = task.METRICS[0]
-    low, high = task.interval(best[name], n)
+    low, high = best["ci95"]
     print(
-        f"\nbest checkpoint: step {best['step']}, validation {name} {best[name]:.4f} "
-        f"(95 % interval {low:.4f} to {high:.4f}, n = {n:,}, {data.validation_split}), after {seconds:.0f} s of training\n"
+        f"\nbest checkpoint: step {best['step']}, validation {metric} {best[metric]:.4f} "
+        f"(95 % interval {low:.4f} to {high:.4f}, n = {best['n']:,}, {best['split']}), after {seconds:.0f} s of training\n"
         f"run folder:      {folder}\n"
         f"next:            python evaluate.py {folder}"
     )
@@ -72,8 +68,9 @@ def show_comparison(a: Run, b: Run, found: dict, differences: Path) -> None:
 
 def show_exports(found: list[dict], folder: Path) -> None:
     """Print each export beside the run's model."""
-    print(f"{'':<8}{'MiB':>9}{'rows/s':>9}{'accuracy':>10}{'equal labels':>14}{'largest difference of a logit':>31}")
+    metric = next(name for name in found[0] if name not in ("format", "rows_per_s", "mib"))
+    print(f"{'':<8}{'MiB':>9}{'rows/s':>9}{metric:>10}{'equal labels':>14}{'largest difference of a logit':>31}")
     for one in found:
         agreement = f"{one['equal_labels']:>14.1%}{one['largest_difference']:>31.2g}" if "equal_labels" in one else ""
-        print(f"{one['format']:<8}{one['mib']:>9.1f}{one['rows_per_s']:>9.1f}{one['accuracy']:>10.4f}{agreement}")
+        print(f"{one['format']:<8}{one['mib']:>9.1f}{one['rows_per_s']:>9.1f}{one[metric]:>10.4f}{agreement}")
     print(f"\nwritten to {folder}; the same figures in export.json")

@@ -64,7 +64,7 @@ def load_data(config: Config, origin: str | None = None) -> Data:
 
     Raises `UserError` for data that can't be had, can't be read, or can't be trained on.
     """
-    found, source = find_rows(config.dataset_name, origin)
+    found, source = find_rows(config.dataset_name, origin, task_of(config).READERS)
     official = official_splits(found, config)
     raw = {name: found[there] for name, there in official.items()}
     config = task_of(config).settle(raw["train"], config)
@@ -75,11 +75,7 @@ def load_data(config: Config, origin: str | None = None) -> Data:
             raise UserError(f"dataset_name={config.dataset_name}: split {name} has no column {', '.join(missing)}")
         if len(rows) == 0:
             raise UserError(f"dataset_name={config.dataset_name}: split {name} has no rows")
-    labels, label_names = task.read_labels(raw, columns)
-    raw = {
-        name: rows.select_columns([*columns.values()]).rename_columns({there: here for here, there in columns.items()})
-        for name, rows in raw.items()
-    }
+    raw, labels, label_names = task.read_rows(raw, columns)
     found = {name: scan(task, rows, labels[name], name) for name, rows in raw.items()}
     frames = {name: pd.DataFrame({"hash": row_hash, "stratum": task.strata(labels[name])}) for name, (row_hash, _) in found.items()}
     frames = {name: sample(frame, name, config) for name, frame in split(frames, config).items()}
@@ -115,6 +111,12 @@ def official_splits(found: DatasetDict, config: Config) -> dict[str, str]:
     if config.validation_split == config.test_split:  # what tests must not choose
         del wanted["validation"]
     return {name: there for name, there in wanted.items() if there in found}
+
+
+def renamed(raw: dict[str, Dataset], columns: dict[str, str]) -> dict[str, Dataset]:
+    """Each split's `columns` by the task's names for them."""
+    names = {there: here for here, there in columns.items()}
+    return {split: rows.select_columns([*names]).rename_columns(names) for split, rows in raw.items()}
 
 
 def find_column(knob: str, given: str | None, usual: tuple[str, ...], columns: list[str]) -> str:

@@ -1,17 +1,18 @@
 """Use of a finished run on new texts, one by one or a file at a time."""
 
+import json
 import os
 import sys
 from pathlib import Path
 
 import datasets
 import pyarrow
-from datasets import Dataset, List, load_dataset
+from datasets import ClassLabel, Dataset, List, Value, load_dataset
 
 from finetuning.errors import UserError
 from finetuning.processes import by_first
 from finetuning.report import Run, load_model
-from finetuning.sources import READERS
+from finetuning.sources import READERS, reader
 
 FILES = READERS | {".txt": ("text", {})}
 CHUNK = 2048  # rows in memory at a time
@@ -59,18 +60,18 @@ def rows_of(texts: list[str]) -> Dataset:
     return Dataset.from_dict({"text": texts})
 
 
-def _check_texts(texts: list[str], before: int = 0) -> None:
-    empty = [before + number for number, text in enumerate(texts, 1) if not isinstance(text, str) or not text.strip()]
+def _check_texts(texts: list[str] | list[list[str]], before: int = 0) -> None:
+    empty = [before + number for number, text in enumerate(texts, 1) if not (text.strip() if isinstance(text, str) else text)]
     if empty:
-        raise UserError(f"text {empty[0]} is empty: every text gets a label, so remove the empty ones")
+        raise UserError(f"text {empty[0]} is empty: every text gets an answer, so remove the empty ones")
 
 
 def read_file(path: Path, cache: str) -> Dataset:
     """The rows of a file, on disk in the folder `cache`. Raises `UserError`."""
     if path.suffix.lower() not in FILES:
         raise UserError(f"--file {path}: not one of {', '.join(FILES)}")
-    builder, options = FILES[path.suffix.lower()]
     try:
+        builder, options = reader(path, FILES)
         return load_dataset(builder, data_files=str(path), split="train", cache_dir=cache, **options)
     except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, ValueError, OSError) as error:
         cause = error.__cause__ or error
@@ -78,11 +79,15 @@ def read_file(path: Path, cache: str) -> Dataset:
 
 
 def _write_csv(rows: Dataset, file: Path, **options) -> None:
-    """Lists as text with semicolons between."""
-    lists = [name for name, feature in rows.features.items() if isinstance(feature, List)]
+    """Lists as text with semicolons between; lists of more than words as JSON."""
+    lists = {name: feature.feature for name, feature in rows.features.items() if isinstance(feature, List)}
 
     def as_text(batch: dict[str, list]) -> dict[str, list[str]]:
-        return {name: ["; ".join(map(str, values)) for values in batch[name]] for name in lists}
+        def text(name: str, values: list) -> str:
+            plain = isinstance(lists[name], Value | ClassLabel)
+            return "; ".join(map(str, values)) if plain else json.dumps(values, ensure_ascii=False)
+
+        return {name: [text(name, values or []) for values in batch[name]] for name in lists}
 
     (rows.map(as_text, batched=True) if lists else rows).to_csv(file, **options)
 

@@ -87,13 +87,13 @@ def read_model_config(source: Source, config: Config) -> PretrainedConfig:
     return model_config
 
 
-def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: Source, config: Config) -> PreTrainedTokenizerBase:
     """The model's tokenizer, padding on the right, with the end of a text where it has no token to pad with.
 
     Raises `UserError` where the folder has none.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.path, padding_side="right")
+        tokenizer = AutoTokenizer.from_pretrained(source.path, padding_side="right", **task_of(config).TOKENIZER)
     except (ValueError, OSError, KeyError, ImportError) as error:
         raise UserError(f"model_name: {source.path} holds no tokenizer that transformers can load ({error})") from error
     if tokenizer.pad_token is None:  # GPT-2, Llama
@@ -110,7 +110,7 @@ def build_base(source: Source, label_names: list[str], config: Config) -> torch.
     """
     task, model_config = task_of(config), read_model_config(source, config)
     if model_config.pad_token_id is None:
-        model_config.pad_token_id = load_tokenizer(source).pad_token_id  # by it a decoder finds a text's last token
+        model_config.pad_token_id = load_tokenizer(source, config).pad_token_id  # by it a decoder finds a text's last token
     model_config.use_cache = False
     numbers = [name for name, value in model_config.to_dict().items() if type(value) in (float, int)]
     dropouts = [name for name in numbers if "dropout" in name or name.endswith("pdrop")]

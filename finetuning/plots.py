@@ -10,12 +10,21 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  (the backend comes first)
 
 
-def plot_confusion_matrix(metrics: dict, path: Path) -> None:
-    """Draw counts and row percentages of `metrics["confusion_matrix"]` (rows actual, columns predicted) as a PNG."""
-    counts = np.array(metrics["confusion_matrix"])
-    names = metrics["label_names"]
+def title(metric: str, metrics: dict) -> str:
+    """What was reached, by what, on what."""
+    low, high = metrics[f"{metric}_ci95"]
+    return (
+        f"{metric} {metrics[metric]:.2%}  (95 % interval {low:.2%} to {high:.2%})\n"
+        f"{metrics['model']} ({metrics['model_origin']})\n"
+        f"{metrics['dataset']} ({metrics['dataset_origin']}), {metrics['split']}, n = {metrics['n']:,}"
+    )
+
+
+def plot_confusion_matrix(counts: list[list[int]], names: tuple[list[str], list[str]], title: str, path: Path) -> None:
+    """Draw `counts` (actual, predicted), and their shares of the row, as a PNG; `names` are those of rows and columns."""
+    counts = np.array(counts)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    size = max(4.8, 1.1 * len(names) + 2)
+    size = max(4.8, 1.1 * len(names[0]) + 2)
     figure, axes = pyplot.subplots(figsize=(size, size), layout="constrained")
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(counts.shape):
@@ -26,18 +35,12 @@ def plot_confusion_matrix(metrics: dict, path: Path) -> None:
             ha="center",
             va="center",
             color="white" if shares[row, column] > 0.5 else "black",
-            fontsize=13 if len(names) <= 4 else 8,
+            fontsize=13 if len(names[0]) <= 4 else 8,
         )
-    axes.set_xticks(range(len(names)), names, rotation=0 if len(names) <= 4 else 90)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_xticks(range(len(names[1])), names[1], rotation=0 if len(names[1]) <= 5 else 90)
+    axes.set_yticks(range(len(names[0])), names[0])
     axes.set(xlabel="predicted", ylabel="actual")
-    low, high = metrics["accuracy_ci95"]
-    axes.set_title(
-        f"accuracy {metrics['accuracy']:.2%}  (95 % interval {low:.2%} to {high:.2%})\n"
-        f"{metrics['model']} ({metrics['model_origin']})\n"
-        f"{metrics['dataset']} ({metrics['dataset_origin']}), {metrics['split']}, n = {metrics['n']:,}",
-        fontsize=9,
-    )
+    axes.set_title(title, fontsize=9)
     _save(figure, path)
 
 
@@ -121,18 +124,18 @@ def plot_reliability(before: dict, after: dict, path: Path) -> None:
     _save(figure, path)
 
 
-def plot_by_length(found: list[dict], max_length: int, path: Path) -> None:
-    """Draw what `metrics.accuracy_by_length` found, with the intervals."""
+def plot_by_length(found: list[dict], metric: str, xlabel: str, path: Path) -> None:
+    """Draw a metric of texts of like length, as `metrics.accuracy_by_length` finds it, with the intervals."""
     figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
     names = [length_name(row) for row in found]
-    accuracy = np.array([row["accuracy"] for row in found])
-    low, high = np.array([row["accuracy_ci95"] for row in found]).T
-    axes.errorbar(names, accuracy, yerr=np.maximum([accuracy - low, high - accuracy], 0), fmt="o", capsize=4)
+    score = np.array([row[metric] for row in found])
+    low, high = np.array([row[f"{metric}_ci95"] for row in found]).T
+    axes.errorbar(names, score, yerr=np.maximum([score - low, high - score], 0), fmt="o", capsize=4)
     for name, row, top in zip(names, found, high, strict=True):
         axes.annotate(
-            f"{row['accuracy']:.1%}\nn = {row['n']:,}", (name, top), (0, 4), textcoords="offset points", ha="center", fontsize=9
+            f"{row[metric]:.1%}\nn = {row['n']:,}", (name, top), (0, 4), textcoords="offset points", ha="center", fontsize=9
         )
-    axes.set(xlabel=f"tokens of the text (the model reads {max_length})", ylabel="accuracy")
+    axes.set(xlabel=xlabel, ylabel=metric)
     axes.margins(x=0.15, y=0.3)
     axes.grid(axis="y", alpha=0.3)
     _save(figure, path)

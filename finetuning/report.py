@@ -180,7 +180,7 @@ def load_model(run: Run) -> tuple[peft.PeftModel, PreTrainedTokenizerBase, Sourc
             f"{run.folder}: the adapter belongs to another base model; the weights in {source.path} are not those it was trained on"
         )
     base = build_base(source, run.label_names, run.config)
-    return load_adapter(base, run.folder / "adapter", run.config), load_tokenizer(source), source
+    return load_adapter(base, run.folder / "adapter", run.config), load_tokenizer(source, run.config), source
 
 
 def environment() -> dict:

@@ -79,7 +79,7 @@ def search(
         return (max if greater else min)(value for value in values if value is not None)
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(build(config), tokenizer, train, validation, data.label_names, config, Path(folder))
+        trainer = build_trainer(build(config), tokenizer, train, validation, data, config, Path(folder))
         trainer.args.save_strategy = "no"
         trainer.args.load_best_model_at_end = False
         trainer.pop_callback(EarlyStoppingCallback)

@@ -41,14 +41,27 @@ STAND_IN_DATA = {
 }
 # The Hub serves much beside these (other frameworks' weights, pickles): only safetensors are ever fetched or loaded.
 MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+
+
+def column_names(file: Path) -> dict:
+    """Options of the reader of files with a word a line, its tags behind it, and an empty line after a sentence (CoNLL)."""
+    with file.open(encoding="utf-8-sig") as lines:
+        first = next((line.split() for line in lines if line.strip() and not line.startswith("-DOCSTART-")), [""])
+    between = [f"column_{number}" for number in range(2, len(first))]
+    return {"column_names": ["tokens", *between, "tags"][: max(len(first), 1)], "encoding": "utf-8-sig"}
+
+
 # Rows of Arrow's batches on disk: of each, opening the file maps 64 KiB into memory. Ten times the default: 58 MiB less of a million.
 BATCH = dict(writer_batch_size=10_000)
-READERS = {
+READERS = {  # by a file's ending: the library's reader, and its options or a function that finds them in the file
     ".parquet": ("parquet", {}),
     ".csv": ("csv", {}),
     ".tsv": ("csv", {"sep": "\t"}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
+    ".conll": ("conll", column_names),
+    ".iob": ("conll", column_names),
+    ".bio": ("conll", column_names),
 }
 
 
@@ -116,11 +129,11 @@ def find_model(name: str, origin: str | None = None) -> Source:
     return source
 
 
-def find_rows(name: str, origin: str | None = None) -> tuple[DatasetDict, Source]:
-    """Load a data set's raw splits, columns as they come. Arguments and errors as for `find_model`."""
+def find_rows(name: str, origin: str | None = None, readers: dict | None = None) -> tuple[DatasetDict, Source]:
+    """Load a data set's raw splits, columns as they come. `readers` go before READERS; the rest as for `find_model`."""
     path = Path(name).expanduser()
     if path.exists():
-        return _rows_from_path(path), Source(path.resolve().name, "local path", str(path.resolve()))
+        return _rows_from_path(path, READERS | (readers or {})), Source(path.resolve().name, "local path", str(path.resolve()))
     if origin != "stand-in":
         if _is_path(name):
             raise UserError(f"dataset_name={name}: there is no such file or folder")
@@ -194,21 +207,38 @@ def _rows_from_hub(name: str) -> DatasetDict | None:
         raise UserError(f"dataset_name={name}: {error}") from error
 
 
-def _rows_from_path(path: Path) -> DatasetDict:
+def _rows_from_path(path: Path, readers: dict) -> DatasetDict:
     try:
         if (path / "aclImdb").is_dir():
             path = path / "aclImdb"
         if path.name.endswith((".tar.gz", ".tgz")) or (path / "train" / "pos").is_dir():
             return _acl_imdb(path)
         if path.is_dir():
-            return load_dataset(str(path), **BATCH)
-        if path.suffix.lower() not in READERS:
-            raise UserError(f"dataset_name={path}: not one of {', '.join(READERS)}, .tar.gz")
-        builder, options = READERS[path.suffix.lower()]
+            ours = [file for file in sorted(path.iterdir()) if callable(readers.get(file.suffix.lower(), (None, None))[1])]
+            if not ours:
+                return load_dataset(str(path), **BATCH)
+            builder, options = reader(ours[0], readers)
+            return load_dataset(builder, **_files_of(path), **options, **BATCH)
+        if path.suffix.lower() not in readers:
+            raise UserError(f"dataset_name={path}: not one of {', '.join(readers)}, .tar.gz")
+        builder, options = reader(path, readers)
         return load_dataset(builder, data_files=str(path), **options, **BATCH)
     except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, ValueError, EOFError, tarfile.TarError, OSError) as error:
         cause = error.__cause__ or error
         raise UserError(f"dataset_name={path}: cannot be read, it is empty, cut short or not UTF-8 ({cause})") from error
+
+
+def reader(file: Path, readers: dict) -> tuple[str, dict]:
+    """The library's reader of a file, and its options."""
+    builder, options = readers[file.suffix.lower()]
+    return builder, options(file) if callable(options) else options
+
+
+def _files_of(folder: Path) -> dict:
+    """Splits by the files' names; CoNLL's own (eng.train, eng.testa, eng.testb) are none that the library knows."""
+    endings = {"train": "*.train", "validation": "*.testa", "test": "*.testb"}
+    found = {split: str(folder / ending) for split, ending in endings.items() if any(folder.glob(ending))}
+    return {"data_files": found} if found else {"data_dir": str(folder)}
 
 
 def _acl_imdb(path: Path) -> DatasetDict:

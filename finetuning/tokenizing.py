@@ -1,7 +1,7 @@
 """From texts to token ids: cut to `max_length`, kept on disk, read a batch at a time."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,14 @@ class Tokens:
     inputs: Dataset  # `input_ids`, and what else the task has on disk
     lengths: np.ndarray  # (rows,) in tokens, before any cut
     labels: np.ndarray | None = None
+    rows: np.ndarray | None = None  # where one of the split may be several here: each one's row, ascending
     read: int = 0
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def unlabelled(self) -> "Tokens":
+        return replace(self, labels=None, inputs=self.inputs.remove_columns({"labels"} & {*self.inputs.column_names}))
 
     def __getitems__(self, rows: Iterable[int]) -> list[dict]:
         """What PyTorch's DataLoader asks for instead of items one by one."""
@@ -41,11 +45,12 @@ class Tokens:
 
 
 def encode(split: Split, tokenizer: PreTrainedTokenizerBase, config: Config) -> Tokens:
-    """A split's tokens, row for row, cut to `max_length`; on disk."""
+    """A split's tokens in the order of its rows, at most `max_length` each; on disk."""
     task = task_of(config)
 
-    def tokenize_batch(batch: dict[str, list], _) -> dict:
-        return task.tokenize(batch, tokenizer, config)
+    def tokenize_batch(batch: dict[str, list], positions: list[int]) -> dict:
+        found = task.tokenize(batch, tokenizer, config)
+        return found | ({"row": np.array(positions)[found["row"]]} if "row" in found else {})
 
     files = [
         file.read_bytes()
@@ -55,8 +60,9 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, config: Config) -> 
     depends_on = [files, config.max_length, config.truncation, Path(task.__file__).read_bytes()]
     features = task.features(tokenizer, config)
     found = map_once(split.raw.select(split.rows), tokenize_batch, features, depends_on)
-    lengths = read_columns(found, "length")["length"].to_numpy()
-    return Tokens(found.remove_columns("length"), lengths, None if "labels" in features else split.labels)
+    held = {name: read_columns(found, name)[name].to_numpy() for name in ("length", "row") if name in features}
+    labels = None if "labels" in features else split.labels
+    return Tokens(found.remove_columns([*held]), held["length"], labels, held.get("row"))
 
 
 def tokenize_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, config: Config) -> tuple[list[list[int]], np.ndarray]:

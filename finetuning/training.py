@@ -3,7 +3,6 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
-from transformers import DataCollator, EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import DataCollator, EarlyStoppingCallback, EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerCallback, TrainerState
 
@@ -21,6 +20,7 @@ from config import Config
 from finetuning.augmentation import augmentation
 from finetuning.batches import Batches, TrainingRows
 from finetuning.checkpoints import Keeper, last_whole
+from finetuning.data import Data
 from finetuning.fast import give_back_freed_memory, on_cpu, pick_precision, uses_autocast
 from finetuning.tasks import task_of
 from finetuning.tokenizing import Tokens
@@ -67,11 +67,14 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     train: Tokens,
     validation: Tokens,
-    label_names: list[str],
+    data: Data,
     config: Config,
     checkpoints: Path,
 ) -> Trainer:
-    """A Trainer that keeps the best checkpoint by validation and stops early; `checkpoints` is its folder."""
+    """A Trainer that keeps the best checkpoint by validation and stops early; `checkpoints` is its folder.
+
+    `train` and `validation` are the tokens of those splits of `data`.
+    """
     task = task_of(config)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(checkpoints.parent / "logs"))  # the checkpoints go in the end
     arguments = TrainingArguments(
@@ -100,11 +103,17 @@ def build_trainer(
         **_machine(config),
     )
 
-    loss = task.loss(train.labels, len(label_names), config)
+    loss = task.loss(data.train.labels, len(data.label_names), config)
 
     def loss_of_step(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
         """This forward pass's share of the mean over the step's rows: passes and processes may hold unequal numbers of them."""
         return loss(outputs.logits, labels) / num_items_in_batch
+
+    order = _by_length(validation)
+    back = np.argsort(order)
+
+    def metrics_of(found: EvalPrediction) -> dict[str, float]:
+        return task.validation_metrics(EvalPrediction(found.predictions[back], found.label_ids[back]), validation, data.label_names)
 
     optimizer = None  # the Trainer's AdamW
     if config.loraplus_lr_ratio != 1:
@@ -116,11 +125,11 @@ def build_trainer(
         model=model,
         args=arguments,
         train_dataset=TrainingRows(train, augmentation(tokenizer, config)),
-        eval_dataset=Subset(validation, _by_length(validation)),
+        eval_dataset=Subset(validation, order),
         data_collator=task.collator(tokenizer, config),
         processing_class=tokenizer,
         compute_loss_func=loss_of_step,
-        compute_metrics=lambda found: task.validation_metrics(found, label_names),
+        compute_metrics=metrics_of,
         optimizers=(optimizer, None),
     )
     trainer.keeper, trainer.by_length, trainer.max_length = Keeper(), config.padding == "longest", config.max_length
@@ -190,7 +199,7 @@ def predict(
     )
     trainer = Trainer(model=model, args=arguments, data_collator=collator, processing_class=tokenizer)
     trainer.add_callback(_Progress(len(tokens), show_progress))
-    order, unlabelled = _by_length(tokens), replace(tokens, labels=None)
+    order, unlabelled = _by_length(tokens), tokens.unlabelled()
     piece = BATCHES * config.eval_batch_size * arguments.world_size
     for start in range(0, len(order), piece):
         rows = order[start : start + piece]

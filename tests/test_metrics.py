@@ -118,8 +118,7 @@ def test_the_plot_is_a_picture_even_with_many_labels_and_empty_rows(tmp_path):
         names = [f"label {i}" for i in range(k)]
         counts = np.diag(range(k)).tolist()
         about = dict(model="tiny", model_origin="hub", dataset="rows", dataset_origin="hub", split="held out from train", n=3)
-        plots.plot_confusion_matrix(
-            about | dict(confusion_matrix=counts, label_names=names, accuracy=1.0, accuracy_ci95=[0.5, 1.0]), tmp_path / "p.png"
-        )
+        title = plots.title("accuracy", about | dict(accuracy=1.0, accuracy_ci95=[0.5, 1.0]))
+        plots.plot_confusion_matrix(counts, (names, names), title, tmp_path / "p.png")
         picture = matplotlib.image.imread(tmp_path / "p.png")
         assert min(picture.shape[:2]) > 600 and picture[..., :3].std() > 0.05

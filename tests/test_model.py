@@ -190,7 +190,7 @@ def test_what_trains_stays_in_float32(model_dir):
 def test_predictions_come_back_in_the_order_of_the_rows(model_dir):
     lora = build(model_dir)
     randomise(lora.eval())
-    tokenizer = model.load_tokenizer(find_model(str(model_dir)))
+    tokenizer = model.load_tokenizer(find_model(str(model_dir)), Config())
     generator = np.random.default_rng(0)
     ids = [generator.integers(5, 60, size=length).tolist() for length in generator.integers(3, 33, size=50)]
     tokens = Tokens(Dataset.from_dict({"input_ids": ids}), np.array([len(row) for row in ids]))

@@ -60,7 +60,7 @@ def test_an_architecture_goes_through_all_the_scripts(model_type, call, tiny_fla
 
 def test_a_decoder_pads_on_the_right_with_the_end_of_a_text_and_reads_the_last_real_token(tmp_path):
     source = find_model(str(make_model(tmp_path / "gpt2", "gpt2")))
-    tokenizer = model.load_tokenizer(source)
+    tokenizer = model.load_tokenizer(source, Config())
     assert tokenizer.pad_token == tokenizer.eos_token and tokenizer.padding_side == "right"
     assert model.build_base(source, ["a", "b"], Config(max_length=32)).config.pad_token_id == tokenizer.pad_token_id
 
@@ -126,7 +126,7 @@ def test_pairs_of_texts_go_through_all_the_scripts(model_type, pairs, call, tiny
 
 
 def test_a_pair_is_cut_where_it_is_longer_and_says_which_token_is_of_which_text(tmp_path):
-    tokenizer = model.load_tokenizer(find_model(str(make_model(tmp_path / "bert", "bert"))))
+    tokenizer = model.load_tokenizer(find_model(str(make_model(tmp_path / "bert", "bert"))), Config())
     config = Config(text_pair_column="b", max_length=12)
     rows = text_classification.tokenize({"text": ["a " * 20, "a"], "text_pair": ["we loved it", "it"]}, tokenizer, config)
     assert rows["length"].tolist()[0] > 20 and [len(ids) for ids in rows["input_ids"]] == [12, rows["length"][1]]
@@ -301,5 +301,7 @@ def test_rotten_tomatoes_has_a_stand_in_too():
     loaded = data.load_data(Config(**PRESETS["rotten_tomatoes"]))
     assert loaded.source.name == "Rotten Tomatoes train sentences" and loaded.source.origin == "stand-in"
     assert len(loaded.test) == 1706 and loaded.label_names == ["neg", "pos"]
-    tokens = tokenizing.encode(loaded.test, model.load_tokenizer(find_model("distilbert-base-uncased")), Config(max_length=64))
+    tokens = tokenizing.encode(
+        loaded.test, model.load_tokenizer(find_model("distilbert-base-uncased"), Config()), Config(max_length=64)
+    )
     assert np.mean(tokens.lengths > 64) < 0.01

@@ -3,21 +3,25 @@
 A task's file answers, in this order:
 
 rows         NAME              its name in config.py and on the Hub
+             READERS           endings of files that it reads in a way of its own, as in sources.py
              find_inputs       the columns with what the model reads: the task's name for one -> the data set's
              find_columns      those and the labels'
              settle            settings that were left open and that the data decide
-             read_labels       what is held of each row in memory, as arrays; the labels' names
+             read_rows         rows as the task has them; what is held of each in memory, as arrays; the labels' names
              strata            whose shares are kept when rows are held out or sampled
              contents          of each row a text that must not be empty, equal where two rows are, and what else it says
 tokens       features          what lies on disk of a row: `input_ids`, `length` in tokens before any cut, and more
              tokenize          rows -> features; without labels where the columns have none
+             TOKENIZER         what its tokenizer is loaded with
 model        MODEL, PEFT_TYPE  its class in transformers, its type in peft
              model_settings    fields of the model's config
              collator, loss    rows -> a batch; training labels -> a function that sums the losses
 predictions  METRICS           on validation: the first picks the checkpoint, the last is the loss
              predict           one prediction for each row, in their order
-             validation_metrics, interval, calibrate  what is said of validation, and what is fitted on it
+             validation_metrics  of the Trainer's evaluation, in the order of the tokens
+             calibrate         what is fitted on validation
              decide            predictions -> what is compared with the labels
+             interval          of the first of METRICS, 95 %
              measure           the figures of metrics.json
 evaluate.py  write             its files and pictures; what stands on the page
              headline, remark, show_metrics  the figures in words: on the page, on the model card, in the terminal

@@ -20,11 +20,11 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from config import Config
 from finetuning import plots
-from finetuning.data import Split
+from finetuning.data import Split, renamed
 from finetuning.disk import write_json
 from finetuning.errors import UserError
 from finetuning.labels import encode_label_columns, encode_label_lists
-from finetuning.metrics import accuracy_by_length, calibration, fit_temperature
+from finetuning.metrics import accuracy_by_length, calibration, fit_temperature, wilson_interval
 from finetuning.page import MISTAKES, Mistake, Section
 from finetuning.tasks import text_classification as single
 from finetuning.tasks.text_classification import (  # noqa: F401  (parts of this task too)
@@ -34,10 +34,11 @@ from finetuning.tasks.text_classification import (  # noqa: F401  (parts of this
     MODEL,
     NAME,
     PEFT_TYPE,
+    READERS,
+    TOKENIZER,
     collator,
     features,
     find_inputs,
-    interval,
     logits_of_texts,
     predict,
     settle,
@@ -46,6 +47,7 @@ from finetuning.tasks.text_classification import (  # noqa: F401  (parts of this
     tokenize,
     write_rows,
 )
+from finetuning.tokenizing import Tokens
 
 if TYPE_CHECKING:
     from finetuning.report import Run
@@ -63,12 +65,14 @@ def find_columns(columns: list[str], config: Config) -> dict[str, str]:
     return find_inputs(columns, config, config.text_column) | {f"label {name}": name for name in wanted}
 
 
-def read_labels(raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """0 or 1 (rows, labels), float32, as the loss takes them."""
+def read_rows(raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dict[str, Dataset], dict[str, np.ndarray], list[str]]:
+    """Rows as they are; of labels 0 or 1 (rows, labels), float32, as the loss takes them."""
     single.check_texts(raw, columns)
     if "label" in columns:
-        return encode_label_lists(raw, columns["label"])
-    return encode_label_columns(raw, [column for name, column in columns.items() if name.startswith("label ")])
+        found = encode_label_lists(raw, columns["label"])
+    else:
+        found = encode_label_columns(raw, [column for name, column in columns.items() if name.startswith("label ")])
+    return renamed(raw, columns), *found
 
 
 def strata(labels: np.ndarray) -> np.ndarray:
@@ -105,7 +109,7 @@ def loss(train_labels: np.ndarray, n_labels: int, config: Config) -> Callable[[t
 # --- predictions and what is measured ------------------------------------------------------------------------------------
 
 
-def validation_metrics(found: EvalPrediction, label_names: list[str]) -> dict[str, float]:
+def validation_metrics(found: EvalPrediction, tokens: Tokens, label_names: list[str]) -> dict[str, float]:
     metrics = multi_label_metrics(found.predictions, found.predictions >= 0, found.label_ids, label_names)
     return {name: metrics[name] for name in METRICS}
 
@@ -123,6 +127,14 @@ def calibrate(logits: np.ndarray, validation: Split) -> dict:
 def decide(logits: np.ndarray, calibrated: dict) -> np.ndarray:
     """(rows, labels), whether each is there."""
     return expit(logits / calibrated["temperature"]) >= calibrated["threshold"]
+
+
+def interval(logits: np.ndarray, split: Split, calibrated: dict) -> list[float]:
+    return _of_whole_sets((decide(logits, calibrated) == split.labels).all(axis=1))
+
+
+def _of_whole_sets(right: np.ndarray) -> list[float]:
+    return wilson_interval(int(right.sum()), len(right))
 
 
 def measure(logits: np.ndarray, test: Split, lengths: np.ndarray, label_names: list[str], calibrated: dict) -> dict:
@@ -159,7 +171,7 @@ def multi_label_metrics(logits: np.ndarray, predicted: np.ndarray, labels: np.nd
     every = binary_cross_entropy_with_logits(torch.tensor(logits).double(), torch.tensor(labels).double())
     return {
         "accuracy": float(right.mean()),
-        "accuracy_ci95": interval(float(right.mean()), len(labels)),
+        "accuracy_ci95": _of_whole_sets(right),
         **{name: float(value) for name, value in zip(("precision", "recall", "f1"), scores["micro"], strict=True)},
         "f1_macro": float(scores["macro"][2]),
         "averaged": "micro",
@@ -199,7 +211,7 @@ def write(folder: Path, config: Config, metrics: dict, test: Split, logits: np.n
     plots.plot_by_label(metrics["by_label"], folder / "by_label.png")
     plots.plot_curves(curves, folder / "roc.png", folder / "precision_recall.png")
     plots.plot_reliability(*metrics["calibration"].values(), folder / "reliability.png")
-    plots.plot_by_length(metrics["by_length"], config.max_length, folder / "by_length.png")
+    plots.plot_by_length(metrics["by_length"], "accuracy", single.read_of(config), folder / "by_length.png")
     figures = [(f"{name}, micro", f"{metrics[name]:.4f}", "") for name in ("f1", "precision", "recall")]
     figures += [("f1, macro", f"{metrics['f1_macro']:.4f}", ""), ("loss", f"{metrics['loss']:.4f}", "")]
     return [

@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from config import Config
 from finetuning import explanation, plots, training
-from finetuning.data import TEXT_COLUMNS, Split, find_column
+from finetuning.data import TEXT_COLUMNS, Split, find_column, renamed
 from finetuning.disk import write_json
 from finetuning.errors import UserError
 from finetuning.labels import encode_labels
@@ -35,6 +35,7 @@ NAME = "text-classification"
 
 # --- rows ----------------------------------------------------------------------------------------------------------------
 
+READERS: dict = {}  # the usual ones
 LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "category", "target")
 LINE_BREAK = re.compile(r"<br\s*/?>")
 
@@ -67,11 +68,11 @@ def settle(train: Dataset, config: Config) -> Config:
     return replace(config, problem_type="multi_label_classification" if several else "single_label_classification")
 
 
-def read_labels(raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Positions (rows,) among the names."""
-    found = encode_labels(raw, columns["label"])
+def read_rows(raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dict[str, Dataset], dict[str, np.ndarray], list[str]]:
+    """Rows as they are; of labels the positions (rows,) among the names."""
+    labels, names = encode_labels(raw, columns["label"])
     check_texts(raw, columns)
-    return found
+    return renamed(raw, columns), labels, names
 
 
 def check_texts(raw: dict[str, Dataset], columns: dict[str, str]) -> None:
@@ -127,6 +128,7 @@ def tokenize(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config:
     return {name: cut[name] for name in features(tokenizer, config) if name != "length"} | {"length": lengths}
 
 
+TOKENIZER: dict = {}
 MODEL = AutoModelForSequenceClassification
 PEFT_TYPE = TaskType.SEQ_CLS
 
@@ -163,22 +165,20 @@ def predict(
     model: PeftModel, tokenizer: PreTrainedTokenizerBase, tokens: Tokens, config: Config, show_progress: bool = True
 ) -> np.ndarray:
     """Logits (rows, labels), float32."""
-    logits = np.empty((len(tokens), model.config.num_labels), dtype=np.float32)
+    logits = None
     for rows, batches in training.predict(model, tokenizer, collator(tokenizer, config), tokens, config, show_progress):
-        logits[rows] = np.concatenate(batches)
+        found = np.concatenate(batches)
+        logits = np.empty((len(tokens), found.shape[1]), dtype=np.float32) if logits is None else logits
+        logits[rows] = found
     return logits
 
 
-def validation_metrics(found: EvalPrediction, label_names: list[str]) -> dict[str, float]:
+def validation_metrics(found: EvalPrediction, tokens: Tokens, label_names: list[str]) -> dict[str, float]:
     return {
         name: value
         for name, value in classification_metrics(found.predictions, found.label_ids, label_names).items()
         if name in METRICS
     }
-
-
-def interval(value: float, n: int) -> list[float]:
-    return wilson_interval(round(value * n), n)
 
 
 def calibrate(logits: np.ndarray, validation: Split) -> dict:
@@ -188,6 +188,11 @@ def calibrate(logits: np.ndarray, validation: Split) -> dict:
 def decide(logits: np.ndarray, calibrated: dict) -> np.ndarray:
     """(rows,) labels."""
     return logits.argmax(axis=-1)
+
+
+def interval(logits: np.ndarray, split: Split, calibrated: dict) -> list[float]:
+    right = decide(logits, calibrated) == split.labels
+    return wilson_interval(int(right.sum()), len(right))
 
 
 def measure(logits: np.ndarray, test: Split, lengths: np.ndarray, label_names: list[str], calibrated: dict) -> dict:
@@ -262,10 +267,11 @@ def write(folder: Path, config: Config, metrics: dict, test: Split, logits: np.n
     shown = [1] if len(names) == 2 else range(len(names))
     curves = plots.curves({names[k]: (labels == k, probabilities[:, k]) for k in shown})
     write_json(folder / "curves.json", curves)
-    plots.plot_confusion_matrix(metrics, folder / "confusion_matrix.png")
+    title = plots.title("accuracy", metrics)
+    plots.plot_confusion_matrix(metrics["confusion_matrix"], (names, names), title, folder / "confusion_matrix.png")
     plots.plot_curves(curves, folder / "roc.png", folder / "precision_recall.png")
     plots.plot_reliability(*metrics["calibration"].values(), folder / "reliability.png")
-    plots.plot_by_length(metrics["by_length"], config.max_length, folder / "by_length.png")
+    plots.plot_by_length(metrics["by_length"], "accuracy", read_of(config), folder / "by_length.png")
 
     validation = metrics["validation"]
     figures = [(name, f"{metrics[name]:.4f}", metrics["averaged"]) for name in ("f1", "precision", "recall")]
@@ -313,6 +319,10 @@ def write_rows(
 
 def in_words(labels: str | Sequence[str]) -> str:
     return labels if isinstance(labels, str) else ", ".join(labels)
+
+
+def read_of(config: Config) -> str:
+    return f"tokens of the text (the model reads {config.max_length})"
 
 
 def trust(metrics: dict) -> str:
