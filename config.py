@@ -14,7 +14,9 @@ from transformers.hf_argparser import HfArg
 @dataclass
 class Config:
     # --- task --------------------------------------------------------------------------------------------------------
-    task: Literal["text-classification"] = HfArg(default="text-classification", help="what is learned; see finetuning/tasks")
+    task: Literal["text-classification", "token-classification"] = HfArg(
+        default="text-classification", help="what is learned: a text's label, or named entities; see finetuning/tasks"
+    )
 
     # --- model -------------------------------------------------------------------------------------------------------
     model_name: str = HfArg(default="distilbert-base-uncased", help="a model on the Hugging Face Hub, or a local folder")
@@ -176,6 +178,17 @@ PRESETS: dict[str, dict] = {
         test_split="validation_matched",
         train_samples=50_000,
         max_length=128,
+    ),
+    "ner": dict(
+        task="token-classification",
+        dataset_name="lhoestq/conll2003",
+        model_name="distilbert-base-cased",
+        max_length=128,
+        train_samples=0,
+        val_samples=0,
+        test_samples=0,
+        num_train_epochs=3.0,
+        eval_steps=0.1,
     ),
 }
 

@@ -6,8 +6,8 @@
 
 A finished run leaves a record in results/quality/ and is not run again. A study's split is where its runs are measured:
 validation, where choices are made, or the test, which only reports: the official one, but for "sentences". Rows are IMDb's,
-2,500 of the official training reviews held out for validation, where a study names no other data. What is named in
-`Study.common` and the experiments are flags of fine_tune.py.
+2,500 of the official training reviews held out for validation, where a study names no other data; "entities" and its kin
+have CoNLL-2003's official splits. What is named in `Study.common` and the experiments are flags of fine_tune.py.
 """
 
 import argparse
@@ -45,6 +45,7 @@ class Study:
 FULL = PRESETS["full"] | dict(early_stopping_patience=0)  # the same budget of epochs for all
 # By number of training reviews: so few need more passes.
 SMALL = {500: dict(num_train_epochs=10), 2_000: dict(num_train_epochs=5), 8_000: dict(num_train_epochs=3)}
+ENTITIES = PRESETS["ner"] | dict(num_train_epochs=5, early_stopping_patience=0)
 AUGMENTATIONS = ("none", "token-dropout", "crop", "sentence-shuffle")
 
 STUDIES = {
@@ -158,6 +159,19 @@ STUDIES = {
     "sentences": Study(
         "test", PRESETS["rotten_tomatoes"] | dict(early_stopping_patience=0), {"Rotten Tomatoes": {}}, seeds=(0, 1, 2)
     ),
+    # Named entities: one change at a time from each of the two methods.
+    "entities-recipe": Study(
+        "validation",
+        ENTITIES,
+        {
+            "LoRA, learning rate 1e-3": dict(learning_rate=1e-3),
+            "LoRA, learning rate 2e-3": dict(learning_rate=2e-3),
+            "LoRA, learning rate 4e-3": dict(learning_rate=4e-3),
+            "full, learning rate 1e-4": dict(method="full", learning_rate=1e-4),
+            "full, learning rate 2e-4": dict(method="full", learning_rate=2e-4),
+            "full, learning rate 4e-4": dict(method="full", learning_rate=4e-4),
+        },
+    ),
     # A model of the size people use.
     "model": Study("test", FULL, {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")}),
 }
@@ -175,12 +189,12 @@ def record_file(study: str, name: str, seed: int) -> Path:
     return RECORDS / study / f"{name.replace(', ', '_').replace(' ', '-')}-{seed}.json"
 
 
-def measure(study: str, name: str, seed: int, dataset_name: str) -> dict:
-    """Train one experiment with one seed; what it reaches on the study's split, and which rows it gets wrong."""
+def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
+    """Train one experiment with one seed; what it reaches on the study's split, and how each row comes out."""
     from finetuning import data, report
-    from finetuning.tasks.text_classification import classification_metrics
 
-    settings = dict(dataset_name=dataset_name) | STUDIES[study].common | STUDIES[study].experiments[name] | dict(seed=seed)
+    settings = dict(dataset_name="stanfordnlp/imdb") | STUDIES[study].common | STUDIES[study].experiments[name] | dict(seed=seed)
+    settings |= dict(dataset_name=dataset_name) if dataset_name else {}
     split = STUDIES[study].split
     started = time.perf_counter()
     environment = report.environment()
@@ -191,12 +205,11 @@ def measure(study: str, name: str, seed: int, dataset_name: str) -> dict:
     else:
         rows, logits, about = fine_tuned(settings, split)
     measured = getattr(rows, split)
-    found = classification_metrics(logits, measured.labels, rows.label_names)
-    found = {key: found[key] for key in ("accuracy", "accuracy_ci95", "loss", "n", "label_names", "confusion_matrix")}
-    right = logits.argmax(axis=-1) == measured.labels
-    if split == "test":
-        unseen = ~np.isin(measured.hashes, [*rows.train.hashes, *rows.validation.hashes])  # less those whose text was trained on
-        found["unseen"] = {"accuracy": float(right[unseen].mean()), "n": int(unseen.sum())}
+    unseen = ~np.isin(measured.hashes, [*rows.train.hashes, *rows.validation.hashes])  # those whose text was not trained on
+    of_task = of_entities if settings.get("task") == "token-classification" else of_labels
+    found, each = of_task(logits, measured, rows.label_names, unseen)
+    if split != "test":
+        del found["unseen"]
     return {
         "study": study,
         "experiment": name,
@@ -214,14 +227,37 @@ def measure(study: str, name: str, seed: int, dataset_name: str) -> dict:
             "validation": len(rows.validation),
         },
         "environment": environment,
-        "wrong": " ".join(map(str, measured.rows[~right])),  # row numbers, on one line
+        **each,
     }
+
+
+def of_labels(logits: np.ndarray, measured, label_names: list[str], unseen: np.ndarray) -> tuple[dict, dict]:
+    """Figures, and the numbers of the rows that are wrong, on one line."""
+    from finetuning.tasks.text_classification import classification_metrics
+
+    found = classification_metrics(logits, measured.labels, label_names)
+    found = {key: found[key] for key in ("accuracy", "accuracy_ci95", "loss", "n", "label_names", "confusion_matrix")}
+    right = logits.argmax(axis=-1) == measured.labels
+    found["unseen"] = {"accuracy": float(right[unseen].mean()), "n": int(unseen.sum())}
+    return found, {"wrong": " ".join(map(str, measured.rows[~right]))}
+
+
+def of_entities(logits: list[np.ndarray], measured, label_names: list[str], unseen: np.ndarray) -> tuple[dict, dict]:
+    """Figures, and of each row its entities that are right, predicted and there, on one line."""
+    from finetuning import entities
+    from finetuning.tasks import token_classification as task
+
+    found = task.measure(logits, measured, None, label_names, task.calibrate(logits, measured))
+    found = {key: value for key, value in found.items() if key not in ("temperature", "calibration")}
+    spans = ([entities.entities(codes) for codes in both] for both in (task.gold_of(measured), task.decide(logits, {})))
+    counts = entities.counts(*spans)
+    found["unseen"] = {"f1": float(entities.f1(*counts[unseen].T)), "n": int(unseen.sum())}
+    return found, {"counts": " ".join("/".join(map(str, row)) for row in counts)}
 
 
 def fine_tuned(settings: dict, split: str):
     """Rows, logits (n, labels) and what the run says of itself, through fine_tune.py and the code of evaluate.py."""
     from finetuning import data, report, tokenizing
-    from finetuning.tasks import text_classification
 
     with tempfile.TemporaryDirectory() as folder:
         flags = [part for knob, value in settings.items() for part in (f"--{knob}", str(value))]
@@ -233,7 +269,7 @@ def fine_tuned(settings: dict, split: str):
         rows = data.load_data(run.config, run.record["dataset"]["origin"])
         lora, tokenizer, source = report.load_model(run)
         tokens = tokenizing.encode(getattr(rows, split), tokenizer, run.config)
-        logits = text_classification.predict(lora, tokenizer, tokens, run.config, show_progress=False)
+        logits = run.task.predict(lora, tokenizer, tokens, run.config, show_progress=False)
         said = run.training
         about = {
             "config": {knob: value for knob, value in asdict(run.config).items() if knob not in OF_THE_MACHINE},
@@ -280,7 +316,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="a study, or study/experiment; none: all")
     parser.add_argument("--list", action="store_true", help="show them and what each took, and run nothing")
-    parser.add_argument("--dataset_name", default="stanfordnlp/imdb", help="IMDb with its official splits")
+    parser.add_argument("--dataset_name", help="a copy of the studies' data, IMDb or CoNLL-2003, with its official splits")
     arguments = parser.parse_args()
     for study, name, seed in runs(arguments.names):
         file = record_file(study, name, seed)
@@ -293,11 +329,10 @@ def main() -> None:
             report.write_json(file, found)
         record = json.loads(file.read_text()) if file.exists() else None
         split = STUDIES[study].split
-        said = (
-            f"{record['minutes']:5.1f} min  {split} accuracy {record['accuracy']:.4f}, loss {record['loss']:.4f}"
-            if record
-            else "not run yet"
-        )
+        said = "not run yet"
+        if record:
+            metric = "f1" if "f1" in record else "accuracy"
+            said = f"{record['minutes']:5.1f} min  {split} {metric} {record[metric]:.4f}, loss {record['loss']:.4f}"
         print(f"{f'{study}/{name}':<42} seed {seed}  {said}", flush=True)
 
 

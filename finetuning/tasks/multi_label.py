@@ -65,14 +65,16 @@ def find_columns(columns: list[str], config: Config) -> dict[str, str]:
     return find_inputs(columns, config, config.text_column) | {f"label {name}": name for name in wanted}
 
 
-def read_rows(raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dict[str, Dataset], dict[str, np.ndarray], list[str]]:
+def read_rows(
+    raw: dict[str, Dataset], columns: dict[str, str]
+) -> tuple[dict[str, Dataset], dict[str, np.ndarray], list[str], list[str]]:
     """Rows as they are; of labels 0 or 1 (rows, labels), float32, as the loss takes them."""
     single.check_texts(raw, columns)
     if "label" in columns:
         found = encode_label_lists(raw, columns["label"])
     else:
         found = encode_label_columns(raw, [column for name, column in columns.items() if name.startswith("label ")])
-    return renamed(raw, columns), *found
+    return renamed(raw, columns), *found, []
 
 
 def strata(labels: np.ndarray) -> np.ndarray:

@@ -68,11 +68,13 @@ def settle(train: Dataset, config: Config) -> Config:
     return replace(config, problem_type="multi_label_classification" if several else "single_label_classification")
 
 
-def read_rows(raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dict[str, Dataset], dict[str, np.ndarray], list[str]]:
+def read_rows(
+    raw: dict[str, Dataset], columns: dict[str, str]
+) -> tuple[dict[str, Dataset], dict[str, np.ndarray], list[str], list[str]]:
     """Rows as they are; of labels the positions (rows,) among the names."""
     labels, names = encode_labels(raw, columns["label"])
     check_texts(raw, columns)
-    return renamed(raw, columns), labels, names
+    return renamed(raw, columns), labels, names, []
 
 
 def check_texts(raw: dict[str, Dataset], columns: dict[str, str]) -> None:

@@ -1,0 +1,220 @@
+"""Named entities: as tags of words, as spans of a text, and what a comparison of them says.
+
+A sentence's tags are codes (words,): 0 outside; of the type number t, 1 + 2 t where an entity begins and 2 + 2 t where it
+goes on (IOB2). An entity is (first word, word behind the last, type number).
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import regex
+from nervaluate.evaluator import Evaluator
+from scipy.stats import bootstrap
+
+Entity = tuple[int, int, int]
+
+# --- reading -------------------------------------------------------------------------------------------------------------
+
+TAG = regex.compile(r"([BIESLUM])[-_](.+)")
+_WORD, _ALONE = r"[\p{L}\p{M}\p{N}_--\p{Han}\p{Hiragana}\p{Katakana}]", r"[\p{Han}\p{Hiragana}\p{Katakana}]"
+WORDS = regex.compile(  # abbreviations; words with an apostrophe, full stop, ampersand or hyphen inside; 's; signs one by one
+    rf"(?V1)(?:{_WORD}\.){{2,}}|{_WORD}+(?:(?:[.&-]|['’](?!s\b)|(?<=\d),(?=\d)){_WORD}+)*|['’]s\b|{_ALONE}|\S"
+)
+
+
+def tag_names(types: Sequence[str]) -> list[str]:
+    """The tags behind the codes."""
+    return ["O", *(f"{begins}-{name}" for name in types for begins in "BI")]
+
+
+def to_iob2(tags: Sequence[str]) -> list[str]:
+    """Tags of IOB1, IOB2, IOBES or BILOU as IOB2. Where an entity goes on that never began, it begins.
+
+    Raises `ValueError` with the first tag that is of none of them.
+    """
+    found, open_type = [], None
+    for tag in tags:
+        match = TAG.fullmatch(tag)
+        if not match and tag != "O":
+            raise ValueError(tag)
+        kind, name = match.groups() if match else ("O", None)
+        goes_on = kind in "IMEL" and name == open_type
+        found.append("O" if kind == "O" else f"{'I' if goes_on else 'B'}-{name}")
+        open_type = name if kind in "BIM" else None
+    return found
+
+
+def find_words(text: str) -> tuple[list[int], list[int]]:
+    """Where the words of a text start and end; each sign, and each character of scripts without spaces, is one."""
+    found = [match.span() for match in WORDS.finditer(text)]
+    return [start for start, _ in found], [end for _, end in found]
+
+
+def read_spans(value: list | None) -> list[tuple[int, int, str]]:
+    """(start, end, type) from what annotation tools write: [start, end, type] or fields of their own (Doccano, Prodigy,
+    Label Studio). Raises `ValueError` for anything else."""
+    found = []
+    for one in value or []:
+        if isinstance(one, dict) and "result" in one:  # Label Studio: one annotator's work; the first counts
+            return read_spans(one["result"])
+        if isinstance(one, dict):
+            one = one.get("value", one)
+            names = next((one[name] for name in ("label", "labels", "type", "entity", "tag") if one.get(name)), None)
+            start, end = (next((one[name] for name in (side, f"{side}_offset") if name in one), None) for side in ("start", "end"))
+            one = (start, end, names[0] if isinstance(names, list) else names)
+        if len(one) != 3 or not (isinstance(one[0], int) and isinstance(one[1], int) and isinstance(one[2], str)):
+            raise ValueError(one)
+        found.append(tuple(one))
+    return found
+
+
+def tags_of_spans(
+    text: str, spans: Iterable[tuple[int, int, str]], starts: list[int], ends: list[int]
+) -> tuple[list[str], list[str]]:
+    """IOB2 tags of the words, and in words what could not be taken as it is: a span off the words' borders is widened to the
+    words that it touches, one that overlaps a longer one is left out. Raises `ValueError` for a span outside the text."""
+    tags, remarks = ["O"] * len(starts), []
+    for start, end, name in sorted(spans, key=lambda span: (span[0] - span[1], span)):
+        if not 0 <= start < end <= len(text):
+            raise ValueError(f"a span from {start} to {end}, and the text has {len(text)} characters")
+        inside = [i for i in range(len(starts)) if starts[i] < end and ends[i] > start]
+        if not inside or any(tags[i] != "O" for i in inside):
+            remarks.append(f"{name} {text[start:end]!r} left out: it {'overlaps another' if inside else 'holds no word'}")
+            continue
+        whole = text[starts[inside[0]] : ends[inside[-1]]]
+        if whole != text[start:end].strip():
+            remarks.append(f"{name} {text[start:end]!r} widened to {whole!r}")
+        tags[inside[0] : inside[-1] + 1] = [f"B-{name}", *[f"I-{name}"] * (len(inside) - 1)]
+    return tags, remarks
+
+
+# --- from scores to entities ---------------------------------------------------------------------------------------------
+
+
+def best_sequence(scores: np.ndarray) -> np.ndarray:
+    """The valid codes (words,) with the highest sum of `scores` (words, tags): an entity goes on only where it began (Viterbi)."""
+    codes = scores.argmax(axis=-1)
+    before = np.concatenate([[0], codes[:-1]])
+    if not ((codes > 0) & (codes % 2 == 0) & (before != codes) & (before != codes - 1)).any():
+        return codes
+    tags = np.arange(scores.shape[1])
+    goes_on = (tags > 0) & (tags % 2 == 0)
+    barred = goes_on & (tags[:, None] != tags) & (tags[:, None] != tags - 1)  # (before, after)
+    total, back = np.where(goes_on, -np.inf, scores[0]), []
+    for here in scores[1:]:
+        ways = np.where(barred, -np.inf, total[:, None])
+        back.append(ways.argmax(axis=0))
+        total = ways.max(axis=0) + here
+    best = [int(total.argmax())]
+    for came_from in reversed(back):
+        best.append(int(came_from[best[-1]]))
+    return np.array(best[::-1])
+
+
+def entities(codes: np.ndarray) -> list[Entity]:
+    """Those of a sentence with valid codes."""
+    starts = np.flatnonzero(codes % 2)
+    found = []
+    for start in starts.tolist():
+        end = start + 1
+        while end < len(codes) and codes[end] == codes[start] + 1:
+            end += 1
+        found.append((start, end, int(codes[start]) // 2))
+    return found
+
+
+# --- comparing -----------------------------------------------------------------------------------------------------------
+
+
+def score(gold: list[list[Entity]], predicted: list[list[Entity]], types: Sequence[str]) -> dict:
+    """Precision, recall and F1 of whole entities by nervaluate (strict: span and type are exact), also of each type."""
+
+    def as_spans(sentences: list[list[Entity]]) -> list[list[dict]]:
+        return [[dict(label=types[t], start=start, end=end - 1) for start, end, t in sentence] for sentence in sentences]
+
+    found = Evaluator(as_spans(gold), as_spans(predicted), tags=list(types), loader="dict").evaluate()
+
+    def figures(result) -> dict:
+        return {"f1": float(result.f1), "precision": float(result.precision), "recall": float(result.recall)}
+
+    by_type = found["entities"]
+    return figures(found["overall"]["strict"]) | {
+        "by_type": [
+            {"label": name} | figures(by_type[name]["strict"]) | {"n": by_type[name]["strict"].possible}
+            for name in types
+            if name in by_type
+        ]
+    }
+
+
+def pair(gold: list[Entity], predicted: list[Entity]) -> list[tuple[Entity | None, Entity | None]]:
+    """Each entity once: beside the equal one, else beside the first that it overlaps and that is free, else beside None."""
+    left, found = list(gold), []
+    for one in sorted(predicted, key=lambda one: one not in gold):  # equal ones first
+        other = one if one in left else next((g for g in left if g[0] < one[1] and g[1] > one[0]), None)
+        if other:
+            left.remove(other)
+        found.append((other, one))
+    return found + [(other, None) for other in left]
+
+
+def kind(actual: Entity | None, predicted: Entity | None) -> str:
+    """Of a pair: what is wrong with it, or "right"."""
+    if actual is None or predicted is None:
+        return "spurious" if actual is None else "missed"
+    if actual == predicted:
+        return "right"
+    if actual[:2] == predicted[:2]:
+        return "type"
+    return "boundary" if actual[2] == predicted[2] else "boundary and type"
+
+
+def errors(pairs: list[list[tuple[Entity | None, Entity | None]]], types: Sequence[str]) -> dict:
+    """How often each kind of error was made; counts (types and spurious, types and missed), rows actual, columns predicted."""
+    counts = np.zeros((len(types) + 1, len(types) + 1), dtype=int)
+    for sentence in pairs:
+        for actual, predicted in sentence:
+            counts[actual[2] if actual else -1, predicted[2] if predicted else -1] += 1
+    kinds = Counter(kind(*both) for sentence in pairs for both in sentence)
+    names = ("boundary", "type", "boundary and type", "missed", "spurious")
+    return {"errors": {name: kinds[name] for name in names}, "confusion_matrix": counts.tolist()}
+
+
+def counts(gold: list[list[Entity]], predicted: list[list[Entity]]) -> np.ndarray:
+    """(sentences, 3): entities that are right, predicted, and there."""
+    return np.array([[len({*g} & {*p}), len(p), len(g)] for g, p in zip(gold, predicted, strict=True)]).reshape(-1, 3)
+
+
+def f1(right, predicted, there, axis: int = -1):
+    """From counts over sentences; 0 where there is nothing."""
+    right, both = np.sum(right, axis=axis), np.sum(predicted, axis=axis) + np.sum(there, axis=axis)
+    return 2 * right / np.maximum(both, 1)
+
+
+def f1_interval(counts: np.ndarray) -> list[float]:
+    """95 % percentile bootstrap over the sentences of `counts`."""
+    return _bootstrap(f1, counts)
+
+
+def paired_f1_difference(a: np.ndarray, b: np.ndarray) -> dict:
+    """F1 of a less that of b on the same sentences, (sentences, 3) or, seed by seed, (seeds, sentences, 3), the seeds' F1s
+    averaged; with its 95 % percentile bootstrap interval over the sentences."""
+    both = np.concatenate([a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])])
+    sides = np.array([1 / (len(both) // 2), -1 / (len(both) // 2)]).repeat(len(both) // 2)
+
+    def difference(*columns, axis: int = -1):
+        return sum(side * f1(*columns[3 * i : 3 * i + 3], axis=axis) for i, side in enumerate(sides))
+
+    together = both.transpose(1, 0, 2).reshape(both.shape[1], -1)
+    return {"difference": float(difference(*together.T)), "difference_ci95": _bootstrap(difference, together)}
+
+
+def _bootstrap(statistic, columns: np.ndarray) -> list[float]:
+    if len(columns) < 2:
+        return [0.0, 1.0]
+    batch = max(1, 10**7 // columns.size)  # resamples in memory at a time
+    found = bootstrap(
+        tuple(columns.T), statistic, paired=True, vectorized=True, method="percentile", n_resamples=2000, batch=batch, rng=0
+    )
+    return [float(found.confidence_interval.low), float(found.confidence_interval.high)]

@@ -1,0 +1,623 @@
+"""Named entities: which words of a text are a person, a place, a product?
+
+A sentence is a text and where its words are. Tags are read from many formats and held as IOB2; a word's tag sits on its first
+sub-word; sentences too long for the model are read in overlapping windows, so that no word is left out of any figure.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pyarrow.compute
+import pyarrow.parquet
+import torch
+from datasets import ClassLabel, Dataset, Features, LargeList, List, Value
+from markupsafe import Markup, escape
+from peft import PeftModel, TaskType
+from scipy.special import log_softmax
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForTokenClassification,
+    DataCollatorForTokenClassification,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+)
+
+from config import Config
+from finetuning import entities, plots, training
+from finetuning.data import TEXT_COLUMNS, Split, find_column
+from finetuning.disk import map_once, read_columns
+from finetuning.entities import Entity
+from finetuning.errors import UserError
+from finetuning.metrics import fit_temperature, reliability
+from finetuning.page import MISTAKES, Mistake, Section, write_csv
+from finetuning.sources import column_names
+from finetuning.tokenizing import Tokens, special_tokens
+
+if TYPE_CHECKING:
+    from finetuning.report import Run
+
+NAME = "token-classification"
+
+# --- rows ----------------------------------------------------------------------------------------------------------------
+
+READERS = dict.fromkeys((".txt", ".train", ".testa", ".testb", ".iob2"), ("conll", column_names))
+WORD_COLUMNS = ("tokens", "words")
+TAG_COLUMNS = ("ner_tags", "tags")
+SPAN_COLUMNS = ("spans", "entities", "annotations", "label", "labels")
+
+
+def find_inputs(columns: list[str], config: Config, text_column: str | None) -> dict[str, str]:
+    """The column with the texts, or with lists of their words."""
+    usual = (*WORD_COLUMNS, *TEXT_COLUMNS, "data")
+    if "text" in columns and {*SPAN_COLUMNS} & {*columns} and not {*TAG_COLUMNS} & {*columns}:
+        usual = ("text",)  # annotation tools keep words of their own beside it
+    first = [config.text_column] if config.text_column else []
+    return {"text": find_column("text_column", text_column, (*first, *usual), columns)}
+
+
+def find_columns(columns: list[str], config: Config) -> dict[str, str]:
+    label = find_column("label_column", config.label_column, (*TAG_COLUMNS, *SPAN_COLUMNS), columns)
+    return find_inputs(columns, config, config.text_column) | {"label": label}
+
+
+def settle(train: Dataset, config: Config) -> Config:
+    for knob in ("text_pair_column", "problem_type", "augmentation", "class_weights"):
+        if getattr(config, knob) != getattr(Config, knob):
+            raise UserError(f"{knob}={getattr(config, knob)} is not for {NAME}: leave it out")
+    return config
+
+
+def read_rows(
+    raw: dict[str, Dataset], columns: dict[str, str]
+) -> tuple[dict[str, Dataset], dict[str, np.ndarray], list[str], list[str]]:
+    """Texts with their words' places and tags; held of each (rows, 2): its words, and the rarest type in it (-1: none).
+
+    Raises `UserError`, with the row, for what is no text, no tag, or does not fit together.
+    """
+    read = {split: map_once(rows, _reader(rows, columns, split), _ROWS, [columns, split]) for split, rows in raw.items()}
+    found = {split: _tag_counts(rows) for split, rows in read.items()}
+    types = sorted({tag[2:] for tag in found["train"]} - {""})
+    if not types:
+        raise UserError(f"label_column={columns['label']}: train has no entity in it: is it the right column?")
+    for split, tags in found.items():
+        if unknown := sorted({tag[2:] for tag in tags} - {"", *types}):
+            places = read_columns(read[split], "tags")["tags"]
+            row = next(i for i, tags in enumerate(places.to_pylist()) if any(tag[2:] in unknown for tag in tags))
+            raise UserError(
+                f"label_column={columns['label']}: split {split} has entities of a type that train lacks: {', '.join(unknown[:5])} "
+                f"(first in row {row}); train has {', '.join(types)}"
+            )
+    names = entities.tag_names(types)
+    remarks = [
+        f"row {row} of {split}: {remark}"
+        for split, rows in read.items()
+        for row, several in enumerate(read_columns(rows, "remarks")["remarks"].to_pylist())
+        for remark in several
+    ]
+    rows = {split: one.remove_columns("remarks").cast_column("tags", List(ClassLabel(names=names))) for split, one in read.items()}
+    often = np.array([found["train"][f"B-{name}"] for name in types])
+    return rows, {split: _held(one, often) for split, one in rows.items()}, names, remarks
+
+
+_PLACES = {"text": Value("string"), "starts": List(Value("int32")), "ends": List(Value("int32"))}
+_ROWS = Features(_PLACES | {"tags": List(Value("string")), "remarks": List(Value("string"))})
+
+
+def _reader(rows: Dataset, columns: dict[str, str], split: str) -> Callable[[dict, list[int]], dict]:
+    """What makes rows of the form `_ROWS` out of a split's own."""
+    feature = rows.features[columns["label"]]
+    names = feature.feature.names if isinstance(feature, List | LargeList) and isinstance(feature.feature, ClassLabel) else None
+
+    def read(text: str | list[str], label: list) -> dict:
+        placed = _place(text)
+        if isinstance(_text_of(text), str):
+            tags, remarks = entities.tags_of_spans(placed["text"], entities.read_spans(label), placed["starts"], placed["ends"])
+            return placed | {"tags": tags, "remarks": remarks}
+        if len(text) != len(label or []):
+            raise UserError(f"{len(text)} words and {len(label or [])} tags")
+        if not names and any(isinstance(tag, int) for tag in label):
+            raise UserError(
+                "its tags are numbers, and the data set does not say what they mean: give them as words (O, B-PER, I-PER)"
+            )
+        tags = [names[tag] for tag in label] if names else label
+        if "" in tags or None in tags:
+            place = next(i for i, tag in enumerate(tags) if not tag)
+            raise UserError(f"its word {place + 1}, {text[place]!r}, has no tag")
+        try:
+            return placed | {"tags": entities.to_iob2(tags), "remarks": []}
+        except ValueError as error:
+            raise UserError(f"the tag {error.args[0]!r} is of no scheme known: IOB1, IOB2, IOBES, BILOU, as in B-PER") from error
+
+    def read_batch(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
+        found = []
+        for row, text, label in zip(positions, batch[columns["text"]], batch[columns["label"]], strict=True):
+            try:
+                found.append(read(text, label))
+            except (UserError, ValueError, TypeError, KeyError, IndexError) as error:
+                what = error if isinstance(error, UserError) else f"its entities are of no form known: {error}"
+                raise UserError(
+                    f"text_column={columns['text']}, label_column={columns['label']}: row {row} of split {split}: {what}"
+                ) from error
+        return {name: [one[name] for one in found] for name in _ROWS}
+
+    return read_batch
+
+
+def _text_of(value) -> str | list[str]:
+    """A text or a list of words, out of what a row may hold (Label Studio: {"text": ...})."""
+    if isinstance(value, dict):
+        value = value.get("text")
+    if not value or not (value.strip() if isinstance(value, str) else all(isinstance(word, str) for word in value)):
+        raise UserError("it holds no words: remove it, or set text_column to the column that has them")
+    return value
+
+
+def _place(value: str | list[str]) -> dict:
+    """The text and where its words start and end; words that came by themselves are joined with spaces."""
+    value = _text_of(value)
+    if isinstance(value, str):
+        starts, ends = entities.find_words(value)
+        return {"text": value, "starts": starts, "ends": ends}
+    ends = np.cumsum([len(word) + 1 for word in value]) - 1
+    starts = ends - [len(word) for word in value]
+    return {"text": " ".join(value), "starts": starts.tolist(), "ends": ends.tolist()}
+
+
+def _tag_counts(rows: Dataset) -> Counter:
+    tags = pyarrow.compute.value_counts(pyarrow.compute.list_flatten(read_columns(rows, "tags")["tags"]))
+    return Counter({tag: n for tag, n in zip(tags.field("values").to_pylist(), tags.field("counts").to_pylist(), strict=True)})
+
+
+def _held(rows: Dataset, often: np.ndarray) -> np.ndarray:
+    tags = read_columns(rows, "tags")["tags"].combine_chunks()
+    codes, parents = tags.flatten().to_numpy(), pyarrow.compute.list_parent_indices(tags).to_numpy()
+    order = np.argsort(often, kind="stable")  # rarest first
+    rank = np.full(len(rows), len(often))
+    begins = codes % 2 == 1
+    np.minimum.at(rank, parents[begins], np.argsort(order)[codes[begins] // 2])
+    return np.stack([tags.value_lengths().to_numpy(), np.append(order, -1)[rank]], axis=1)
+
+
+def strata(held: np.ndarray) -> np.ndarray:
+    return held[:, 1]
+
+
+def contents(batch: dict[str, list], held: np.ndarray) -> tuple[list[str], Sequence]:
+    return batch["text"], [" ".join(map(str, tags)) for tags in batch["tags"]]
+
+
+# --- tokens and model ----------------------------------------------------------------------------------------------------
+
+
+def features(tokenizer: PreTrainedTokenizerBase, config: Config) -> Features:
+    """A window a row: its token ids and labels (of words it does not answer for, and further sub-words, -100)."""
+    return Features(
+        {"input_ids": List(Value("int32")), "labels": List(Value("int16")), "length": Value("int32"), "row": Value("int64")}
+    )
+
+
+def tokenize(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict:
+    """Windows of at most `max_length` tokens; of two that overlap, each answers for the words up to the middle.
+
+    Where there are no tags the labels say which words a window answers for.
+    """
+    texts = zip(batch["text"], batch["starts"], batch["ends"], strict=True)
+    words = [[text[start:end] for start, end in zip(starts, ends, strict=True)] for text, starts, ends in texts]
+    encoded = _encode(words, tokenizer)
+    for row, sentence in enumerate(words):
+        if missing := {*range(len(sentence))} - {*encoded.word_ids(row)}:  # the tokenizer makes nothing of some signs
+            words[row] = [tokenizer.unk_token or "?" if i in missing else word for i, word in enumerate(sentence)]
+    encoded = _encode(words, tokenizer)
+    first, last = special_tokens(tokenizer)
+    found = {"input_ids": [], "labels": [], "length": [], "row": []}
+    for row, ids in enumerate(encoded["input_ids"]):
+        number = np.array([-1 if word is None else word for word in encoded.word_ids(row)[first : len(ids) - last]])
+        head = number != np.roll(number, 1) if len(number) > 1 else np.array([True])
+        head[0] = True
+        tags = np.array(batch["tags"][row]) if "tags" in batch else np.zeros(len(words[row]), dtype=int)
+        starts, width = _windows(len(number), config.max_length - first - last)
+        borders = (np.array(starts[1:]) + starts[:-1] + width) / 2  # the middles of what two windows share
+        owner = np.searchsorted(borders, range(len(number)), "right")
+        for window, start in enumerate(starts):
+            here = slice(start, start + width)
+            labels = np.where(head[here] & (owner[here] == window), tags[number[here]], -100)
+            found["input_ids"].append(
+                [*ids[:first], *ids[first + start : min(first + start + width, len(ids) - last)], *ids[len(ids) - last :]]
+            )
+            found["labels"].append([-100] * first + labels.tolist() + [-100] * last)
+            found["length"].append(len(found["input_ids"][-1]))
+            found["row"].append(row)
+    return found
+
+
+def _encode(words: list[list[str]], tokenizer: PreTrainedTokenizerBase):
+    return tokenizer(
+        words, is_split_into_words=True, return_attention_mask=False, return_token_type_ids=False, padding=False, truncation=False
+    )
+
+
+def _windows(length: int, width: int) -> tuple[list[int], int]:
+    """Where windows of `width` tokens start so that each shares a quarter with the next; the last ends with the text."""
+    step = width - width // 4
+    return [*range(0, length - width, step), length - width] if length > width else [0], width
+
+
+TOKENIZER = dict(add_prefix_space=True)  # RoBERTa's and GPT-2's know words by the space before them
+MODEL = AutoModelForTokenClassification
+PEFT_TYPE = TaskType.TOKEN_CLS
+
+
+def model_settings(label_names: list[str]) -> dict:
+    return {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
+
+
+def collator(tokenizer: PreTrainedTokenizerBase, config: Config) -> DataCollatorForTokenClassification:
+    multiple = None if config.padding == "max_length" else 8
+    return DataCollatorForTokenClassification(
+        tokenizer, padding=config.padding, max_length=config.max_length, pad_to_multiple_of=multiple
+    )
+
+
+def loss(held: np.ndarray, n_labels: int, config: Config) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """(logits, labels) -> the sum of the losses of all words."""
+
+    def summed(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        logits, labels = logits.flatten(0, 1).float(), labels.flatten()
+        return cross_entropy(logits, labels, reduction="sum", label_smoothing=config.label_smoothing_factor)
+
+    return summed
+
+
+# --- predictions and what is measured ------------------------------------------------------------------------------------
+
+METRICS = ("f1", "precision", "recall", "accuracy", "loss")
+
+
+def predict(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, tokens: Tokens, config: Config, show_progress: bool = True
+) -> list[np.ndarray]:
+    """Of each text the logits (words, tags), float32."""
+    found: list = [None] * len(tokens)
+    labels = tokens.inputs.select_columns("labels")
+    for windows, batches in training.predict(model, tokenizer, collator(tokenizer, config), tokens, config, show_progress):
+        logits = (one for batch in batches for one in batch)
+        for window, here, one in zip(windows, labels[windows.tolist()]["labels"], logits, strict=True):
+            found[window] = one[np.flatnonzero(np.array(here) >= 0)]
+    return _by_row(found, tokens.rows)
+
+
+def _by_row(windows: list[np.ndarray], rows: np.ndarray) -> list[np.ndarray]:
+    """What the windows of each row say, one after the other."""
+    starts = np.flatnonzero(np.diff(rows, prepend=-1))
+    return [np.concatenate(windows[start:end]) for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)]
+
+
+def validation_metrics(found: EvalPrediction, tokens: Tokens, label_names: list[str]) -> dict[str, float]:
+    there = found.label_ids >= 0
+    logits, gold = (
+        _by_row([one[here] for one, here in zip(all_of, there, strict=True)], tokens.rows)
+        for all_of in (found.predictions, found.label_ids)
+    )
+    metrics = entity_metrics(logits, gold, label_names)
+    return {name: metrics[name] for name in METRICS}
+
+
+def calibrate(logits: list[np.ndarray], validation: Split) -> dict:
+    return {"temperature": fit_temperature(np.concatenate(logits), np.concatenate(gold_of(validation)))}
+
+
+def decide(logits: list[np.ndarray], calibrated: dict) -> list[np.ndarray]:
+    """Of each text the valid tags (words,) that are most probable together."""
+    return [entities.best_sequence(log_softmax(one, axis=-1)) for one in logits]
+
+
+def interval(logits: list[np.ndarray], split: Split, calibrated: dict) -> list[float]:
+    gold, predicted = ([entities.entities(codes) for codes in both] for both in (gold_of(split), decide(logits, calibrated)))
+    return entities.f1_interval(entities.counts(gold, predicted))
+
+
+def gold_of(split: Split) -> list[np.ndarray]:
+    """Of each text the tags (words,)."""
+    tags = read_columns(split.raw.select(split.rows), "tags")["tags"].combine_chunks()
+    return np.split(tags.flatten().to_numpy(), tags.value_lengths().to_numpy().cumsum()[:-1])
+
+
+LENGTHS = (0, 8, 16, 32, 64)  # words
+
+
+def measure(logits: list[np.ndarray], test: Split, lengths: np.ndarray, label_names: list[str], calibrated: dict) -> dict:
+    codes, temperature = gold_of(test), calibrated["temperature"]
+    predicted = decide(logits, calibrated)
+    gold, said = ([entities.entities(one) for one in both] for both in (codes, predicted))
+    types = [name[2:] for name in label_names[1::2]]
+    counts = entities.counts(gold, said)
+    right = np.array([one in there for g, p in zip(gold, said, strict=True) for there in [{*g}] for one in p], dtype=bool)
+    words = np.array([len(one) for one in codes])
+    by_length = []
+    for low, high in zip(LENGTHS, (*LENGTHS[1:], None), strict=True):
+        here = (words > low) & (words <= (high or np.inf))
+        if counts[here, 2].any():
+            about = {"above": low, "up_to": high, "n": int(here.sum()), "entities": int(counts[here, 2].sum())}
+            by_length.append(about | {"f1": float(entities.f1(*counts[here].T)), "f1_ci95": entities.f1_interval(counts[here])})
+    pairs = [entities.pair(g, p) for g, p in zip(gold, said, strict=True)]
+    return (
+        entity_metrics(logits, codes, label_names)
+        | entities.errors(pairs, types)
+        | {
+            "mode": "strict IOB2: span and type of a whole entity are exact",
+            "f1_ci95": entities.f1_interval(counts),
+            "n": len(codes),
+            "words": int(words.sum()),
+            "entities": int(counts[:, 2].sum()),
+            "label_names": label_names,
+            "types": types,
+            "temperature": temperature,
+            "calibration": {
+                name: reliability(np.concatenate([[], *probabilities(logits, predicted, said, by)]), right)
+                for name, by in (("as_trained", 1), ("scaled", temperature))
+            },
+            "by_length": by_length,
+        }
+    )
+
+
+def entity_metrics(logits: list[np.ndarray], gold: list[np.ndarray], label_names: list[str]) -> dict:
+    """Of `logits` (words, tags) against tags (words,), text by text: figures of whole entities, and of words."""
+    predicted = [entities.best_sequence(log_softmax(one, axis=-1)) for one in logits]
+    found = entities.score(
+        *([entities.entities(one) for one in both] for both in (gold, predicted)), [name[2:] for name in label_names[1::2]]
+    )
+    words, codes = log_softmax(np.concatenate(logits).astype(np.float64), axis=-1), np.concatenate(gold)
+    right = np.concatenate(predicted) == codes
+    return found | {"accuracy": float(right.mean()), "loss": float(-words[np.arange(len(codes)), codes].mean())}
+
+
+def probabilities(
+    logits: list[np.ndarray], predicted: list[np.ndarray], spans: list[list[Entity]], temperature: float
+) -> list[np.ndarray]:
+    """Of each text how probable the predicted tags are that its `spans` cover: the least of their words' probabilities."""
+    found = []
+    for one, codes, entities_of in zip(logits, predicted, spans, strict=True):
+        shares = np.exp(log_softmax(one / temperature, axis=-1))[np.arange(len(codes)), codes]
+        found.append(np.array([shares[start:end].min() for start, end, _ in entities_of]))
+    return found
+
+
+# --- what evaluate.py leaves and says ------------------------------------------------------------------------------------
+
+
+def write(folder: Path, config: Config, metrics: dict, test: Split, logits: list[np.ndarray], lengths: np.ndarray) -> list[Section]:
+    """predictions.parquet, errors.csv and pictures into `folder`; what stands on the page.
+
+    predictions.parquet has one row for each sentence of `test`, in its order: `row` (number in the split), `words`, `label` and
+    `prediction` (their tags, IOB2), `probability` (of each word's predicted tag, after temperature scaling). errors.csv has
+    an entity a line: what is wrong, its types and texts, the sentence with the actual and with the predicted ones marked.
+    """
+    names, types = metrics["label_names"], metrics["types"]
+    codes, predicted = gold_of(test), decide(logits, metrics)
+    gold, said = ([entities.entities(one) for one in both] for both in (codes, predicted))
+    shares = [np.exp(log_softmax(one / metrics["temperature"], axis=-1)).max(axis=-1) for one in logits]
+    lists = {"label": [[names[c] for c in one] for one in codes], "prediction": [[names[c] for c in one] for one in predicted]}
+    table = {"row": test.rows, **lists, "probability": [one.tolist() for one in shares]}
+    pyarrow.parquet.write_table(pyarrow.table(table), folder / "predictions.parquet")
+
+    found = []  # (position in test, actual, predicted, how sure the model was)
+    for position, (g, p) in enumerate(zip(gold, said, strict=True)):
+        both = [one for one in entities.pair(g, p) if one[0] != one[1]]
+        sure = probabilities([logits[position]], [predicted[position]], [[p or g for g, p in both]], metrics["temperature"])[0]
+        found += [(position, *pair, float(share)) for pair, share in zip(both, sure, strict=True)]
+    found.sort(key=lambda one: -one[3])
+
+    def rows_at(numbers: np.ndarray) -> pd.DataFrame:
+        here = [found[number] for number in numbers]
+        rows = test.select([position for position, *_ in here]).columns()
+        lines = []
+        for i, (position, actual, one, share) in enumerate(here):
+            text, places = rows["text"][i], (rows["starts"][i], rows["ends"][i])
+            line = {"row": int(test.rows[position]), "error": entities.kind(actual, one), "probability": share}
+            for name, entity, all_of in (("actual", actual, gold[position]), ("predicted", one, said[position])):
+                line[name] = types[entity[2]] if entity else ""
+                line[f"{name}_text"] = text[places[0][entity[0]] : places[1][entity[1] - 1]] if entity else ""
+                line[f"{name}_marked"] = mark(text, *places, all_of, types)
+            lines.append(line)
+        columns = ["row", "error", "actual", "actual_text", "predicted", "predicted_text", "probability"]
+        return pd.DataFrame(lines, columns=[*columns, "actual_marked", "predicted_marked"])
+
+    write_csv(folder / "errors.csv", np.arange(len(found)), rows_at)
+
+    def mistakes(of_kind: str) -> list[Mistake]:
+        numbers = [number for number, one in enumerate(found) if entities.kind(one[1], one[2]) == of_kind][:MISTAKES]
+        rows = test.select([found[number][0] for number in numbers]).columns()
+        shown = []
+        for row, line in enumerate(rows_at(np.array(numbers)).itertuples()):
+            sides = [
+                mark(rows["text"][row], rows["starts"][row], rows["ends"][row], all_of[found[numbers[row]][0]], types, html=True)
+                for all_of in (gold, said)
+            ]
+            what = [
+                f"{text} ({name})" if name else "nothing"
+                for name, text in ((line.actual, line.actual_text), (line.predicted, line.predicted_text))
+            ]
+            both = Markup('<span class="sides"><span><b>actual</b> {}</span><span><b>predicted</b> {}</span></span>').format(*sides)
+            shown.append(Mistake(line.probability, f"{what[0]}, taken for {what[1]} (row {line.row})", both))
+        return shown
+
+    kinds = tuple((f"{name}: {n:,}", mistakes(name)) for name, n in metrics["errors"].items() if n)
+    title = plots.title("f1", metrics)
+    names_of = [*types, "spurious"], [*types, "missed"]
+    plots.plot_confusion_matrix(metrics["confusion_matrix"], names_of, title, folder / "confusion_matrix.png")
+    plots.plot_by_label(metrics["by_type"], folder / "by_label.png")
+    plots.plot_by_length(metrics["by_length"], "f1", "words of the sentence", folder / "by_length.png")
+    plots.plot_reliability(*metrics["calibration"].values(), folder / "reliability.png")
+    figures = [("precision", f"{metrics['precision']:.4f}", ""), ("recall", f"{metrics['recall']:.4f}", "")]
+    figures += [(f"{name} errors" if name != "spurious" else name, f"{n:,}", "") for name, n in metrics["errors"].items()]
+    figures += [
+        ("words right", f"{metrics['accuracy']:.4f}", f"of {metrics['words']:,}"),
+        ("entities", f"{metrics['entities']:,}", ""),
+    ]
+    error = {name: f"{100 * one['expected_calibration_error']:.2f} %" for name, one in metrics["calibration"].items()}
+    return [
+        Section(
+            text="An entity is right where its first word, its last word and its type are (strict).",
+            pictures=(("confusion_matrix", "whole entities: types, missed and spurious ones"), ("by_label", "F1 by type")),
+            figures=tuple(figures),
+        ),
+        Section("By length", pictures=(("by_length", "F1 by length of the sentence"),)),
+        Section(
+            "How far its probabilities can be trusted",
+            "An entity's probability is the least of its words'. The expected calibration error is "
+            f"{error['as_trained']} as trained and {error['scaled']} after dividing the logits by the temperature "
+            f"{metrics['temperature']:.3f}, which was fitted on validation. predict.py gives the scaled ones.",
+            pictures=(("reliability", "how often a predicted entity's probability keeps its word"),),
+        ),
+        Section("The most confident mistakes", f"All {len(found):,} are in errors.csv.", mistakes=kinds),
+    ]
+
+
+def mark(
+    text: str, starts: list[int], ends: list[int], spans: list[Entity], types: Sequence[str], html: bool = False
+) -> str | Markup:
+    """The text with its entities in brackets, their type last; or as HTML."""
+    one = Markup("<mark>{} <small>{}</small></mark>") if html else "[{} {}]"
+    parts, place = [], 0
+    for first, end, t in spans:
+        parts += [text[place : starts[first]], one.format(text[starts[first] : ends[end - 1]], types[t])]
+        place = ends[end - 1]
+    parts.append(text[place:])
+    return Markup("").join(escape(part) for part in parts) if html else "".join(parts)
+
+
+def headline(metrics: dict) -> tuple[str, str]:
+    low, high = metrics["f1_ci95"]
+    return f"Entity F1 {100 * metrics['f1']:.2f} %", f"95 % interval {100 * low:.2f} to {100 * high:.2f}"
+
+
+def remark(metrics: dict) -> str:
+    return (
+        f"Precision {metrics['precision']:.4f}, recall {metrics['recall']:.4f}, {metrics['entities']:,} entities; {metrics['mode']}. "
+        "A word's tag is that of its first sub-word; sequences are decoded so that they are valid IOB2."
+    )
+
+
+def show_metrics(metrics: dict) -> None:
+    low, high = metrics["f1_ci95"]
+    print(
+        f"f1         {metrics['f1']:.4f}   95 % interval {low:.4f} to {high:.4f}, {metrics['entities']:,} entities; {metrics['mode']}"
+    )
+    for name, of in (("precision", ""), ("recall", ""), ("accuracy", f"of {metrics['words']:,} words"), ("loss", "")):
+        print(f"{name:<10} {metrics[name]:.4f}   {of}".rstrip())
+    print("errors     " + ", ".join(f"{n:,} {name}" for name, n in metrics["errors"].items()) + "\n")
+    width = max(len(one["label"]) for one in metrics["by_type"])
+    for one in metrics["by_type"]:
+        print(
+            f"{one['label']:<{width}}  f1 {one['f1']:.4f}  precision {one['precision']:.4f}  recall {one['recall']:.4f}  n = {one['n']:,}"
+        )
+
+
+COMPARED = ["row", "label", "prediction"]
+
+
+def compare(a: pd.DataFrame, b: pd.DataFrame, test: Split) -> tuple[dict, np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
+    """F1 of two runs on the same sentences, their paired difference; the sentences where they differ."""
+    types = sorted(
+        {tag[2:] for tags in (a.label, a.prediction, b.prediction) for tag in np.unique(np.concatenate(tags)) if tag != "O"}
+    )
+    code = {name: i for i, name in enumerate(entities.tag_names(types))}
+
+    def read(column: pd.Series) -> list[list[Entity]]:
+        return [entities.entities(np.array([code[tag] for tag in tags])) for tags in column]
+
+    gold, said = read(a.label), (read(a.prediction), read(b.prediction))
+    counts = [entities.counts(gold, one) for one in said]
+    differ = np.array([i for i, both in enumerate(zip(*said, strict=True)) if both[0] != both[1]], dtype=int)
+
+    def rows_at(positions: np.ndarray) -> pd.DataFrame:
+        rows, lines = test.select(positions).columns(), []
+        for i, position in enumerate(positions):
+            places = rows["text"][i], rows["starts"][i], rows["ends"][i]
+            sides = {name: mark(*places, one[position], types) for name, one in (("actual", gold), ("a", said[0]), ("b", said[1]))}
+            lines.append({"row": int(test.rows[position])} | sides)
+        return pd.DataFrame(lines, columns=["row", "actual", "a", "b"])
+
+    found = entities.paired_f1_difference(*counts) | {"n": len(a), "f1": [float(entities.f1(*one.T)) for one in counts]}
+    return found | {"rows_differ": len(differ)}, differ, rows_at
+
+
+def show_comparison(found: dict, names: tuple[str, str]) -> None:
+    low, high = found["difference_ci95"]
+    for name, value in zip(names, found["f1"], strict=True):
+        print(f"{value:.4f}   {name}   F1 over {found['n']:,} sentences")
+    print(
+        f"difference {100 * found['difference']:+.2f} points, 95 % interval {100 * low:+.2f} to {100 * high:+.2f} (paired bootstrap over sentences)"
+    )
+
+
+# --- use -----------------------------------------------------------------------------------------------------------------
+
+
+def answer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, batch: dict[str, list], run: "Run") -> dict[str, list]:
+    """`entities` of each text: their `start` and `end` in it (of words that came by themselves: joined with spaces), their
+    `text`, `label` and `probability`."""
+    placed = [_place(text) for text in batch["text"]]
+    rows = tokenize({name: [one[name] for one in placed] for name in _PLACES}, tokenizer, run.config)
+    lengths, row = np.array(rows.pop("length")), np.array(rows.pop("row"))
+    logits = predict(model, tokenizer, Tokens(Dataset.from_dict(rows), lengths, rows=row), run.config, show_progress=False)
+    predicted = decide(logits, run.training)
+    spans = [entities.entities(codes) for codes in predicted]
+    shares, types = (
+        probabilities(logits, predicted, spans, run.training["temperature"]),
+        [name[2:] for name in run.label_names[1::2]],
+    )
+    return {
+        "entities": [
+            [
+                {
+                    "start": (start := one["starts"][first]),
+                    "end": (stop := one["ends"][end - 1]),
+                    "text": one["text"][start:stop],
+                    "label": types[t],
+                    "probability": round(float(share), 6),
+                }
+                for (first, end, t), share in zip(spans_of, shares_of, strict=True)
+            ]
+            for one, spans_of, shares_of in zip(placed, spans, shares, strict=True)
+        ]
+    }
+
+
+def as_json(inputs: dict[str, str], answered: dict) -> dict:
+    return {"text": _place(inputs["text"])["text"], "entities": answered["entities"]}
+
+
+def as_line(inputs: dict[str, str], answered: dict, label_names: list[str]) -> str:
+    text, place, parts = _place(inputs["text"])["text"], 0, []
+    for one in answered["entities"]:
+        parts += [text[place : one["start"]], f"[{one['text']} {one['label']} {one['probability']:.3f}]"]
+        place = one["end"]
+    return "".join([*parts, text[place:]])
+
+
+EXAMPLES = [
+    "Angela Merkel flew to Paris to meet the president of the European Commission.",
+    "Nokia moved its headquarters to Espoo in 1996, said the Helsingin Sanomat.",
+    "Inter Milan beat Blackburn Rovers 3-1 after two late goals by the Brazilian Ronaldo.",
+]
+
+
+def demo_outputs() -> list:
+    """What app.py shows of `demo`."""
+    import gradio
+
+    return [gradio.HighlightedText(label="Entities"), gradio.JSON(label="With their places and probabilities")]
+
+
+def demo(model: PeftModel, tokenizer: PreTrainedTokenizerBase, text: str, run: "Run") -> tuple[dict, list]:
+    """The text with its entities, and the list of them."""
+    (found,) = answer(model, tokenizer, {"text": [text]}, run)["entities"]
+    spans = [{"start": one["start"], "end": one["end"], "entity": one["label"]} for one in found]
+    return {"text": text, "entities": spans}, found
