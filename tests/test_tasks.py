@@ -21,7 +21,7 @@ from finetuning.cli import parse_config
 from finetuning.sources import find_model
 from finetuning.tasks import multi_label, text_classification
 
-CONFIGS = [Config(), Config(problem_type="multi_label_classification")]
+CONFIGS = [Config(), Config(problem_type="multi_label_classification"), Config(task="token-classification")]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: tasks.task_of(config).__name__)
@@ -208,12 +208,27 @@ def test_several_labels_a_text_go_through_all_the_scripts(tagged, call, tiny_fla
     assert call("predict.py", "--run", run, "--explain", "a text").code == 2
 
 
-@pytest.mark.parametrize("kind", ["one label", "pairs", "several labels"])
-def test_each_kind_resumes_bit_for_bit_runs_on_two_processes_and_stops_early(kind, data_file, pairs, tagged, model_dir, tmp_path):
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory):
+    """Words with their tags: numbers are entities."""
+    generator, lines = np.random.default_rng(0), []
+    for i in range(120):
+        words = [*generator.permutation([*"a the film with".split(), *map(str, generator.integers(60, size=4))]), str(i)]
+        lines += [f"{word} {'B-NUM' if word.isdigit() else 'O'}" for word in words] + [""]
+    file = tmp_path_factory.mktemp("sentences") / "sentences.conll"
+    file.write_text("\n".join(lines))
+    return file
+
+
+@pytest.mark.parametrize("kind", ["one label", "pairs", "several labels", "entities"])
+def test_each_kind_resumes_bit_for_bit_runs_on_two_processes_and_stops_early(
+    kind, data_file, pairs, tagged, sentences, model_dir, tmp_path
+):
     flags = {
         "one label": dict(dataset_name=data_file, class_weights="balanced"),
         "pairs": dict(dataset_name=pairs / "pairs.csv", text_column="premise", text_pair_column="hypothesis"),
         "several labels": dict(dataset_name=tagged / "lists.parquet"),
+        "entities": dict(dataset_name=sentences, task="token-classification"),
     }[kind] | dict(train_samples=56, batch_size=8, metric_for_best_model="loss")
     ends = []
     for name, processes, death in (("undisturbed", 1, None), ("killed", 1, Death(STEP, 11)), ("two", 2, None)):

