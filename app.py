@@ -1,4 +1,4 @@
-"""A page to try a finished run on: type a text, read its label, the probability and the words that decided.
+"""A page to try a finished run on: type a text, see what the model makes of it: a label and the words that decided, or the entities.
 
     python app.py                the run that finished last, on http://127.0.0.1:7860
     python app.py outputs/RUN    another one
@@ -38,9 +38,7 @@ def main() -> None:
         return run.task.demo(labeller.model, labeller.tokenizer, text, run)
 
     with gradio.Blocks(title=run.folder.name) as page:
-        gradio.Markdown(
-            f"# {run.folder.name}\n`{run.record['model']['name']}`, {METHODS[run.config.method]}. It reads {run.config.max_length} tokens of a text."
-        )
+        gradio.Markdown(f"# {run.folder.name}\n`{run.record['model']['name']}`, {METHODS[run.config.method]}.")
         text = gradio.Textbox(label="Text", lines=5, max_lines=12)
         button = gradio.Button("Go", variant="primary")
         outputs = run.task.demo_outputs()

@@ -165,11 +165,17 @@ STUDIES = {
         ENTITIES,
         {
             "LoRA, learning rate 1e-3": dict(learning_rate=1e-3),
+            "LoRA, learning rate 5e-4": dict(learning_rate=5e-4),
             "LoRA, learning rate 2e-3": dict(learning_rate=2e-3),
             "LoRA, learning rate 4e-3": dict(learning_rate=4e-3),
+            "LoRA, rank 64, alpha 128": dict(lora_r=64, lora_alpha=128),
+            "LoRA, batches of 16": dict(batch_size=16),
+            "LoRA, 10 epochs": dict(num_train_epochs=10),
+            "LoRA, rank 64, 10 epochs": dict(lora_r=64, lora_alpha=128, num_train_epochs=10),
             "full, learning rate 1e-4": dict(method="full", learning_rate=1e-4),
             "full, learning rate 2e-4": dict(method="full", learning_rate=2e-4),
             "full, learning rate 4e-4": dict(method="full", learning_rate=4e-4),
+            "full, 10 epochs": dict(method="full", learning_rate=1e-4, num_train_epochs=10),
         },
     ),
     # A model of the size people use.

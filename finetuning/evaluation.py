@@ -120,8 +120,6 @@ trained on {metrics["run"]["dataset"]["rows"]["train"]:,} texts of {metrics["dat
 {stand_in}
 {headline} ({interval}) on {rows}. {run.task.remark(metrics)}
 
-Texts were cut to {run.config.max_length} tokens ({run.config.truncation}).
-
 ```python
 from peft import PeftModel
 from transformers import {run.task.MODEL.__name__}

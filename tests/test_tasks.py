@@ -213,7 +213,7 @@ def sentences(tmp_path_factory):
     """Words with their tags: numbers are entities."""
     generator, lines = np.random.default_rng(0), []
     for i in range(120):
-        words = [*generator.permutation([*"a the film with".split(), *map(str, generator.integers(60, size=4))]), str(i)]
+        words = [*generator.permutation([*["a", "the", "film", "with"], *map(str, generator.integers(60, size=4))]), str(i)]
         lines += [f"{word} {'B-NUM' if word.isdigit() else 'O'}" for word in words] + [""]
     file = tmp_path_factory.mktemp("sentences") / "sentences.conll"
     file.write_text("\n".join(lines))

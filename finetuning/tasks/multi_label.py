@@ -240,8 +240,8 @@ def headline(metrics: dict) -> tuple[str, str]:
 
 
 def remark(metrics: dict) -> str:
-    said = f"F1 {metrics['f1']:.4f} (micro) and {metrics['f1_macro']:.4f} (macro). {single.remark(metrics)}"
-    return f"{said} A label is given from a probability of {metrics['threshold']:.2f} on."
+    said = f"F1 {metrics['f1']:.4f} (micro) and {metrics['f1_macro']:.4f} (macro). "
+    return f"{said}A label is given from a probability of {metrics['threshold']:.2f} on. {single.remark(metrics)}"
 
 
 def show_metrics(metrics: dict) -> None:

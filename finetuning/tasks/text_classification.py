@@ -344,8 +344,10 @@ def headline(metrics: dict) -> tuple[str, str]:
 
 def remark(metrics: dict) -> str:
     error = metrics["calibration"]["scaled"]["expected_calibration_error"]
+    config = metrics["run"]["config"]
     return (
-        f"Expected calibration error {100 * error:.2f} % after dividing the logits by the temperature {metrics['temperature']:.3f}."
+        f"Expected calibration error {100 * error:.2f} % after dividing the logits by the temperature {metrics['temperature']:.3f}.\n"
+        f"Texts were cut to {config['max_length']} tokens ({config['truncation']})."
     )
 
 

@@ -464,10 +464,10 @@ def write(folder: Path, config: Config, metrics: dict, test: Split, logits: list
     return [
         Section(
             text="An entity is right where its first word, its last word and its type are (strict).",
-            pictures=(("confusion_matrix", "whole entities: types, missed and spurious ones"), ("by_label", "F1 by type")),
+            pictures=(("confusion_matrix", "whole entities: types, missed and spurious ones"),),
             figures=tuple(figures),
         ),
-        Section("By length", pictures=(("by_length", "F1 by length of the sentence"),)),
+        Section("By type, and by length", pictures=(("by_label", "F1 by type"), ("by_length", "F1 by length of the sentence"))),
         Section(
             "How far its probabilities can be trusted",
             "An entity's probability is the least of its words'. The expected calibration error is "
