@@ -27,13 +27,15 @@ class Config:
     # --- data --------------------------------------------------------------------------------------------------------
     dataset_name: str = HfArg(
         default="stanfordnlp/imdb",
-        help="a data set on the Hub; or a local parquet, csv, tsv, json or jsonl file, a folder of them, aclImdb or its .tar.gz",
+        help="a data set on the Hub; or a local parquet, csv, tsv, json, jsonl or conll file, a folder of them, aclImdb or its .tar.gz",
     )
-    text_column: str | None = HfArg(default=None, help="column with the text; found by its usual names when not given")
+    text_column: str | None = HfArg(
+        default=None, help="column with the text, or with lists of its words; found by its usual names when not given"
+    )
     text_pair_column: str | None = HfArg(default=None, help="column with a second text, where the label is of two together")
     label_column: str | None = HfArg(
         default=None,
-        help="column with the label, or several of 0 and 1 with commas between them; found by its usual names when not given",
+        help="column with the label, or several of 0 and 1 with commas between them; or with tags or spans; found by its usual names when not given",
     )
     problem_type: Literal["single_label_classification", "multi_label_classification"] | None = HfArg(
         default=None,
@@ -58,6 +60,11 @@ class Config:
     truncation: Literal["head", "tail", "head+tail"] = HfArg(
         default="head+tail",
         help="which tokens of a longer text stay; head+tail: the first quarter and the end (arXiv 1905.05583): a review's verdict comes last",
+    )
+    context: Literal["sentence", "neighbours"] = HfArg(
+        default="sentence",
+        help="of named entities, what is read together; neighbours: the rows before and behind as well, up to `max_length`, where "
+        "rows are a document's sentences in their order",
     )
     padding: Literal["longest", "max_length"] = HfArg(
         default="longest",
@@ -128,7 +135,7 @@ class Config:
         default=None, help="steps between two checkpoints, beside the best; not given: at every validation"
     )
     metric_for_best_model: str | None = HfArg(
-        default=None, help="the validation metric that picks the checkpoint and stops early; not given: the task's first, accuracy"
+        default=None, help="the validation metric that picks the checkpoint and stops early; not given: accuracy, or of entities f1"
     )
     early_stopping_patience: int = HfArg(default=3, help="validations without a gain before training stops; 0: never")
 

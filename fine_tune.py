@@ -1,9 +1,10 @@
-"""Fine-tune a text classifier with LoRA.
+"""Fine-tune a model of texts with LoRA: their labels, or the entities in them.
 
 python fine_tune.py                                  a laptop's share of IMDb
 python fine_tune.py --preset full                    all of it, for the best figure
 python fine_tune.py --preset smoke                   seconds: does it run?
 python fine_tune.py --dataset_name reviews.csv       your own texts and labels
+python fine_tune.py --preset ner                     named entities
 python fine_tune.py --learning_rate 5e-4 --lora_r 8  any field of config.py is a flag
 python fine_tune.py --resume outputs/RUN             go on with an interrupted run
 python fine_tune.py --search 20                      look for better settings, on validation

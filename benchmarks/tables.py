@@ -17,6 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from quality import STUDIES, record_file  # noqa: E402
 
 from finetuning import plots  # noqa: E402
+from finetuning.entities import f1_interval, paired_f1_difference  # noqa: E402
 from finetuning.metrics import paired_difference, wilson_interval  # noqa: E402
 from finetuning.model import ARCHITECTURES  # noqa: E402
 
@@ -53,6 +54,83 @@ def comparison_table() -> str:
             cells += [_points(found), ", ".join(_p(p) for p in found["mcnemar_p"])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def entities_table() -> str:
+    """Named entities on the official test: "entities" of quality.py, beside full fine-tuning on the same sentences."""
+    records = _quality_records("entities")
+    (about,) = {(run["n"], run["entities"]) for runs in records.values() for run in runs}
+    lines = [
+        f"| method, base model | trained parameters | training | entity F1 on {about[0]:,} sentences, {about[1]:,} entities (95 %) "
+        "| difference to full fine-tuning, paired (95 %) |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    reference = records["full fine-tuning"]
+    for name, runs in records.items():
+        first = runs[0]
+        share = first["trainable_parameters"] / first["total_parameters"]
+        same = first["model"] == reference[0]["model"] and runs is not reference
+        cells = [
+            f"{name}, {_model(first)}",
+            f"{first['trainable_parameters']:,}" + (f" ({share:.1%})" if share < 1 else ""),
+            _duration(np.mean([run["training_seconds"] for run in runs])),
+            _f1(runs),
+            _points(paired_f1_difference(_counts(runs), _counts(reference))) if same else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def entities_sentence() -> str:
+    """The comparison of `entities_table` in words."""
+    records = _quality_records("entities")
+    lora, full = (records[name] for name in (LORA, "full fine-tuning"))
+    difference = _points(paired_f1_difference(_counts(lora), _counts(full)))
+    return (
+        f"**Named entities**, CoNLL-2003's official test of {lora[0]['n']:,} sentences, {_model(lora[0])}: LoRA finds them with an F1 "
+        f"of {_f1(lora)}, full fine-tuning with {_f1(full)}; paired difference {difference} points ([more](#change-it))."
+    )
+
+
+def entities_recipe_table() -> str:
+    """One change at a time from the first of each method, on validation."""
+    records = _quality_records("entities-recipe")
+    lines = [
+        "| change | validation F1 | difference, paired (95 %) | precision | recall | trained |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, runs in records.items():
+        base = next(other for other in records if other.split(",")[0] == name.split(",")[0])
+        difference = "" if name == base else _points(paired_f1_difference(_counts(runs), _counts(records[base])))
+        cells = [name, f"{runs[0]['f1']:.2%}", difference, f"{runs[0]['precision']:.2%}", f"{runs[0]['recall']:.2%}"]
+        lines.append(f"| {' | '.join([*cells, f'{runs[0]['trainable_parameters']:,}'])} |")
+    return "\n".join(lines)
+
+
+def entities_types_table() -> str:
+    """What each method gets right and wrong, the seeds averaged."""
+    lines = []
+    for name, runs in _quality_records("entities").items():
+        types, kinds = [one["label"] for one in runs[0]["by_type"]], list(runs[0]["errors"])
+        if not lines:
+            lines = [f"| method | {' | '.join(f'F1 {t}' for t in types)} | {' | '.join(kinds)} | unseen sentences: F1 |"]
+            lines += ["|---|" + "--:|" * (len(types) + len(kinds) + 1)]
+        f1 = [f"{np.mean([run['by_type'][i]['f1'] for run in runs]):.2%}" for i in range(len(types))]
+        wrong = [f"{np.mean([run['errors'][kind] for run in runs]):.0f}" for kind in kinds]
+        unseen = f"{np.mean([run['unseen']['f1'] for run in runs]):.2%} of {runs[0]['unseen']['n']:,}"
+        lines.append(f"| {' | '.join([f'{name}, {_model(runs[0])}', *f1, *wrong, unseen])} |")
+    return "\n".join(lines)
+
+
+def _f1(runs: list[dict]) -> str:
+    values, (low, high) = [run["f1"] for run in runs], f1_interval(_counts(runs))
+    spread = f" ± {100 * np.std(values, ddof=1):.2f} over {len(runs)} seeds" if len(runs) > 1 else ""
+    return f"**{np.mean(values):.2%}**{spread} ({low:.2%} to {high:.2%})"
+
+
+def _counts(runs: list[dict]) -> np.ndarray:
+    """(seeds, sentences, 3): entities that are right, predicted, and there."""
+    return np.array([[[int(n) for n in row.split("/")] for row in run["counts"].split()] for run in runs])
 
 
 TRAINED = {"all-MiniLM-L6-v2": "bert", "all-mpnet-base-v2": "mpnet"}  # the architectures of what was trained for real
@@ -316,6 +394,8 @@ PAGES = {
         "comparison": comparison_table,
         "growth": growth_table,
         "laptop": laptop_sentence,
+        "entities_sentence": entities_sentence,
+        "entities": entities_table,
         "architectures": architectures_table,
         "scale": scale_table,
         "processes": processes_sentence,
@@ -326,6 +406,8 @@ PAGES = {
         "confirm": partial(changes_table, "confirm"),
         "augmentation": augmentation_table,
         "sentences": sentences_table,
+        "entities_types": entities_types_table,
+        "entities_recipe": entities_recipe_table,
         "steps": steps_table,
         "fast": fast_table,
     },

@@ -104,7 +104,7 @@ def parse_config(args: Sequence[str] | None = None) -> tuple[Config, argparse.Na
     Returns the checked `Config` and a namespace with `preset`, `resume` and `search`, which are not part of a run's settings.
     Raises `UserError` for an unknown flag, and for a value of the wrong type or out of range.
     """
-    parser = _ConfigParser(Config, allow_abbrev=False, description="Fine-tune a text classifier with LoRA.")
+    parser = _ConfigParser(Config, allow_abbrev=False, description="Fine-tune a model of texts with LoRA.")
     parser.add_argument("--preset", choices=PRESETS, default="laptop", help="a named set of defaults, see config.py")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run folder, with its own settings")
     parser.add_argument("--search", metavar="N", type=int, help="N trials of Optuna over SEARCH_SPACE of config.py, on validation")

@@ -193,28 +193,28 @@ def f1(right, predicted, there, axis: int = -1):
 
 
 def f1_interval(counts: np.ndarray) -> list[float]:
-    """95 % percentile bootstrap over the sentences of `counts`."""
-    return _bootstrap(f1, counts)
+    """95 % interval of the F1 of `counts`, (sentences, 3) or, seed by seed, (seeds, sentences, 3), the seeds' F1s averaged."""
+    return _weighed(counts.reshape(-1, *counts.shape[-2:]), [])["ci95"]
 
 
 def paired_f1_difference(a: np.ndarray, b: np.ndarray) -> dict:
-    """F1 of a less that of b on the same sentences, (sentences, 3) or, seed by seed, (seeds, sentences, 3), the seeds' F1s
-    averaged; with its 95 % percentile bootstrap interval over the sentences."""
-    both = np.concatenate([a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])])
-    sides = np.array([1 / (len(both) // 2), -1 / (len(both) // 2)]).repeat(len(both) // 2)
-
-    def difference(*columns, axis: int = -1):
-        return sum(side * f1(*columns[3 * i : 3 * i + 3], axis=axis) for i, side in enumerate(sides))
-
-    together = both.transpose(1, 0, 2).reshape(both.shape[1], -1)
-    return {"difference": float(difference(*together.T)), "difference_ci95": _bootstrap(difference, together)}
+    """F1 of a less that of b on the same sentences, counts as for `f1_interval`, and its 95 % interval."""
+    found = _weighed(*(counts.reshape(-1, *counts.shape[-2:]) for counts in (a, b)))
+    return {"difference": found["value"], "difference_ci95": found["ci95"]}
 
 
-def _bootstrap(statistic, columns: np.ndarray) -> list[float]:
-    if len(columns) < 2:
-        return [0.0, 1.0]
+def _weighed(a: np.ndarray, b: Sequence) -> dict:
+    """The mean F1 of the runs a less that of the runs b, and its 95 % percentile bootstrap interval over the sentences."""
+    weights = [1 / len(a)] * len(a) + [-1 / len(b) for _ in b]
+
+    def statistic(*columns, axis: int = -1):
+        return sum(weight * f1(*columns[3 * i : 3 * i + 3], axis=axis) for i, weight in enumerate(weights))
+
+    columns = np.concatenate([*a, *b], axis=-1).T  # three of each run, a number for each sentence
+    value = float(statistic(*columns))
+    if columns.shape[1] < 2:
+        return {"value": value, "ci95": [-1.0 if len(b) else 0.0, 1.0]}
     batch = max(1, 10**7 // columns.size)  # resamples in memory at a time
-    found = bootstrap(
-        tuple(columns.T), statistic, paired=True, vectorized=True, method="percentile", n_resamples=2000, batch=batch, rng=0
-    )
-    return [float(found.confidence_interval.low), float(found.confidence_interval.high)]
+    about = dict(paired=True, vectorized=True, method="percentile", n_resamples=2000, batch=batch, rng=0)
+    interval = bootstrap(tuple(columns), statistic, **about).confidence_interval
+    return {"value": value, "ci95": [float(interval.low), float(interval.high)]}

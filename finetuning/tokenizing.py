@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -23,7 +24,7 @@ class Tokens:
     inputs: Dataset  # `input_ids`, and what else the task has on disk
     lengths: np.ndarray  # (rows,) in tokens, before any cut
     labels: np.ndarray | None = None
-    rows: np.ndarray | None = None  # where one of the split may be several here: each one's row, ascending
+    rows: np.ndarray | None = None  # where a row is more than one prediction: of each, ascending, its row
     read: int = 0
 
     def __len__(self) -> int:
@@ -50,19 +51,21 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, config: Config) -> 
 
     def tokenize_batch(batch: dict[str, list], positions: list[int]) -> dict:
         found = task.tokenize(batch, tokenizer, config)
-        return found | ({"row": np.array(positions)[found["row"]]} if "row" in found else {})
+        return found | ({"rows": [[positions[0] + row for row in rows] for rows in found["rows"]]} if "rows" in found else {})
 
     files = [
         file.read_bytes()
         for pattern in ("*.json", "*.txt", "*.model")
         for file in sorted(Path(tokenizer.name_or_path).glob(pattern))
     ]
-    depends_on = [files, config.max_length, config.truncation, Path(task.__file__).read_bytes()]
+    depends_on = [files, config.max_length, config.truncation, config.context, Path(task.__file__).read_bytes()]
     features = task.features(tokenizer, config)
     found = map_once(split.raw.select(split.rows), tokenize_batch, features, depends_on)
-    held = {name: read_columns(found, name)[name].to_numpy() for name in ("length", "row") if name in features}
-    labels = None if "labels" in features else split.labels
-    return Tokens(found.remove_columns([*held]), held["length"], labels, held.get("row"))
+    lengths = read_columns(found, "length")["length"].to_numpy()
+    if "rows" not in features:
+        return Tokens(found.remove_columns("length"), lengths, split.labels)
+    rows = pyarrow.compute.list_flatten(read_columns(found, "rows")["rows"]).to_numpy()
+    return Tokens(found.remove_columns(["length", "rows"]), lengths, rows=rows)
 
 
 def tokenize_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, config: Config) -> tuple[list[list[int]], np.ndarray]:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -182,7 +183,9 @@ def test_windows_answer_for_every_word_once_with_words_on_both_sides(max_length,
     found = task.tokenize(batch, tokenizer, config)
     assert max(map(len, found["input_ids"])) <= max_length and found["length"] == list(map(len, found["input_ids"]))
     answered = {row: [] for row in range(len(words))}
-    for ids, labels, row in zip(found["input_ids"], found["labels"], found["row"], strict=True):
+    for ids, labels, rows in zip(found["input_ids"], found["labels"], found["rows"], strict=True):
+        row = rows[0]
+        assert set(rows) == {row} and len(rows) == sum(label >= 0 for label in labels)
         assert (ids[0], ids[-1], labels[0], labels[-1]) == (3, 4, -100, -100)
         heads = [place for place, label in enumerate(labels) if label >= 0]
         answered[row] += [labels[place] for place in heads]
@@ -417,7 +420,11 @@ def test_encoded_windows_keep_their_row(forms, tmp_path):
     config = Config(task="token-classification", max_length=8, dataset_name=str(forms / "iob2.conll"))
     loaded = data.load_data(config)
     tokens = tokenizing.encode(loaded.test, model.load_tokenizer(find_model(str(make_model(tmp_path / "m"))), config), config)
-    assert len(tokens) > len(loaded.test) and sorted({*tokens.rows}) == list(range(len(loaded.test)))
-    labels = [tokens.inputs[i]["labels"] for i in range(len(tokens))]
-    owned = np.bincount(tokens.rows, [sum(label >= 0 for label in one) for one in labels])
-    assert owned.tolist() == loaded.test.labels[:, 0].tolist()
+    assert len(tokens) > len(loaded.test) and np.bincount(tokens.rows).tolist() == loaded.test.labels[:, 0].tolist()
+    together = tokenizing.encode(
+        loaded.test, model.load_tokenizer(find_model(str(tmp_path / "m")), config), replace(config, context="neighbours")
+    )
+    assert together.rows.tolist() == tokens.rows.tolist() and len(together) < len(tokens)
+    for each in (tokens, together):
+        labels = [label for i in range(len(each)) for label in each.inputs[i]["labels"] if label >= 0]
+        assert labels == np.concatenate(task.gold_of(loaded.test)).tolist()

@@ -6,6 +6,7 @@ sub-word; sentences too long for the model are read in overlapping windows, so t
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -195,16 +196,17 @@ def contents(batch: dict[str, list], held: np.ndarray) -> tuple[list[str], Seque
 
 
 def features(tokenizer: PreTrainedTokenizerBase, config: Config) -> Features:
-    """A window a row: its token ids and labels (of words it does not answer for, and further sub-words, -100)."""
-    return Features(
-        {"input_ids": List(Value("int32")), "labels": List(Value("int16")), "length": Value("int32"), "row": Value("int64")}
-    )
+    """A window: its token ids; labels (-100 for further sub-words and for words that another window answers for); of the words
+    that it answers for, which rows they are of."""
+    words = {"labels": List(Value("int16")), "rows": List(Value("int64"))}
+    return Features({"input_ids": List(Value("int32")), **words, "length": Value("int32")})
 
 
 def tokenize(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict:
     """Windows of at most `max_length` tokens; of two that overlap, each answers for the words up to the middle.
 
-    Where there are no tags the labels say which words a window answers for.
+    A window is of one sentence, or with `context` "neighbours" of those that stand together in `batch`. Where there are no
+    tags the labels say which words it answers for.
     """
     texts = zip(batch["text"], batch["starts"], batch["ends"], strict=True)
     words = [[text[start:end] for start, end in zip(starts, ends, strict=True)] for text, starts, ends in texts]
@@ -213,32 +215,35 @@ def tokenize(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config:
         if missing := {*range(len(sentence))} - {*encoded.word_ids(row)}:  # the tokenizer makes nothing of some signs
             words[row] = [tokenizer.unk_token or "?" if i in missing else word for i, word in enumerate(sentence)]
     encoded = _encode(words, tokenizer)
-    first, last = special_tokens(tokenizer)
-    found = {"input_ids": [], "labels": [], "length": [], "row": []}
+    sentences = []  # of each sub-word: its id, its label, its row
     for row, ids in enumerate(encoded["input_ids"]):
-        number = np.array([-1 if word is None else word for word in encoded.word_ids(row)[first : len(ids) - last]])
-        head = number != np.roll(number, 1) if len(number) > 1 else np.array([True])
-        head[0] = True
+        word = np.array(encoded.word_ids(row))
         tags = np.array(batch["tags"][row]) if "tags" in batch else np.zeros(len(words[row]), dtype=int)
-        starts, width = _windows(len(number), config.max_length - first - last)
+        labels = np.where(np.diff(word, prepend=-1) != 0, tags[word], -100)
+        sentences.append(np.stack([ids, labels, np.full(len(ids), row)]))
+    if config.context == "neighbours":
+        sentences = [np.concatenate(sentences, axis=1)]
+
+    whole, (first, last) = tokenizer("a")["input_ids"], special_tokens(tokenizer)
+    before, behind = whole[:first], whole[len(whole) - last :]
+    found = {"input_ids": [], "labels": [], "rows": [], "length": []}
+    for ids, labels, rows in sentences:
+        starts, width = _windows(len(ids), config.max_length - first - last)
         borders = (np.array(starts[1:]) + starts[:-1] + width) / 2  # the middles of what two windows share
-        owner = np.searchsorted(borders, range(len(number)), "right")
+        owner = np.searchsorted(borders, range(len(ids)), "right")
         for window, start in enumerate(starts):
             here = slice(start, start + width)
-            labels = np.where(head[here] & (owner[here] == window), tags[number[here]], -100)
-            found["input_ids"].append(
-                [*ids[:first], *ids[first + start : min(first + start + width, len(ids) - last)], *ids[len(ids) - last :]]
-            )
-            found["labels"].append([-100] * first + labels.tolist() + [-100] * last)
+            own = np.where(owner[here] == window, labels[here], -100)
+            found["input_ids"].append([*before, *ids[here].tolist(), *behind])
+            found["labels"].append([-100] * first + own.tolist() + [-100] * last)
+            found["rows"].append(rows[here][own >= 0].tolist())
             found["length"].append(len(found["input_ids"][-1]))
-            found["row"].append(row)
     return found
 
 
 def _encode(words: list[list[str]], tokenizer: PreTrainedTokenizerBase):
-    return tokenizer(
-        words, is_split_into_words=True, return_attention_mask=False, return_token_type_ids=False, padding=False, truncation=False
-    )
+    how = dict(is_split_into_words=True, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+    return tokenizer(words, padding=False, truncation=False, **how)
 
 
 def _windows(length: int, width: int) -> tuple[list[int], int]:
@@ -292,9 +297,8 @@ def predict(
 
 
 def _by_row(windows: list[np.ndarray], rows: np.ndarray) -> list[np.ndarray]:
-    """What the windows of each row say, one after the other."""
-    starts = np.flatnonzero(np.diff(rows, prepend=-1))
-    return [np.concatenate(windows[start:end]) for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)]
+    """What is said of words, window by window, as what is said of each row's words."""
+    return np.split(np.concatenate(windows), np.flatnonzero(np.diff(rows)) + 1)
 
 
 def validation_metrics(found: EvalPrediction, tokens: Tokens, label_names: list[str]) -> dict[str, float]:
@@ -564,9 +568,10 @@ def answer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, batch: dict[str
     """`entities` of each text: their `start` and `end` in it (of words that came by themselves: joined with spaces), their
     `text`, `label` and `probability`."""
     placed = [_place(text) for text in batch["text"]]
-    rows = tokenize({name: [one[name] for one in placed] for name in _PLACES}, tokenizer, run.config)
-    lengths, row = np.array(rows.pop("length")), np.array(rows.pop("row"))
-    logits = predict(model, tokenizer, Tokens(Dataset.from_dict(rows), lengths, rows=row), run.config, show_progress=False)
+    alone = replace(run.config, context="sentence")
+    tokens = tokenize({name: [one[name] for one in placed] for name in _PLACES}, tokenizer, alone)
+    lengths, rows = np.array(tokens.pop("length")), np.concatenate(tokens.pop("rows"))
+    logits = predict(model, tokenizer, Tokens(Dataset.from_dict(tokens), lengths, rows=rows), alone, show_progress=False)
     predicted = decide(logits, run.training)
     spans = [entities.entities(codes) for codes in predicted]
     shares, types = (
