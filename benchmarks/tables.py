@@ -58,7 +58,7 @@ def comparison_table() -> str:
 
 def entities_table() -> str:
     """Named entities on the official test: "entities" of quality.py, beside full fine-tuning on the same sentences."""
-    records = _quality_records("entities")
+    records = _quality_records("entities", "entities-model")
     (about,) = {(run["n"], run["entities"]) for runs in records.values() for run in runs}
     lines = [
         f"| method, base model | trained parameters | training | entity F1 on {about[0]:,} sentences, {about[1]:,} entities (95 %) "
@@ -71,7 +71,7 @@ def entities_table() -> str:
         share = first["trainable_parameters"] / first["total_parameters"]
         same = first["model"] == reference[0]["model"] and runs is not reference
         cells = [
-            f"{name}, {_model(first)}",
+            f"{LORA if name == first['model'].split('/')[-1] else name}, {_model(first)}",
             f"{first['trainable_parameters']:,}" + (f" ({share:.1%})" if share < 1 else ""),
             _duration(np.mean([run["training_seconds"] for run in runs])),
             _f1(runs),

@@ -618,7 +618,7 @@ def demo_outputs() -> list:
     """What app.py shows of `demo`."""
     import gradio
 
-    return [gradio.HighlightedText(label="Entities"), gradio.JSON(label="With their places and probabilities")]
+    return [gradio.HighlightedText(label="Entities", elem_id="entities"), gradio.JSON(label="With their places and probabilities")]
 
 
 def demo(model: PeftModel, tokenizer: PreTrainedTokenizerBase, text: str, run: "Run") -> tuple[dict, list]:
