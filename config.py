@@ -196,8 +196,10 @@ PRESETS: dict[str, dict] = {
         val_samples=0,
         test_samples=0,
         num_train_epochs=5.0,
+        lora_r=64,
+        lora_alpha=128,
         batch_size=8,
-        eval_steps=0.1,
+        eval_steps=0.2,
     ),
 }
 

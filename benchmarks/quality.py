@@ -46,7 +46,7 @@ FULL = PRESETS["full"] | dict(early_stopping_patience=0)  # the same budget of e
 # By number of training reviews: so few need more passes.
 SMALL = {500: dict(num_train_epochs=10), 2_000: dict(num_train_epochs=5), 8_000: dict(num_train_epochs=3)}
 ENTITIES = PRESETS["ner"] | dict(num_train_epochs=5, early_stopping_patience=0)
-SENTENCES = ENTITIES | dict(context="sentence", batch_size=32)
+SENTENCES = ENTITIES | dict(context="sentence", batch_size=32, lora_r=16, lora_alpha=32, eval_steps=0.1)
 AUGMENTATIONS = ("none", "token-dropout", "crop", "sentence-shuffle")
 
 STUDIES = {
