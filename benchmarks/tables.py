@@ -133,22 +133,30 @@ def _counts(runs: list[dict]) -> np.ndarray:
     return np.array([[[int(n) for n in row.split("/")] for row in run["counts"].split()] for run in runs])
 
 
+ENTITY_MODELS = (LORA, "all-mpnet-base-v2")  # experiments
 TRAINED = {"all-MiniLM-L6-v2": "bert", "all-mpnet-base-v2": "mpnet"}  # the architectures of what was trained for real
 
 
 def architectures_table() -> str:
     """Each architecture of model.py: what it reached where it was trained for real, else that tests train tiny ones of it."""
-    lines = ["| architecture | text classification |", "|---|---|"]
+    lines = ["| architecture | measured |", "|---|---|"]
     records = _quality_records("comparison", "sentences", "model")
     shown = [records[name] for name in (LORA, "Rotten Tomatoes", "all-mpnet-base-v2")]
     for runs in shown:
         record = runs[0]
         data = f"{record['dataset']['name']}{_stand_in(record['dataset']['origin'])}"
         where = f"{record['n']:,} rows, {record['split']}"
-        lines.append(f"| {TRAINED[Path(record['model']).name]} | {_accuracy(runs)} on {data}, {where}; {_model(record)} |")
+        lines.append(f"| {TRAINED[Path(record['model']).name]} | accuracy {_accuracy(runs)} on {data}, {where}; {_model(record)} |")
+    records = _quality_records("entities", "entities-model")
+    for name in ENTITY_MODELS:
+        record = records[name][0]
+        where = f"{record['dataset']['name']}, {record['n']:,} sentences, {record['split']}"
+        lines.append(
+            f"| {TRAINED[Path(record['model']).name]} | named entities: F1 {_f1(records[name])} on {where}; {_model(record)} |"
+        )
     others = [name for name in ARCHITECTURES if name not in TRAINED.values()]
     lines.append(
-        f"| {', '.join(others)} | tiny random models in the tests: adapted, reloaded, merged, gradients as the libraries have them |"
+        f"| {', '.join(others)} | not; tiny random models in the tests: adapted, reloaded, merged, gradients as the libraries have them |"
     )
     return "\n".join(lines)
 

@@ -1,92 +1,22 @@
-"""Named entities: as tags of words, as spans of a text, and what a comparison of them says.
+"""Named entities: from scores of words' tags to entities, and what a comparison of them says.
 
 A sentence's tags are codes (words,): 0 outside; of the type number t, 1 + 2 t where an entity begins and 2 + 2 t where it
 goes on (IOB2). An entity is (first word, word behind the last, type number).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import regex
 from nervaluate.evaluator import Evaluator
 from scipy.stats import bootstrap
 
 Entity = tuple[int, int, int]
 
-# --- reading -------------------------------------------------------------------------------------------------------------
-
-TAG = regex.compile(r"([BIESLUM])[-_](.+)")
-_WORD, _ALONE = r"[\p{L}\p{M}\p{N}_--\p{Han}\p{Hiragana}\p{Katakana}]", r"[\p{Han}\p{Hiragana}\p{Katakana}]"
-WORDS = regex.compile(  # abbreviations; words with an apostrophe, full stop, ampersand or hyphen inside; 's; signs one by one
-    rf"(?V1)(?:{_WORD}\.){{2,}}|{_WORD}+(?:(?:[.&-]|['’](?!s\b)|(?<=\d),(?=\d)){_WORD}+)*|['’]s\b|{_ALONE}|\S"
-)
-
 
 def tag_names(types: Sequence[str]) -> list[str]:
     """The tags behind the codes."""
     return ["O", *(f"{begins}-{name}" for name in types for begins in "BI")]
-
-
-def to_iob2(tags: Sequence[str]) -> list[str]:
-    """Tags of IOB1, IOB2, IOBES or BILOU as IOB2. Where an entity goes on that never began, it begins.
-
-    Raises `ValueError` with the first tag that is of none of them.
-    """
-    found, open_type = [], None
-    for tag in tags:
-        match = TAG.fullmatch(tag)
-        if not match and tag != "O":
-            raise ValueError(tag)
-        kind, name = match.groups() if match else ("O", None)
-        goes_on = kind in "IMEL" and name == open_type
-        found.append("O" if kind == "O" else f"{'I' if goes_on else 'B'}-{name}")
-        open_type = name if kind in "BIM" else None
-    return found
-
-
-def find_words(text: str) -> tuple[list[int], list[int]]:
-    """Where the words of a text start and end; each sign, and each character of scripts without spaces, is one."""
-    found = [match.span() for match in WORDS.finditer(text)]
-    return [start for start, _ in found], [end for _, end in found]
-
-
-def read_spans(value: list | None) -> list[tuple[int, int, str]]:
-    """(start, end, type) from what annotation tools write: [start, end, type] or fields of their own (Doccano, Prodigy,
-    Label Studio). Raises `ValueError` for anything else."""
-    found = []
-    for one in value or []:
-        if isinstance(one, dict) and "result" in one:  # Label Studio: one annotator's work; the first counts
-            return read_spans(one["result"])
-        if isinstance(one, dict):
-            one = one.get("value", one)
-            names = next((one[name] for name in ("label", "labels", "type", "entity", "tag") if one.get(name)), None)
-            start, end = (next((one[name] for name in (side, f"{side}_offset") if name in one), None) for side in ("start", "end"))
-            one = (start, end, names[0] if isinstance(names, list) else names)
-        if len(one) != 3 or not (isinstance(one[0], int) and isinstance(one[1], int) and isinstance(one[2], str)):
-            raise ValueError(one)
-        found.append(tuple(one))
-    return found
-
-
-def tags_of_spans(
-    text: str, spans: Iterable[tuple[int, int, str]], starts: list[int], ends: list[int]
-) -> tuple[list[str], list[str]]:
-    """IOB2 tags of the words, and in words what could not be taken as it is: a span off the words' borders is widened to the
-    words that it touches, one that overlaps a longer one is left out. Raises `ValueError` for a span outside the text."""
-    tags, remarks = ["O"] * len(starts), []
-    for start, end, name in sorted(spans, key=lambda span: (span[0] - span[1], span)):
-        if not 0 <= start < end <= len(text):
-            raise ValueError(f"a span from {start} to {end}, and the text has {len(text)} characters")
-        inside = [i for i in range(len(starts)) if starts[i] < end and ends[i] > start]
-        if not inside or any(tags[i] != "O" for i in inside):
-            remarks.append(f"{name} {text[start:end]!r} left out: it {'overlaps another' if inside else 'holds no word'}")
-            continue
-        whole = text[starts[inside[0]] : ends[inside[-1]]]
-        if whole != text[start:end].strip():
-            remarks.append(f"{name} {text[start:end]!r} widened to {whole!r}")
-        tags[inside[0] : inside[-1] + 1] = [f"B-{name}", *[f"I-{name}"] * (len(inside) - 1)]
-    return tags, remarks
 
 
 # --- from scores to entities ---------------------------------------------------------------------------------------------

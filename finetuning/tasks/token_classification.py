@@ -4,7 +4,6 @@ A sentence is a text and where its words are. Tags are read from many formats an
 sub-word; sentences too long for the model are read in overlapping windows, so that no word is left out of any figure.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 import torch
-from datasets import ClassLabel, Dataset, Features, LargeList, List, Value
+from datasets import Dataset, Features, List, Value
 from markupsafe import Markup, escape
 from peft import PeftModel, TaskType
 from scipy.special import log_softmax
@@ -29,14 +28,15 @@ from transformers import (
 )
 
 from config import Config
-from finetuning import entities, plots, training
+from finetuning import entities, plots, sentences, training
 from finetuning.data import TEXT_COLUMNS, Split, find_column
-from finetuning.disk import map_once, read_columns
+from finetuning.disk import read_columns
 from finetuning.entities import Entity
 from finetuning.errors import UserError
 from finetuning.metrics import fit_temperature, reliability
 from finetuning.page import MISTAKES, Mistake, Section, write_csv
 from finetuning.sources import column_names
+from finetuning.tasks.text_classification import model_settings  # noqa: F401  (a part of this task too)
 from finetuning.tokenizing import Tokens, special_tokens
 
 if TYPE_CHECKING:
@@ -73,115 +73,7 @@ def settle(train: Dataset, config: Config) -> Config:
     return config
 
 
-def read_rows(
-    raw: dict[str, Dataset], columns: dict[str, str]
-) -> tuple[dict[str, Dataset], dict[str, np.ndarray], list[str], list[str]]:
-    """Texts with their words' places and tags; held of each (rows, 2): its words, and the rarest type in it (-1: none).
-
-    Raises `UserError`, with the row, for what is no text, no tag, or does not fit together.
-    """
-    read = {split: map_once(rows, _reader(rows, columns, split), _ROWS, [columns, split]) for split, rows in raw.items()}
-    found = {split: _tag_counts(rows) for split, rows in read.items()}
-    types = sorted({tag[2:] for tag in found["train"]} - {""})
-    if not types:
-        raise UserError(f"label_column={columns['label']}: train has no entity in it: is it the right column?")
-    for split, tags in found.items():
-        if unknown := sorted({tag[2:] for tag in tags} - {"", *types}):
-            places = read_columns(read[split], "tags")["tags"]
-            row = next(i for i, tags in enumerate(places.to_pylist()) if any(tag[2:] in unknown for tag in tags))
-            raise UserError(
-                f"label_column={columns['label']}: split {split} has entities of a type that train lacks: {', '.join(unknown[:5])} "
-                f"(first in row {row}); train has {', '.join(types)}"
-            )
-    names = entities.tag_names(types)
-    remarks = [
-        f"row {row} of {split}: {remark}"
-        for split, rows in read.items()
-        for row, several in enumerate(read_columns(rows, "remarks")["remarks"].to_pylist())
-        for remark in several
-    ]
-    rows = {split: one.remove_columns("remarks").cast_column("tags", List(ClassLabel(names=names))) for split, one in read.items()}
-    often = np.array([found["train"][f"B-{name}"] for name in types])
-    return rows, {split: _held(one, often) for split, one in rows.items()}, names, remarks
-
-
-_PLACES = {"text": Value("string"), "starts": List(Value("int32")), "ends": List(Value("int32"))}
-_ROWS = Features(_PLACES | {"tags": List(Value("string")), "remarks": List(Value("string"))})
-
-
-def _reader(rows: Dataset, columns: dict[str, str], split: str) -> Callable[[dict, list[int]], dict]:
-    """What makes rows of the form `_ROWS` out of a split's own."""
-    feature = rows.features[columns["label"]]
-    names = feature.feature.names if isinstance(feature, List | LargeList) and isinstance(feature.feature, ClassLabel) else None
-
-    def read(text: str | list[str], label: list) -> dict:
-        placed = _place(text)
-        if isinstance(_text_of(text), str):
-            tags, remarks = entities.tags_of_spans(placed["text"], entities.read_spans(label), placed["starts"], placed["ends"])
-            return placed | {"tags": tags, "remarks": remarks}
-        if len(text) != len(label or []):
-            raise UserError(f"{len(text)} words and {len(label or [])} tags")
-        if not names and any(isinstance(tag, int) for tag in label):
-            raise UserError(
-                "its tags are numbers, and the data set does not say what they mean: give them as words (O, B-PER, I-PER)"
-            )
-        tags = [names[tag] for tag in label] if names else label
-        if "" in tags or None in tags:
-            place = next(i for i, tag in enumerate(tags) if not tag)
-            raise UserError(f"its word {place + 1}, {text[place]!r}, has no tag")
-        try:
-            return placed | {"tags": entities.to_iob2(tags), "remarks": []}
-        except ValueError as error:
-            raise UserError(f"the tag {error.args[0]!r} is of no scheme known: IOB1, IOB2, IOBES, BILOU, as in B-PER") from error
-
-    def read_batch(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
-        found = []
-        for row, text, label in zip(positions, batch[columns["text"]], batch[columns["label"]], strict=True):
-            try:
-                found.append(read(text, label))
-            except (UserError, ValueError, TypeError, KeyError, IndexError) as error:
-                what = error if isinstance(error, UserError) else f"its entities are of no form known: {error}"
-                raise UserError(
-                    f"text_column={columns['text']}, label_column={columns['label']}: row {row} of split {split}: {what}"
-                ) from error
-        return {name: [one[name] for one in found] for name in _ROWS}
-
-    return read_batch
-
-
-def _text_of(value) -> str | list[str]:
-    """A text or a list of words, out of what a row may hold (Label Studio: {"text": ...})."""
-    if isinstance(value, dict):
-        value = value.get("text")
-    if not value or not (value.strip() if isinstance(value, str) else all(isinstance(word, str) for word in value)):
-        raise UserError("it holds no words: remove it, or set text_column to the column that has them")
-    return value
-
-
-def _place(value: str | list[str]) -> dict:
-    """The text and where its words start and end; words that came by themselves are joined with spaces."""
-    value = _text_of(value)
-    if isinstance(value, str):
-        starts, ends = entities.find_words(value)
-        return {"text": value, "starts": starts, "ends": ends}
-    ends = np.cumsum([len(word) + 1 for word in value]) - 1
-    starts = ends - [len(word) for word in value]
-    return {"text": " ".join(value), "starts": starts.tolist(), "ends": ends.tolist()}
-
-
-def _tag_counts(rows: Dataset) -> Counter:
-    tags = pyarrow.compute.value_counts(pyarrow.compute.list_flatten(read_columns(rows, "tags")["tags"]))
-    return Counter({tag: n for tag, n in zip(tags.field("values").to_pylist(), tags.field("counts").to_pylist(), strict=True)})
-
-
-def _held(rows: Dataset, often: np.ndarray) -> np.ndarray:
-    tags = read_columns(rows, "tags")["tags"].combine_chunks()
-    codes, parents = tags.flatten().to_numpy(), pyarrow.compute.list_parent_indices(tags).to_numpy()
-    order = np.argsort(often, kind="stable")  # rarest first
-    rank = np.full(len(rows), len(often))
-    begins = codes % 2 == 1
-    np.minimum.at(rank, parents[begins], np.argsort(order)[codes[begins] // 2])
-    return np.stack([tags.value_lengths().to_numpy(), np.append(order, -1)[rank]], axis=1)
+read_rows = sentences.read_rows
 
 
 def strata(held: np.ndarray) -> np.ndarray:
@@ -215,19 +107,19 @@ def tokenize(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config:
         if missing := {*range(len(sentence))} - {*encoded.word_ids(row)}:  # the tokenizer makes nothing of some signs
             words[row] = [tokenizer.unk_token or "?" if i in missing else word for i, word in enumerate(sentence)]
     encoded = _encode(words, tokenizer)
-    sentences = []  # of each sub-word: its id, its label, its row
+    sequences = []  # of each sub-word: its id, its label, its row
     for row, ids in enumerate(encoded["input_ids"]):
         word = np.array(encoded.word_ids(row))
         tags = np.array(batch["tags"][row]) if "tags" in batch else np.zeros(len(words[row]), dtype=int)
         labels = np.where(np.diff(word, prepend=-1) != 0, tags[word], -100)
-        sentences.append(np.stack([ids, labels, np.full(len(ids), row)]))
+        sequences.append(np.stack([ids, labels, np.full(len(ids), row)]))
     if config.context == "neighbours":
-        sentences = [np.concatenate(sentences, axis=1)]
+        sequences = [np.concatenate(sequences, axis=1)]
 
     whole, (first, last) = tokenizer("a")["input_ids"], special_tokens(tokenizer)
     before, behind = whole[:first], whole[len(whole) - last :]
     found = {"input_ids": [], "labels": [], "rows": [], "length": []}
-    for ids, labels, rows in sentences:
+    for ids, labels, rows in sequences:
         starts, width = _windows(len(ids), config.max_length - first - last)
         borders = (np.array(starts[1:]) + starts[:-1] + width) / 2  # the middles of what two windows share
         owner = np.searchsorted(borders, range(len(ids)), "right")
@@ -255,10 +147,6 @@ def _windows(length: int, width: int) -> tuple[list[int], int]:
 TOKENIZER = dict(add_prefix_space=True)  # RoBERTa's and GPT-2's know words by the space before them
 MODEL = AutoModelForTokenClassification
 PEFT_TYPE = TaskType.TOKEN_CLS
-
-
-def model_settings(label_names: list[str]) -> dict:
-    return {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
 
 
 def collator(tokenizer: PreTrainedTokenizerBase, config: Config) -> DataCollatorForTokenClassification:
@@ -567,9 +455,9 @@ def show_comparison(found: dict, names: tuple[str, str]) -> None:
 def answer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, batch: dict[str, list], run: "Run") -> dict[str, list]:
     """`entities` of each text: their `start` and `end` in it (of words that came by themselves: joined with spaces), their
     `text`, `label` and `probability`."""
-    placed = [_place(text) for text in batch["text"]]
+    placed = [sentences.place(text) for text in batch["text"]]
     alone = replace(run.config, context="sentence")
-    tokens = tokenize({name: [one[name] for one in placed] for name in _PLACES}, tokenizer, alone)
+    tokens = tokenize({name: [one[name] for one in placed] for name in sentences.PLACES}, tokenizer, alone)
     lengths, rows = np.array(tokens.pop("length")), np.concatenate(tokens.pop("rows"))
     logits = predict(model, tokenizer, Tokens(Dataset.from_dict(tokens), lengths, rows=rows), alone, show_progress=False)
     predicted = decide(logits, run.training)
@@ -596,11 +484,11 @@ def answer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, batch: dict[str
 
 
 def as_json(inputs: dict[str, str], answered: dict) -> dict:
-    return {"text": _place(inputs["text"])["text"], "entities": answered["entities"]}
+    return {"text": sentences.place(inputs["text"])["text"], "entities": answered["entities"]}
 
 
 def as_line(inputs: dict[str, str], answered: dict, label_names: list[str]) -> str:
-    text, place, parts = _place(inputs["text"])["text"], 0, []
+    text, place, parts = sentences.place(inputs["text"])["text"], 0, []
     for one in answered["entities"]:
         parts += [text[place : one["start"]], f"[{one['text']} {one['label']} {one['probability']:.3f}]"]
         place = one["end"]
