@@ -186,11 +186,7 @@ STUDIES = {
         {"LoRA on all linear layers": {}, "full fine-tuning": dict(method="full", learning_rate=2e-4)},
         seeds=(0, 1, 2),
     ),
-    "entities-model": Study(
-        "test",
-        ENTITIES | dict(num_train_epochs=3),
-        {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")},
-    ),
+    "entities-model": Study("test", ENTITIES, {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")}),
     # A model of the size people use.
     "model": Study("test", FULL, {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")}),
 }
