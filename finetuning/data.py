@@ -115,6 +115,13 @@ def official_splits(found: DatasetDict, config: Config) -> dict[str, str]:
     return {name: there for name, there in wanted.items() if there in found}
 
 
+def refuse(config: Config, task: str, *knobs: str) -> None:
+    """Raises `UserError` where one of `knobs`, which mean nothing to the task, was set."""
+    for knob in knobs:
+        if getattr(config, knob) != getattr(Config, knob):
+            raise UserError(f"{knob}={getattr(config, knob)} is not for {task}: leave it out")
+
+
 def renamed(raw: dict[str, Dataset], columns: dict[str, str]) -> dict[str, Dataset]:
     """Each split's `columns` by the task's names for them."""
     names = {there: here for here, there in columns.items()}

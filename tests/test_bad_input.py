@@ -60,6 +60,7 @@ def bad(tmp_path, data_file):
         (["--dropout", "1"], ["dropout=1.0", "below 1"]),
         (["--max_length", "65"], ["max_length=65", "64 positions"]),
         (["--max_length", "4"], ["max_length=4", "at least 8"]),
+        (["--context", "neighbours"], ["context=neighbours", "leave it out"]),
         (["--val_samples", "900"], ["val_samples=900", "8 rows", "validation_fraction"]),
         (["--train_samples", "57"], ["train_samples=57", "56 rows", "0 for all"]),
         (["--train_samples", "1"], ["train_samples=1", "one class", "raise it"]),

@@ -396,7 +396,7 @@ def test_a_type_that_train_lacks_is_named_with_its_row(call, flags, tmp_path):
     assert result.code == 2 and all(word in result.err for word in ("split test", "SHIP", "row 0", "train has LOC"))
 
 
-@pytest.mark.parametrize("knob", ["augmentation=crop", "class_weights=balanced", "text_pair_column=other"])
+@pytest.mark.parametrize("knob", ["augmentation=crop", "class_weights=balanced", "text_pair_column=other", "truncation=head"])
 def test_a_knob_of_another_task_is_refused(knob, call, flags):
     name, value = knob.split("=")
     result = call("fine_tune.py", *flags, f"--{name}", value)

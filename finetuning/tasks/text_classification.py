@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from config import Config
 from finetuning import explanation, plots, training
-from finetuning.data import TEXT_COLUMNS, Split, find_column, renamed
+from finetuning.data import TEXT_COLUMNS, Split, find_column, refuse, renamed
 from finetuning.disk import write_json
 from finetuning.errors import UserError
 from finetuning.labels import encode_labels
@@ -60,6 +60,7 @@ def find_columns(columns: list[str], config: Config) -> dict[str, str]:
 
 def settle(train: Dataset, config: Config) -> Config:
     """`config` with the problem_type that the label column tells, where none was given."""
+    refuse(config, NAME, "context")
     if config.problem_type:
         return config
     several = "," in (config.label_column or "") and config.label_column not in train.column_names

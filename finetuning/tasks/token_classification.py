@@ -29,10 +29,9 @@ from transformers import (
 
 from config import Config
 from finetuning import entities, plots, sentences, training
-from finetuning.data import TEXT_COLUMNS, Split, find_column
+from finetuning.data import TEXT_COLUMNS, Split, find_column, refuse
 from finetuning.disk import read_columns
 from finetuning.entities import Entity
-from finetuning.errors import UserError
 from finetuning.metrics import fit_temperature, reliability
 from finetuning.page import MISTAKES, Mistake, Section, write_csv
 from finetuning.sources import column_names
@@ -67,9 +66,7 @@ def find_columns(columns: list[str], config: Config) -> dict[str, str]:
 
 
 def settle(train: Dataset, config: Config) -> Config:
-    for knob in ("text_pair_column", "problem_type", "augmentation", "class_weights"):
-        if getattr(config, knob) != getattr(Config, knob):
-            raise UserError(f"{knob}={getattr(config, knob)} is not for {NAME}: leave it out")
+    refuse(config, NAME, "text_pair_column", "problem_type", "truncation", "augmentation", "class_weights")
     return config
 
 
