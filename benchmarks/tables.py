@@ -88,7 +88,7 @@ def entities_sentence() -> str:
     difference = _points(paired_f1_difference(_counts(lora), _counts(full)))
     return (
         f"**Named entities**, CoNLL-2003's official test of {lora[0]['n']:,} sentences, {_model(lora[0])}: LoRA finds them with an F1 "
-        f"of {_f1(lora)}, full fine-tuning with {_f1(full)}; paired difference {difference} points ([more](#change-it))."
+        f"of {_f1(lora)}, full fine-tuning with {_f1(full)}; paired difference {difference} points ([more](results/README.md#named-entities))."
     )
 
 
@@ -403,7 +403,6 @@ PAGES = {
         "growth": growth_table,
         "laptop": laptop_sentence,
         "entities_sentence": entities_sentence,
-        "entities": entities_table,
         "architectures": architectures_table,
         "scale": scale_table,
         "processes": processes_sentence,
@@ -414,6 +413,7 @@ PAGES = {
         "confirm": partial(changes_table, "confirm"),
         "augmentation": augmentation_table,
         "sentences": sentences_table,
+        "entities": entities_table,
         "entities_types": entities_types_table,
         "entities_recipe": entities_recipe_table,
         "steps": steps_table,
