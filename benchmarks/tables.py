@@ -102,8 +102,9 @@ def entities_recipe_table() -> str:
     for name, runs in records.items():
         base = next(other for other in records if other.split(",")[0] == name.split(",")[0])
         difference = "" if name == base else _points(paired_f1_difference(_counts(runs), _counts(records[base])))
-        cells = [name, f"{runs[0]['f1']:.2%}", difference, f"{runs[0]['precision']:.2%}", f"{runs[0]['recall']:.2%}"]
-        lines.append(f"| {' | '.join([*cells, f'{runs[0]['trainable_parameters']:,}'])} |")
+        trained = f"{runs[0]['trainable_parameters']:,}"
+        shares = [f"{runs[0][metric]:.2%}" for metric in ("f1", "precision", "recall")]
+        lines.append(f"| {' | '.join([name, shares[0], difference, *shares[1:], trained])} |")
     return "\n".join(lines)
 
 
