@@ -45,7 +45,7 @@ class Study:
 FULL = PRESETS["full"] | dict(early_stopping_patience=0)  # the same budget of epochs for all
 # By number of training reviews: so few need more passes.
 SMALL = {500: dict(num_train_epochs=10), 2_000: dict(num_train_epochs=5), 8_000: dict(num_train_epochs=3)}
-ENTITIES = PRESETS["ner"] | dict(num_train_epochs=5, early_stopping_patience=0)
+ENTITIES = PRESETS["ner"] | dict(learning_rate=1e-3, lora_r=64, lora_alpha=128, early_stopping_patience=0)
 SENTENCES = ENTITIES | dict(context="sentence", batch_size=32, lora_r=16, lora_alpha=32, eval_steps=0.1)
 AUGMENTATIONS = ("none", "token-dropout", "crop", "sentence-shuffle")
 
@@ -166,17 +166,19 @@ STUDIES = {
         SENTENCES,
         {
             "LoRA, learning rate 1e-3": dict(learning_rate=1e-3),
-            "LoRA, learning rate 5e-4": dict(learning_rate=5e-4),
             "LoRA, learning rate 2e-3": dict(learning_rate=2e-3),
             "LoRA, learning rate 4e-3": dict(learning_rate=4e-3),
             "LoRA, rank 64, alpha 128": dict(lora_r=64, lora_alpha=128),
             "LoRA, neighbours": dict(context="neighbours", batch_size=8),
             "LoRA, neighbours, rank 64": dict(context="neighbours", batch_size=8, lora_r=64, lora_alpha=128),
+            "LoRA, neighbours, rank 64, 5e-4": dict(
+                context="neighbours", batch_size=8, lora_r=64, lora_alpha=128, learning_rate=5e-4
+            ),
             "LoRA, neighbours, batches of 4": dict(context="neighbours", batch_size=4),
             "full, learning rate 1e-4": dict(method="full", learning_rate=1e-4),
             "full, learning rate 2e-4": dict(method="full", learning_rate=2e-4),
             "full, neighbours, 2e-4": dict(method="full", learning_rate=2e-4, context="neighbours", batch_size=8),
-            "full, learning rate 4e-4": dict(method="full", learning_rate=4e-4),
+            "full, neighbours, 4e-4": dict(method="full", learning_rate=4e-4, context="neighbours", batch_size=8),
         },
     ),
     # What they reach on the official test, each at its own best learning rate.
