@@ -171,10 +171,14 @@ STUDIES = {
             "LoRA, rank 64, alpha 128": dict(lora_r=64, lora_alpha=128),
             "LoRA, neighbours": dict(context="neighbours", batch_size=8),
             "LoRA, neighbours, rank 64": dict(context="neighbours", batch_size=8, lora_r=64, lora_alpha=128),
+            "LoRA, neighbours, rank 64, 5e-4": dict(
+                context="neighbours", batch_size=8, lora_r=64, lora_alpha=128, learning_rate=5e-4
+            ),
             "LoRA, neighbours, batches of 4": dict(context="neighbours", batch_size=4),
             "full, learning rate 1e-4": dict(method="full", learning_rate=1e-4),
             "full, learning rate 2e-4": dict(method="full", learning_rate=2e-4),
             "full, neighbours, 2e-4": dict(method="full", learning_rate=2e-4, context="neighbours", batch_size=8),
+            "full, neighbours, 4e-4": dict(method="full", learning_rate=4e-4, context="neighbours", batch_size=8),
         },
     ),
     # What they reach on the official test, each at its own best learning rate.
