@@ -148,17 +148,16 @@ class Config:
 
 
 # `--preset NAME`: the defaults above with these changes; a flag given beside it wins.
+ALL_ROWS = dict(train_samples=0, val_samples=0, test_samples=0)
 PRESETS: dict[str, dict] = {
     "laptop": {},
-    "full": dict(train_samples=0, val_samples=0, test_samples=0, num_train_epochs=2.0, eval_steps=0.2),
+    "full": dict(**ALL_ROWS, num_train_epochs=2.0, eval_steps=0.2),
     "smoke": dict(train_samples=64, val_samples=32, test_samples=64, max_length=64, batch_size=16),
     # Data sets of the Hub, with the columns they have.
     "rotten_tomatoes": dict(
         dataset_name="cornell-movie-review-data/rotten_tomatoes",
         max_length=64,
-        train_samples=0,
-        val_samples=0,
-        test_samples=0,
+        **ALL_ROWS,
         num_train_epochs=3.0,
     ),
     "sst2": dict(dataset_name="stanfordnlp/sst2", max_length=64, text_column="sentence", test_split="validation", test_samples=0),
@@ -192,9 +191,7 @@ PRESETS: dict[str, dict] = {
         model_name="distilbert-base-cased",
         context="neighbours",
         max_length=128,
-        train_samples=0,
-        val_samples=0,
-        test_samples=0,
+        **ALL_ROWS,
         num_train_epochs=5.0,
         learning_rate=4e-4,  # at 1e-3 and rank 64 all-mpnet-base-v2 learned nothing; the smaller stand-in was best there
         batch_size=8,

@@ -69,7 +69,7 @@ def main() -> None:
     predictions = task.predict(lora, tokenizer, validation, config)
     calibrated = task.calibrate(predictions, rows.validation)
     best |= {
-        "ci95": task.interval(predictions, rows.validation, calibrated),
+        "ci95": task.interval(predictions, rows.validation),
         "n": len(rows.validation),
         "split": rows.validation_split,
     }

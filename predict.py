@@ -21,7 +21,7 @@ def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to label; none: a text on each line of the standard input")
     parser.add_argument("--file", type=Path, help="label the rows of this file instead")
-    parser.add_argument("--out", type=Path, help="with --file: write its columns, `prediction` and `probability` there")
+    parser.add_argument("--out", type=Path, help="with --file: write its columns and the answers there")
     parser.add_argument("--text_column", help="with --file: the column with the text; found by its usual names when not given")
     parser.add_argument("--run", type=Path, help="a run folder; not given: the newest in --output_dir")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")

@@ -269,7 +269,7 @@ def of_entities(logits: list[np.ndarray], measured, label_names: list[str], unse
     from finetuning import entities
     from finetuning.tasks import token_classification as task
 
-    found = task.measure(logits, measured, None, label_names, task.calibrate(logits, measured))
+    found = task.measure(logits, measured, None, label_names, dict(temperature=1.0))
     found = {key: value for key, value in found.items() if key not in ("temperature", "calibration")}
     spans = ([entities.entities(codes) for codes in both] for both in (task.gold_of(measured), task.decide(logits, {})))
     counts = entities.counts(*spans)

@@ -19,6 +19,11 @@ def tag_names(types: Sequence[str]) -> list[str]:
     return ["O", *(f"{begins}-{name}" for name in types for begins in "BI")]
 
 
+def types_of(tags: Sequence[str]) -> list[str]:
+    """The types behind `tag_names`."""
+    return [name[2:] for name in tags[1::2]]
+
+
 # --- from scores to entities ---------------------------------------------------------------------------------------------
 
 

@@ -37,7 +37,7 @@ class Labeller:
         def answer(batch: dict[str, list], first: list[int]) -> dict[str, list]:
             inputs = {name: batch[column] for name, column in columns.items()}
             for texts in inputs.values():
-                _check_texts(texts, before=first[0])
+                _check_texts(texts, self.run.task.INPUTS, before=first[0])
             return self.run.task.answer(self.model, self.tokenizer, inputs, self.run)
 
         if show_progress:
@@ -60,8 +60,11 @@ def rows_of(texts: list[str]) -> Dataset:
     return Dataset.from_dict({"text": texts})
 
 
-def _check_texts(texts: list[str] | list[list[str]], before: int = 0) -> None:
-    empty = [before + number for number, text in enumerate(texts, 1) if not (text.strip() if isinstance(text, str) else text)]
+def _check_texts(texts: list, kinds: tuple[type, ...] = (str,), before: int = 0) -> None:
+    def holds(text) -> bool:
+        return isinstance(text, kinds) and bool(text.strip() if isinstance(text, str) else text)
+
+    empty = [before + number for number, text in enumerate(texts, 1) if not holds(text)]
     if empty:
         raise UserError(f"text {empty[0]} is empty: every text gets an answer, so remove the empty ones")
 

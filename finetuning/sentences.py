@@ -71,11 +71,11 @@ def tags_of_spans(
     text: str, spans: Iterable[tuple[int, int, str]], starts: list[int], ends: list[int]
 ) -> tuple[list[str], list[str]]:
     """IOB2 tags of the words, and in words what could not be taken as it is: a span off the words' borders is widened to the
-    words that it touches, one that overlaps a longer one is left out. Raises `ValueError` for a span outside the text."""
+    words that it touches, one that overlaps a longer one is left out. Raises `UserError` for a span outside the text."""
     tags, remarks = ["O"] * len(starts), []
     for start, end, name in sorted(spans, key=lambda span: (span[0] - span[1], span)):
         if not 0 <= start < end <= len(text):
-            raise ValueError(f"a span from {start} to {end}, and the text has {len(text)} characters")
+            raise UserError(f"a span from {start} to {end}, and the text has {len(text)} characters")
         inside = [i for i in range(len(starts)) if starts[i] < end and ends[i] > start]
         if not inside or any(tags[i] != "O" for i in inside):
             remarks.append(f"{name} {text[start:end]!r} left out: it {'overlaps another' if inside else 'holds no word'}")
@@ -90,7 +90,7 @@ def tags_of_spans(
 def read_rows(
     raw: dict[str, Dataset], columns: dict[str, str]
 ) -> tuple[dict[str, Dataset], dict[str, np.ndarray], list[str], list[str]]:
-    """Texts with their words' places and tags; held of each (rows, 2): its words, and the rarest type in it (-1: none).
+    """Texts with their words' places and tags; held of each (rows,): the rarest type in it (-1: none).
 
     Raises `UserError`, with the row, for what is no text, no tag, or does not fit together.
     """
@@ -116,7 +116,7 @@ def read_rows(
     ]
     rows = {split: one.remove_columns("remarks").cast_column("tags", List(ClassLabel(names=names))) for split, one in read.items()}
     often = np.array([found["train"][f"B-{name}"] for name in types])
-    return rows, {split: _held(one, often) for split, one in rows.items()}, names, remarks
+    return rows, {split: _rarest(one, often) for split, one in rows.items()}, names, remarks
 
 
 def _reader(rows: Dataset, columns: dict[str, str], split: str) -> Callable[[dict, list[int]], dict]:
@@ -181,14 +181,15 @@ def place(value: str | list[str]) -> dict:
 
 def _tag_counts(rows: Dataset) -> Counter:
     tags = pyarrow.compute.value_counts(pyarrow.compute.list_flatten(read_columns(rows, "tags")["tags"]))
-    return Counter({tag: n for tag, n in zip(tags.field("values").to_pylist(), tags.field("counts").to_pylist(), strict=True)})
+    return Counter({one["values"]: one["counts"] for one in tags.to_pylist()})
 
 
-def _held(rows: Dataset, often: np.ndarray) -> np.ndarray:
+def _rarest(rows: Dataset, often: np.ndarray) -> np.ndarray:
+    """Of each row the number of the type in it that train has least `often`, -1 where it has none."""
     tags = read_columns(rows, "tags")["tags"].combine_chunks()
     codes, parents = tags.flatten().to_numpy(), pyarrow.compute.list_parent_indices(tags).to_numpy()
     order = np.argsort(often, kind="stable")  # rarest first
     rank = np.full(len(rows), len(often))
     begins = codes % 2 == 1
     np.minimum.at(rank, parents[begins], np.argsort(order)[codes[begins] // 2])
-    return np.stack([tags.value_lengths().to_numpy(), np.append(order, -1)[rank]], axis=1)
+    return np.append(order, -1)[rank]

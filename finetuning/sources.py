@@ -62,6 +62,7 @@ READERS = {  # by a file's ending: the library's reader, and its options or a fu
     ".jsonl": ("json", {}),
     ".conll": ("conll", column_names),
     ".iob": ("conll", column_names),
+    ".iob2": ("conll", column_names),
     ".bio": ("conll", column_names),
 }
 
@@ -215,10 +216,11 @@ def _rows_from_path(path: Path, readers: dict) -> DatasetDict:
         if path.name.endswith((".tar.gz", ".tgz")) or (path / "train" / "pos").is_dir():
             return _acl_imdb(path)
         if path.is_dir():
-            ours = [file for file in sorted(path.iterdir()) if callable(readers.get(file.suffix.lower(), (None, None))[1])]
-            if not ours:
+            known = [file for file in sorted(path.iterdir()) if file.suffix.lower() in readers]
+            builders = {readers[file.suffix.lower()][0] for file in known}
+            if builders != {"conll"}:
                 return load_dataset(str(path), **BATCH)
-            builder, options = reader(ours[0], readers)
+            builder, options = reader(known[0], readers)
             return load_dataset(builder, **_files_of(path), **options, **BATCH)
         if path.suffix.lower() not in readers:
             raise UserError(f"dataset_name={path}: not one of {', '.join(readers)}, .tar.gz")

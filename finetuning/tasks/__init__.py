@@ -4,6 +4,7 @@ A task's file answers, in this order:
 
 rows         NAME              its name in config.py and on the Hub
              READERS           endings of files that it reads in a way of its own, as in sources.py
+             INPUTS            the types of what a column that the model reads may hold
              find_inputs       the columns with what the model reads: the task's name for one -> the data set's
              find_columns      those and the labels'
              settle            settings that were left open and that the data decide
@@ -22,7 +23,7 @@ predictions  METRICS           on validation: the first picks the checkpoint, th
              validation_metrics  of the Trainer's evaluation, in the order of the tokens
              calibrate         what is fitted on validation
              decide            predictions -> what is compared with the labels
-             interval          of the first of METRICS, 95 %
+             interval          of the first of METRICS as it is validated, 95 %
              measure           the figures of metrics.json
 evaluate.py  write             its files and pictures; what stands on the page
              headline, remark, show_metrics  the figures in words: on the page, on the model card, in the terminal

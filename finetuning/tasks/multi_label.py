@@ -30,6 +30,7 @@ from finetuning.tasks import text_classification as single
 from finetuning.tasks.text_classification import (  # noqa: F401  (parts of this task too)
     COMPARED,
     EXAMPLES,
+    INPUTS,
     METRICS,
     MODEL,
     NAME,
@@ -131,8 +132,8 @@ def decide(logits: np.ndarray, calibrated: dict) -> np.ndarray:
     return expit(logits / calibrated["temperature"]) >= calibrated["threshold"]
 
 
-def interval(logits: np.ndarray, split: Split, calibrated: dict) -> list[float]:
-    return _of_whole_sets((decide(logits, calibrated) == split.labels).all(axis=1))
+def interval(logits: np.ndarray, split: Split) -> list[float]:
+    return _of_whole_sets(((logits >= 0) == split.labels).all(axis=1))
 
 
 def _of_whole_sets(right: np.ndarray) -> list[float]:

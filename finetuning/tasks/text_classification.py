@@ -36,6 +36,7 @@ NAME = "text-classification"
 # --- rows ----------------------------------------------------------------------------------------------------------------
 
 READERS: dict = {}  # the usual ones
+INPUTS = (str,)
 LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "category", "target")
 LINE_BREAK = re.compile(r"<br\s*/?>")
 
@@ -193,8 +194,8 @@ def decide(logits: np.ndarray, calibrated: dict) -> np.ndarray:
     return logits.argmax(axis=-1)
 
 
-def interval(logits: np.ndarray, split: Split, calibrated: dict) -> list[float]:
-    right = decide(logits, calibrated) == split.labels
+def interval(logits: np.ndarray, split: Split) -> list[float]:
+    right = logits.argmax(axis=-1) == split.labels
     return wilson_interval(int(right.sum()), len(right))
 
 

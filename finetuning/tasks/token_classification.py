@@ -16,7 +16,7 @@ import pyarrow.compute
 import pyarrow.parquet
 import torch
 from datasets import Dataset, Features, List, Value
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from peft import PeftModel, TaskType
 from scipy.special import log_softmax
 from torch.nn.functional import cross_entropy
@@ -45,7 +45,8 @@ NAME = "token-classification"
 
 # --- rows ----------------------------------------------------------------------------------------------------------------
 
-READERS = dict.fromkeys((".txt", ".train", ".testa", ".testb", ".iob2"), ("conll", column_names))
+READERS = dict.fromkeys((".txt", ".train", ".testa", ".testb"), ("conll", column_names))
+INPUTS = (str, list, dict)
 WORD_COLUMNS = ("tokens", "words")
 TAG_COLUMNS = ("ner_tags", "tags")
 SPAN_COLUMNS = ("spans", "entities", "annotations", "label", "labels")
@@ -74,7 +75,7 @@ read_rows = sentences.read_rows
 
 
 def strata(held: np.ndarray) -> np.ndarray:
-    return held[:, 1]
+    return held
 
 
 def contents(batch: dict[str, list], held: np.ndarray) -> tuple[list[str], Sequence]:
@@ -100,10 +101,14 @@ def tokenize(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config:
     texts = zip(batch["text"], batch["starts"], batch["ends"], strict=True)
     words = [[text[start:end] for start, end in zip(starts, ends, strict=True)] for text, starts, ends in texts]
     encoded = _encode(words, tokenizer)
-    for row, sentence in enumerate(words):
-        if missing := {*range(len(sentence))} - {*encoded.word_ids(row)}:  # the tokenizer makes nothing of some signs
-            words[row] = [tokenizer.unk_token or "?" if i in missing else word for i, word in enumerate(sentence)]
-    encoded = _encode(words, tokenizer)
+    missing = [{*range(len(sentence))} - {*encoded.word_ids(row)} for row, sentence in enumerate(words)]
+    if any(missing):  # the tokenizer makes nothing of some signs
+        unknown = tokenizer.unk_token or "?"
+        words = [
+            [unknown if i in gone else word for i, word in enumerate(sentence)]
+            for sentence, gone in zip(words, missing, strict=True)
+        ]
+        encoded = _encode(words, tokenizer)
     sequences = []  # of each sub-word: its id, its label, its row
     for row, ids in enumerate(encoded["input_ids"]):
         word = np.array(encoded.word_ids(row))
@@ -192,7 +197,7 @@ def validation_metrics(found: EvalPrediction, tokens: Tokens, label_names: list[
         _by_row([one[here] for one, here in zip(all_of, there, strict=True)], tokens.rows)
         for all_of in (found.predictions, found.label_ids)
     )
-    metrics = entity_metrics(logits, gold, label_names)
+    metrics = entity_metrics(logits, decide(logits, {}), gold, label_names)
     return {name: metrics[name] for name in METRICS}
 
 
@@ -205,8 +210,8 @@ def decide(logits: list[np.ndarray], calibrated: dict) -> list[np.ndarray]:
     return [entities.best_sequence(log_softmax(one, axis=-1)) for one in logits]
 
 
-def interval(logits: list[np.ndarray], split: Split, calibrated: dict) -> list[float]:
-    gold, predicted = ([entities.entities(codes) for codes in both] for both in (gold_of(split), decide(logits, calibrated)))
+def interval(logits: list[np.ndarray], split: Split) -> list[float]:
+    gold, predicted = ([entities.entities(codes) for codes in both] for both in (gold_of(split), decide(logits, {})))
     return entities.f1_interval(entities.counts(gold, predicted))
 
 
@@ -223,7 +228,7 @@ def measure(logits: list[np.ndarray], test: Split, lengths: np.ndarray, label_na
     codes, temperature = gold_of(test), calibrated["temperature"]
     predicted = decide(logits, calibrated)
     gold, said = ([entities.entities(one) for one in both] for both in (codes, predicted))
-    types = [name[2:] for name in label_names[1::2]]
+    types = entities.types_of(label_names)
     counts = entities.counts(gold, said)
     right = np.array([one in there for g, p in zip(gold, said, strict=True) for there in [{*g}] for one in p], dtype=bool)
     words = np.array([len(one) for one in codes])
@@ -235,7 +240,7 @@ def measure(logits: list[np.ndarray], test: Split, lengths: np.ndarray, label_na
             by_length.append(about | {"f1": float(entities.f1(*counts[here].T)), "f1_ci95": entities.f1_interval(counts[here])})
     pairs = [entities.pair(g, p) for g, p in zip(gold, said, strict=True)]
     return (
-        entity_metrics(logits, codes, label_names)
+        entity_metrics(logits, predicted, codes, label_names)
         | entities.errors(pairs, types)
         | {
             "mode": "strict IOB2: span and type of a whole entity are exact",
@@ -247,7 +252,7 @@ def measure(logits: list[np.ndarray], test: Split, lengths: np.ndarray, label_na
             "types": types,
             "temperature": temperature,
             "calibration": {
-                name: reliability(np.concatenate([[], *probabilities(logits, predicted, said, by)]), right)
+                name: reliability(np.concatenate([[], *least(word_probabilities(logits, predicted, by), said)]), right)
                 for name, by in (("as_trained", 1), ("scaled", temperature))
             },
             "by_length": by_length,
@@ -255,26 +260,26 @@ def measure(logits: list[np.ndarray], test: Split, lengths: np.ndarray, label_na
     )
 
 
-def entity_metrics(logits: list[np.ndarray], gold: list[np.ndarray], label_names: list[str]) -> dict:
-    """Of `logits` (words, tags) against tags (words,), text by text: figures of whole entities, and of words."""
-    predicted = [entities.best_sequence(log_softmax(one, axis=-1)) for one in logits]
-    found = entities.score(
-        *([entities.entities(one) for one in both] for both in (gold, predicted)), [name[2:] for name in label_names[1::2]]
-    )
+def entity_metrics(logits: list[np.ndarray], predicted: list[np.ndarray], gold: list[np.ndarray], label_names: list[str]) -> dict:
+    """Of `logits` (words, tags) and tags (words,), text by text: figures of whole entities, and of words."""
+    spans = ([entities.entities(one) for one in both] for both in (gold, predicted))
     words, codes = log_softmax(np.concatenate(logits).astype(np.float64), axis=-1), np.concatenate(gold)
     right = np.concatenate(predicted) == codes
-    return found | {"accuracy": float(right.mean()), "loss": float(-words[np.arange(len(codes)), codes].mean())}
+    return entities.score(*spans, entities.types_of(label_names)) | {
+        "accuracy": float(right.mean()),
+        "loss": float(-words[np.arange(len(codes)), codes].mean()),
+    }
 
 
-def probabilities(
-    logits: list[np.ndarray], predicted: list[np.ndarray], spans: list[list[Entity]], temperature: float
-) -> list[np.ndarray]:
-    """Of each text how probable the predicted tags are that its `spans` cover: the least of their words' probabilities."""
-    found = []
-    for one, codes, entities_of in zip(logits, predicted, spans, strict=True):
-        shares = np.exp(log_softmax(one / temperature, axis=-1))[np.arange(len(codes)), codes]
-        found.append(np.array([shares[start:end].min() for start, end, _ in entities_of]))
-    return found
+def word_probabilities(logits: list[np.ndarray], predicted: list[np.ndarray], temperature: float) -> list[np.ndarray]:
+    """Of each text how probable each word's predicted tag is (words,)."""
+    shares = (np.exp(log_softmax(one / temperature, axis=-1)) for one in logits)
+    return [one[np.arange(len(codes)), codes] for one, codes in zip(shares, predicted, strict=True)]
+
+
+def least(shares: list[np.ndarray], spans: list[list[Entity]]) -> list[list[float]]:
+    """Of each text's `spans` the least of their words' probabilities, which is the entity's."""
+    return [[float(words[start:end].min()) for start, end, _ in of] for words, of in zip(shares, spans, strict=True)]
 
 
 # --- what evaluate.py leaves and says ------------------------------------------------------------------------------------
@@ -283,36 +288,40 @@ def probabilities(
 def write(folder: Path, config: Config, metrics: dict, test: Split, logits: list[np.ndarray], lengths: np.ndarray) -> list[Section]:
     """predictions.parquet, errors.csv and pictures into `folder`; what stands on the page.
 
-    predictions.parquet has one row for each sentence of `test`, in its order: `row` (number in the split), `words`, `label` and
-    `prediction` (their tags, IOB2), `probability` (of each word's predicted tag, after temperature scaling). errors.csv has
-    an entity a line: what is wrong, its types and texts, the sentence with the actual and with the predicted ones marked.
+    predictions.parquet has one row for each sentence of `test`, in its order: `row` (number in the split), `label` and `prediction`
+    (its words' tags, IOB2), `probability` (of each word's predicted tag, after temperature scaling). errors.csv has an entity
+    a line: what is wrong, its types and texts, the sentence with the actual and with the predicted ones marked.
     """
     names, types = metrics["label_names"], metrics["types"]
     codes, predicted = gold_of(test), decide(logits, metrics)
     gold, said = ([entities.entities(one) for one in both] for both in (codes, predicted))
-    shares = [np.exp(log_softmax(one / metrics["temperature"], axis=-1)).max(axis=-1) for one in logits]
+    shares = word_probabilities(logits, predicted, metrics["temperature"])
     lists = {"label": [[names[c] for c in one] for one in codes], "prediction": [[names[c] for c in one] for one in predicted]}
     table = {"row": test.rows, **lists, "probability": [one.tolist() for one in shares]}
     pyarrow.parquet.write_table(pyarrow.table(table), folder / "predictions.parquet")
 
-    found = []  # (position in test, actual, predicted, how sure the model was)
-    for position, (g, p) in enumerate(zip(gold, said, strict=True)):
-        both = [one for one in entities.pair(g, p) if one[0] != one[1]]
-        sure = probabilities([logits[position]], [predicted[position]], [[p or g for g, p in both]], metrics["temperature"])[0]
-        found += [(position, *pair, float(share)) for pair, share in zip(both, sure, strict=True)]
+    wrong = [[both for both in entities.pair(g, p) if both[0] != both[1]] for g, p in zip(gold, said, strict=True)]
+    sure = least(shares, [[predicted or actual for actual, predicted in pairs] for pairs in wrong])
+    found = [  # (position in test, actual, predicted, how sure the model was)
+        (position, *both, share)
+        for position, (pairs, its) in enumerate(zip(wrong, sure, strict=True))
+        for both, share in zip(pairs, its, strict=True)
+    ]
     found.sort(key=lambda one: -one[3])
 
-    def rows_at(numbers: np.ndarray) -> pd.DataFrame:
+    def rows_at(numbers: np.ndarray, html: bool = False) -> pd.DataFrame:
         here = [found[number] for number in numbers]
-        rows = test.select([position for position, *_ in here]).columns()
-        lines = []
-        for i, (position, actual, one, share) in enumerate(here):
-            text, places = rows["text"][i], (rows["starts"][i], rows["ends"][i])
-            line = {"row": int(test.rows[position]), "error": entities.kind(actual, one), "probability": share}
-            for name, entity, all_of in (("actual", actual, gold[position]), ("predicted", one, said[position])):
+        rows, lines = test.select([position for position, *_ in here]).columns(), []
+        for text, starts, ends, (position, actual, one, share) in zip(
+            rows["text"], rows["starts"], rows["ends"], here, strict=True
+        ):
+            line = {"row": int(test.rows[position]), "error": entities.kind(actual, one)}
+            for name, entity in (("actual", actual), ("predicted", one)):
                 line[name] = types[entity[2]] if entity else ""
-                line[f"{name}_text"] = text[places[0][entity[0]] : places[1][entity[1] - 1]] if entity else ""
-                line[f"{name}_marked"] = mark(text, *places, all_of, types)
+                line[f"{name}_text"] = text[starts[entity[0]] : ends[entity[1] - 1]] if entity else ""
+            line["probability"] = share
+            for name, all_of in (("actual", gold), ("predicted", said)):
+                line[f"{name}_marked"] = mark(text, spans_of(starts, ends, all_of[position], types), html)
             lines.append(line)
         columns = ["row", "error", "actual", "actual_text", "predicted", "predicted_text", "probability"]
         return pd.DataFrame(lines, columns=[*columns, "actual_marked", "predicted_marked"])
@@ -321,19 +330,13 @@ def write(folder: Path, config: Config, metrics: dict, test: Split, logits: list
 
     def mistakes(of_kind: str) -> list[Mistake]:
         numbers = [number for number, one in enumerate(found) if entities.kind(one[1], one[2]) == of_kind][:MISTAKES]
-        rows = test.select([found[number][0] for number in numbers]).columns()
+        both = Markup('<span class="sides"><span><b>actual</b> {}</span><span><b>predicted</b> {}</span></span>')
         shown = []
-        for row, line in enumerate(rows_at(np.array(numbers)).itertuples()):
-            sides = [
-                mark(rows["text"][row], rows["starts"][row], rows["ends"][row], all_of[found[numbers[row]][0]], types, html=True)
-                for all_of in (gold, said)
-            ]
-            what = [
-                f"{text} ({name})" if name else "nothing"
-                for name, text in ((line.actual, line.actual_text), (line.predicted, line.predicted_text))
-            ]
-            both = Markup('<span class="sides"><span><b>actual</b> {}</span><span><b>predicted</b> {}</span></span>').format(*sides)
-            shown.append(Mistake(line.probability, f"{what[0]}, taken for {what[1]} (row {line.row})", both))
+        for line in rows_at(np.array(numbers), html=True).itertuples():
+            actual = f"{line.actual_text} ({line.actual})" if line.actual else "nothing"
+            predicted = f"{line.predicted_text} ({line.predicted})" if line.predicted else "nothing"
+            sides = both.format(line.actual_marked, line.predicted_marked)
+            shown.append(Mistake(line.probability, f"{actual}, taken for {predicted} (row {line.row})", sides))
         return shown
 
     kinds = tuple((f"{name}: {n:,}", mistakes(name)) for name, n in metrics["errors"].items() if n)
@@ -368,17 +371,20 @@ def write(folder: Path, config: Config, metrics: dict, test: Split, logits: list
     ]
 
 
-def mark(
-    text: str, starts: list[int], ends: list[int], spans: list[Entity], types: Sequence[str], html: bool = False
-) -> str | Markup:
-    """The text with its entities in brackets, their type last; or as HTML."""
+def spans_of(starts: list[int], ends: list[int], of: list[Entity], types: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Where a text's entities start and end in it, and their types."""
+    return [(starts[first], ends[end - 1], types[t]) for first, end, t in of]
+
+
+def mark(text: str, spans: list[tuple[int, int, str]], html: bool = False) -> str | Markup:
+    """The text with its spans in brackets, with what is said of each behind it; or as HTML."""
     one = Markup("<mark>{} <small>{}</small></mark>") if html else "[{} {}]"
     parts, place = [], 0
-    for first, end, t in spans:
-        parts += [text[place : starts[first]], one.format(text[starts[first] : ends[end - 1]], types[t])]
-        place = ends[end - 1]
+    for start, end, said in spans:
+        parts += [text[place:start], one.format(text[start:end], said)]
+        place = end
     parts.append(text[place:])
-    return Markup("").join(escape(part) for part in parts) if html else "".join(parts)
+    return Markup("").join(parts) if html else "".join(parts)
 
 
 def headline(metrics: dict) -> tuple[str, str]:
@@ -427,10 +433,10 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, test: Split) -> tuple[dict, np.nda
 
     def rows_at(positions: np.ndarray) -> pd.DataFrame:
         rows, lines = test.select(positions).columns(), []
-        for i, position in enumerate(positions):
-            places = rows["text"][i], rows["starts"][i], rows["ends"][i]
-            sides = {name: mark(*places, one[position], types) for name, one in (("actual", gold), ("a", said[0]), ("b", said[1]))}
-            lines.append({"row": int(test.rows[position])} | sides)
+        for text, starts, ends, position in zip(rows["text"], rows["starts"], rows["ends"], positions, strict=True):
+            sides = (("actual", gold), ("a", said[0]), ("b", said[1]))
+            marked = {name: mark(text, spans_of(starts, ends, one[position], types)) for name, one in sides}
+            lines.append({"row": int(test.rows[position])} | marked)
         return pd.DataFrame(lines, columns=["row", "actual", "a", "b"])
 
     found = entities.paired_f1_difference(*counts) | {"n": len(a), "f1": [float(entities.f1(*one.T)) for one in counts]}
@@ -458,26 +464,18 @@ def answer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, batch: dict[str
     lengths, rows = np.array(tokens.pop("length")), np.concatenate(tokens.pop("rows"))
     logits = predict(model, tokenizer, Tokens(Dataset.from_dict(tokens), lengths, rows=rows), alone, show_progress=False)
     predicted = decide(logits, run.training)
-    spans = [entities.entities(codes) for codes in predicted]
-    shares, types = (
-        probabilities(logits, predicted, spans, run.training["temperature"]),
-        [name[2:] for name in run.label_names[1::2]],
-    )
-    return {
-        "entities": [
+    found, types = [entities.entities(codes) for codes in predicted], entities.types_of(run.label_names)
+    shares = least(word_probabilities(logits, predicted, run.training["temperature"]), found)
+    answers = []
+    for one, of, probable in zip(placed, found, shares, strict=True):
+        spans = spans_of(one["starts"], one["ends"], of, types)
+        answers.append(
             [
-                {
-                    "start": (start := one["starts"][first]),
-                    "end": (stop := one["ends"][end - 1]),
-                    "text": one["text"][start:stop],
-                    "label": types[t],
-                    "probability": round(float(share), 6),
-                }
-                for (first, end, t), share in zip(spans_of, shares_of, strict=True)
+                {"start": start, "end": end, "text": one["text"][start:end], "label": label, "probability": round(share, 6)}
+                for (start, end, label), share in zip(spans, probable, strict=True)
             ]
-            for one, spans_of, shares_of in zip(placed, spans, shares, strict=True)
-        ]
-    }
+        )
+    return {"entities": answers}
 
 
 def as_json(inputs: dict[str, str], answered: dict) -> dict:
@@ -485,11 +483,8 @@ def as_json(inputs: dict[str, str], answered: dict) -> dict:
 
 
 def as_line(inputs: dict[str, str], answered: dict, label_names: list[str]) -> str:
-    text, place, parts = sentences.place(inputs["text"])["text"], 0, []
-    for one in answered["entities"]:
-        parts += [text[place : one["start"]], f"[{one['text']} {one['label']} {one['probability']:.3f}]"]
-        place = one["end"]
-    return "".join([*parts, text[place:]])
+    found = [(one["start"], one["end"], f"{one['label']} {one['probability']:.3f}") for one in answered["entities"]]
+    return mark(sentences.place(inputs["text"])["text"], found)
 
 
 EXAMPLES = [
