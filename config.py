@@ -147,8 +147,9 @@ class Config:
     run_name: str | None = HfArg(default=None, help="name of the run's folder; not given: model, data set and time")
 
 
-# `--preset NAME`: the defaults above with these changes; a flag given beside it wins.
 ALL_ROWS = dict(train_samples=0, val_samples=0, test_samples=0)
+
+# `--preset NAME`: the defaults above with these changes; a flag given beside it wins.
 PRESETS: dict[str, dict] = {
     "laptop": {},
     "full": dict(**ALL_ROWS, num_train_epochs=2.0, eval_steps=0.2),

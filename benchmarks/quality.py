@@ -4,10 +4,7 @@
     python benchmarks/quality.py recipe            run a study, or one experiment of it: recipe/base
     python benchmarks/tables.py                    the tables of the READMEs from the records
 
-A finished run leaves a record in results/quality/ and is not run again. A study's split is where its runs are measured:
-validation, where choices are made, or the test, which only reports: the official one, but for "sentences". Rows are IMDb's,
-2,500 of the official training reviews held out for validation, where a study names no other data; "entities" and its kin
-have CoNLL-2003's official splits. What is named in `Study.common` and the experiments are flags of fine_tune.py.
+A finished run leaves a record in results/quality/ and is not run again. What the studies are stands in studies.py.
 """
 
 import argparse
@@ -19,184 +16,20 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from config import PRESETS, Config  # noqa: E402
+from studies import STUDIES, TFIDF  # noqa: E402
+
+from config import Config  # noqa: E402
 
 RECORDS = ROOT / "results" / "quality"
 OF_THE_MACHINE = ("dataset_name", "output_dir", "run_name", "report_to")  # settings that a record leaves out
-TFIDF = "tf-idf"  # a method of this file alone: scikit-learn's, on the same rows
-
-
-@dataclass(frozen=True)
-class Study:
-    split: str  # "validation" or "test"
-    common: dict
-    experiments: dict[str, dict]  # by name: what differs from `common`
-    seeds: tuple[int, ...] = (0,)
-
-
-FULL = PRESETS["full"] | dict(early_stopping_patience=0)  # the same budget of epochs for all
-# By number of training reviews: so few need more passes.
-SMALL = {500: dict(num_train_epochs=10), 2_000: dict(num_train_epochs=5), 8_000: dict(num_train_epochs=3)}
-ENTITIES = PRESETS["ner"] | dict(learning_rate=1e-3, lora_r=64, lora_alpha=128, early_stopping_patience=0)
-SENTENCES = ENTITIES | dict(context="sentence", batch_size=32, lora_r=16, lora_alpha=32, eval_steps=0.1)
-AUGMENTATIONS = ("none", "token-dropout", "crop", "sentence-shuffle")
-
-STUDIES = {
-    # Does what makes training fast cost accuracy? Three things change what is computed: dropout, batches of like length, bf16.
-    "fast": Study(
-        "validation",
-        dict(train_samples=4000, val_samples=0, max_length=128, early_stopping_patience=0, eval_steps=0.5),
-        {
-            "ours": {},
-            "tutorial": dict(dropout=0.1, lora_dropout=0.1, padding="max_length", precision="float32"),
-        },
-        seeds=(0, 1, 2),
-    ),
-    # One change at a time from "base", on 5,000 reviews.
-    "recipe": Study(
-        "validation",
-        dict(train_samples=5000, val_samples=0, max_length=128, num_train_epochs=2, early_stopping_patience=0, eval_steps=0.5),
-        {
-            "base": {},
-            "learning rate 2e-4": dict(learning_rate=2e-4),
-            "learning rate 5e-4": dict(learning_rate=5e-4),
-            "learning rate 2e-3": dict(learning_rate=2e-3),
-            "learning rate 4e-3": dict(learning_rate=4e-3),
-            "full, learning rate 5e-5": dict(method="full", learning_rate=5e-5),
-            "full, learning rate 1e-4": dict(method="full", learning_rate=1e-4),
-            "full, learning rate 2e-4": dict(method="full", learning_rate=2e-4),
-            "full, learning rate 4e-4": dict(method="full", learning_rate=4e-4),
-            "head alone, learning rate 1e-3": dict(method="head"),
-            "head alone, learning rate 1e-2": dict(method="head", learning_rate=1e-2),
-            "query and value": dict(target_modules="query-value"),
-            "attention": dict(target_modules="attention"),
-            "MLP": dict(target_modules="mlp"),
-            "rank 4, alpha 8": dict(lora_r=4, lora_alpha=8),
-            "rank 64, alpha 128": dict(lora_r=64, lora_alpha=128),
-            "alpha 16": dict(lora_alpha=16),
-            "alpha 64": dict(lora_alpha=64),
-            "256 tokens": dict(max_length=256),
-            "512 tokens": dict(max_length=512),
-            "truncation head": dict(truncation="head"),
-            "truncation tail": dict(truncation="tail"),
-            "batches of 16": dict(batch_size=16),
-            "batches of 64": dict(batch_size=64),
-            "1 epoch": dict(num_train_epochs=1),
-            "3 epochs": dict(num_train_epochs=3),
-            "5 epochs": dict(num_train_epochs=5),
-            "cosine schedule": dict(lr_scheduler_type="cosine"),
-            "constant learning rate": dict(lr_scheduler_type="constant_with_warmup"),
-            "dropout 0.1": dict(dropout=0.1),
-            "LoRA dropout 0.1": dict(lora_dropout=0.1),
-            "label smoothing 0.1": dict(label_smoothing_factor=0.1),
-            "rsLoRA": dict(use_rslora=True),
-            "DoRA": dict(use_dora=True),
-            "LoRA+, ratio 8": dict(loraplus_lr_ratio=8, learning_rate=5e-4),
-            "PiSSA": dict(init_lora_weights="pissa"),
-        },
-    ),
-    # The best of them on all the reviews, as `--preset full` has them.
-    "confirm": Study(
-        "validation",
-        FULL,
-        {
-            "base": {},
-            "full, learning rate 1e-4": dict(method="full", learning_rate=1e-4),
-            "512 tokens": dict(max_length=512),
-            "3 epochs": dict(num_train_epochs=3),
-            "full, learning rate 5e-5": dict(method="full", learning_rate=5e-5),
-            "full, learning rate 2e-5": dict(method="full", learning_rate=2e-5),
-            "learning rate 5e-4": dict(learning_rate=5e-4),
-        },
-    ),
-    # What the recipe reaches on the official test: `--preset full`, and full fine-tuning at its own best learning rate.
-    "comparison": Study(
-        "test",
-        FULL,
-        {
-            "LoRA on all linear layers": {},
-            "full fine-tuning": dict(method="full", learning_rate=5e-5),
-        },
-        seeds=(0, 1, 2),
-    ),
-    "baselines": Study(
-        "test",
-        FULL,
-        {
-            "LoRA on query and value, as tutorials have it": dict(
-                target_modules="query-value", lora_r=8, lora_alpha=32, learning_rate=2e-4, truncation="head"
-            ),
-            "the head alone": dict(method="head"),
-            "TF-IDF and logistic regression": dict(method=TFIDF),
-        },
-    ),
-    "growth": Study(
-        "test",
-        FULL | dict(val_samples=500),
-        {f"LoRA, {n} reviews": dict(train_samples=n, **more) for n, more in SMALL.items()}
-        | {f"TF-IDF, {n} reviews": dict(train_samples=n, method=TFIDF) for n in SMALL},
-    ),
-    "augmentation-500": Study(
-        "validation",
-        FULL | dict(train_samples=500) | SMALL[500],
-        {name: dict(augmentation=name) for name in AUGMENTATIONS},
-        seeds=(0, 1, 2),
-    ),
-    "augmentation-8000": Study(
-        "validation",
-        FULL | dict(train_samples=8_000) | SMALL[8_000],
-        {name: dict(augmentation=name) for name in AUGMENTATIONS},
-        seeds=(0, 1, 2),
-    ),
-    # Another data set: short sentences, a quarter of the rows; its test is held out from train.
-    "sentences": Study(
-        "test", PRESETS["rotten_tomatoes"] | dict(early_stopping_patience=0), {"Rotten Tomatoes": {}}, seeds=(0, 1, 2)
-    ),
-    # Named entities: one change at a time from each of the two methods.
-    "entities-recipe": Study(
-        "validation",
-        SENTENCES,
-        {
-            "LoRA, learning rate 1e-3": dict(learning_rate=1e-3),
-            "LoRA, learning rate 2e-3": dict(learning_rate=2e-3),
-            "LoRA, learning rate 4e-3": dict(learning_rate=4e-3),
-            "LoRA, rank 64, alpha 128": dict(lora_r=64, lora_alpha=128),
-            "LoRA, neighbours": dict(context="neighbours", batch_size=8),
-            "LoRA, neighbours, rank 64": dict(context="neighbours", batch_size=8, lora_r=64, lora_alpha=128),
-            "LoRA, neighbours, rank 64, 5e-4": dict(
-                context="neighbours", batch_size=8, lora_r=64, lora_alpha=128, learning_rate=5e-4
-            ),
-            "LoRA, neighbours, batches of 4": dict(context="neighbours", batch_size=4),
-            "full, learning rate 1e-4": dict(method="full", learning_rate=1e-4),
-            "full, learning rate 2e-4": dict(method="full", learning_rate=2e-4),
-            "full, neighbours, 2e-4": dict(method="full", learning_rate=2e-4, context="neighbours", batch_size=8),
-            "full, neighbours, 4e-4": dict(method="full", learning_rate=4e-4, context="neighbours", batch_size=8),
-        },
-    ),
-    # What they reach on the official test, each at its own best learning rate.
-    "entities": Study(
-        "test",
-        ENTITIES,
-        {"LoRA on all linear layers": {}, "full fine-tuning": dict(method="full", learning_rate=2e-4)},
-        seeds=(0, 1, 2),
-    ),
-    # At 1e-3 and rank 64 the larger model learned nothing: its training loss stayed where guessing has it.
-    "entities-model": Study(
-        "test",
-        ENTITIES | dict(learning_rate=4e-4, lora_r=16, lora_alpha=32),
-        {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")},
-    ),
-    # A model of the size people use.
-    "model": Study("test", FULL, {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")}),
-}
 
 
 def runs(names: list[str]) -> list[tuple[str, str, int]]:

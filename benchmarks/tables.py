@@ -14,7 +14,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from quality import STUDIES, record_file  # noqa: E402
+from quality import record_file  # noqa: E402
+from studies import STUDIES  # noqa: E402
 
 from finetuning import plots  # noqa: E402
 from finetuning.entities import f1_interval, paired_f1_difference  # noqa: E402

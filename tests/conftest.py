@@ -133,3 +133,18 @@ def tiny_flags(model_dir, data_file) -> list[str]:
     flags = dict(model_name=model_dir, dataset_name=data_file, max_length=32, batch_size=8, num_train_epochs=12, learning_rate=0.01)
     flags |= dict(early_stopping_patience=0, eval_steps=0.5, run_name="run")
     return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="session")
+def forms(tmp_path_factory) -> Path:
+    """A folder of sentences with entities, the same in many forms."""
+    from forms import write_forms
+
+    return write_forms(tmp_path_factory.mktemp("forms"))
+
+
+@pytest.fixture
+def entity_flags(model_dir, forms) -> list[str]:
+    settings = dict(task="token-classification", model_name=model_dir, dataset_name=forms / "iob2.conll", max_length=16)
+    settings |= dict(batch_size=8, num_train_epochs=12, learning_rate=0.01, early_stopping_patience=0, eval_steps=0.5)
+    return [str(part) for knob, value in (settings | dict(run_name="run")).items() for part in (f"--{knob}", value)]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_model
-from datasets import ClassLabel, Dataset, Features, List, Value
+from forms import make_sentences, spans_of
 from huggingface_hub import ModelCard
 
 from config import Config
@@ -18,158 +18,6 @@ from finetuning.sources import find_model
 from finetuning.tasks import token_classification as task
 
 NER = Config(task="token-classification", max_length=32)
-LOOKS = ["fine", "dull", "warm", "clever"]
-
-
-def make_sentences(n: int = 120) -> tuple[list[list[str]], list[list[str]]]:
-    """Words and IOB2 tags: numbers are of the type NUM, several in a row one entity; some adjectives are LOOK."""
-    generator, words, tags = np.random.default_rng(0), [], []
-    for i in range(n):
-        sentence, its = [], []
-        for part in generator.permutation(["a", "number", "look", "film", "the"][: 3 + i % 3]):
-            new = {"number": generator.integers(60, size=1 + i % 3), "look": [generator.choice(LOOKS)]}.get(part, [part])
-            of = {"number": "NUM", "look": "LOOK"}.get(part)
-            sentence += map(str, new)
-            its += ["O"] if of is None else [f"B-{of}", *[f"I-{of}"] * (len(new) - 1)]
-        words.append([*sentence, "we", str(i)])
-        tags.append([*its, "O", "B-NUM"])
-    return words, tags
-
-
-def as_iob1(tags: list[str]) -> list[str]:
-    """B only where the entity before is of the same type."""
-    before = ["O", *tags]
-    return [f"I{t[1:]}" if t[:2] == "B-" and before[i][2:] != t[2:] else t for i, t in enumerate(tags)]
-
-
-def as_ends(tags: list[str], last: str, single: str) -> list[str]:
-    """IOBES or BILOU."""
-    found = []
-    for tag, after in zip(tags, [*tags[1:], "O"], strict=True):
-        ends = tag != "O" and after != f"I{tag[1:]}"
-        found.append(f"{single if tag[0] == 'B' else last}{tag[1:]}" if ends else tag)
-    return found
-
-
-def as_columns(words: list[list[str]], tags: list[list[str]]) -> str:
-    sentences = ["".join(f"{w} X {t}\n" for w, t in zip(*both, strict=True)) for both in zip(words, tags, strict=True)]
-    return "-DOCSTART- -X- O\n\n" + "\n".join(sentences)
-
-
-def spans_of(words: list[str], tags: list[str]) -> list[tuple[int, int, str]]:
-    starts = np.cumsum([0, *(len(word) + 1 for word in words)])
-    codes = np.array([task_codes[tag] for tag in tags])
-    return [(int(starts[first]), int(starts[end] - 1), ["LOOK", "NUM"][t]) for first, end, t in entities.entities(codes)]
-
-
-task_codes = {name: code for code, name in enumerate(entities.tag_names(["LOOK", "NUM"]))}
-
-
-@pytest.fixture(scope="module")
-def forms(tmp_path_factory):
-    """The same sentences in every form that is read."""
-    folder = tmp_path_factory.mktemp("forms")
-    words, tags = make_sentences()
-    for name, its in (
-        ("iob2.conll", tags),
-        ("iob1.txt", [as_iob1(one) for one in tags]),
-        ("iobes.bio", [as_ends(one, "E", "S") for one in tags]),
-        ("bilou.iob", [as_ends(one, "L", "U") for one in tags]),
-    ):
-        (folder / name).write_text(as_columns(words, its))
-    (folder / "windows.conll").write_bytes(("\ufeff" + as_columns(words, tags)).replace(" ", "\t").replace("\n", "\r\n").encode())
-    names = ["O", "I-NUM", "B-NUM", "B-LOOK", "I-LOOK"]
-    numbers = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=names))})
-    Dataset.from_dict({"tokens": words, "ner_tags": tags}, features=numbers).to_parquet(folder / "numbers.parquet")
-    pd.DataFrame({"words": words, "tags": tags}).to_json(folder / "words.jsonl", orient="records", lines=True)
-    texts, spans = [" ".join(one) for one in words], [spans_of(*both) for both in zip(words, tags, strict=True)]
-
-    def write(name: str, rows: list[dict]) -> None:
-        (folder / name).write_text("\n".join(map(json.dumps, rows)))
-
-    both = list(zip(texts, spans, strict=True))
-    write("doccano.jsonl", [{"id": 1, "text": text, "label": its} for text, its in both])
-    as_fields = [[dict(start=s, end=e, label=name) for s, e, name in its] for its in spans]
-    write(
-        "prodigy.jsonl",
-        [{"text": t, "tokens": [{"text": "x", "id": 0}], "spans": its} for t, its in zip(texts, as_fields, strict=True)],
-    )
-    offsets = [[dict(id=1, start_offset=s, end_offset=e, label=name) for s, e, name in its] for its in spans]
-    write("relations.jsonl", [{"text": t, "entities": its} for t, its in zip(texts, offsets, strict=True)])
-    results = [
-        [{"type": "labels", "value": dict(start=s, end=e, text=t[s:e], labels=[name])} for s, e, name in its] for t, its in both
-    ]
-    studio = [{"data": {"text": t}, "annotations": [{"result": its}]} for t, its in zip(texts, results, strict=True)]
-    (folder / "studio.json").write_text(json.dumps(studio))
-    (folder / "eng").mkdir()
-    for ending, part in (("train", slice(0, 80)), ("testa", slice(80, 100)), ("testb", slice(100, 120))):
-        (folder / "eng" / f"eng.{ending}").write_text(as_columns(words[part], tags[part]))
-    return folder
-
-
-FORMS = ["iob2.conll", "iob1.txt", "iobes.bio", "bilou.iob", "windows.conll", "numbers.parquet", "words.jsonl", "doccano.jsonl"]
-FORMS += ["prodigy.jsonl", "relations.jsonl", "studio.json"]
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_every_form_gives_the_same_texts_words_and_tags(form, forms):
-    loaded = data.load_data(Config(task="token-classification", dataset_name=str(forms / form)))
-    words, tags = make_sentences()
-    assert loaded.label_names == ["O", "B-LOOK", "I-LOOK", "B-NUM", "I-NUM"] and not loaded.remarks
-    seen = []
-    for split in (loaded.train, loaded.validation, loaded.test):
-        rows = split.columns()
-        for i, row in enumerate(split.rows):
-            places = zip(rows["starts"][i], rows["ends"][i], strict=True)
-            assert [rows["text"][i][start:end] for start, end in places] == words[row] and rows["text"][i] == " ".join(words[row])
-            assert [loaded.label_names[tag] for tag in rows["tags"][i]] == tags[row]
-            seen.append(row)
-    assert sorted(seen) == list(range(120)), "the sentences are all different"
-    assert len(np.unique(loaded.test.labels)) == len(np.unique(loaded.train.labels)) > 1, "stratified by the rarest type"
-
-
-def test_the_files_of_conll_2003_are_its_splits(forms):
-    loaded = data.load_data(Config(task="token-classification", dataset_name=str(forms / "eng")))
-    assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (80, 20, 20)
-    assert (loaded.test_split, loaded.validation_split) == ("official test", "official validation")
-
-
-def test_an_entity_that_goes_on_where_none_began_begins_there():
-    assert sentences.to_iob2(["I-A", "I-A", "O", "I-B", "I-A", "B-A"]) == ["B-A", "I-A", "O", "B-B", "B-A", "B-A"]
-    assert sentences.to_iob2(["S-A", "I-A", "E-A", "E-A"]) == ["B-A", "B-A", "I-A", "B-A"], "an end ends"
-
-
-def test_spans_off_the_words_borders_are_widened_and_said_and_overlapping_ones_left_out(call, model_dir, tmp_path):
-    text = "Jean-Claude Juncker visited Luxembourg City on Monday ."
-    odd = [[0, 4, "PER"], [12, 19, "PER"], [27, 43, "LOC"], [28, 38, "LOC"], [47, 54, "DATE"]]
-    rows = [
-        {"text": f"{text} {i}", "label": odd if i == 3 else [[12, 19, "PER"], [28, 43, "LOC"], [47, 53, "DATE"]]} for i in range(60)
-    ]
-    (tmp_path / "spans.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    loaded = data.load_data(Config(task="token-classification", dataset_name=str(tmp_path / "spans.jsonl")))
-    assert loaded.remarks == [
-        "row 3 of train: LOC 'Luxembourg' left out: it overlaps another",
-        "row 3 of train: PER 'Jean' widened to 'Jean-Claude'",
-    ]
-    flags = ["--task", "token-classification", "--dataset_name", tmp_path / "spans.jsonl", "--model_name", model_dir]
-    said = call("fine_tune.py", *flags, "--max_length", 32)
-    assert said.code == 0 and "2 things in the data could not be taken as they are" in said.out and loaded.remarks[1] in said.out
-
-
-@pytest.mark.parametrize(
-    "text", ["नरेंद्र मोदी दिल्ली में हैं।", "安倍晋三は東京で会った", "Ünal gülümsedi: “İyi!” 😀", "ما زال في القاهرة"]
-)
-def test_words_of_any_script_hold_all_but_spaces_and_keep_their_marks(text):
-    starts, ends = sentences.find_words(text)
-    words = [text[start:end] for start, end in zip(starts, ends, strict=True)]
-    assert "".join(words) == "".join(text.split())
-    assert words[0] in ("नरेंद्र", "安", "Ünal", "ما")
-
-
-def test_abbreviations_and_names_with_signs_inside_are_one_word():
-    text = "The U.S.-based AT&T paid O'Neil's $1,000.50 on 1996-08-22."
-    found = [text[start:end] for start, end in zip(*sentences.find_words(text), strict=True)]
-    assert found == ["The", "U.S.", "-", "based", "AT&T", "paid", "O'Neil", "'s", "$", "1,000.50", "on", "1996-08-22", "."]
 
 
 @pytest.mark.parametrize("max_length", [8, 13, 64])
@@ -216,6 +64,15 @@ def test_what_is_decoded_is_the_best_of_all_valid_sequences():
         scores = generator.normal(size=(4, 5))
         best = max(every, key=lambda codes: scores[range(4), codes].sum())
         assert entities.best_sequence(scores).tolist() == best.tolist()
+
+
+def test_an_entitys_probability_is_the_least_of_its_words_tags_though_another_was_likelier():
+    shares = np.array([[0.1, 0.8, 0.1], [0.1, 0.6, 0.3], [0.7, 0.1, 0.2]])
+    predicted = [np.array([1, 2, 0])]
+    for temperature, expected in ((1, [0.8, 0.3, 0.7]), (2, [0.586, 0.337, 0.523])):
+        (words,) = task.word_probabilities([np.log(shares)], predicted, temperature)
+        assert words == pytest.approx(expected, abs=1e-3)
+        assert task.least([words], [[(0, 2, 0), (2, 3, 0)]]) == [[words[1], words[2]]]
 
 
 def conlleval(gold: list[list[str]], predicted: list[list[str]]) -> tuple[float, float, float]:
@@ -287,16 +144,9 @@ def test_a_paired_difference_is_over_sentences_and_averages_seeds():
     assert entities.paired_f1_difference(a[0], a[0]) == {"difference": 0, "difference_ci95": [0, 0]}
 
 
-@pytest.fixture
-def flags(model_dir, forms) -> list[str]:
-    settings = dict(task="token-classification", model_name=model_dir, dataset_name=forms / "iob2.conll", max_length=16)
-    settings |= dict(batch_size=8, num_train_epochs=12, learning_rate=0.01, early_stopping_patience=0, eval_steps=0.5)
-    return [str(part) for knob, value in (settings | dict(run_name="run")).items() for part in (f"--{knob}", value)]
-
-
-def test_entities_go_through_all_the_scripts(call, flags, forms, tmp_path):
+def test_entities_go_through_all_the_scripts(call, entity_flags, forms, tmp_path):
     for name, more in (("run", []), ("other", ["--num_train_epochs", 1])):
-        trained = call("fine_tune.py", *flags, "--run_name", name, *more)
+        trained = call("fine_tune.py", *entity_flags, "--run_name", name, *more)
         assert trained.code == 0, trained.err
         assert "validation f1" in trained.out
         evaluated = call("evaluate.py", f"outputs/{name}")
@@ -345,9 +195,9 @@ def test_entities_go_through_all_the_scripts(call, flags, forms, tmp_path):
 
 
 @pytest.mark.parametrize("model_type", ["roberta", "gpt2", "qwen3", "modernbert", "deberta-v2"])
-def test_entities_are_learned_by_other_architectures(model_type, call, flags, tmp_path):
+def test_entities_are_learned_by_other_architectures(model_type, call, entity_flags, tmp_path):
     folder = make_model(tmp_path / model_type, model_type)
-    assert call("fine_tune.py", *flags, "--model_name", folder, "--num_train_epochs", 4).code == 0
+    assert call("fine_tune.py", *entity_flags, "--model_name", folder, "--num_train_epochs", 4).code == 0
     assert call("evaluate.py").code == 0
     predictions = pd.read_parquet(tmp_path / "outputs" / "run" / "predictions.parquet")
     words, _ = make_sentences()
@@ -357,58 +207,25 @@ def test_entities_are_learned_by_other_architectures(model_type, call, flags, tm
     assert np.mean([a == b for a, b in zip(starts, expected, strict=True)]) > 0.9
 
 
-def test_a_search_chooses_by_f1(call, flags, tmp_path):
-    result = call("fine_tune.py", *flags, "--num_train_epochs", 1, "--search", 1)
+def test_a_search_chooses_by_f1(call, entity_flags, tmp_path):
+    result = call("fine_tune.py", *entity_flags, "--num_train_epochs", 1, "--search", 1)
     assert result.code == 0 and "validation f1" in result.out, result.err
 
 
-@pytest.mark.parametrize(
-    ("lines", "words"),
-    [
-        ("a O\nfilm\n\nthe O\n", ["row 0 of split train", "word 2, 'film', has no tag"]),
-        ("a O\n\nfilm NOUN\n", ["row 1 of split train", "'NOUN'", "IOB1, IOB2, IOBES, BILOU"]),
-        ("a O\n\nfilm O\n", ["train has no entity in it"]),
-        ({"tokens": ["a", "film"], "tags": ["O"]}, ["row 0", "2 words and 1 tags"]),
-        ({"tokens": [], "tags": []}, ["row 0", "no words", "remove it"]),
-        ({"text": " ", "spans": []}, ["row 0", "no words"]),
-        ({"tokens": ["a", "film"], "tags": [0, 1]}, ["row 0", "numbers", "B-PER"]),
-        ({"text": "a film", "spans": [{"start": 0, "end": 90, "label": "X"}]}, ["row 0", "from 0 to 90", "6 characters"]),
-        ({"text": "a film", "spans": [{"from": 0, "label": "X"}]}, ["row 0", "no form known"]),
-        ({"text": "a film", "spans": "film"}, ["row 0", "no form known"]),
-        ({"tokens": ["a", "film"], "other": ["O", "O"]}, ["label_column", "tokens, other"]),
-    ],
-)
-def test_a_row_that_can_not_be_read_is_named(lines, words, call, flags, tmp_path):
-    file = tmp_path / ("bad.conll" if isinstance(lines, str) else "bad.jsonl")
-    file.write_text(lines if isinstance(lines, str) else json.dumps(lines))
-    result = call("fine_tune.py", *flags, "--dataset_name", file)
-    assert result.code == 2 and result.err.count("\n") == 1, result.err
-    assert all(word in result.err for word in words), result.err
-    assert not list(tmp_path.glob("outputs/*"))
-
-
-def test_a_type_that_train_lacks_is_named_with_its_row(call, flags, tmp_path):
-    (tmp_path / "eng").mkdir()
-    for ending, tag in (("train", "B-LOC"), ("testa", "B-LOC"), ("testb", "B-SHIP")):
-        (tmp_path / "eng" / f"eng.{ending}").write_text("\n".join(f"a O\n{i} {tag}\n" for i in range(20)))
-    result = call("fine_tune.py", *flags, "--dataset_name", tmp_path / "eng")
-    assert result.code == 2 and all(word in result.err for word in ("split test", "SHIP", "row 0", "train has LOC"))
-
-
 @pytest.mark.parametrize("knob", ["augmentation=crop", "class_weights=balanced", "text_pair_column=other", "truncation=head"])
-def test_a_knob_of_another_task_is_refused(knob, call, flags):
+def test_a_knob_of_another_task_is_refused(knob, call, entity_flags):
     name, value = knob.split("=")
-    result = call("fine_tune.py", *flags, f"--{name}", value)
+    result = call("fine_tune.py", *entity_flags, f"--{name}", value)
     assert result.code == 2 and knob in result.err and "leave it out" in result.err
 
 
-def test_a_model_without_a_head_for_words_is_refused(call, flags, tmp_path):
-    result = call("fine_tune.py", *flags, "--model_name", make_model(tmp_path / "opt", "opt"))
+def test_a_model_without_a_head_for_words_is_refused(call, entity_flags, tmp_path):
+    result = call("fine_tune.py", *entity_flags, "--model_name", make_model(tmp_path / "opt", "opt"))
     assert result.code == 2 and "no token-classification for" in result.err and "opt" in result.err
 
 
-def test_a_run_of_entities_and_one_of_labels_are_not_compared(call, flags, tiny_flags, tmp_path):
-    for its in (flags, [*tiny_flags, "--run_name", "labels"]):
+def test_a_run_of_entities_and_one_of_labels_are_not_compared(call, entity_flags, tiny_flags, tmp_path):
+    for its in (entity_flags, [*tiny_flags, "--run_name", "labels"]):
         assert call("fine_tune.py", *its, "--num_train_epochs", 1).code == 0
     assert call("evaluate.py", "outputs/run").code == call("evaluate.py", "outputs/labels").code == 0
     assert call("evaluate.py", "outputs/run", "outputs/labels").code == 2

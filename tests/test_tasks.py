@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from config import PRESETS, Config
 from finetuning import data, model, report, tasks, tokenizing
 from finetuning.cli import parse_config
+from finetuning.metrics import wilson_interval
 from finetuning.sources import find_model
 from finetuning.tasks import multi_label, text_classification
 
@@ -186,6 +187,8 @@ def test_several_labels_a_text_go_through_all_the_scripts(tagged, call, tiny_fla
     metrics = json.loads((run / "metrics.json").read_text())
     predictions = pd.read_parquet(run / "predictions.parquet")
     right = [set(row.label) == set(row.prediction) for row in predictions.itertuples()]
+    found = json.loads((run / "training.json").read_text())["validation"]
+    assert found["ci95"] == pytest.approx(wilson_interval(round(found["accuracy"] * found["n"]), found["n"]))
     assert metrics["accuracy"] == np.mean(right) and metrics["loss"] < 0.6, "it learned: guessing has 0.69"
     assert [one["n"] for one in metrics["by_label"]] == [40, 40] and 0.05 <= metrics["threshold"] <= 0.95
     assert len(pd.read_csv(run / "errors.csv")) == len(right) - sum(right)

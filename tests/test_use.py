@@ -149,6 +149,7 @@ def test_files_are_labelled_in_their_order_chunk_by_chunk(ending, run, call, tmp
 def test_what_is_wrong_with_a_file_is_said_and_nothing_is_written(run, call, tmp_path):
     make_rows(10).to_csv("in.csv", index=False)
     make_rows(10).assign(review=lambda rows: rows.review.where(rows.index != 6, " ")).to_csv("gap.csv", index=False)
+    make_rows(10).assign(n=range(10)).to_csv("numbers.csv", index=False)
     (tmp_path / "there.csv").write_text("")
     for arguments, words in (
         (["--file", "in.csv", "--out", "there.csv"], "take another name"),
@@ -156,11 +157,12 @@ def test_what_is_wrong_with_a_file_is_said_and_nothing_is_written(run, call, tmp
         (["--file", "in.csv", "--out", "nowhere/out.csv"], "no folder nowhere"),
         (["--file", "in.csv", "--text_column", "words", "--out", "out.csv"], "review, sentiment"),
         (["--file", "gap.csv", "--out", "out.csv"], "text 7 is empty"),
+        (["--file", "numbers.csv", "--text_column", "n"], "text 1 is empty"),
         (["--out", "out.csv", "a text"], "--out takes the labels of a --file"),
     ):
         result = call("predict.py", "--run", run.folder, *arguments)
         assert result.code == 2 and words in result.err, (arguments, result.err)
-    assert {file.name for file in tmp_path.iterdir()} == {"in.csv", "gap.csv", "there.csv"}
+    assert {file.name for file in tmp_path.iterdir()} == {"in.csv", "gap.csv", "numbers.csv", "there.csv"}
 
 
 def test_explained_words_are_those_that_decide(run, call, monkeypatch):
