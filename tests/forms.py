@@ -17,7 +17,7 @@ def make_sentences(n: int = 120) -> tuple[list[list[str]], list[list[str]]]:
     generator, words, tags = np.random.default_rng(0), [], []
     for i in range(n):
         sentence, its = [], []
-        for part in generator.permutation(["a", "number", "look", "film", "the"][: 3 + i % 3]):
+        for part in generator.permutation(["a", "number", "look", "film", "the"])[: 3 + i % 3]:
             new = {"number": generator.integers(60, size=1 + i % 3), "look": [generator.choice(LOOKS)]}.get(part, [part])
             of = {"number": "NUM", "look": "LOOK"}.get(part)
             sentence += map(str, new)
