@@ -244,3 +244,24 @@ def test_encoded_windows_keep_their_row(forms, tmp_path):
     for each in (tokens, together):
         labels = [label for i in range(len(each)) for label in each.inputs[i]["labels"] if label >= 0]
         assert labels == np.concatenate(task.gold_of(loaded.test)).tolist()
+
+
+def test_rows_keep_their_numbers_beyond_the_first_batch_that_is_tokenized(tmp_path):
+    config = Config(task="token-classification", max_length=8, dataset_name=str(tmp_path / "many.conll"), train_samples=0)
+    (tmp_path / "many.conll").write_text("\n\n".join(f"a O\n{i} B-NUM" for i in range(1600)))
+    train = data.load_data(config).train
+    tokens = tokenizing.encode(train, model.load_tokenizer(find_model(str(make_model(tmp_path / "m"))), config), config)
+    assert len(train) > 1000 and tokens.rows.tolist() == np.repeat(np.arange(len(train)), 2).tolist()
+
+
+def test_the_trainers_evaluation_comes_back_in_the_order_of_the_tokens(call, entity_flags, monkeypatch):
+    metrics, seen = task.validation_metrics, []
+
+    def watched(found, tokens, label_names):
+        labels = [[label for label in one if label >= 0] for one in tokens.inputs["labels"]]
+        seen.append([one[one >= 0].tolist() for one in found.label_ids] == labels)
+        return metrics(found, tokens, label_names)
+
+    monkeypatch.setattr(task, "validation_metrics", watched)
+    assert call("fine_tune.py", *entity_flags, "--num_train_epochs", 1).code == 0
+    assert seen and all(seen)

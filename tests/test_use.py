@@ -149,7 +149,7 @@ def test_files_are_labelled_in_their_order_chunk_by_chunk(ending, run, call, tmp
 def test_what_is_wrong_with_a_file_is_said_and_nothing_is_written(run, call, tmp_path):
     make_rows(10).to_csv("in.csv", index=False)
     make_rows(10).assign(review=lambda rows: rows.review.where(rows.index != 6, " ")).to_csv("gap.csv", index=False)
-    make_rows(10).assign(n=range(10)).to_csv("numbers.csv", index=False)
+    make_rows(10).assign(n=range(1, 11)).to_csv("numbers.csv", index=False)
     (tmp_path / "there.csv").write_text("")
     for arguments, words in (
         (["--file", "in.csv", "--out", "there.csv"], "take another name"),
