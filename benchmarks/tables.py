@@ -87,9 +87,10 @@ def entities_sentence() -> str:
     records = _quality_records("entities")
     lora, full = (records[name] for name in (LORA, "full fine-tuning"))
     difference = _points(paired_f1_difference(_counts(lora), _counts(full)))
+    share = lora[0]["trainable_parameters"] / lora[0]["total_parameters"]
     return (
-        f"**Named entities**, CoNLL-2003's official test of {lora[0]['n']:,} sentences, {_model(lora[0])}: LoRA finds them with an F1 "
-        f"of {_f1(lora)}, full fine-tuning with {_f1(full)}; paired difference {difference} points ([more](results/README.md#named-entities))."
+        f"**Named entities**, CoNLL-2003's official test of {lora[0]['n']:,} sentences, {_model(lora[0])}: LoRA on "
+        f"{share:.1%} of the parameters finds them with an F1 of {_f1(lora)}, full fine-tuning with {_f1(full)}; paired difference {difference} points ([more](results/README.md#named-entities))."
     )
 
 
