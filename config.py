@@ -14,8 +14,9 @@ from transformers.hf_argparser import HfArg
 @dataclass
 class Config:
     # --- task --------------------------------------------------------------------------------------------------------
-    task: Literal["text-classification", "token-classification"] = HfArg(
-        default="text-classification", help="what is learned: a text's label, or named entities; see finetuning/tasks"
+    task: Literal["text-classification", "token-classification", "causal-lm", "masked-lm"] = HfArg(
+        default="text-classification",
+        help="what is learned: a text's label, named entities, the next word, or hidden words; see finetuning/tasks",
     )
 
     # --- model -------------------------------------------------------------------------------------------------------
@@ -76,6 +77,8 @@ class Config:
         "another order; no gain at 500 reviews, about half a point at 8,000",
     )
 
+    mlm_probability: float = HfArg(default=0.15, help="share of the tokens that masked-lm hides, as in BERT")
+
     # --- what trains -------------------------------------------------------------------------------------------------
     method: Literal["lora", "full", "head"] = HfArg(
         default="lora", help="lora: adapters and the head; full: every weight; head: the new head alone"
@@ -135,7 +138,8 @@ class Config:
         default=None, help="steps between two checkpoints, beside the best; not given: at every validation"
     )
     metric_for_best_model: str | None = HfArg(
-        default=None, help="the validation metric that picks the checkpoint and stops early; not given: accuracy, or of entities f1"
+        default=None,
+        help="the validation metric that picks the checkpoint and stops early; not given: accuracy, of entities f1, of language models perplexity",
     )
     early_stopping_patience: int = HfArg(default=3, help="validations without a gain before training stops; 0: never")
 

@@ -47,6 +47,8 @@ def main() -> None:
 
     metrics = run.task.measure(predictions, rows.test, tokens.lengths, rows.label_names, run.training)
     metrics |= evaluation.about(run, model_source, rows, seconds)
+    if hasattr(run.task, "samples"):
+        metrics["samples"] = run.task.samples(lora, tokenizer, rows.test, run)
     evaluation.write(run, metrics, rows.test, predictions, tokens.lengths)
     console.show_metrics(run, metrics)
     if arguments.push_to_hub:

@@ -1,10 +1,12 @@
-"""Label new texts with a fine-tuned adapter.
+"""Ask a fine-tuned adapter about new texts: their labels, their entities, how they go on.
 
 python predict.py "A film to remember." "Two hours I want back."
 python predict.py --file reviews.txt                         a text on each line
 python predict.py --file reviews.csv --out labelled.parquet  txt, csv, tsv, json, jsonl or parquet; larger than memory is fine
 cat reviews.txt | python predict.py --json                   one JSON object on each line
 python predict.py --explain "A film to remember."            which words decided
+python predict.py "This film" --max_new_tokens 100           of a causal-lm: how it goes on; --temperature 0: the likeliest
+python predict.py "A [MASK] film."                           of a masked-lm: the likeliest words
 python predict.py --run outputs/RUN "..."                    another run than the one that finished last
 """
 
@@ -27,7 +29,13 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
     parser.add_argument("--json", action="store_true", help="print one JSON object on each line")
     parser.add_argument("--explain", action="store_true", help="show for each text the words that moved the decision most")
+    parser.add_argument("--max_new_tokens", type=int, help="causal-lm: tokens to go on for, at most")
+    parser.add_argument("--temperature", type=float, help="causal-lm: below 1 likelier words, 0 the likeliest alone (greedy)")
+    parser.add_argument("--top_p", type=float, help="causal-lm: draw from the likeliest words that together have this probability")
+    parser.add_argument("--seed", type=int, help="causal-lm: of what is drawn")
     arguments = parser.parse_args()
+    options = {name: getattr(arguments, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
+    options = {name: value for name, value in options.items() if value is not None}
     if arguments.file and arguments.texts:
         raise UserError("give texts or --file, not both")
     if arguments.out and (arguments.explain or not arguments.file):
@@ -46,7 +54,7 @@ def main() -> None:
             rows = labelling.rows_of(arguments.texts or labelling.read_stdin())
         run = report.open_run(arguments.run or report.newest_run(arguments.output_dir))
         columns = run.task.find_inputs(rows.column_names, run.config, arguments.text_column)
-        labeller = labelling.Labeller(run)
+        labeller = labelling.Labeller(run, **options)
         if arguments.out:
             labelling.write_file(labeller.answer(rows, columns, show_progress=True), arguments.out)
             print(f"{len(rows):,} rows written to {arguments.out}")

@@ -11,7 +11,6 @@ import numpy as np
 from accelerate import PartialState
 
 from config import Config
-from finetuning.augmentation import Change
 from finetuning.errors import UserError
 from finetuning.tokenizing import Tokens
 
@@ -77,10 +76,10 @@ class Batches:
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """What `Batches` asks for: `tokens`, changed by an augmentation if there is one."""
+    """What `Batches` asks for: `tokens`, as a task's `change` has them that time."""
 
     tokens: Tokens
-    change: Change | None = None
+    change: Callable[[dict, int, int], dict] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -88,6 +87,5 @@ class TrainingRows:
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict]:
         items = self.tokens.__getitems__([row for _, row in keys])
         if self.change:
-            for item, (epoch, row) in zip(items, keys, strict=True):
-                item["input_ids"] = self.change(item["input_ids"], epoch, row)
+            items = [self.change(item, epoch, row) for item, (epoch, row) in zip(items, keys, strict=True)]
         return items

@@ -142,7 +142,7 @@ def check(config: Config) -> None:
         require(0 <= getattr(config, name) < 2**32, name, "0 or more")
     for name in ("dropout", "lora_dropout", "label_smoothing_factor"):
         require(0 <= getattr(config, name) < 1, name, "at least 0 and below 1")
-    for name in ("test_fraction", "validation_fraction"):
+    for name in ("test_fraction", "validation_fraction", "mlm_probability"):
         require(0 < getattr(config, name) < 1, name, "above 0 and below 1")
     require(0 < config.learning_rate < 1, "learning_rate", "above 0 and below 1, for LoRA usually 1e-4 to 2e-3")
     require(config.loraplus_lr_ratio > 0, "loraplus_lr_ratio", "above 0, for LoRA+ usually 4 to 16")

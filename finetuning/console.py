@@ -75,8 +75,10 @@ def show_comparison(a: Run, b: Run, found: dict, differences: Path) -> None:
 def show_exports(found: list[dict], folder: Path) -> None:
     """Print each export beside the run's model."""
     metric = next(name for name in found[0] if name not in ("format", "rows_per_s", "mib"))
-    print(f"{'':<8}{'MiB':>9}{'rows/s':>9}{metric:>10}{'equal labels':>14}{'largest difference of a logit':>31}")
+    labels = any("equal_labels" in one for one in found)
+    print(f"{'':<8}{'MiB':>9}{'rows/s':>9}{metric:>12}{'equal labels' if labels else '':>14}{'largest difference of a logit':>31}")
     for one in found:
-        agreement = f"{one['equal_labels']:>14.1%}{one['largest_difference']:>31.2g}" if "equal_labels" in one else ""
-        print(f"{one['format']:<8}{one['mib']:>9.1f}{one['rows_per_s']:>9.1f}{one[metric]:>10.4f}{agreement}")
+        agreement = f"{one['equal_labels']:.1%}" if "equal_labels" in one else ""
+        difference = f"{one['largest_difference']:.2g}" if "largest_difference" in one else ""
+        print(f"{one['format']:<8}{one['mib']:>9.1f}{one['rows_per_s']:>9.1f}{one[metric]:>12.4f}{agreement:>14}{difference:>31}")
     print(f"\nwritten to {folder}; the same figures in export.json")

@@ -80,10 +80,10 @@ def _ended(run: Run) -> str:
 def model_card(run: Run, metrics: dict) -> ModelCard:
     """The adapter's README.md, with the header that the Hub reads; figures with the split and number of rows behind them."""
     rows = f"{metrics['split']}, {metrics['n']:,} rows"
-    shown = [name for name in run.task.METRICS if name in ("accuracy", "f1")]  # names that the Hub knows
+    shown = [name for name in run.task.METRICS if name in ("accuracy", "f1", "perplexity")]  # names that the Hub knows
     results = [
         EvalResult(
-            task_type=run.task.NAME,
+            task_type=run.task.PIPELINE,
             dataset_type=metrics["dataset"],
             dataset_name=f"{metrics['dataset']} ({metrics['dataset_origin']}; {rows})",
             dataset_split="test" if metrics["split"] == "official test" else "train",
@@ -96,7 +96,7 @@ def model_card(run: Run, metrics: dict) -> ModelCard:
         base_model=metrics["model"],
         datasets=[metrics["dataset"]] if metrics["dataset_origin"] == "hub" else None,
         library_name="peft",
-        pipeline_tag=run.task.NAME,
+        pipeline_tag=run.task.PIPELINE,
         tags=["lora", "peft"] if run.config.method == "lora" else ["peft"],
         metrics=list(shown),
         model_name=run.folder.name,
@@ -161,8 +161,9 @@ def compare(a: Run, b: Run, test: Split) -> tuple[dict, Path]:
         if not (run.folder / "predictions.parquet").is_file():
             raise UserError(f"{run.folder} is not evaluated yet: python evaluate.py {run.folder}")
         found.append(pd.read_parquet(run.folder / "predictions.parquet", columns=a.task.COMPARED) if run.task is a.task else None)
+    asked = a.task.COMPARED[:2]
     same = a.task is b.task and a.record["dataset"]["sha256"] == b.record["dataset"]["sha256"]
-    if not same or not found[0][["row", "label"]].equals(found[1][["row", "label"]]):
+    if not same or not found[0][asked].equals(found[1][asked]):
         raise UserError(f"{a.folder} and {b.folder} were tested on different rows: only runs on the same ones can be compared")
     difference, differ, rows_at = a.task.compare(*found, test)
     file = a.folder / f"against-{b.folder.name}.csv"

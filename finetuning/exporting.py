@@ -16,6 +16,7 @@ import torch
 from finetuning import data, tokenizing
 from finetuning.disk import write_json
 from finetuning.errors import UserError
+from finetuning.model import load
 from finetuning.report import ADAPTER_FILES, Run, check_same_data, load_model
 
 NEEDED = {"merged": (), "onnx": ("onnx", "onnxscript", "onnxruntime"), "int8": ("onnx", "onnxscript", "onnxruntime")}
@@ -44,7 +45,7 @@ def export(run: Run, formats: Sequence[str], n: int) -> list[dict]:
     test = rows.test.select(data.stratified(strata, min(n, len(rows.test)), run.config.split_seed).index)
 
     in_float32 = replace(run, config=replace(run.config, precision="float32", eval_batch_size=BATCH))
-    model, tokenizer, _ = load_model(in_float32)
+    model, tokenizer, source = load_model(in_float32)
     tokens = tokenizing.encode(test, tokenizer, run.config)
     names = [*tokens.unlabelled().inputs.column_names, "attention_mask"]
     metric, found, reference, decided = run.task.METRICS[0], [], None, None
@@ -57,9 +58,10 @@ def export(run: Run, formats: Sequence[str], n: int) -> list[dict]:
         seconds = time.perf_counter() - started
         score = run.task.measure(predictions, test, tokens.lengths, rows.label_names, run.training)[metric]
         about = {"format": name, "rows_per_s": len(test) / seconds, "mib": file.stat().st_size / 2**20, metric: score}
-        here = run.task.decide(predictions, run.training)
+        here = run.task.decide(predictions, run.training) if hasattr(run.task, "decide") else []
         if found:
-            about["equal_labels"] = float(np.mean([np.array_equal(a, b) for a, b in zip(here, decided, strict=True)]))
+            if len(here):
+                about["equal_labels"] = float(np.mean([np.array_equal(a, b) for a, b in zip(here, decided, strict=True)]))
             about["largest_difference"] = max(float(abs(a - b).max()) for a, b in zip(predictions, reference, strict=True))
         else:
             reference, decided = predictions, here
@@ -68,9 +70,10 @@ def export(run: Run, formats: Sequence[str], n: int) -> list[dict]:
     add("run", model, run.folder / "adapter" / ADAPTER_FILES[1])
     shutil.rmtree(partial, ignore_errors=True)
     merged = model.merge_and_unload().eval()
-    merged.save_pretrained(partial / "merged")
+    kept = run.task.left_over(source, merged) if hasattr(run.task, "left_over") else {}
+    merged.save_pretrained(partial / "merged", state_dict=merged.state_dict() | kept)
     tokenizer.save_pretrained(partial / "merged")
-    plain = run.task.MODEL.from_pretrained(partial / "merged", attn_implementation="eager").eval()
+    plain = load(run.task, partial / "merged", attn_implementation="eager").eval()
     if "merged" in formats:
         add("merged", plain, partial / "merged" / "model.safetensors")
     if "onnx" in formats or "int8" in formats:

@@ -88,6 +88,8 @@ def store_frozen_in_bf16(model: PeftModel) -> None:
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
+    if (words := model.get_base_model().get_output_embeddings()) is not None:  # of a language model, behind such a head
+        words.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(module.weight.dtype), *inputs[1:]))
 
 
 def fuse_lora(model: PeftModel) -> None:

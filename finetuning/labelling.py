@@ -21,8 +21,11 @@ CHUNK = 2048  # rows in memory at a time
 class Labeller:
     """A run's model, loaded once."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, **options) -> None:
+        """`options` are the task's. Raises `UserError` for those it does not know."""
+        if unknown := [name for name in options if name not in run.task.OPTIONS]:
+            raise UserError(f"--{unknown[0]} is not for {run.config.task}: leave it out")
+        self.run, self.options = run, options
         self.model, self.tokenizer, _ = load_model(run)
 
     def explain(self, text: str) -> list[tuple[str, float]]:
@@ -38,7 +41,7 @@ class Labeller:
             inputs = {name: batch[column] for name, column in columns.items()}
             for texts in inputs.values():
                 _check_texts(texts, self.run.task.INPUTS, before=first[0])
-            return self.run.task.answer(self.model, self.tokenizer, inputs, self.run)
+            return self.run.task.answer(self.model, self.tokenizer, inputs, self.run, **self.options)
 
         if show_progress:
             datasets.enable_progress_bars()
@@ -74,7 +77,7 @@ def read_file(path: Path, cache: str) -> Dataset:
     if path.suffix.lower() not in FILES:
         raise UserError(f"--file {path}: not one of {', '.join(FILES)}")
     try:
-        builder, options = reader(path, FILES)
+        builder, options = reader([path], FILES)
         return load_dataset(builder, data_files=str(path), split="train", cache_dir=cache, **options)
     except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, ValueError, OSError) as error:
         cause = error.__cause__ or error

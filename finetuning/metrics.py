@@ -87,6 +87,18 @@ def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> di
     return {"expected_calibration_error": float(error), "bins": found}
 
 
+def mean_of_all(means: np.ndarray, counts: np.ndarray) -> tuple[float, float, float]:
+    """The mean over all items of rows that have `counts` (rows,) of them with `means` (rows,), and its 95 % interval [low, high].
+
+    Rows are what was drawn, and their items belong together: the standard error is that of a ratio of two means (Cochran 1977,
+    Sampling Techniques, 6.3).
+    """
+    mean, rows = float(np.average(means, weights=counts)), len(means)
+    residuals = counts * (means - mean)
+    error = np.sqrt(rows / max(rows - 1, 1) * (residuals**2).sum()) / counts.sum()
+    return mean, float(mean - 1.96 * error), float(mean + 1.96 * error)
+
+
 LENGTHS = (0, 64, 128, 256, 512)
 
 

@@ -1,8 +1,10 @@
 """The base model with its LoRA adapter: build it for training, reload it for use."""
 
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -118,7 +120,8 @@ def build_base(source: Source, label_names: list[str], config: Config) -> torch.
         setattr(model_config, name, value)
     known = model_config.model_type in ARCHITECTURES  # others may hand their attention what ours does not take
     set_seed(config.seed)
-    return task.MODEL.from_pretrained(
+    return load(
+        task,
         source.path,
         config=model_config,
         dtype=torch.float32,
@@ -127,6 +130,13 @@ def build_base(source: Source, label_names: list[str], config: Config) -> torch.
         quantization_config=_four_bits() if config.quantization == "4bit" else None,
         attn_implementation=fast.ATTENTION if fast.on_cpu() and known and fast.has_sdpa(task.MODEL, model_config) else None,
     )
+
+
+def load(task: ModuleType, path: str | Path, **options) -> torch.nn.Module:
+    """A model of the task's class, which answers with what the task predicts; `missing`: names of weights its file lacks."""
+    model, about = task.MODEL.from_pretrained(path, output_loading_info=True, **options)
+    model.missing = about["missing_keys"]
+    return task.adapt(model) if hasattr(task, "adapt") else model
 
 
 def _four_bits() -> BitsAndBytesConfig:
@@ -146,10 +156,13 @@ def add_lora(base: torch.nn.Module, config: Config) -> PeftModel:
 
     The other methods are peft models without LoRA, so that all are saved and loaded alike: what trains is "to save".
     """
-    encoder = getattr(base, base.base_model_prefix)
-    whole = [name for name, part in base.named_children() if part is not encoder and any(True for _ in part.parameters())]
-    if config.method == "full":
-        whole.append(f".model.{base.base_model_prefix}")  # peft looks for endings, and calls the whole base_model.model
+    encoder, words = getattr(base, base.base_model_prefix), _tied_words(base)
+    over_words = base.get_output_embeddings() is not None
+    whole = [*_heads(base, encoder, words)]
+    if config.method == "full":  # peft looks for endings; of classifiers among names that begin with base_model.model
+        whole.append(base.base_model_prefix if over_words else f".model.{base.base_model_prefix}")
+    elif over_words:  # a head that the model's file has stays as it is
+        whole = [name for name in whole if any(weight.startswith(f"{name}.") for weight in base.missing)]
     elif getattr(encoder, "pooler", None) is not None:
         whole.append("pooler")  # BERT's: a frozen one saturates, no training at lr 2e-3
     lora_config = LoraConfig(
@@ -169,8 +182,32 @@ def add_lora(base: torch.nn.Module, config: Config) -> PeftModel:
     model = get_peft_model(base, lora_config)
     if config.method == "full":
         getattr(base, base.base_model_prefix).original_module = None  # a frozen copy of it
+        _tie_words(model)
     fast.prepare(model, config)
     return model
+
+
+def _tied_words(base: torch.nn.Module) -> torch.nn.Module | None:
+    """The layer of a language model that scores words by the same weights as embed them."""
+    return base.get_output_embeddings() if base.config.get_text_config().tie_word_embeddings else None
+
+
+def _heads(part: torch.nn.Module, encoder: torch.nn.Module, words: torch.nn.Module | None, before: str = "") -> Iterator[str]:
+    """Names of the modules with parameters outside `encoder` and `words`, as large as can be."""
+    for name, child in part.named_children():
+        if child is encoder or child is words or not any(True for _ in child.parameters()):
+            continue
+        if words is not None and any(module is words for module in child.modules()):
+            yield from _heads(child, encoder, words, f"{before}{name}.")
+        else:
+            yield before + name
+
+
+def _tie_words(model: PeftModel) -> None:
+    """Let words be scored by the embeddings that train, where peft trains a copy of the whole model."""
+    base = model.get_base_model()
+    if (words := _tied_words(base)) is not None:
+        words.weight = getattr(base, base.base_model_prefix).modules_to_save["default"].get_input_embeddings().weight
 
 
 def _target_modules(base: torch.nn.Module, wanted: str) -> str | list[str]:
@@ -200,6 +237,8 @@ def _target_modules(base: torch.nn.Module, wanted: str) -> str | list[str]:
 def load_adapter(base: torch.nn.Module, adapter: Path, config: Config) -> PeftModel:
     """Put a saved adapter, head included, onto `base`; the model is as it was when training ended."""
     model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
+    if config.method == "full":
+        _tie_words(model)
     fast.prepare(model, config)
     return model.eval()
 

@@ -15,9 +15,9 @@ CHUNK = 250  # rows whose texts are in memory at a time, each with some 64 KiB o
 
 @dataclass(frozen=True)
 class Mistake:
-    """A line to read, and what stands below when it is opened; `share` is how sure the model was."""
+    """A line to read, and what stands below when it is opened; `share` is how sure the model was, if it is said."""
 
-    share: float
+    share: float | None
     line: str
     text: str
 

@@ -63,7 +63,10 @@ def plot_training(log: list[dict], best: dict, metric: str, path: Path) -> None:
         axes.axvline(best["step"], color="grey", linestyle=":", label="checkpoint kept")
         axes.grid(alpha=0.3)
     loss.legend(fontsize=9)
-    figure.suptitle(f"best on validation: step {best['step']:,}, {metric} {best[metric]:.2%}", fontsize=10)
+    figure.suptitle(
+        f"best on validation: step {best['step']:,}, {metric} {best[metric]:{'.3f' if metric == 'perplexity' else '.2%'}}",
+        fontsize=10,
+    )
     _save(figure, path)
 
 

@@ -17,7 +17,7 @@ from finetuning.model import add_lora, build_base
 from finetuning.sources import Source
 from finetuning.tasks import task_of
 from finetuning.tokenizing import Tokens
-from finetuning.training import build_trainer
+from finetuning.training import build_trainer, greater_is_better
 
 TRAINER_NAMES = {"batch_size": "per_device_train_batch_size"}  # where TrainingArguments calls a knob otherwise
 
@@ -60,7 +60,7 @@ def search(
     database = Path(config.output_dir) / "search.db"
     storage = f"sqlite:///{database}"
     metric = config.metric_for_best_model or task_of(config).METRICS[0]
-    greater = metric != "loss"
+    greater = greater_is_better(metric)
     direction = "maximize" if greater else "minimize"
     study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
     done = [trial for trial in study.trials if trial.state.is_finished()]

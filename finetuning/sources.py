@@ -44,16 +44,41 @@ STAND_IN_DATA = {
 MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 
-def column_names(file: Path) -> dict:
-    """Options of the reader of files with a word a line, its tags behind it, and an empty line after a sentence (CoNLL)."""
-    with file.open(encoding="utf-8-sig") as lines:
+def column_names(files: list[Path]) -> dict:
+    """Options of the reader, found in the first, of files with a word a line, its tags behind it, and an empty line after a sentence (CoNLL)."""
+    with files[0].open(encoding="utf-8-sig") as lines:
         first = next((line.split() for line in lines if line.strip() and not line.startswith("-DOCSTART-")), [""])
     between = [f"column_{number}" for number in range(2, len(first))]
     return {"column_names": ["tokens", *between, "tags"][: max(len(first), 1)], "encoding": "utf-8-sig"}
 
 
+def documents(files: list[Path]) -> dict:
+    """Options of the reader of plain text: one of several files is a document each, unless they are named after splits; a single
+    file's documents are divided by empty lines, or where it has none, are its lines."""
+    for file in files:
+        with file.open("rb") as opened:
+            if b"\0" in opened.read(2**16):
+                raise UserError(f"dataset_name: {file} is no text in UTF-8 but binary: give a .txt file as editors write it")
+    if len(files) > 1 and not any(file.stem.startswith((*SPLITS, "valid", "dev")) for file in files):
+        return {"sample_by": "document"}
+    empty, lines = False, 0
+    with files[0].open(encoding="utf-8-sig") as opened:
+        for line in opened:
+            lines += bool(line.strip())
+            empty = empty or (lines > 0 and not line.strip())
+            if empty and lines > 1:
+                break
+    if lines < 2 and len(files) == 1:
+        raise UserError(
+            f"dataset_name={files[0]}: it is {'a single line' if lines else 'empty'}, and nothing can be held out of one document: divide "
+            "documents by empty lines or line breaks, or give a folder with a file for each"
+        )
+    return {"sample_by": "paragraph" if empty else "line"}
+
+
 # Rows of Arrow's batches on disk: of each, opening the file maps 64 KiB into memory. Ten times the default: 58 MiB less of a million.
 BATCH = dict(writer_batch_size=10_000)
+SPLITS = ("train", "validation", "test")
 READERS = {  # by a file's ending: the library's reader, and its options or a function that finds them in the file
     ".parquet": ("parquet", {}),
     ".csv": ("csv", {}),
@@ -218,23 +243,23 @@ def _rows_from_path(path: Path, readers: dict) -> DatasetDict:
         if path.is_dir():
             known = [file for file in sorted(path.iterdir()) if file.suffix.lower() in readers]
             builders = {readers[file.suffix.lower()][0] for file in known}
-            if builders != {"conll"}:
+            if builders not in ({"conll"}, {"text"}):
                 return load_dataset(str(path), **BATCH)
-            builder, options = reader(known[0], readers)
+            builder, options = reader(known, readers)
             return load_dataset(builder, **_files_of(path), **options, **BATCH)
         if path.suffix.lower() not in readers:
             raise UserError(f"dataset_name={path}: not one of {', '.join(readers)}, .tar.gz")
-        builder, options = reader(path, readers)
+        builder, options = reader([path], readers)
         return load_dataset(builder, data_files=str(path), **options, **BATCH)
     except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, ValueError, EOFError, tarfile.TarError, OSError) as error:
         cause = error.__cause__ or error
         raise UserError(f"dataset_name={path}: cannot be read, it is empty, cut short or not UTF-8 ({cause})") from error
 
 
-def reader(file: Path, readers: dict) -> tuple[str, dict]:
-    """The library's reader of a file, and its options."""
-    builder, options = readers[file.suffix.lower()]
-    return builder, options(file) if callable(options) else options
+def reader(files: list[Path], readers: dict) -> tuple[str, dict]:
+    """The library's reader of files of one kind, and its options."""
+    builder, options = readers[files[0].suffix.lower()]
+    return builder, options(files) if callable(options) else options
 
 
 def _files_of(folder: Path) -> dict:

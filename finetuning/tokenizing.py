@@ -58,7 +58,14 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, config: Config) -> 
         for pattern in ("*.json", "*.txt", "*.model")
         for file in sorted(Path(tokenizer.name_or_path).glob(pattern))
     ]
-    depends_on = [files, config.max_length, config.truncation, config.context, Path(task.__file__).read_bytes()]
+    depends_on = [
+        files,
+        config.max_length,
+        config.truncation,
+        config.context,
+        config.mlm_probability,
+        Path(task.__file__).read_bytes(),
+    ]
     features = task.features(tokenizer, config)
     found = map_once(split.raw.select(split.rows), tokenize_batch, features, depends_on)
     lengths = read_columns(found, "length")["length"].to_numpy()

@@ -17,7 +17,6 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerCallback, TrainerState
 
 from config import Config
-from finetuning.augmentation import augmentation
 from finetuning.batches import Batches, TrainingRows
 from finetuning.checkpoints import Keeper, last_whole
 from finetuning.data import Data
@@ -29,13 +28,18 @@ BATCHES = 32  # predicted at a time; of each the Trainer keeps a small tensor, w
 
 
 def _machine(config: Config) -> dict:
-    """The TrainingArguments that depend on the machine."""
+    """The TrainingArguments that depend on the machine, and what training and prediction have in common."""
     return dict(
         bf16=uses_autocast(config) and pick_precision(config.precision)[0] == "bf16",
         use_cpu=on_cpu(),
         dataloader_pin_memory=not on_cpu(),
         log_on_each_node=False,
+        remove_unused_columns=False,
     )
+
+
+def greater_is_better(metric: str) -> bool:
+    return metric not in ("loss", "perplexity")
 
 
 class _Trainer(Trainer):
@@ -76,6 +80,7 @@ def build_trainer(
     `train` and `validation` are the tokens of those splits of `data`.
     """
     task = task_of(config)
+    chosen_by = config.metric_for_best_model or task.METRICS[0]
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(checkpoints.parent / "logs"))  # the checkpoints go in the end
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
@@ -93,7 +98,8 @@ def build_trainer(
         save_steps=config.save_steps or config.eval_steps,
         save_total_limit=2,  # and the best: the one before is whole while the next is written
         load_best_model_at_end=True,
-        metric_for_best_model=config.metric_for_best_model or task.METRICS[0],
+        metric_for_best_model=chosen_by,
+        greater_is_better=greater_is_better(chosen_by),
         restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
         logging_steps=0.05,
         disable_tqdm=False,
@@ -124,7 +130,7 @@ def build_trainer(
     trainer = _Trainer(
         model=model,
         args=arguments,
-        train_dataset=TrainingRows(train, augmentation(tokenizer, config)),
+        train_dataset=TrainingRows(train, task.change(tokenizer, config)),
         eval_dataset=Subset(validation, order),
         data_collator=task.collator(tokenizer, config),
         processing_class=tokenizer,
@@ -194,6 +200,7 @@ def predict(
         per_device_eval_batch_size=config.eval_batch_size,
         eval_do_concat_batches=False,  # after each batch anew: quadratic in the rows
         disable_tqdm=True,
+        label_names=[],
         report_to="none",
         **_machine(config),
     )

@@ -71,7 +71,7 @@ def make_model(folder: Path, model_type: str = "distilbert", seed: int = 0) -> P
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 3), ("[SEP]", 4)]
         )
         tokenizer.enable_padding(length=8)
-        names |= dict(pad_token=["[PAD]", "<pad>"][pad], cls_token="[CLS]", sep_token="[SEP]")
+        names |= dict(pad_token=["[PAD]", "<pad>"][pad], cls_token="[CLS]", sep_token="[SEP]", mask_token="<|endoftext|>")
     if model_type == "bert":
         names |= dict(model_input_names=["input_ids", "token_type_ids", "attention_mask"])
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)

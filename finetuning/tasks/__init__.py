@@ -2,7 +2,7 @@
 
 A task's file answers, in this order:
 
-rows         NAME              its name in config.py and on the Hub
+rows         NAME, PIPELINE    its name in config.py, and on the Hub
              READERS           endings of files that it reads in a way of its own, as in sources.py
              INPUTS            the types of what a column that the model reads may hold
              find_inputs       the columns with what the model reads: the task's name for one -> the data set's
@@ -17,18 +17,24 @@ tokens       features          what lies on disk of a row: `input_ids`, `length`
              TOKENIZER         what its tokenizer is loaded with
 model        MODEL, PEFT_TYPE  its class in transformers, its type in peft
              model_settings    fields of the model's config
-             collator, loss    rows -> a batch; training labels -> a function that sums the losses
+             adapt             what is done to a loaded model, so that it answers with what is predicted (not every task)
+             collator          rows -> a batch
+             change            a function of (features, epoch, row) that changes a row each time it is trained on, or None
+             loss              training labels -> a function that sums the losses
+             left_over         weights of the base model's file to keep in an export beside its own (not every task)
 predictions  METRICS           on validation: the first picks the checkpoint, the last is the loss
              predict           one prediction for each row, in their order
              validation_metrics  of the Trainer's evaluation, in the order of the tokens
              calibrate         what is fitted on validation
-             decide            predictions -> what is compared with the labels
+             decide            predictions -> what is compared with the labels (not every task has them)
              interval          of the first of METRICS as it is validated, 95 %
              measure           the figures of metrics.json
-evaluate.py  write             its files and pictures; what stands on the page
+evaluate.py  samples           what the model says of some rows of the test (not every task)
+             write             its files and pictures; what stands on the page
              headline, remark, show_metrics  the figures in words: on the page, on the model card, in the terminal
-             COMPARED, compare, show_comparison  of predictions.parquet; two runs on the same rows
-predict.py   answer            columns for new texts
+             COMPARED, compare, show_comparison  of predictions.parquet, the first two what was asked; two runs on the same rows
+predict.py   OPTIONS           flags of predict.py that it knows, with their defaults
+             answer            columns for new texts
              as_json, as_line  a row of them in words
              explain, show_words  the words that decided (not every task knows them)
 app.py       EXAMPLES, demo_outputs, demo  texts to try, what is shown, what it shows
@@ -45,6 +51,8 @@ from config import Config
 FILES = {  # by the config's task, or its problem_type
     "text-classification": "text_classification",
     "token-classification": "token_classification",
+    "causal-lm": "causal_lm",
+    "masked-lm": "masked_lm",
     "multi_label_classification": "multi_label",
 }
 

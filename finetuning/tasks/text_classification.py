@@ -20,6 +20,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from config import Config
 from finetuning import explanation, plots, training
+from finetuning.augmentation import augmentation
 from finetuning.data import TEXT_COLUMNS, Split, find_column, refuse, renamed
 from finetuning.disk import write_json
 from finetuning.errors import UserError
@@ -31,7 +32,7 @@ from finetuning.tokenizing import Tokens, tokenize_texts
 if TYPE_CHECKING:
     from finetuning.report import Run
 
-NAME = "text-classification"
+NAME = PIPELINE = "text-classification"
 
 # --- rows ----------------------------------------------------------------------------------------------------------------
 
@@ -61,7 +62,7 @@ def find_columns(columns: list[str], config: Config) -> dict[str, str]:
 
 def settle(train: Dataset, config: Config) -> Config:
     """`config` with the problem_type that the label column tells, where none was given."""
-    refuse(config, NAME, "context")
+    refuse(config, NAME, "context", "mlm_probability")
     if config.problem_type:
         return config
     several = "," in (config.label_column or "") and config.label_column not in train.column_names
@@ -144,6 +145,11 @@ def model_settings(label_names: list[str]) -> dict:
 def collator(tokenizer: PreTrainedTokenizerBase, config: Config) -> DataCollatorWithPadding:
     multiple = None if config.padding == "max_length" else 8
     return DataCollatorWithPadding(tokenizer, padding=config.padding, max_length=config.max_length, pad_to_multiple_of=multiple)
+
+
+def change(tokenizer: PreTrainedTokenizerBase, config: Config) -> Callable[[dict, int, int], dict] | None:
+    changed = augmentation(tokenizer, config)
+    return changed and (lambda row, epoch, number: row | {"input_ids": changed(row["input_ids"], epoch, number)})
 
 
 def loss(train_labels: np.ndarray, n_labels: int, config: Config) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -405,6 +411,9 @@ def show_comparison(found: dict, names: tuple[str, str]) -> None:
 
 
 # --- use -----------------------------------------------------------------------------------------------------------------
+
+
+OPTIONS: dict = {}
 
 
 def answer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, batch: dict[str, list], run: "Run") -> dict[str, list]:

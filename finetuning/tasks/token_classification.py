@@ -41,7 +41,7 @@ from finetuning.tokenizing import Tokens, special_tokens
 if TYPE_CHECKING:
     from finetuning.report import Run
 
-NAME = "token-classification"
+NAME = PIPELINE = "token-classification"
 
 # --- rows ----------------------------------------------------------------------------------------------------------------
 
@@ -67,7 +67,7 @@ def find_columns(columns: list[str], config: Config) -> dict[str, str]:
 
 
 def settle(train: Dataset, config: Config) -> Config:
-    refuse(config, NAME, "text_pair_column", "problem_type", "truncation", "augmentation", "class_weights")
+    refuse(config, NAME, "text_pair_column", "problem_type", "truncation", "augmentation", "class_weights", "mlm_probability")
     return config
 
 
@@ -156,6 +156,10 @@ def collator(tokenizer: PreTrainedTokenizerBase, config: Config) -> DataCollator
     return DataCollatorForTokenClassification(
         tokenizer, padding=config.padding, max_length=config.max_length, pad_to_multiple_of=multiple
     )
+
+
+def change(tokenizer: PreTrainedTokenizerBase, config: Config) -> None:
+    return None
 
 
 def loss(held: np.ndarray, n_labels: int, config: Config) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -453,6 +457,9 @@ def show_comparison(found: dict, names: tuple[str, str]) -> None:
 
 
 # --- use -----------------------------------------------------------------------------------------------------------------
+
+
+OPTIONS: dict = {}
 
 
 def answer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, batch: dict[str, list], run: "Run") -> dict[str, list]:
