@@ -190,6 +190,8 @@ PRESETS: dict[str, dict] = {
         train_samples=50_000,
         max_length=128,
     ),
+    # Further pre-training: IMDb's training reviews without their labels.
+    "pretrain": dict(task="masked-lm", **ALL_ROWS, max_length=128, batch_size=64, eval_batch_size=64),
     "ner": dict(
         task="token-classification",
         dataset_name="lhoestq/conll2003",

@@ -11,6 +11,7 @@ import argparse
 import json
 import multiprocessing
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from studies import STUDIES, TFIDF  # noqa: E402
+from studies import STUDIES, TFIDF, pretrained  # noqa: E402
 
 from config import Config  # noqa: E402
 
@@ -49,7 +50,7 @@ def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
     from finetuning import data, report
 
     settings = dict(dataset_name="stanfordnlp/imdb") | STUDIES[study].common | STUDIES[study].experiments[name] | dict(seed=seed)
-    settings |= dict(dataset_name=dataset_name) if dataset_name else {}
+    settings |= dict(dataset_name=str(Path(dataset_name).resolve())) if dataset_name else {}
     split = STUDIES[study].split
     started = time.perf_counter()
     environment = report.environment()
@@ -58,10 +59,11 @@ def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:  # so that its peak of memory is its own
             logits, about = alone.submit(tfidf, rows, split).result()
     else:
-        rows, logits, about = fine_tuned(settings, split)
+        kept = ROOT / pretrained(study, name) if STUDIES[study].keep else None
+        rows, logits, about = fine_tuned(settings, split, kept)
     measured = getattr(rows, split)
     unseen = ~np.isin(measured.hashes, [*rows.train.hashes, *rows.validation.hashes])  # those whose text was not trained on
-    of_task = of_entities if settings.get("task") == "token-classification" else of_labels
+    of_task = {"token-classification": of_entities, "masked-lm": of_documents}.get(settings.get("task"), of_labels)
     found, each = of_task(logits, measured, rows.label_names, unseen)
     if split != "test":
         del found["unseen"]
@@ -110,14 +112,26 @@ def of_entities(logits: list[np.ndarray], measured, label_names: list[str], unse
     return found, {"counts": " ".join("/".join(map(str, row)) for row in counts)}
 
 
-def fine_tuned(settings: dict, split: str):
-    """Rows, logits (n, labels) and what the run says of itself, through fine_tune.py and the code of evaluate.py."""
-    from finetuning import data, report, tokenizing
+def of_documents(documents: np.ndarray, measured, label_names: list[str], unseen: np.ndarray) -> tuple[dict, dict]:
+    """Figures of a language model, and each document's loss and number of tokens, on one line."""
+    from finetuning.tasks.causal_lm import lm_metrics
+
+    found = lm_metrics(documents)
+    found["unseen"] = {"perplexity": lm_metrics(documents[unseen])["perplexity"], "n": int(unseen.sum())}
+    return found, {"documents": " ".join(f"{-mean:.4f}/{n:.0f}" for mean, n in documents)}
+
+
+def fine_tuned(settings: dict, split: str, kept: Path | None = None):
+    """Rows, predictions and what the run says of itself, through fine_tune.py and the code of evaluate.py.
+
+    `kept` is where the merged model goes, if it stays.
+    """
+    from finetuning import data, exporting, report, tokenizing
 
     with tempfile.TemporaryDirectory() as folder:
         flags = [part for knob, value in settings.items() for part in (f"--{knob}", str(value))]
         script = [sys.executable, str(ROOT / "fine_tune.py"), *flags, "--output_dir", folder, "--run_name", "run"]
-        done = subprocess.run(script, capture_output=True, text=True)
+        done = subprocess.run(script, capture_output=True, text=True, cwd=ROOT)
         if done.returncode:
             sys.exit(f"{settings}:\n{done.stderr[-3000:]}")
         run = report.open_run(Path(folder) / "run")
@@ -138,6 +152,9 @@ def fine_tuned(settings: dict, split: str):
             "peak_memory_gib": said["peak_memory_gib"],
             "saved_mib": (run.folder / "adapter" / report.ADAPTER_FILES[1]).stat().st_size / 2**20,
         }
+        if kept:
+            exporting.export(run, ["merged"], n=50)
+            shutil.copytree(run.folder / "export" / "merged", kept, dirs_exist_ok=True)
     return rows, logits, about
 
 
@@ -186,7 +203,7 @@ def main() -> None:
         split = STUDIES[study].split
         said = "not run yet"
         if record:
-            metric = "f1" if "f1" in record else "accuracy"
+            metric = next(name for name in ("f1", "accuracy", "perplexity") if name in record)
             said = f"{record['minutes']:5.1f} min  {split} {metric} {record[metric]:.4f}, loss {record['loss']:.4f}"
         print(f"{f'{study}/{name}':<42} seed {seed}  {said}", flush=True)
 

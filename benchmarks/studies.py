@@ -19,6 +19,12 @@ class Study:
     common: dict
     experiments: dict[str, dict]  # by name: what differs from `common`
     seeds: tuple[int, ...] = (0,)
+    keep: bool = False  # its models, merged, where `pretrained` finds them
+
+
+def pretrained(study: str, experiment: str) -> str:
+    """The folder of the model that an experiment of a study with `keep` leaves."""
+    return f"outputs/{study}/{experiment.replace(', ', '_').replace(' ', '-')}/export/merged"
 
 
 FULL = PRESETS["full"] | dict(early_stopping_patience=0)  # the same budget of epochs for all
@@ -26,6 +32,7 @@ FULL = PRESETS["full"] | dict(early_stopping_patience=0)  # the same budget of e
 SMALL = {500: dict(num_train_epochs=10), 2_000: dict(num_train_epochs=5), 8_000: dict(num_train_epochs=3)}
 ENTITIES = PRESETS["ner"] | dict(learning_rate=1e-3, lora_r=64, lora_alpha=128, early_stopping_patience=0)
 SENTENCES = ENTITIES | dict(context="sentence", batch_size=32, lora_r=16, lora_alpha=32, eval_steps=0.1)
+PRETRAINING = PRESETS["pretrain"] | dict(early_stopping_patience=0)
 AUGMENTATIONS = ("none", "token-dropout", "crop", "sentence-shuffle")
 
 STUDIES = {
@@ -172,6 +179,29 @@ STUDIES = {
         "test",
         ENTITIES | dict(learning_rate=4e-4, lora_r=16, lora_alpha=32),
         {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")},
+    ),
+    # Further pre-training on the training reviews, without their labels; perplexity of hidden tokens on the validation reviews.
+    "pretraining": Study(
+        "validation",
+        PRETRAINING,
+        {
+            "full, 1 pass": dict(method="full", learning_rate=3e-4),
+            "LoRA, 1 pass": dict(lora_r=64, lora_alpha=128),
+        },
+        keep=True,
+    ),
+    # What a classifier makes of it that has this many labelled reviews.
+    "pretrained": Study(
+        "validation",
+        FULL,
+        {
+            f"{n} reviews, {name}": dict(train_samples=n, **SMALL.get(n, {}), **changed)
+            for n in (500, 2_000)
+            for name, changed in {
+                "no further pre-training": {},
+                **{name: dict(model_name=pretrained("pretraining", name)) for name in ("LoRA, 1 pass", "full, 1 pass")},
+            }.items()
+        },
     ),
     # A model of the size people use.
     "model": Study("test", FULL, {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")}),
