@@ -105,5 +105,5 @@ def outcome(run: Path) -> dict:
     log = [{k: v for k, v in entry.items() if "runtime" not in k and "second" not in k} for entry in training["log_history"]]
     log = [entry for entry in log if {"loss", "eval_loss"} & set(entry)]
     return {"adapter": load_file(run / "adapter" / "adapter_model.safetensors"), "log": log} | {
-        name: training[name] for name in ("validation", "temperature")
+        name: training.get(name) for name in ("validation", "temperature")
     }

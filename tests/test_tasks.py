@@ -23,6 +23,7 @@ from finetuning.sources import find_model
 from finetuning.tasks import multi_label, text_classification
 
 CONFIGS = [Config(), Config(problem_type="multi_label_classification"), Config(task="token-classification")]
+CONFIGS += [Config(task="causal-lm"), Config(task="masked-lm")]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: tasks.task_of(config).__name__)
@@ -223,7 +224,7 @@ def sentences(tmp_path_factory):
     return file
 
 
-@pytest.mark.parametrize("kind", ["one label", "pairs", "several labels", "entities"])
+@pytest.mark.parametrize("kind", ["one label", "pairs", "several labels", "entities", "causal-lm", "masked-lm"])
 def test_each_kind_resumes_bit_for_bit_runs_on_two_processes_and_stops_early(
     kind, data_file, pairs, tagged, sentences, model_dir, tmp_path
 ):
@@ -232,6 +233,8 @@ def test_each_kind_resumes_bit_for_bit_runs_on_two_processes_and_stops_early(
         "pairs": dict(dataset_name=pairs / "pairs.csv", text_column="premise", text_pair_column="hypothesis"),
         "several labels": dict(dataset_name=tagged / "lists.parquet"),
         "entities": dict(dataset_name=sentences, task="token-classification"),
+        "causal-lm": dict(task="causal-lm", model_name=make_model(tmp_path / "gpt2", "gpt2")),
+        "masked-lm": dict(task="masked-lm"),
     }[kind] | dict(train_samples=56, batch_size=8, metric_for_best_model="loss")
     ends = []
     for name, processes, death in (("undisturbed", 1, None), ("killed", 1, Death(STEP, 11)), ("two", 2, None)):
@@ -247,7 +250,8 @@ def test_each_kind_resumes_bit_for_bit_runs_on_two_processes_and_stops_early(
         assert torch.equal(tensor, killed["adapter"][name])
         torch.testing.assert_close(two["adapter"][name], tensor, rtol=1e-3, atol=1e-5)
     assert killed["log"] == undisturbed["log"] and killed["validation"] == undisturbed["validation"]
-    flags |= dict(num_train_epochs=9, early_stopping_patience=2, learning_rate=1e-7, metric_for_best_model="accuracy")
+    flags |= dict(num_train_epochs=9, early_stopping_patience=2, learning_rate=1e-12)
+    flags |= dict(metric_for_best_model="perplexity" if kind.endswith("lm") else "accuracy")
     ((code, said),) = apart.run(tmp_path, "fine_tune.py", *flags_of(flags, model_dir, data_file, "stopped"))
     assert code == 0, said
     log = json.loads((tmp_path / "outputs" / "stopped" / "training.json").read_text())["log_history"]

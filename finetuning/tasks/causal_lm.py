@@ -270,7 +270,8 @@ def samples(model: PeftModel, tokenizer: PreTrainedTokenizerBase, test: Split, r
         test.rows[:SHOWN].tolist(), clean(test.select(range(min(SHOWN, len(test)))).columns()["text"]), strict=True
     ):
         (ids,) = ids_of([text], tokenizer)
-        prompt, actual = (tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:PROMPT], ids[PROMPT : 3 * PROMPT]))
+        given = min(PROMPT, len(ids) // 2)
+        prompt, actual = (tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:given], ids[given : 3 * PROMPT]))
         (continued,) = answer(model, tokenizer, {"text": [prompt]}, run)["continuation"]
         found.append({"row": row, "prompt": prompt, "model": continued, "actual": actual})
     return found

@@ -161,17 +161,26 @@ def predict(
 # --- what evaluate.py leaves and says ------------------------------------------------------------------------------------
 
 
+SAMPLE = 48  # tokens of a document that are shown
+
+
 def samples(model: PeftModel, tokenizer: PreTrainedTokenizerBase, test: Split, run: "Run") -> list[dict]:
-    """The beginnings of some documents with words hidden, what the model takes them for, and what they were."""
-    texts, found = clean(test.select(range(min(SHOWN, len(test)))).columns()["text"]), []
-    for row, text in zip(test.rows[:SHOWN].tolist(), texts, strict=True):
-        words = text.split()[:40]
-        places = sorted(
-            np.random.default_rng(zlib.crc32(text.encode())).permutation(len(words))[: max(1, len(words) // 8)].tolist()
+    """The beginnings of some documents with tokens hidden, what the model takes them for, and what they were."""
+    whole, (first, last) = tokenizer("a")["input_ids"], special_tokens(tokenizer)
+    texts, found = test.select(range(min(SHOWN, len(test)))).columns()["text"], []
+    for row, ids in zip(test.rows[:SHOWN].tolist(), ids_of(texts, tokenizer), strict=True):
+        ids = ids[: min(SAMPLE, run.config.max_length - first - last)]
+        places = sorted(np.random.default_rng(row).permutation(len(ids))[: max(1, len(ids) // 8)].tolist())
+        hidden = [tokenizer.mask_token_id if place in places else token for place, token in enumerate(ids)]
+        guesses = guess(model, tokenizer, torch.tensor([*whole[:first], *hidden, *whole[len(whole) - last :]]))
+        found.append(
+            {
+                "row": row,
+                "text": tokenizer.decode(hidden),
+                "guesses": guesses,
+                "actual": [tokenizer.decode([ids[place]]).strip() for place in places],
+            }
         )
-        hidden = " ".join(MASK if place in places else word for place, word in enumerate(words))
-        (guesses,) = answer(model, tokenizer, {"text": [hidden]}, run)["words"]
-        found.append({"row": row, "text": hidden, "guesses": guesses, "actual": [words[place] for place in places]})
     return found
 
 
@@ -181,13 +190,13 @@ def write(folder: Path, config: Config, metrics: dict, test: Split, documents: n
     shown = []
     for one in metrics["samples"]:
         guesses = (", ".join(f"{guess['word']} {guess['probability']:.2f}" for guess in of) for of in one["guesses"])
-        lines = (line.format(n, word, of) for n, (word, of) in enumerate(zip(one["actual"], guesses, strict=False), 1))
+        lines = (line.format(n, word, of) for n, (word, of) in enumerate(zip(one["actual"], guesses, strict=True), 1))
         shown.append(Mistake(None, f"row {one['row']}: {one['text']}", Markup("").join(lines)))
     return [
         figures_of(metrics),
         Section(
-            "What it takes hidden words for",
-            "Opened: each hidden word, and the likeliest tokens in its place.",
+            "What it takes hidden tokens for",
+            "Opened: each hidden token, and the likeliest tokens in its place.",
             mistakes=(("", shown),),
         ),
         hardest(folder, test, documents),
@@ -213,28 +222,25 @@ def answer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, batch: dict[str
     """`words` for each text: of every [MASK] in it the likeliest tokens, each a `word` and its `probability`."""
     found = []
     for text in clean(batch["text"]):
-        encoded = tokenizer(
-            text.replace(MASK, tokenizer.mask_token), truncation=True, max_length=run.config.max_length, return_tensors="pt"
-        )
-        places = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero()[:, 0]
-        if not len(places):
+        encoded = tokenizer(text.replace(MASK, tokenizer.mask_token), truncation=True, max_length=run.config.max_length)
+        if tokenizer.mask_token_id not in encoded["input_ids"]:
             raise UserError(
                 f"no {MASK} among the first {run.config.max_length} tokens of {text[:60]!r}: write it in place of a word"
             )
-        batch = {name: encoded[name].to(model.device) for name in ("input_ids", "attention_mask")}
-        with torch.no_grad():
-            shares = model(**batch).logits[0, places].float().softmax(dim=-1)
-        likely, ids = shares.topk(GUESSES)
-        found.append(
-            [
-                [
-                    {"word": tokenizer.decode([token]).strip(), "probability": round(share, 6)}
-                    for token, share in zip(*one, strict=True)
-                ]
-                for one in zip(ids.tolist(), likely.tolist(), strict=True)
-            ]
-        )
+        found.append(guess(model, tokenizer, torch.tensor(encoded["input_ids"])))
     return {"words": found}
+
+
+def guess(model: PeftModel, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor) -> list[list[dict]]:
+    """Of each mask among `ids` (tokens,) the likeliest tokens."""
+    ids = ids.to(model.device)
+    with torch.no_grad():
+        logits = model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None]).logits[0, ids == tokenizer.mask_token_id]
+    shares, tokens = (both.tolist() for both in logits.float().softmax(dim=-1).topk(GUESSES))
+    return [
+        [{"word": tokenizer.decode([token]).strip(), "probability": round(share, 6)} for share, token in zip(*one, strict=True)]
+        for one in zip(shares, tokens, strict=True)
+    ]
 
 
 def as_json(inputs: dict[str, str], answered: dict) -> dict:
