@@ -193,7 +193,7 @@ STUDIES = {
     # What a classifier makes of it that has this many labelled reviews.
     "pretrained": Study(
         "validation",
-        FULL,
+        FULL | dict(eval_steps=0.5),
         {
             f"{n} reviews, {name}": dict(train_samples=n, **SMALL.get(n, {}), **changed)
             for n in (500, 2_000)

@@ -332,6 +332,30 @@ def processes_sentence() -> str:
     )
 
 
+def pretraining_table() -> str:
+    """What further pre-training reaches by itself: the study "pretraining" of quality.py."""
+    lines = ["| further pre-training | trained | training | perplexity of hidden tokens (95 %) |", "|---|--:|--:|--:|"]
+    for name, (run,) in _quality_records("pretraining").items():
+        low, high = run["perplexity_ci95"]
+        cells = [name, f"{run['trainable_parameters']:,}", _duration(run["training_seconds"])]
+        cells.append(f"{run['perplexity']:.2f} ({low:.2f} to {high:.2f})")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def pretrained_table() -> str:
+    """What a classifier makes of further pre-training, by the number of its labelled reviews: the study "pretrained"."""
+    lines = ["| labelled reviews | base model | validation accuracy | difference, paired (95 %) | loss |", "|--:|---|--:|--:|--:|"]
+    first = {}
+    for name, runs in _quality_records("pretrained").items():
+        reviews, base = name.split(" reviews, ", 1)
+        reference = first.setdefault(reviews, runs)
+        difference = "" if runs is reference else _points(compare(runs, reference))
+        cells = [f"{int(reviews):,}", base, _accuracy(runs), difference, f"{np.mean([run['loss'] for run in runs]):.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def fast_table() -> str:
     """Whether what changes the arithmetic for speed costs accuracy: the study "fast" of quality.py."""
     records = _quality_records("fast")
@@ -419,6 +443,8 @@ PAGES = {
         "entities": entities_table,
         "entities_types": entities_types_table,
         "entities_recipe": entities_recipe_table,
+        "pretraining": pretraining_table,
+        "pretrained": pretrained_table,
         "steps": steps_table,
         "fast": fast_table,
     },

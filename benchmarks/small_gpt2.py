@@ -1,0 +1,51 @@
+"""A small GPT-2 that has learned nothing yet, for where no pre-trained decoder can be had: its own BPE tokenizer, random weights.
+
+    python benchmarks/small_gpt2.py outputs/small-gpt2
+    python fine_tune.py --task causal-lm --method full --model_name outputs/small-gpt2 --learning_rate 1e-3 --train_samples 0
+
+The tokenizer is made from the training rows of `--dataset_name` that fine_tune.py trains on, none of those held out.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+WORDS = 8192
+SHAPE = dict(n_embd=256, n_layer=6, n_head=8, n_positions=512)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where the model goes")
+    parser.add_argument("--dataset_name", default="stanfordnlp/imdb", help="as for fine_tune.py")
+    arguments = parser.parse_args()
+
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
+
+    from config import ALL_ROWS, Config
+    from finetuning import console, data
+    from finetuning.tasks.text_classification import clean
+
+    console.quiet_libraries()
+    end = "<|endoftext|>"
+    rows = data.load_data(Config(task="causal-lm", dataset_name=arguments.dataset_name, **ALL_ROWS))
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(clean(rows.train.columns()["text"]), vocab_size=WORDS, special_tokens=[end], show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=end, bos_token=end)
+    set_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, **SHAPE)
+    )
+    for part in (model, tokenizer):
+        part.save_pretrained(arguments.folder)
+    print(
+        f"{arguments.folder}: {model.num_parameters():,} random parameters, {len(tokenizer):,} tokens from {len(rows.train):,} texts"
+    )
+
+
+if __name__ == "__main__":
+    main()
