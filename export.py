@@ -23,7 +23,7 @@ def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="?", type=Path, help="a run folder; not given: the newest in --output_dir")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="which to write; all by default")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, help="which to write; all that the task knows by default")
     parser.add_argument("--rows", type=int, default=200, help="held-out rows to compare on")
     arguments = parser.parse_args()
 

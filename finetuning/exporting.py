@@ -25,12 +25,16 @@ LARGEST_LOSS = 0.005  # of the task's first metric, with 8-bit weights
 BATCH = 16
 
 
-def export(run: Run, formats: Sequence[str], n: int) -> list[dict]:
+def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
     """Write the exports and export.json into the run's folder `export`; what it says of each, the run's model first.
 
-    All is compared on `n` rows of the test split, in float32. Raises `UserError` for a missing library, an export that is
-    there already, or one that does not agree with the run's model; nothing is written then.
+    Without `formats` it is all that the task knows. All is compared on `n` rows of the test split, in float32. Raises `UserError`
+    for a missing library, an export that is there already, or one that does not agree with the run's model; nothing is
+    written then.
     """
+    formats = formats or run.task.FORMATS
+    if other := [name for name in formats if name not in run.task.FORMATS]:
+        raise UserError(f"--formats {' '.join(other)}: {run.config.task} is exported as {', '.join(run.task.FORMATS)} only")
     missing = sorted({library for name in formats for library in NEEDED[name] if not importlib.util.find_spec(library)})
     if missing:
         raise UserError(f"--formats {' '.join(formats)}: {', '.join(missing)} missing: pip install -r requirements-extras.txt")

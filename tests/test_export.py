@@ -7,8 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from finetuning import exporting
-from finetuning.tasks import text_classification
+from finetuning import exporting, model
 
 TEXTS = ["a fine film", "a dull film without a heart and a thin plot", "moving"]
 
@@ -42,14 +41,12 @@ def test_the_merged_model_loads_with_plain_transformers_and_agrees(run, call):
 
 
 def test_an_export_that_disagrees_is_not_written(run, call, monkeypatch):
-    merge = text_classification.MODEL.from_pretrained
-
     def spoilt(*arguments, **named):
-        model = merge(*arguments, **named)
-        model.classifier.bias.data[0] += 0.1
-        return model
+        loaded = model.load(*arguments, **named)
+        loaded.classifier.bias.data[0] += 0.1
+        return loaded
 
-    monkeypatch.setattr(text_classification.MODEL, "from_pretrained", spoilt)
+    monkeypatch.setattr(exporting, "load", spoilt)
     result = call("export.py", run, "--formats", "merged")
     assert result.code == 2 and "does not agree" in result.err
     assert not list(run.glob("export*"))

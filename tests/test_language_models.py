@@ -74,7 +74,9 @@ def test_a_gpt_goes_through_all_the_scripts(gpt, data_file, call, tmp_path):
     assert call("evaluate.py", "outputs/lora").code == 0
     compared = call("evaluate.py", run, "outputs/lora")
     assert compared.code == 0 and "nats a token" in compared.out
-    exported = call("export.py", run, "--formats", "merged")
+    refused = call("export.py", run, "--formats", "onnx")
+    assert refused.code == 2 and "causal-lm is exported as merged only" in refused.err
+    exported = call("export.py", run)
     assert exported.code == 0, exported.err
     plain = transformers.AutoModelForCausalLM.from_pretrained(run / "export" / "merged")
     assert plain.lm_head.weight is plain.transformer.wte.weight

@@ -21,6 +21,7 @@ model        MODEL, PEFT_TYPE  its class in transformers, its type in peft
              collator          rows -> a batch
              change            a function of (features, epoch, row) that changes a row each time it is trained on, or None
              loss              training labels -> a function that sums the losses
+             FORMATS           exports that can be compared with it
              left_over         weights of the base model's file to keep in an export beside its own (not every task)
 predictions  METRICS           on validation: the first picks the checkpoint, the last is the loss
              predict           one prediction for each row, in their order

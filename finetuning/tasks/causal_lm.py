@@ -201,6 +201,8 @@ def loss(held: np.ndarray, n_labels: int, config: Config) -> Callable[[torch.Ten
     return lambda scores, labels: -scores[:, 0].sum()
 
 
+FORMATS = ("merged",)
+
 # --- predictions and what is measured ------------------------------------------------------------------------------------
 
 METRICS = ("perplexity", "loss")

@@ -24,6 +24,7 @@ from finetuning.sources import Source
 from finetuning.tasks import causal_lm
 from finetuning.tasks.causal_lm import (  # noqa: F401  (parts of this task too)
     COMPARED,
+    FORMATS,
     INPUTS,
     METRICS,
     READERS,

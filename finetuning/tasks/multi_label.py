@@ -30,6 +30,7 @@ from finetuning.tasks import text_classification as single
 from finetuning.tasks.text_classification import (  # noqa: F401  (parts of this task too)
     COMPARED,
     EXAMPLES,
+    FORMATS,
     INPUTS,
     METRICS,
     MODEL,

@@ -166,6 +166,8 @@ def loss(train_labels: np.ndarray, n_labels: int, config: Config) -> Callable[[t
     return summed
 
 
+FORMATS = ("merged", "onnx", "int8")
+
 # --- predictions and what is measured ------------------------------------------------------------------------------------
 
 METRICS = ("accuracy", "f1", "f1_macro", "loss")

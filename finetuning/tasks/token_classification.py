@@ -172,6 +172,8 @@ def loss(held: np.ndarray, n_labels: int, config: Config) -> Callable[[torch.Ten
     return summed
 
 
+FORMATS = ("merged", "onnx", "int8")
+
 # --- predictions and what is measured ------------------------------------------------------------------------------------
 
 METRICS = ("f1", "precision", "recall", "accuracy", "loss")
