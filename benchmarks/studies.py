@@ -196,7 +196,7 @@ STUDIES = {
         FULL | dict(eval_steps=0.5),
         {
             f"{n} reviews, {name}": dict(train_samples=n, **SMALL.get(n, {}), **changed)
-            for n in (500, 2_000)
+            for n in (500,)
             for name, changed in {
                 "no further pre-training": {},
                 **{name: dict(model_name=pretrained("pretraining", name)) for name in ("LoRA, 1 pass", "full, 1 pass")},

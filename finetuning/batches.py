@@ -34,17 +34,22 @@ def check_shares(rows: int, config: Config) -> None:
         )
 
 
-def steps_of_epoch(lengths: np.ndarray, size: int, seed: int, epoch: int, by_length: bool = True) -> list[np.ndarray]:
+def steps_of_epoch(
+    lengths: np.ndarray, size: int, seed: int, epoch: int, by_length: bool = True, mixed: bool = False
+) -> list[np.ndarray]:
     """The rows of each step: all rows once, in as few steps of at most `size` as can be, which differ by one row at most.
 
     With `by_length`, a step's rows are of like `lengths` (rows,), and the step with the longest comes first, so that memory
-    that is too small shows at once.
+    that is too small shows at once. Lengths fall from step to step within a window, or with `mixed` come in any order.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
     if by_length:
         window = np.arange(len(order)) // (WINDOW * size)
         order = order[np.lexsort([-lengths[order].astype(np.int64), window])]
     steps = np.array_split(order, count_steps(len(order), size))
+    if mixed:
+        steps = [steps[i] for i in rng.permutation(len(steps))]
     if by_length:
         longest = int(np.argmax([lengths[rows].max() for rows in steps]))
         steps[0], steps[longest] = steps[longest], steps[0]
@@ -59,6 +64,7 @@ class Batches:
     size: int  # the effective batch
     seed: int
     by_length: bool
+    mixed: bool
     passes: int  # forward passes a step: gradient_accumulation_steps
     processes: int
     process: int
@@ -69,7 +75,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch()
-        for rows in steps_of_epoch(self.lengths, self.size, self.seed, epoch, self.by_length):
+        for rows in steps_of_epoch(self.lengths, self.size, self.seed, epoch, self.by_length, self.mixed):
             for one_pass in np.array_split(rows, self.passes):
                 yield [(epoch, row) for row in np.array_split(one_pass, self.processes)[self.process].tolist()]
 

@@ -47,6 +47,7 @@ class _Trainer(Trainer):
 
     keeper: Keeper
     by_length: bool
+    mixed: bool
     max_length: int
 
     def get_train_dataloader(self) -> DataLoader:
@@ -56,6 +57,7 @@ class _Trainer(Trainer):
             size=args.per_device_train_batch_size * args.gradient_accumulation_steps,
             seed=args.seed,
             by_length=self.by_length,
+            mixed=self.mixed,
             passes=args.gradient_accumulation_steps,
             processes=args.world_size,
             process=args.process_index,
@@ -139,6 +141,7 @@ def build_trainer(
         optimizers=(optimizer, None),
     )
     trainer.keeper, trainer.by_length, trainer.max_length = Keeper(), config.padding == "longest", config.max_length
+    trainer.mixed = task.MIXED
     trainer.add_callback(trainer.keeper)
     if config.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))

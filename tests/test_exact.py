@@ -36,7 +36,7 @@ def test_an_epochs_steps_hold_every_row_once_and_depend_on_nothing_drawn_before(
 def test_passes_and_processes_share_a_steps_rows_out(passes, processes):
     shares = []
     for process in range(processes):
-        batches = Batches(LENGTHS, 32, 5, True, passes, processes, process, lambda: 1)
+        batches = Batches(LENGTHS, 32, 5, True, False, passes, processes, process, lambda: 1)
         shares.append(list(batches))
         assert len(shares[-1]) == len(batches)
     steps = steps_of_epoch(LENGTHS, 32, 5, 1)

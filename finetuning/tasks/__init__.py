@@ -19,6 +19,7 @@ model        MODEL, PEFT_TYPE  its class in transformers, its type in peft
              model_settings    fields of the model's config
              adapt             what is done to a loaded model, so that it answers with what is predicted (not every task)
              collator          rows -> a batch
+             MIXED             whether steps of short and of long rows come in any order, or as transformers has them
              change            a function of (features, epoch, row) that changes a row each time it is trained on, or None
              loss              training labels -> a function that sums the losses
              FORMATS           exports that can be compared with it

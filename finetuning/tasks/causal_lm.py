@@ -192,6 +192,9 @@ def padded(rows: list[list[int]], value: int, multiple: int = 8) -> dict[str, to
     return {"input_ids": ids, "attention_mask": (torch.arange(width) < lengths[:, None]).long()}
 
 
+MIXED = True  # after steps of short texts alone a model has forgotten how long ones go on
+
+
 def change(tokenizer: PreTrainedTokenizerBase, config: Config) -> None:
     return None
 

@@ -27,6 +27,7 @@ from finetuning.tasks.causal_lm import (  # noqa: F401  (parts of this task too)
     FORMATS,
     INPUTS,
     METRICS,
+    MIXED,
     READERS,
     SHOWN,
     TOKENIZER,

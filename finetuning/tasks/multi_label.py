@@ -33,6 +33,7 @@ from finetuning.tasks.text_classification import (  # noqa: F401  (parts of this
     FORMATS,
     INPUTS,
     METRICS,
+    MIXED,
     MODEL,
     NAME,
     OPTIONS,

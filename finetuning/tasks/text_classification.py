@@ -147,6 +147,9 @@ def collator(tokenizer: PreTrainedTokenizerBase, config: Config) -> DataCollator
     return DataCollatorWithPadding(tokenizer, padding=config.padding, max_length=config.max_length, pad_to_multiple_of=multiple)
 
 
+MIXED = False
+
+
 def change(tokenizer: PreTrainedTokenizerBase, config: Config) -> Callable[[dict, int, int], dict] | None:
     changed = augmentation(tokenizer, config)
     return changed and (lambda row, epoch, number: row | {"input_ids": changed(row["input_ids"], epoch, number)})

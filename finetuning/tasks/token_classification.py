@@ -158,6 +158,9 @@ def collator(tokenizer: PreTrainedTokenizerBase, config: Config) -> DataCollator
     )
 
 
+MIXED = False
+
+
 def change(tokenizer: PreTrainedTokenizerBase, config: Config) -> None:
     return None
 
