@@ -60,7 +60,7 @@ def documents(files: list[Path]) -> dict:
             if b"\0" in opened.read(2**16):
                 raise UserError(f"dataset_name: {file} is no text in UTF-8 but binary: give a .txt file as editors write it")
     if len(files) > 1 and not any(file.stem.startswith((*SPLITS, "valid", "dev")) for file in files):
-        return {"sample_by": "document"}
+        return {"sample_by": "document", "encoding": "utf-8-sig"}
     empty, lines = False, 0
     with files[0].open(encoding="utf-8-sig") as opened:
         for line in opened:
@@ -73,7 +73,7 @@ def documents(files: list[Path]) -> dict:
             f"dataset_name={files[0]}: it is {'a single line' if lines else 'empty'}, and nothing can be held out of one document: divide "
             "documents by empty lines or line breaks, or give a folder with a file for each"
         )
-    return {"sample_by": "paragraph" if empty else "line"}
+    return {"sample_by": "paragraph" if empty else "line", "encoding": "utf-8-sig"}
 
 
 # Rows of Arrow's batches on disk: of each, opening the file maps 64 KiB into memory. Ten times the default: 58 MiB less of a million.

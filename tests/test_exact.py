@@ -32,6 +32,14 @@ def test_an_epochs_steps_hold_every_row_once_and_depend_on_nothing_drawn_before(
     assert LENGTHS[steps_of_epoch(LENGTHS, 32, 1, 2)[0]].max() == LENGTHS.max(), "memory that is too small shows at once"
 
 
+def test_mixed_steps_are_the_same_ones_in_any_order_with_the_longest_first():
+    steps, mixed = (steps_of_epoch(LENGTHS, 32, 1, 2, mixed=mixed) for mixed in (False, True))
+    assert {tuple(sorted(rows)) for rows in steps} == {tuple(sorted(rows)) for rows in mixed}
+    assert LENGTHS[mixed[0]].max() == LENGTHS.max()
+    falls, stays = (np.corrcoef(range(49), [LENGTHS[rows].mean() for rows in one[1:50]])[0, 1] for one in (steps, mixed))
+    assert falls < -0.9 and abs(stays) < 0.5
+
+
 @pytest.mark.parametrize(("passes", "processes"), [(1, 1), (4, 1), (1, 3), (4, 2)])
 def test_passes_and_processes_share_a_steps_rows_out(passes, processes):
     shares = []
