@@ -148,7 +148,7 @@ def adapt(model: torch.nn.Module) -> torch.nn.Module:
 
     def keep_wanted(_, __, output):
         if wanted:
-            output.last_hidden_state = output.last_hidden_state[wanted[0]][None]
+            output.last_hidden_state = output.last_hidden_state[wanted.pop()][None]
         return output
 
     @functools.wraps(plain)
@@ -156,11 +156,9 @@ def adapt(model: torch.nn.Module) -> torch.nn.Module:
         if targets is None:
             return plain(*args, **inputs)
         here = targets >= 0
-        wanted.append(here)
-        try:
-            logits = plain(*args, **inputs).logits[0]
-        finally:
-            wanted.clear()
+        wanted[:] = [here]
+        logits = plain(*args, **inputs).logits
+        logits = logits[here] if wanted else logits[0]  # OPT's head asks a part of its encoder, and all tokens are there still
         found = -cross_entropy(logits.float(), targets[here], reduction="none")
         block = here.nonzero()[:, 0]
         summed = found.new_zeros(len(targets)).index_add(0, block, found)
