@@ -117,7 +117,7 @@ def of_documents(documents: np.ndarray, measured, label_names: list[str], unseen
     from finetuning.tasks.causal_lm import lm_metrics
 
     found = lm_metrics(documents)
-    found["unseen"] = {"perplexity": lm_metrics(documents[unseen])["perplexity"], "n": int(unseen.sum())}
+    found["unseen"] = {"perplexity": lm_metrics(documents[unseen])["perplexity"] if unseen.any() else None, "n": int(unseen.sum())}
     return found, {"documents": " ".join(f"{-mean:.4f}/{n:.0f}" for mean, n in documents)}
 
 

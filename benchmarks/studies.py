@@ -186,7 +186,6 @@ STUDIES = {
         PRETRAINING,
         {
             "full, 1 pass": dict(method="full", learning_rate=3e-4),
-            "LoRA, 1 pass": dict(lora_r=64, lora_alpha=128),
         },
         keep=True,
     ),
@@ -199,7 +198,7 @@ STUDIES = {
             for n in (500,)
             for name, changed in {
                 "no further pre-training": {},
-                **{name: dict(model_name=pretrained("pretraining", name)) for name in ("LoRA, 1 pass", "full, 1 pass")},
+                **{name: dict(model_name=pretrained("pretraining", name)) for name in ("full, 1 pass",)},
             }.items()
         },
     ),

@@ -334,10 +334,10 @@ def processes_sentence() -> str:
 
 def pretraining_table() -> str:
     """What further pre-training reaches by itself: the study "pretraining" of quality.py."""
-    lines = ["| further pre-training | trained | training | perplexity of hidden tokens (95 %) |", "|---|--:|--:|--:|"]
+    lines = ["| further pre-training | trained | perplexity of hidden tokens (95 %) |", "|---|--:|--:|"]
     for name, (run,) in _quality_records("pretraining").items():
         low, high = run["perplexity_ci95"]
-        cells = [name, f"{run['trainable_parameters']:,}", _duration(run["training_seconds"])]
+        cells = [name, f"{run['trainable_parameters']:,}"]
         cells.append(f"{run['perplexity']:.2f} ({low:.2f} to {high:.2f})")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
