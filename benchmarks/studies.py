@@ -192,14 +192,10 @@ STUDIES = {
     # What a classifier makes of it that has this many labelled reviews.
     "pretrained": Study(
         "validation",
-        FULL | dict(eval_steps=0.5),
+        FULL | dict(train_samples=500, **SMALL[500], eval_steps=0.5),
         {
-            f"{n} reviews, {name}": dict(train_samples=n, **SMALL.get(n, {}), **changed)
-            for n in (500,)
-            for name, changed in {
-                "no further pre-training": {},
-                **{name: dict(model_name=pretrained("pretraining", name)) for name in ("full, 1 pass",)},
-            }.items()
+            "500 reviews, no further pre-training": {},
+            "500 reviews, full, 1 pass": dict(model_name=pretrained("pretraining", "full, 1 pass")),
         },
     ),
     # A model of the size people use.

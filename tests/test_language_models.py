@@ -251,6 +251,18 @@ def test_a_tokenizer_without_a_mask_is_refused_and_so_are_options_of_another_tas
     assert refused.code == 2 and "--temperature is not for text-classification" in refused.err
 
 
+def test_a_tokenizer_that_knows_no_end_of_a_text_is_refused(bert, data_file, call):
+    refused = call("fine_tune.py", "--task", "causal-lm", "--model_name", bert, "--dataset_name", data_file, *FLAGS)
+    assert refused.code == 2 and "causal-lm" in refused.err and "masked-lm" in refused.err, refused.err
+
+
+@pytest.mark.parametrize("option", ["max_new_tokens 0", "temperature -1", "temperature nan", "top_p 0", "top_p 2", "seed -1"])
+def test_an_option_out_of_range_is_refused(option):
+    name, value = option.split()
+    with pytest.raises(UserError, match=f"--{name} .* out of range"):
+        causal_lm.answer(None, None, {"text": ["a"]}, None, **{name: float(value)})
+
+
 def test_empty_rows_are_left_out_and_counted(tmp_path):
     make_rows(40).assign(review=lambda rows: rows.review.where(rows.index % 10 > 0, "  ")).to_csv(
         tmp_path / "rows.csv", index=False

@@ -108,6 +108,11 @@ def features(tokenizer: PreTrainedTokenizerBase, config: Config) -> Features:
 
 
 def tokenize(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict:
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"task=causal-lm: the tokenizer of {config.model_name} has no token for the end of a text: set model_name to a decoder, "
+            "as gpt2 is one, or task to masked-lm"
+        )
     found = {"input_ids": [], "rows": [], "length": []}
     for row, ids in enumerate(ids_of(batch["text"], tokenizer)):
         ids = [*start_of(tokenizer), *ids, tokenizer.eos_token_id]
@@ -182,9 +187,9 @@ def collator(tokenizer: PreTrainedTokenizerBase, config: Config) -> Callable[[li
     return collate
 
 
-def padded(rows: list[list[int]], value: int, multiple: int = 8) -> dict[str, torch.Tensor]:
+def padded(rows: list[list[int]], value: int) -> dict[str, torch.Tensor]:
     """`input_ids` (rows, tokens), as long as the longest of them and a multiple of 8, and their `attention_mask`."""
-    tensors, width = [torch.tensor(row) for row in rows], -(-max(map(len, rows)) // multiple) * multiple
+    tensors, width = [torch.tensor(row) for row in rows], -(-max(map(len, rows)) // 8) * 8
     ids = pad_sequence([*tensors, torch.zeros(width, dtype=torch.long)], batch_first=True, padding_value=value)[:-1]
     lengths = torch.tensor([len(row) for row in rows])
     return {"input_ids": ids, "attention_mask": (torch.arange(width) < lengths[:, None]).long()}
@@ -287,21 +292,16 @@ def write(folder: Path, config: Config, metrics: dict, test: Split, documents: n
     `loss`. errors.csv has the same with the text, the hardest first.
     """
     both = Markup('<span class="sides"><span><b>the model</b> {}</span><span><b>the document</b> {}</span></span>')
+    drawn = ", ".join(f"{name} {value}" for name, value in OPTIONS.items())
     shown = [
         Mistake(None, f"row {one['row']}: {one['prompt']} …", both.format(one["model"], one["actual"]))
         for one in metrics["samples"]
     ]
     return [
         figures_of(metrics),
-        Section(
-            "How it goes on", f"Drawn with {said_of(OPTIONS)}; opened, beside how the text itself goes on.", mistakes=(("", shown),)
-        ),
+        Section("How it goes on", f"Drawn with {drawn}; opened, beside how the text itself goes on.", mistakes=(("", shown),)),
         hardest(folder, test, documents),
     ]
-
-
-def said_of(options: dict) -> str:
-    return ", ".join(f"{name} {value}" for name, value in options.items())
 
 
 def figures_of(metrics: dict) -> Section:
@@ -394,6 +394,14 @@ def answer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, batch: dict[str
     the model can read its end is.
     """
     options = OPTIONS | options
+    for name, fits, what in (
+        ("max_new_tokens", options["max_new_tokens"] >= 1, "at least 1"),
+        ("temperature", 0 <= options["temperature"] < float("inf"), "0 or more"),
+        ("top_p", 0 < options["top_p"] <= 1, "above 0 and at most 1"),
+        ("seed", 0 <= options["seed"] < 2**32, "0 or more"),
+    ):
+        if not fits:
+            raise UserError(f"--{name} {options[name]} is out of range: it must be {what}")
     positions = getattr(model.config, "max_position_embeddings", None) or 10**9
     room = positions - options["max_new_tokens"]
     if room < 1:

@@ -42,7 +42,6 @@ from finetuning.tasks.causal_lm import (  # noqa: F401  (parts of this task too)
     headline,
     ids_of,
     interval,
-    lm_metrics,
     loss,
     measure,
     model_settings,
@@ -161,7 +160,6 @@ def predict(
 
 
 # --- what evaluate.py leaves and says ------------------------------------------------------------------------------------
-
 
 SAMPLE = 48  # tokens of a document that are shown
 
