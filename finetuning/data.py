@@ -17,11 +17,10 @@ from config import PRESETS, Config
 from finetuning.disk import map_once, read_columns, reopened
 from finetuning.errors import UserError
 from finetuning.processes import require_same
-from finetuning.sources import Source, find_rows
+from finetuning.sources import SPLITS, Source, find_rows
 from finetuning.tasks import task_of
 
 TEXT_COLUMNS = ("text", "review", "sentence", "content", "comment", "message", "body")
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
