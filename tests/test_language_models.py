@@ -48,6 +48,7 @@ def test_a_gpt_goes_through_all_the_scripts(gpt, data_file, call, tmp_path):
         all(one["actual"] for one in metrics["samples"])
         and any(one["model"] for one in metrics["samples"])
         and "The hardest" in page
+        and "each token predicted once" in page
     )
     card = ModelCard.load(run / "adapter" / "README.md")
     assert card.data.pipeline_tag == "text-generation" and f"Perplexity {metrics['perplexity']:.3f}" in card.text
@@ -98,7 +99,7 @@ def test_pretrain_merge_classify(method, bert, data_file, call, tiny_flags, tmp_
     assert call("evaluate.py").code == 0
     run = tmp_path / "outputs" / "pretrained"
     metrics = json.loads((run / "metrics.json").read_text())
-    assert len(metrics["samples"]) == 6
+    assert len(metrics["samples"]) == 6 and "Perplexity is of hidden tokens" in (run / "report.html").read_text()
     assert method == "lora" or metrics["perplexity"] < 60, "less than guessing has; LoRA on random weights learns next to nothing"
     said = json.loads(call("predict.py", "--json", "we [MASK] every minute of it").out)
     assert len(said["words"][0]) == 5 and sum(guess["probability"] for guess in said["words"][0]) <= 1

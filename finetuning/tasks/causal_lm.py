@@ -298,20 +298,20 @@ def write(folder: Path, config: Config, metrics: dict, test: Split, documents: n
         for one in metrics["samples"]
     ]
     return [
-        figures_of(metrics),
+        figures_of(metrics, remark(metrics)),
         Section("How it goes on", f"Drawn with {drawn}; opened, beside how the text itself goes on.", mistakes=(("", shown),)),
         hardest(folder, test, documents),
     ]
 
 
-def figures_of(metrics: dict) -> Section:
+def figures_of(metrics: dict, text: str) -> Section:
     low, high = metrics["loss_ci95"]
     figures = (
         ("loss", f"{metrics['loss']:.4f}", f"nats a token; 95 % interval {low:.4f} to {high:.4f}"),
         ("tokens", f"{metrics['tokens']:,}", f"predicted in {metrics['n']:,} documents"),
         ("validation perplexity", f"{metrics['validation']['perplexity']:.3f}", f"{metrics['validation']['n']:,} documents"),
     )
-    return Section(text=remark(metrics), figures=figures)
+    return Section(text=text, figures=figures)
 
 
 def hardest(folder: Path, test: Split, documents: np.ndarray) -> Section:

@@ -193,7 +193,7 @@ def write(folder: Path, config: Config, metrics: dict, test: Split, documents: n
         lines = (line.format(n, word, of) for n, (word, of) in enumerate(zip(one["actual"], guesses, strict=True), 1))
         shown.append(Mistake(None, f"row {one['row']}: {one['text']}", Markup("").join(lines)))
     return [
-        figures_of(metrics),
+        figures_of(metrics, remark(metrics)),
         Section(
             "What it takes hidden tokens for",
             "Opened: each hidden token, and the likeliest tokens in its place.",
