@@ -28,7 +28,10 @@ class Config:
     # --- data --------------------------------------------------------------------------------------------------------
     dataset_name: str = HfArg(
         default="stanfordnlp/imdb",
-        help="a data set on the Hub; or a local parquet, csv, tsv, json, jsonl or conll file, a folder of them, aclImdb or its .tar.gz",
+        help="a data set on the Hub; or a local parquet, csv, tsv, json, jsonl, xlsx or conll file (.gz and .zip too), a folder of them, one of save_to_disk, aclImdb or its .tar.gz",
+    )
+    encoding: str | None = HfArg(
+        default=None, help="of csv, json and text files, as Python names it; not given: UTF-8, or else guessed, and said"
     )
     text_column: str | None = HfArg(
         default=None, help="column with the text, or with lists of its words; found by its usual names when not given"
@@ -41,6 +44,10 @@ class Config:
     problem_type: Literal["single_label_classification", "multi_label_classification"] | None = HfArg(
         default=None,
         help="one label a text, or any number; not given: several where the label column holds lists, or is several columns",
+    )
+    on_bad_rows: Literal["error", "skip"] = HfArg(
+        default="error",
+        help="what to do about rows whose text is empty or whose label is missing; skip: count them and go on without",
     )
     validation_split: str = HfArg(default="validation", help="the split of the data set to choose on")
     test_split: str = HfArg(

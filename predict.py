@@ -11,6 +11,7 @@ python predict.py --run outputs/RUN "..."                    another run than th
 """
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--file", type=Path, help="label the rows of this file instead")
     parser.add_argument("--out", type=Path, help="with --file: write its columns and the answers there")
     parser.add_argument("--text_column", help="with --file: the column with the text; found by its usual names when not given")
+    parser.add_argument("--encoding", help="with --file: of text files; not given: UTF-8, or else guessed, and said")
     parser.add_argument("--run", type=Path, help="a run folder; not given: the newest in --output_dir")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
     parser.add_argument("--json", action="store_true", help="print one JSON object on each line")
@@ -49,7 +51,8 @@ def main() -> None:
         labelling.check_out(arguments.out)
     with tempfile.TemporaryDirectory() as cache:
         if arguments.file:
-            rows = labelling.read_file(arguments.file, cache)
+            rows, remarks = labelling.read_file(arguments.file, arguments.encoding, cache)
+            print(*(f"note: {remark}" for remark in remarks), sep="\n", end="\n" if remarks else "", file=sys.stderr)
         else:
             rows = labelling.rows_of(arguments.texts or labelling.read_stdin())
         run = report.open_run(arguments.run or report.newest_run(arguments.output_dir))

@@ -63,7 +63,9 @@ def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
         rows, logits, about = fine_tuned(settings, split, kept)
     measured = getattr(rows, split)
     unseen = ~np.isin(measured.hashes, [*rows.train.hashes, *rows.validation.hashes])  # those whose text was not trained on
-    of_task = {"token-classification": of_entities, "masked-lm": of_documents}.get(settings.get("task"), of_labels)
+    of_task = {"token-classification": of_entities, "masked-lm": of_documents, "causal-lm": of_documents}.get(
+        settings.get("task"), of_labels
+    )
     found, each = of_task(logits, measured, rows.label_names, unseen)
     if split != "test":
         del found["unseen"]

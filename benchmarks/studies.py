@@ -8,7 +8,7 @@ experiments are flags of fine_tune.py.
 
 from dataclasses import dataclass
 
-from config import PRESETS
+from config import ALL_ROWS, PRESETS
 
 TFIDF = "tf-idf"  # a method of quality.py alone: scikit-learn's, on the same rows
 
@@ -33,7 +33,12 @@ SMALL = {500: dict(num_train_epochs=10), 2_000: dict(num_train_epochs=5), 8_000:
 ENTITIES = PRESETS["ner"] | dict(learning_rate=1e-3, lora_r=64, lora_alpha=128, early_stopping_patience=0)
 SENTENCES = ENTITIES | dict(context="sentence", batch_size=32, lora_r=16, lora_alpha=32, eval_steps=0.1)
 PRETRAINING = PRESETS["pretrain"] | dict(early_stopping_patience=0)
+LANGUAGE = dict(task="causal-lm", **ALL_ROWS, early_stopping_patience=0, eval_steps=0.2)
+SMALL_GPT2 = "outputs/small-gpt2"  # what small_gpt2.py leaves there
 AUGMENTATIONS = ("none", "token-dropout", "crop", "sentence-shuffle")
+
+PRETRAINED = {name: dict(model_name=pretrained("pretraining", name)) for name in ("full, 1 pass", "full, 3 passes", "LoRA, 1 pass")}
+GPT2 = pretrained("gpt2", "3 passes")
 
 STUDIES = {
     # Does what makes training fast cost accuracy? Three things change what is computed: dropout, batches of like length, bf16.
@@ -186,17 +191,33 @@ STUDIES = {
         PRETRAINING,
         {
             "full, 1 pass": dict(method="full", learning_rate=3e-4),
+            "full, 3 passes": dict(method="full", learning_rate=3e-4, num_train_epochs=3),
+            "LoRA, 1 pass": dict(lora_r=64, lora_alpha=128, learning_rate=1e-3),
         },
         keep=True,
     ),
     # What a classifier makes of it that has this many labelled reviews.
     "pretrained": Study(
         "validation",
-        FULL | dict(train_samples=500, **SMALL[500], eval_steps=0.5),
+        FULL | dict(eval_steps=0.5),
         {
-            "500 reviews, no further pre-training": {},
-            "500 reviews, full, 1 pass": dict(model_name=pretrained("pretraining", "full, 1 pass")),
+            f"{n} reviews, {base}": dict(train_samples=n, **SMALL[n], **model)
+            for n in (500, 2_000)
+            for base, model in {"no further pre-training": {}, **PRETRAINED}.items()
         },
+    ),
+    # A decoder: the random weights of small_gpt2.py, which read IMDb's training reviews; perplexity on the validation reviews.
+    "gpt2": Study(
+        "validation",
+        LANGUAGE | dict(model_name=SMALL_GPT2, method="full", max_length=256, learning_rate=1e-3),
+        {"3 passes": dict(num_train_epochs=3)},
+        keep=True,
+    ),
+    # LoRA sentiment classification on top of it.
+    "gpt2-reviews": Study(
+        "test",
+        FULL,
+        {"random weights": dict(model_name=SMALL_GPT2), "after 3 passes over the reviews": dict(model_name=GPT2)},
     ),
     # A model of the size people use.
     "model": Study("test", FULL, {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")}),

@@ -1,6 +1,7 @@
 """The command line: from flags to a checked `Config`, and from an error to a message and an exit code."""
 
 import argparse
+import codecs
 import difflib
 import errno
 import functools
@@ -163,6 +164,12 @@ def check(config: Config) -> None:
                 f"save_steps={config.save_steps:g} and eval_steps={config.eval_steps:g} do not agree: the best checkpoint can only "
                 "be kept where a validation was made. Leave save_steps out, or make it a multiple of eval_steps"
             )
+    try:
+        codecs.lookup(config.encoding or "utf-8")
+    except LookupError:
+        raise UserError(
+            f"encoding={config.encoding} is not known: utf-8, latin-1, cp1252, cp1251, utf-16, shift_jis, ..."
+        ) from None
     if config.report_to != "none":
         from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 

@@ -16,10 +16,12 @@ from datasets import Dataset, DatasetDict, Features, Value
 from config import PRESETS, Config
 from finetuning.disk import map_once, read_columns, reopened
 from finetuning.errors import UserError
+from finetuning.files import SPLITS
 from finetuning.processes import require_same
-from finetuning.sources import SPLITS, Source, find_rows
+from finetuning.sources import Source, find_rows
 from finetuning.tasks import task_of
 
+FIRST = 5  # of what is told of many
 TEXT_COLUMNS = ("text", "review", "sentence", "content", "comment", "message", "body")
 
 
@@ -52,7 +54,7 @@ class Data:
     test: Split
     config: Config  # with what the data decided
     label_names: list[str]  # [] where the task has none
-    remarks: list[str]  # what could not be taken as it is, a row each
+    remarks: list[str]  # on the data: what was not taken as it is, and what is wrong with it
     source: Source
     test_split: str  # in words: "official test" or "held out from train"
     validation_split: str
@@ -64,7 +66,7 @@ def load_data(config: Config, origin: str | None = None) -> Data:
 
     Raises `UserError` for data that can't be had, can't be read, or can't be trained on.
     """
-    found, source = find_rows(config.dataset_name, origin, task_of(config).READERS)
+    found, source = find_rows(config.dataset_name, origin, task_of(config).READERS, config.encoding)
     official = official_splits(found, config)
     raw = {name: found[there] for name, there in official.items()}
     config = task_of(config).settle(raw["train"], config)
@@ -76,11 +78,12 @@ def load_data(config: Config, origin: str | None = None) -> Data:
         if len(rows) == 0:
             raise UserError(f"dataset_name={config.dataset_name}: split {name} has no rows")
     raw, labels, label_names, remarks = task.read_rows(raw, columns)
-    found = {name: scan(task, rows, labels[name], name) for name, rows in raw.items()}
-    frames = {name: pd.DataFrame({"hash": row_hash, "stratum": task.strata(labels[name])}) for name, (row_hash, _) in found.items()}
-    frames = {name: sample(frame, name, config) for name, frame in split(frames, config).items()}
-    sha256 = hashlib.sha256(b"".join(row_hash.tobytes() for _, row_hash in found.values())).hexdigest()
+    frames = {name: scan(task, rows, labels[name]) for name, rows in raw.items()}
+    sha256 = hashlib.sha256(b"".join(frame.row.to_numpy().tobytes() for frame in frames.values())).hexdigest()
     require_same("data", sha256)
+    frames, left_out = usable(frames, columns, official, config)
+    contradicted = contradictions(frames) if label_names else []
+    frames = {name: sample(frame, name, config) for name, frame in split(frames, config).items()}
     words = {name: f"official {official[name]}" if name in raw else "held out from train" for name in SPLITS}
 
     def rows_of(name: str) -> Split:
@@ -88,11 +91,13 @@ def load_data(config: Config, origin: str | None = None) -> Data:
         rows = frame.index.to_numpy(np.int64)
         return Split(raw[whole], rows, labels[whole][rows], frame.hash.to_numpy())
 
+    splits = {name: rows_of(name) for name in SPLITS}
+    absences = absent(splits, label_names) if hasattr(task, "labelled") else []
     return Data(
-        **{name: rows_of(name) for name in SPLITS},
+        **splits,
         config=config,
         label_names=label_names,
-        remarks=remarks,
+        remarks=[*source.remarks, *remarks, *left_out, *contradicted, *absences],
         source=source,
         test_split=words["test"],
         validation_split=words["validation"],
@@ -132,34 +137,87 @@ def find_column(knob: str, given: str | None, usual: tuple[str, ...], columns: l
     found = (given if given in columns else None) if given else next((by_lower[name] for name in usual if name in by_lower), None)
     if found is None:
         what = f"{knob}={given} is not there" if given else f"no column with a usual name ({', '.join(usual)})"
-        raise UserError(f"{what}; the columns are {', '.join(columns)}: set {knob} to one of them")
+        no_names = any(len(column.split()) > 4 or column.replace(".", "", 1).isdigit() for column in columns)
+        header = " (a row of data, it seems: is the line with the columns' names missing?)" if no_names else ""
+        raise UserError(f"{what}; the columns are {', '.join(columns)}{header}: set {knob} to one of them")
     return found
 
 
-def scan(task: ModuleType, split: Dataset, labels: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of what makes rows equal, and of each row with its number, text and label; both (rows,) uint64.
-
-    Raises `UserError` for rows that hold nothing.
-    """
+def scan(task: ModuleType, split: Dataset, labels: np.ndarray) -> pd.DataFrame:
+    """Of each row hashes, uint64, of its text (`hash`), of text and label (`said`), and of these and its number (`row`); its
+    `stratum`; whether its text is `blank` and whether it has a label (`labelled`)."""
 
     def hash_batch(batch: dict[str, list], rows: list[int]) -> dict[str, np.ndarray]:
         texts, said = task.contents(batch, labels[rows])
         frame = pd.DataFrame({"text": texts, "label": said}, index=rows)
         return {
-            "text": pd.util.hash_array(np.array(texts, dtype=object)),
+            "hash": pd.util.hash_array(np.array(texts, dtype=object)),
+            "said": pd.util.hash_pandas_object(frame, index=False).to_numpy(),
             "row": pd.util.hash_pandas_object(frame).to_numpy(),
-            "empty": [not text.strip() for text in texts],
+            "blank": [not text.strip() for text in texts],
         }
 
-    features = Features({"text": Value("uint64"), "row": Value("uint64"), "empty": Value("bool")})
+    features = Features(dict.fromkeys(("hash", "said", "row"), Value("uint64")) | {"blank": Value("bool")})
     code = Path(task.__file__).read_bytes()
-    found = read_columns(map_once(split, hash_batch, features, [labels, code]), *features)
-    empty = found["empty"].to_numpy()
-    if empty.any():
-        knobs = " or ".join(f"{column}_column" for column in split.column_names if not column.startswith("label"))
-        remedy = f"set {knobs} to the column that has them" if empty.all() else "remove them"
-        raise UserError(f"{knobs}: {empty.sum():,} empty texts in split {name}, the first in row {empty.argmax()}: {remedy}")
-    return found["text"].to_numpy(), found["row"].to_numpy()
+    found = read_columns(map_once(split, hash_batch, features, [labels, code]), *features).to_pandas()
+    labelled = task.labelled(labels) if hasattr(task, "labelled") else True
+    return found.assign(stratum=task.strata(labels), labelled=labelled)
+
+
+def usable(
+    frames: dict[str, pd.DataFrame], columns: dict[str, str], official: dict[str, str], config: Config
+) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """The rows of each split that have a text and a label, and which were left out, in words.
+
+    Raises `UserError` where there are others and `on_bad_rows` does not skip them, and where nothing is left.
+    """
+    said = []
+    for name, frame in frames.items():
+        if frame.blank.all():
+            knobs = " or ".join(f"{column}_column" for column in columns if not column.startswith("label"))
+            raise UserError(f"{knobs}: all texts of split {official[name]} are empty: set it to the column that has them")
+        if not frame.labelled.any():
+            others = "" if name == "train" else f", or {name}_split to a split that has"
+            raise UserError(
+                f"label_column={columns['label']}: split {official[name]} has no label in it: set label_column to the column with "
+                f"them{others}"
+            )
+        for what, bad in (("with an empty text", frame.blank), ("without a label", ~frame.labelled)):
+            if len(rows := np.flatnonzero(bad)):
+                first = ", ".join(map(str, rows[:FIRST])) + (", ..." if len(rows) > FIRST else "")
+                said.append(f"{len(rows):,} of {len(frame):,} rows of split {official[name]} {what} (row {first})")
+    if said and config.on_bad_rows == "error":
+        raise UserError(f"{'; '.join(said)}: mend them, or set on_bad_rows to skip, which leaves them out")
+    kept = {name: frame[~frame.blank & frame.labelled] for name, frame in frames.items()}
+    if empty := [official[name] for name, frame in kept.items() if frame.empty]:
+        raise UserError(f"split {empty[0]} has no row with both a text and a label")
+    return kept, [f"{one}: left out" for one in said]
+
+
+def contradictions(frames: dict[str, pd.DataFrame]) -> list[str]:
+    """Whether one text comes with two labels, in words; the rows stay."""
+    every = pd.concat([frame[["hash", "said"]] for frame in frames.values()]).drop_duplicates()
+    texts = every.hash[every.hash.duplicated()].unique()
+    if not len(texts):
+        return []
+    rows = {name: frame.index[frame.hash.isin(texts)] for name, frame in frames.items()}
+    where = ", ".join(
+        f"rows {', '.join(map(str, found[:FIRST]))}{', ...' if len(found) > FIRST else ''} of {name}"
+        for name, found in rows.items()
+        if len(found)
+    )
+    return [f"{len(texts):,} texts come with more than one label ({where}): as they are, one of them is wrong"]
+
+
+def absent(splits: dict[str, Split], label_names: list[str]) -> list[str]:
+    """Labels that a split has no row of, in words: what can't be learned, chosen by, or tested."""
+    found = []
+    for name, split in splits.items():
+        counts = np.bincount(split.labels, minlength=len(label_names))
+        if missing := [f"{label_names[i]!r}" for i in np.flatnonzero(counts == 0)]:
+            names = ", ".join(missing[:FIRST]) + (f" and {len(missing) - FIRST:,} more" if len(missing) > FIRST else "")
+            found.append(f"no {name} row has the label {names}")
+    return found
 
 
 def split(frames: dict[str, pd.DataFrame], config: Config) -> dict[str, pd.DataFrame]:

@@ -6,15 +6,13 @@ import sys
 from pathlib import Path
 
 import datasets
-import pyarrow
-from datasets import ClassLabel, Dataset, List, Value, load_dataset
+from datasets import ClassLabel, Dataset, List, Value
 
 from finetuning.errors import UserError
+from finetuning.files import READERS, lines, read
 from finetuning.processes import by_first
 from finetuning.report import Run, load_model
-from finetuning.sources import READERS, reader
 
-FILES = READERS | {".txt": ("text", {})}
 CHUNK = 2048  # rows in memory at a time
 
 
@@ -72,16 +70,14 @@ def _check_texts(texts: list, kinds: tuple[type, ...] = (str,), before: int = 0)
         raise UserError(f"text {empty[0]} is empty: every text gets an answer, so remove the empty ones")
 
 
-def read_file(path: Path, cache: str) -> Dataset:
-    """The rows of a file, on disk in the folder `cache`. Raises `UserError`."""
-    if path.suffix.lower() not in FILES:
-        raise UserError(f"--file {path}: not one of {', '.join(FILES)}")
-    try:
-        builder, options = reader([path], FILES)
-        return load_dataset(builder, data_files=str(path), split="train", cache_dir=cache, **options)
-    except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, ValueError, OSError) as error:
-        cause = error.__cause__ or error
-        raise UserError(f"--file {path}: cannot be read; it is not there, empty, cut short or not UTF-8 ({cause})") from error
+def read_file(path: Path, encoding: str | None, cache: str) -> tuple[Dataset, list[str]]:
+    """The rows of a file, on disk in the folder `cache`, and remarks on them. Raises `UserError`."""
+    if not path.is_file():
+        raise UserError(f"--file {path}: there is no such file")
+    found, remarks = read(path, READERS | {".txt": ("text", lines)}, "--file ", encoding, cache_dir=cache)
+    if len(found) > 1:
+        raise UserError(f"--file {path}: it holds several splits, {', '.join(found)}: give a file with one")
+    return next(iter(found.values())), remarks
 
 
 def _write_csv(rows: Dataset, file: Path, **options) -> None:

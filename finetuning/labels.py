@@ -15,7 +15,10 @@ SEPARATORS = "[,;|]"  # between the labels of a text that names them all
 
 
 def encode_labels(raw: dict[str, Dataset], column: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Each split's labels as positions (rows,) among the names, which are the data set's own or else train's sorted values."""
+    """Each split's labels as positions (rows,) among the names, -1 where it is missing.
+
+    The names are the data set's own, or else train's sorted values.
+    """
     found = {name: _distinct(rows, column) for name, rows in raw.items()}
     feature = raw["train"].features[column]
     if isinstance(feature, ClassLabel):
@@ -33,10 +36,12 @@ def encode_labels(raw: dict[str, Dataset], column: str) -> tuple[dict[str, np.nd
                 f"train has {', '.join(map(repr, names[:5]))}"
             )
         codes[name] = np.array([*(position.get(value, -1) for value in values), -1], dtype=np.int64)[indices]
-        if unlabelled := int((codes[name] < 0).sum()):
-            raise UserError(f"label_column={column}: {unlabelled:,} rows of split {name} have no label")
-    if len(there := np.unique(codes["train"])) < 2:
-        raise UserError(f"label_column={column}: train has one class only, {names[there[0]]!r}; a classifier needs two")
+    there = np.unique(codes["train"][codes["train"] >= 0])
+    if len(there) < 2:
+        raise UserError(
+            f"label_column={column}: train has "
+            + (f"one class only, {names[there[0]]!r}; a classifier needs two" if len(there) else "no labels in it")
+        )
     return codes, [str(name) for name in names]
 
 

@@ -7,20 +7,18 @@ that comes by it says so: `Source.origin` goes into the run folder and from ther
 import functools
 import hashlib
 import importlib.util
-import tarfile
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import datasets
 import huggingface_hub
-import pyarrow
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+from datasets import ClassLabel, DatasetDict, load_dataset
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from finetuning.errors import UserError
+from finetuning.files import BATCH, READERS, read
 from finetuning.processes import by_first, require_same
 
 HUB_TIMEOUT = 2.5  # seconds; the clients by themselves retry for 25 to 49 s before they give up
@@ -44,54 +42,6 @@ STAND_IN_DATA = {
 MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 
-def column_names(files: list[Path]) -> dict:
-    """Options of the reader, found in the first, of files with a word a line, its tags behind it, and an empty line after a sentence (CoNLL)."""
-    with files[0].open(encoding="utf-8-sig") as lines:
-        first = next((line.split() for line in lines if line.strip() and not line.startswith("-DOCSTART-")), [""])
-    between = [f"column_{number}" for number in range(2, len(first))]
-    return {"column_names": ["tokens", *between, "tags"][: max(len(first), 1)], "encoding": "utf-8-sig"}
-
-
-def documents(files: list[Path]) -> dict:
-    """Options of the reader of plain text: one of several files is a document each, unless they are named after splits; a single
-    file's documents are divided by empty lines, or where it has none, are its lines."""
-    for file in files:
-        with file.open("rb") as opened:
-            if b"\0" in opened.read(2**16):
-                raise UserError(f"dataset_name: {file} is no text in UTF-8 but binary: give a .txt file as editors write it")
-    if len(files) > 1 and not any(file.stem.startswith((*SPLITS, "valid", "dev")) for file in files):
-        return {"sample_by": "document", "encoding": "utf-8-sig"}
-    empty, lines = False, 0
-    with files[0].open(encoding="utf-8-sig") as opened:
-        for line in opened:
-            lines += bool(line.strip())
-            empty = empty or (lines > 0 and not line.strip())
-            if empty and lines > 1:
-                break
-    if lines < 2 and len(files) == 1:
-        raise UserError(
-            f"dataset_name={files[0]}: it is {'a single line' if lines else 'empty'}, and nothing can be held out of one document: divide "
-            "documents by empty lines or line breaks, or give a folder with a file for each"
-        )
-    return {"sample_by": "paragraph" if empty else "line", "encoding": "utf-8-sig"}
-
-
-# Rows of Arrow's batches on disk: of each, opening the file maps 64 KiB into memory. Ten times the default: 58 MiB less of a million.
-BATCH = dict(writer_batch_size=10_000)
-SPLITS = ("train", "validation", "test")
-READERS = {  # by a file's ending: the library's reader, and its options or a function that finds them in the file
-    ".parquet": ("parquet", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".conll": ("conll", column_names),
-    ".iob": ("conll", column_names),
-    ".iob2": ("conll", column_names),
-    ".bio": ("conll", column_names),
-}
-
-
 @dataclass(frozen=True)
 class Source:
     """Where something came from. `name` is for readers; `sha256` is of a model's weights ("" for a data set)."""
@@ -100,6 +50,7 @@ class Source:
     origin: Literal["local path", "hub", "stand-in"]
     path: str
     sha256: str = ""
+    remarks: tuple[str, ...] = ()  # on how its files were read
 
 
 @functools.cache
@@ -156,11 +107,14 @@ def find_model(name: str, origin: str | None = None) -> Source:
     return source
 
 
-def find_rows(name: str, origin: str | None = None, readers: dict | None = None) -> tuple[DatasetDict, Source]:
+def find_rows(
+    name: str, origin: str | None = None, readers: dict | None = None, encoding: str | None = None
+) -> tuple[DatasetDict, Source]:
     """Load a data set's raw splits, columns as they come. `readers` go before READERS; the rest as for `find_model`."""
     path = Path(name).expanduser()
     if path.exists():
-        return _rows_from_path(path, READERS | (readers or {})), Source(path.resolve().name, "local path", str(path.resolve()))
+        rows, remarks = read(path, READERS | (readers or {}), "dataset_name=", encoding)
+        return rows, Source(path.resolve().name, "local path", str(path.resolve()), remarks=tuple(remarks))
     if origin != "stand-in":
         if _is_path(name):
             raise UserError(f"dataset_name={name}: there is no such file or folder")
@@ -179,7 +133,7 @@ def find_rows(name: str, origin: str | None = None, readers: dict | None = None)
 
 
 def _is_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.lower().endswith((*READERS, ".tar.gz"))
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.lower().endswith((*READERS, ".gz", ".zip"))
 
 
 def _not_found(knob: str, name: str) -> str:
@@ -232,68 +186,3 @@ def _rows_from_hub(name: str) -> DatasetDict | None:
         if name in STAND_IN_DATA and not hub_answers():
             return None
         raise UserError(f"dataset_name={name}: {error}") from error
-
-
-def _rows_from_path(path: Path, readers: dict) -> DatasetDict:
-    try:
-        if (path / "aclImdb").is_dir():
-            path = path / "aclImdb"
-        if path.name.endswith((".tar.gz", ".tgz")) or (path / "train" / "pos").is_dir():
-            return _acl_imdb(path)
-        if path.is_dir():
-            known = [file for file in sorted(path.iterdir()) if file.suffix.lower() in readers]
-            builders = {readers[file.suffix.lower()][0] for file in known}
-            if builders not in ({"conll"}, {"text"}):
-                return load_dataset(str(path), **BATCH)
-            builder, options = reader(known, readers)
-            return load_dataset(builder, **_files_of(path), **options, **BATCH)
-        if path.suffix.lower() not in readers:
-            raise UserError(f"dataset_name={path}: not one of {', '.join(readers)}, .tar.gz")
-        builder, options = reader([path], readers)
-        return load_dataset(builder, data_files=str(path), **options, **BATCH)
-    except (datasets.exceptions.DatasetsError, pyarrow.ArrowException, ValueError, EOFError, tarfile.TarError, OSError) as error:
-        cause = error.__cause__ or error
-        raise UserError(f"dataset_name={path}: cannot be read, it is empty, cut short or not UTF-8 ({cause})") from error
-
-
-def reader(files: list[Path], readers: dict) -> tuple[str, dict]:
-    """The library's reader of files of one kind, and its options."""
-    builder, options = readers[files[0].suffix.lower()]
-    return builder, options(files) if callable(options) else options
-
-
-def _files_of(folder: Path) -> dict:
-    """Splits by the files' names; CoNLL's own (eng.train, eng.testa, eng.testb) are none that the library knows."""
-    endings = {"train": "*.train", "validation": "*.testa", "test": "*.testb"}
-    found = {split: str(folder / ending) for split, ending in endings.items() if any(folder.glob(ending))}
-    return {"data_files": found} if found else {"data_dir": str(folder)}
-
-
-def _acl_imdb(path: Path) -> DatasetDict:
-    """The original Stanford release: {train,test}/{neg,pos}/*.txt in a folder or in its .tar.gz."""
-    files = sorted(path.glob("t*/*/*.txt")) if path.is_dir() else [path]
-    state = "".join(f"{file} {file.stat().st_mtime_ns} " for file in files)
-    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
-    splits = {}
-    for part in ("train", "test"):
-        name = hashlib.sha256(f"{part} {state}".encode()).hexdigest()[:16]  # of the copy in the cache: another when a file changes
-        splits[part] = Dataset.from_generator(
-            _acl_imdb_rows, features=features, gen_kwargs={"path": path, "part": part}, split=part, fingerprint=name
-        )
-    return DatasetDict(splits)
-
-
-def _acl_imdb_rows(path: Path, part: str) -> Iterator[dict]:
-    texts = {}
-    if path.is_dir():
-        for file in path.glob(f"{part}/*/*.txt"):
-            texts[file.parts[-2:]] = file.read_text(encoding="utf-8")
-    else:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                if member.isfile() and member.name.endswith(".txt") and Path(member.name).parts[-3] == part:
-                    texts[Path(member.name).parts[-2:]] = archive.extractfile(member).read().decode("utf-8")
-    rows = [{"text": text, "label": label} for (label, _), text in sorted(texts.items()) if label in ("neg", "pos")]
-    if not rows:
-        raise UserError(f"no {part}/neg/*.txt and {part}/pos/*.txt in it")
-    yield from rows

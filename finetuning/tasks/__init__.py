@@ -8,9 +8,10 @@ rows         NAME, PIPELINE    its name in config.py, and on the Hub
              find_inputs       the columns with what the model reads: the task's name for one -> the data set's
              find_columns      those and the labels'
              settle            settings that were left open and that the data decide
-             read_rows         rows as the task has them; what is held of each in memory, as arrays; the labels' names; and what
-                               could not be taken as it is, in words
+             read_rows         rows as the task has them; what is held of each in memory, as arrays; the labels' names; and
+                               what there is to say of them, in words
              strata            whose shares are kept when rows are held out or sampled
+             labelled          which rows have a label, of tasks with one label a row (not every task)
              contents          of each row a text that must not be empty, equal where two rows are, and what else it says
 tokens       features          what lies on disk of a row: `input_ids`, `length` in tokens before any cut, and more
              tokenize          rows -> features; without labels where the columns have none

@@ -29,10 +29,10 @@ from config import Config
 from finetuning import training
 from finetuning.data import Split, find_column, refuse, renamed
 from finetuning.errors import UserError
+from finetuning.files import documents
 from finetuning.labels import encode_labels
 from finetuning.metrics import mean_of_all
 from finetuning.page import MISTAKES, Mistake, Section, write_csv
-from finetuning.sources import documents
 from finetuning.tasks.text_classification import LABEL_COLUMNS, check_texts, clean, find_inputs
 from finetuning.tokenizing import Tokens
 

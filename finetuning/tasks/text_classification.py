@@ -95,6 +95,10 @@ def strata(labels: np.ndarray) -> np.ndarray:
     return labels
 
 
+def labelled(labels: np.ndarray) -> np.ndarray:
+    return labels >= 0
+
+
 def texts(batch: dict[str, list], between: str = " || ") -> list[str]:
     """As a reader sees them; "" where one of a pair is empty."""
     if "text_pair" not in batch:

@@ -32,9 +32,9 @@ from finetuning import entities, plots, sentences, training
 from finetuning.data import TEXT_COLUMNS, Split, find_column, refuse
 from finetuning.disk import read_columns
 from finetuning.entities import Entity
+from finetuning.files import conll
 from finetuning.metrics import fit_temperature, reliability
 from finetuning.page import MISTAKES, Mistake, Section, write_csv
-from finetuning.sources import column_names
 from finetuning.tasks.text_classification import model_settings  # noqa: F401  (a part of this task too)
 from finetuning.tokenizing import Tokens, special_tokens
 
@@ -45,7 +45,7 @@ NAME = PIPELINE = "token-classification"
 
 # --- rows ----------------------------------------------------------------------------------------------------------------
 
-READERS = dict.fromkeys((".txt", ".train", ".testa", ".testb"), ("conll", column_names))
+READERS = dict.fromkeys((".txt", ".train", ".testa", ".testb"), ("conll", conll))
 INPUTS = (str, list, dict)
 WORD_COLUMNS = ("tokens", "words")
 TAG_COLUMNS = ("ner_tags", "tags")
