@@ -17,7 +17,7 @@ from finetuning.cli import Parser, exit_cleanly
 
 @exit_cleanly
 def main() -> None:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="a run folder, or two to compare; none: the newest")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
     parser.add_argument("--push_to_hub", metavar="REPO", help="upload adapter and model card there, as ME/NAME")

@@ -20,7 +20,7 @@ FORMATS = ("merged", "onnx", "int8")
 
 @exit_cleanly
 def main() -> None:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("run", nargs="?", type=Path, help="a run folder; not given: the newest in --output_dir")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, help="which to write; all that the task knows by default")

@@ -21,7 +21,7 @@ from finetuning.cli import exit_cleanly, parse_config, resumable
 @exit_cleanly
 def main() -> None:
     started = time.perf_counter()
-    config, arguments = parse_config()
+    config, arguments = parse_config(about=__doc__)
 
     # The libraries take seconds to import: a mistyped flag should not have to wait for them.
     from finetuning import batches, console, data, fast, model, processes, report, search, sources, tokenizing, training

@@ -21,7 +21,7 @@ from finetuning.errors import UserError
 
 @exit_cleanly
 def main() -> None:
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to label; none: a text on each line of the standard input")
     parser.add_argument("--file", type=Path, help="label the rows of this file instead")
     parser.add_argument("--out", type=Path, help="with --file: write its columns and the answers there")

@@ -5,7 +5,9 @@ import codecs
 import difflib
 import errno
 import functools
+import inspect
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -88,8 +90,25 @@ def _stop(message: str, code: int) -> int:
     return code
 
 
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Examples as they were written; beside each flag what it takes, and its default if it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        choices = "{" + ",".join(action.choices) + "}" if action.choices else None
+        kind = {"string_to_bool": "BOOL", "Path": "PATH", "int": "INT", "float": "FLOAT"}.get(getattr(action.type, "__name__", ""))
+        return f"{action.option_strings[0]} {action.metavar or choices or kind or 'TEXT'}"
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse's, with its errors as `UserError`s."""
+    """argparse's, with its errors as `UserError`s; the help begins with a script's first line and ends with its examples."""
+
+    def __init__(self, about: str | None = None) -> None:
+        super().__init__(**_described(about), allow_abbrev=False)
 
     def error(self, message: str) -> None:
         raise UserError(message)
@@ -99,16 +118,35 @@ class _ConfigParser(HfArgumentParser):
     error = Parser.error
 
 
-def parse_config(args: Sequence[str] | None = None) -> tuple[Config, argparse.Namespace]:
-    """Read the flags of fine_tune.py.
+def _described(about: str | None) -> dict:
+    first, _, rest = (about or "").partition("\n")
+    return dict(description=first, epilog=rest.strip("\n"), formatter_class=_Help)
+
+
+def _group(parser: argparse.ArgumentParser) -> None:
+    """Put the flags of `Config` into the sections that config.py has."""
+    flat, group = parser._action_groups[1], None
+    by_name = {action.dest: action for action in flat._group_actions}
+    for line in inspect.getsource(Config).splitlines():
+        if section := re.match(r"    # --- (.+?) -+$", line):
+            group = parser.add_argument_group(section[1])
+        elif (field := re.match(r"    (\w+): ", line)) and field[1] in by_name:
+            flat._group_actions.remove(by_name[field[1]])
+            group._group_actions.append(by_name[field[1]])
+
+
+def parse_config(args: Sequence[str] | None = None, about: str | None = None) -> tuple[Config, argparse.Namespace]:
+    """Read the flags of fine_tune.py; `about` is its docstring, for the help.
 
     Returns the checked `Config` and a namespace with `preset`, `resume` and `search`, which are not part of a run's settings.
     Raises `UserError` for an unknown flag, and for a value of the wrong type or out of range.
     """
-    parser = _ConfigParser(Config, allow_abbrev=False, description="Fine-tune a model of texts with LoRA.")
+    usage = "python fine_tune.py [--preset NAME] [--any_setting VALUE ...]"
+    parser = _ConfigParser(Config, usage=usage, allow_abbrev=False, **_described(about))
     parser.add_argument("--preset", choices=PRESETS, default="laptop", help="a named set of defaults, see config.py")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run folder, with its own settings")
     parser.add_argument("--search", metavar="N", type=int, help="N trials of Optuna over SEARCH_SPACE of config.py, on validation")
+    _group(parser)
     known, unknown = parser.parse_known_args(args)
     if unknown:
         flags = ["--preset", "--resume", "--search", *(f"--{field.name}" for field in fields(Config))]

@@ -7,17 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
 from transformers import DataCollator, EarlyStoppingCallback, EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import TrainerCallback, TrainerState
+from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from config import Config
-from finetuning.batches import Batches, TrainingRows
+from finetuning import progress
+from finetuning.batches import Batches, TrainingRows, steps_of_epoch
 from finetuning.checkpoints import Keeper, last_whole
 from finetuning.data import Data
 from finetuning.fast import give_back_freed_memory, on_cpu, pick_precision, uses_autocast
@@ -104,7 +103,7 @@ def build_trainer(
         greater_is_better=greater_is_better(chosen_by),
         restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
         logging_steps=0.05,
-        disable_tqdm=False,
+        disable_tqdm=True,  # progress.py has its own
         seed=config.seed,
         report_to=config.report_to.split(","),
         ddp_find_unused_parameters=False,
@@ -142,10 +141,23 @@ def build_trainer(
     )
     trainer.keeper, trainer.by_length, trainer.max_length = Keeper(), config.padding == "longest", config.max_length
     trainer.mixed = task.MIXED
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(progress_of(trainer, chosen_by))
     trainer.add_callback(trainer.keeper)
     if config.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
     return trainer
+
+
+def progress_of(trainer: _Trainer, metric: str) -> progress.Training:
+    """What is shown while it trains; the time of a step goes by its tokens, padding included."""
+    args, train, validation = trainer.args, trainer.train_dataset.tokens, trainer.eval_dataset.dataset
+    lengths = np.minimum(train.lengths, trainer.max_length)
+    size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    steps = steps_of_epoch(lengths, size, args.seed, 0, trainer.by_length, trainer.mixed)
+    work = np.array([len(rows) * (lengths[rows].max() if trainer.by_length else trainer.max_length) for rows in steps], float)
+    rows = f"{size:,} rows"
+    return progress.Training(work, float(np.minimum(validation.lengths, trainer.max_length).sum()), metric, rows)
 
 
 def train(trainer: Trainer) -> float:
@@ -176,16 +188,6 @@ def best_validation(trainer: Trainer, config: Config) -> dict:
     return {"step": best_step} | {name: metrics[f"eval_{name}"] for name in task_of(config).METRICS}
 
 
-class _Progress(TrainerCallback):
-    """A bar over all rows, on the first process."""
-
-    def __init__(self, rows: int, show: bool) -> None:
-        self.bar = tqdm(total=rows, unit=" rows", disable=not (show and PartialState().is_main_process))
-
-    def on_prediction_step(self, args, *_, **__) -> None:
-        self.bar.update(min(args.per_device_eval_batch_size * args.world_size, self.bar.total - self.bar.n))
-
-
 def predict(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -208,7 +210,7 @@ def predict(
         **_machine(config),
     )
     trainer = Trainer(model=model, args=arguments, data_collator=collator, processing_class=tokenizer)
-    trainer.add_callback(_Progress(len(tokens), show_progress))
+    trainer.add_callback(progress.Prediction(len(tokens), show_progress))
     order, unlabelled = _by_length(tokens), tokens.unlabelled()
     piece = BATCHES * config.eval_batch_size * arguments.world_size
     for start in range(0, len(order), piece):

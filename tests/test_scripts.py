@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from scipy.special import softmax
 
 from config import Config
-from finetuning import data, report, tokenizing
+from finetuning import data, progress, report, tokenizing
 from finetuning.tasks import text_classification
 
 
@@ -222,3 +223,47 @@ def test_a_search_goes_on_where_it_was_and_prints_a_preset(call, tiny_flags, tmp
     assert preset.get("lora_alpha", 32) == 2 * preset["lora_r"] == preset["lora_alpha"]
     assert [file.name for file in (tmp_path / "outputs").iterdir()] == ["search.db"]
     assert call("fine_tune.py", *flags, *[part for name, value in preset.items() for part in (f"--{name}", value)]).code == 0
+
+
+def test_training_speaks_in_aligned_lines_without_control_characters(call, tiny_flags, tmp_path):
+    result = call("fine_tune.py", *tiny_flags)
+    lines = result.out.splitlines()
+    header = next(i for i, line in enumerate(lines) if "validation loss" in line)
+    table = lines[header + 1 : header + 3]
+    steps = [int(line.split("/")[0]) for line in table]
+    log = json.loads((tmp_path / "outputs" / "run" / "training.json").read_text())["log_history"]
+    validations = [entry for entry in log if "eval_loss" in entry]
+    assert steps == [entry["step"] for entry in validations]
+    for line, entry in zip(table, validations, strict=True):
+        assert f"{entry['eval_loss']:.4f}" in line and line.index(f"{entry['eval_accuracy']:.4f}") == len(lines[header]) - 6
+    assert "best so far" in table[0]
+    assert "{" not in result.out and not set("\r\x1b") & {*result.out, *result.err} and "%|" not in result.err
+
+
+def test_the_time_to_go_is_of_the_work_that_is_left():
+    """Long steps first: half of the steps are three quarters of the work."""
+    shown = progress.Training(np.array([3.0, 3.0, 1.0, 1.0]), 3.0, "accuracy", "")
+    args, state = SimpleNamespace(eval_strategy="steps"), SimpleNamespace(max_steps=8, global_step=2, eval_steps=4)
+    shown.spent, shown.done, shown.validation = 6.0, 6.0, None
+    assert shown.left(args, state) == pytest.approx(2 + 8 + 2 * 1)
+    shown.validation = 5.0
+    assert shown.left(args, state) == pytest.approx(2 + 8 + 2 * 5)
+    assert [progress.duration(seconds) for seconds in (4, 47, 400, 7800)] == ["4 s", "45 s", "7 min", "2 h 10 min"]
+
+
+def test_help_is_in_the_sections_of_config_and_ends_with_examples(call):
+    result = call("fine_tune.py", "--help")
+    assert result.code == 0
+    sections = [
+        "task:",
+        "model:",
+        "data:",
+        "tokens:",
+        "what trains:",
+        "training:",
+        "evaluation while training:",
+        "where the run goes:",
+    ]
+    places = [result.out.index(f"\n{section}\n") for section in sections]
+    assert places == sorted(places) and result.out.index("--lora_r INT") > places[4] and "(default: 16)" in result.out
+    assert result.out.rstrip().endswith("look for better settings, on validation") and "None" not in result.out

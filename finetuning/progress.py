@@ -1,0 +1,113 @@
+"""What a terminal shows while a model trains and predicts: one bar with the time that is left, a line for each validation.
+
+In a file or a pipe there is no bar, and the lines are the same.
+"""
+
+import sys
+import time
+
+import numpy as np
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+MEASURED = 5  # steps, and seconds, after which it is said how long training will take
+LONG = 15 * 60  # seconds of training after which it is said what would make it shorter
+FORWARD = 1 / 3  # of a training step's time: what predicting as many tokens takes
+
+
+def duration(seconds: float) -> str:
+    """Roughly, as it is said: "40 s", "6 min", "2 h 10 min"."""
+    if seconds < 90:
+        return f"{max(5 * round(seconds / 5), 5)} s" if seconds > 10 else f"{max(round(seconds), 1)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class Training(TrainerCallback):
+    """In the place of the Trainer's own callbacks, which print a dictionary at each log."""
+
+    def __init__(self, work: np.ndarray, work_of_validation: float, metric: str, rows: str) -> None:
+        """`work` is proportional to the time of each step of an epoch; `metric` is shown beside the losses."""
+        self.work, self.work_of_validation, self.metric, self.rows = work, work_of_validation, metric, rows
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        self.show = state.is_world_process_zero
+        self.spent, self.done, self.validation, self.steps, self.losses = 0.0, 0.0, None, 0, []
+        self.said = self.header = False
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            disable=None if self.show else True,  # None: where it is no terminal
+            bar_format="{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} steps{postfix}",
+            leave=False,
+        )
+        self.since = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        now = time.perf_counter()
+        if self.steps:  # the first one warms up
+            self.spent += now - self.since
+            self.done += self.work[(state.global_step - 1) % len(self.work)]
+        self.steps, self.since = self.steps + 1, now
+        self.bar.update(1)
+        if self.done:
+            left = self.left(args, state)
+            self.bar.set_postfix_str(f"{duration(left)} left", refresh=False)
+            if not self.said and self.show and self.steps > MEASURED and self.spent > MEASURED:
+                self.said = True
+                self.write(
+                    f"about {duration(left)} to go on this machine: {state.max_steps - state.global_step:,} steps of {self.rows}"
+                )
+                if left > LONG:
+                    self.write("(for less: lower train_samples, max_length or num_train_epochs)")
+
+    def left(self, args, state) -> float:
+        """Seconds until the last step, its validation included."""
+        rate, epochs = self.spent / self.done, -(-state.max_steps // len(self.work))
+        steps = np.tile(self.work, epochs)[state.global_step : state.max_steps]
+        every = state.eval_steps if args.eval_strategy == "steps" else len(self.work)
+        validations = state.max_steps // every - state.global_step // every
+        return rate * steps.sum() + validations * (self.validation or self.work_of_validation * FORWARD * rate)
+
+    def on_log(self, args, state, control, logs, **_) -> None:
+        self.losses += [logs["loss"]] if "loss" in logs else []
+
+    def on_evaluate(self, args, state, control, metrics, **_) -> None:
+        now = time.perf_counter()
+        self.validation, self.since = now - self.since, now
+        value, best = metrics[f"eval_{args.metric_for_best_model}"], state.best_metric
+        better = best is None or (value > best if args.greater_is_better else value < best)
+        if not self.show:
+            return
+        if not self.header:
+            self.header = True
+            self.write(
+                f"{'step':>14}{'epoch':>8}{'training loss':>16}{'validation loss':>18}{self.metric if self.metric != 'loss' else '':>12}"
+            )
+        loss, self.losses = (f"{np.mean(self.losses):.4f}" if self.losses else ""), []
+        shown = f"{metrics[f'eval_{self.metric}']:.4f}" if self.metric != "loss" else ""
+        self.write(
+            f"{f'{state.global_step:,}/{state.max_steps:,}':>14}{state.epoch:>8.2f}{loss:>16}{metrics['eval_loss']:>18.4f}{shown:>12}"
+            + ("  best so far" if better else "")
+        )
+
+    def on_save(self, args, state, control, **_) -> None:
+        self.since = time.perf_counter()
+
+    def on_train_end(self, args, state, control, **_) -> None:
+        self.bar.close()
+
+    def write(self, line: str) -> None:
+        self.bar.write(line.rstrip(), file=sys.stdout)
+        sys.stdout.flush()
+
+
+class Prediction(TrainerCallback):
+    """A bar over all rows, on the first process."""
+
+    def __init__(self, rows: int, show: bool) -> None:
+        self.bar = tqdm(total=rows, unit=" rows", disable=None if show and PartialState().is_main_process else True)
+
+    def on_prediction_step(self, args, *_, **__) -> None:
+        self.bar.update(min(args.per_device_eval_batch_size * args.world_size, self.bar.total - self.bar.n))
