@@ -24,7 +24,7 @@ def main() -> None:
         raise UserError("app.py needs Gradio: pip install -r requirements-extras.txt") from error
 
     from finetuning import console, labelling, report
-    from finetuning.evaluation import METHODS
+    from finetuning.cards import METHODS
 
     console.quiet_libraries()
     run = report.open_run(arguments.run or report.newest_run(arguments.output_dir))

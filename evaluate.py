@@ -21,9 +21,10 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="a run folder, or two to compare; none: the newest")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
     parser.add_argument("--push_to_hub", metavar="REPO", help="upload adapter and model card there, as ME/NAME")
+    parser.add_argument("--private", action="store_true", help="with --push_to_hub: where nobody else sees them")
     arguments = parser.parse_args()
 
-    from finetuning import console, data, evaluation, processes, report, tokenizing
+    from finetuning import cards, console, data, evaluation, processes, report, tokenizing
     from finetuning.errors import UserError
 
     console.quiet_libraries()
@@ -52,7 +53,8 @@ def main() -> None:
     evaluation.write(run, metrics, rows.test, predictions, tokens.lengths)
     console.show_metrics(run, metrics)
     if arguments.push_to_hub:
-        print(f"pushed to {evaluation.push_to_hub(run, arguments.push_to_hub)}")
+        files, message = {file.name: file for file in (run.folder / "adapter").iterdir()}, "Add adapter and model card"
+        print(f"pushed to {cards.push_to_hub(files, arguments.push_to_hub, arguments.private, message)}")
 
 
 if __name__ == "__main__":

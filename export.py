@@ -2,6 +2,7 @@
 
     python export.py                         the run that finished last
     python export.py outputs/RUN --formats merged
+    python export.py --push_to_hub ME/NAME --private     upload what was written
 
 merged   the adapter merged into the base, for plain transformers (safetensors)
 onnx     the same for ONNX Runtime, any batch and length; needs requirements-extras.txt
@@ -14,6 +15,7 @@ not agree is not written.
 from pathlib import Path
 
 from finetuning.cli import Parser, exit_cleanly
+from finetuning.errors import UserError
 
 FORMATS = ("merged", "onnx", "int8")
 
@@ -25,13 +27,20 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, help="which to write; all that the task knows by default")
     parser.add_argument("--rows", type=int, default=200, help="held-out rows to compare on")
+    parser.add_argument("--push_to_hub", metavar="REPO", help="upload what was written there, as ME/NAME")
+    parser.add_argument("--private", action="store_true", help="with --push_to_hub: where nobody else sees it")
     arguments = parser.parse_args()
+    if arguments.push_to_hub and "merged" not in (arguments.formats or ["merged"]):
+        raise UserError("--push_to_hub needs the merged model, beside which ONNX lies: add merged to --formats")
 
-    from finetuning import console, exporting, report
+    from finetuning import cards, console, exporting, report
 
     console.quiet_libraries()
     run = report.open_run(arguments.run or report.newest_run(arguments.output_dir))
     console.show_exports(exporting.export(run, arguments.formats, arguments.rows), run.folder / "export")
+    if arguments.push_to_hub:
+        files = exporting.files_for_the_hub(run.folder / "export")
+        print(f"pushed to {cards.push_to_hub(files, arguments.push_to_hub, arguments.private, 'Add model and card')}")
 
 
 if __name__ == "__main__":

@@ -8,27 +8,22 @@ import os
 import tempfile
 from pathlib import Path
 
-import huggingface_hub
 import pandas as pd
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from finetuning import fast, page, plots
+from finetuning import cards, fast, page, plots
 from finetuning.data import Data, Split
 from finetuning.disk import write_json
 from finetuning.errors import UserError
 from finetuning.processes import by_first
 from finetuning.report import Run, environment
-from finetuning.sources import Source, hub_answers
-
-METHODS = {"lora": "LoRA", "full": "all weights fine-tuned", "head": "the head alone"}
+from finetuning.sources import Source
 
 
 def about(run: Run, model: Source, data: Data, seconds: float) -> dict:
     """What a reader of the metrics must know about them; `seconds` are those of the prediction."""
     return {
         "task": run.config.task,
-        "method": METHODS[run.config.method],
+        "method": cards.METHODS[run.config.method],
         "model": model.name,
         "model_origin": model.origin,
         "dataset": data.source.name,
@@ -68,86 +63,13 @@ def write(run: Run, metrics: dict, test: Split, predictions, lengths) -> None:
         (partial / "report.html").write_text(html, encoding="utf-8")
         for file in sorted(partial.iterdir()):
             os.replace(file, run.folder / file.name)
-    model_card(run, metrics).save(run.folder / "adapter" / "README.md")
+    cards.of_adapter(run, metrics).save(run.folder / "adapter" / "README.md")
 
 
 def _ended(run: Run) -> str:
     last, planned = run.training["log_history"][-1], run.config.num_train_epochs
     said = f"It ran for {last['step']:,} steps, {last['epoch']:.3g} of {planned:g} epochs"
     return said + ("; early stopping cut the rest." if last["epoch"] < planned - 0.01 else ".")
-
-
-def model_card(run: Run, metrics: dict) -> ModelCard:
-    """The adapter's README.md, with the header that the Hub reads; figures with the split and number of rows behind them."""
-    rows = f"{metrics['split']}, {metrics['n']:,} rows"
-    shown = [name for name in run.task.METRICS if name in ("accuracy", "f1", "perplexity")]  # names that the Hub knows
-    results = [
-        EvalResult(
-            task_type=run.task.PIPELINE,
-            dataset_type=metrics["dataset"],
-            dataset_name=f"{metrics['dataset']} ({metrics['dataset_origin']}; {rows})",
-            dataset_split="test" if metrics["split"] == "official test" else "train",
-            metric_type=name,
-            metric_value=metrics[name],
-        )
-        for name in shown
-    ]
-    data = ModelCardData(
-        base_model=metrics["model"],
-        datasets=[metrics["dataset"]] if metrics["dataset_origin"] == "hub" else None,
-        library_name="peft",
-        pipeline_tag=run.task.PIPELINE,
-        tags=["lora", "peft"] if run.config.method == "lora" else ["peft"],
-        metrics=list(shown),
-        model_name=run.folder.name,
-        eval_results=results,
-    )
-    headline, interval = run.task.headline(metrics)
-    stand_in = (
-        "\n> The Hugging Face Hub did not answer when this was trained, so a stand-in was used for the model, the data or both.\n"
-        if metrics["stand_in"]
-        else ""
-    )
-    names = f" for the labels {', '.join(f'`{name}`' for name in run.label_names)}" if run.label_names else ""
-    text = f"""---
-{data.to_yaml()}
----
-
-# {run.folder.name}
-
-{metrics["method"]} of `{metrics["model"]}`{names},
-trained on {metrics["run"]["dataset"]["rows"]["train"]:,} texts of {metrics["dataset"]}.
-{stand_in}
-{headline} ({interval}) on {rows}. {run.task.remark(metrics)}
-
-```python
-from peft import PeftModel
-from transformers import {run.task.MODEL.__name__}
-
-base = {run.task.MODEL.__name__}.from_pretrained("{metrics["model"]}"{f", num_labels={len(run.label_names)}" if run.label_names else ""})
-model = PeftModel.from_pretrained(base, "ADAPTER")  # this folder, or its name on the Hub
-```
-"""
-    return ModelCard(text)
-
-
-@by_first
-def push_to_hub(run: Run, repo: str) -> str:
-    """Upload the adapter folder, model card included; the address it has then. Raises `UserError` where that fails."""
-    if not hub_answers():
-        raise UserError(
-            f"push_to_hub={repo}: the Hugging Face Hub does not answer, so nothing was uploaded; the run folder is whole"
-        )
-    try:
-        url = huggingface_hub.create_repo(repo, exist_ok=True)
-        huggingface_hub.upload_folder(
-            repo_id=url.repo_id, folder_path=run.folder / "adapter", commit_message="Add adapter and model card"
-        )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise UserError(
-            f"push_to_hub={repo}: nothing was uploaded ({error}). Is it ME/NAME, and are you logged in (hf auth login)?"
-        ) from error
-    return str(url)
 
 
 @by_first

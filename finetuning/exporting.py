@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from finetuning import data, tokenizing
+from finetuning import cards, data, tokenizing
 from finetuning.disk import write_json
 from finetuning.errors import UserError
 from finetuning.model import load
@@ -53,42 +53,49 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
     tokens = tokenizing.encode(test, tokenizer, run.config)
     names = [*tokens.unlabelled().inputs.column_names, "attention_mask"]
     metric, found, reference, decided = run.task.METRICS[0], [], None, None
+    temperature = run.training.get("temperature", 1.0)
 
-    def add(name: str, model: torch.nn.Module, file: Path) -> None:
+    def add(name: str, model: torch.nn.Module, file: Path, calibrated: dict) -> None:
         """Measure `model`; what export.json says of it, beside the run's model, which is the first."""
         nonlocal reference, decided
         started = time.perf_counter()
         predictions = run.task.predict(model, tokenizer, tokens, in_float32.config, show_progress=False)
         seconds = time.perf_counter() - started
-        score = run.task.measure(predictions, test, tokens.lengths, rows.label_names, run.training)[metric]
+        score = run.task.measure(predictions, test, tokens.lengths, rows.label_names, calibrated)[metric]
         about = {"format": name, "rows_per_s": len(test) / seconds, "mib": file.stat().st_size / 2**20, metric: score}
-        here = run.task.decide(predictions, run.training) if hasattr(run.task, "decide") else []
+        here = run.task.decide(predictions, calibrated) if hasattr(run.task, "decide") else []
         if found:
             if len(here):
                 about["equal_labels"] = float(np.mean([np.array_equal(a, b) for a, b in zip(here, decided, strict=True)]))
-            about["largest_difference"] = max(float(abs(a - b).max()) for a, b in zip(predictions, reference, strict=True))
+            about["largest_difference"] = max(
+                float(abs(a - b / temperature).max()) for a, b in zip(predictions, reference, strict=True)
+            )
         else:
             reference, decided = predictions, here
         found.append(about)
 
-    add("run", model, run.folder / "adapter" / ADAPTER_FILES[1])
+    add("run", model, run.folder / "adapter" / ADAPTER_FILES[1], run.training)
     shutil.rmtree(partial, ignore_errors=True)
     merged = model.merge_and_unload().eval()
+    scaled = run.training
+    if "temperature" in run.training:
+        _divide_logits(merged, temperature)
+        scaled = run.training | dict(temperature=1.0)
     kept = run.task.left_over(source, merged) if hasattr(run.task, "left_over") else {}
     merged.save_pretrained(partial / "merged", state_dict=merged.state_dict() | kept)
     tokenizer.save_pretrained(partial / "merged")
     plain = load(run.task, partial / "merged", attn_implementation="eager").eval()
     if "merged" in formats:
-        add("merged", plain, partial / "merged" / "model.safetensors")
+        add("merged", plain, partial / "merged" / "model.safetensors", scaled)
     if "onnx" in formats or "int8" in formats:
         _write_onnx(plain, names, partial / "model.onnx")
     if "onnx" in formats:
-        add("onnx", _Onnx(partial / "model.onnx"), partial / "model.onnx")
+        add("onnx", _Onnx(partial / "model.onnx"), partial / "model.onnx", scaled)
     if "int8" in formats:
         from onnxruntime.quantization import quantize_dynamic
 
         quantize_dynamic(partial / "model.onnx", partial / "model.int8.onnx", per_channel=True)
-        add("int8", _Onnx(partial / "model.int8.onnx"), partial / "model.int8.onnx")
+        add("int8", _Onnx(partial / "model.int8.onnx"), partial / "model.int8.onnx", scaled)
 
     for one in found[1:]:
         loss = found[0][metric] - one[metric]
@@ -106,8 +113,24 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
             shutil.rmtree(partial / path) if (partial / path).is_dir() else (partial / path).unlink(missing_ok=True)
     about = {"rows": len(test), "split": rows.test_split, "label_names": rows.label_names, "metric": metric}
     write_json(partial / "export.json", about | {"exports": found})
+    if "merged" in formats:
+        cards.of_export(run, source.name, about | {"exports": found}).save(partial / "merged" / "README.md")
     partial.rename(folder)
     return found
+
+
+def _divide_logits(model: torch.nn.Module, temperature: float) -> None:
+    """Have the last layer answer with what predict.py makes of its logits."""
+    *_, head = (layer for layer in model.modules() if isinstance(layer, torch.nn.Linear))
+    with torch.no_grad():
+        for weights in head.parameters():
+            weights /= temperature
+
+
+def files_for_the_hub(folder: Path) -> dict[str, Path]:
+    """The files of exports by their places in a repository of the Hub: the merged model's on top, ONNX in a folder."""
+    onnx = {"onnx/model.onnx": folder / "model.onnx", "onnx/model_int8.onnx": folder / "model.int8.onnx"}
+    return {file.name: file for file in (folder / "merged").iterdir()} | {at: file for at, file in onnx.items() if file.is_file()}
 
 
 class _Onnx(torch.nn.Module):

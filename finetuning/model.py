@@ -102,6 +102,9 @@ def load_tokenizer(source: Source, config: Config) -> PreTrainedTokenizerBase:
         if tokenizer.eos_token is None:
             raise UserError(f"model_name: the tokenizer in {source.path} has no token to pad with, and none for the end of a text")
         tokenizer.pad_token = tokenizer.eos_token
+    if hasattr(task_of(config), "decide"):  # what is saved with the model says where a text is cut; a language model reads on
+        tokenizer.model_max_length = config.max_length
+        tokenizer.truncation_side = "left" if config.truncation == "tail" else "right"
     return tokenizer
 
 

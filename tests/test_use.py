@@ -1,15 +1,19 @@
 """What a finished run is good for: its report, and labels for new texts."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import BAD, GOOD, make_rows
+from conftest import BAD, GOOD, ROOT, make_rows
+from hub import hub_that_takes_uploads
 from huggingface_hub import ModelCard
 
-from finetuning import evaluation, explanation, labelling, report
+from finetuning import explanation, labelling, report
 
 WORDS = [set(" ".join(texts).replace(",", "").split()) for texts in (GOOD, BAD)]
 ONLY = [sorted(WORDS[0] - WORDS[1]), sorted(WORDS[1] - WORDS[0])]
@@ -83,20 +87,28 @@ def test_the_model_card_has_the_hubs_header_and_says_what_was_measured(run):
     assert "held out from train" in card.text and str(run.folder) not in card.content
 
 
-def test_nothing_is_uploaded_without_being_asked_and_all_of_the_adapter_if_it_is(run, call, monkeypatch):
-    calls = []
-    monkeypatch.setattr(
-        "huggingface_hub.create_repo",
-        lambda repo, **_: calls.append(repo) or evaluation.huggingface_hub.RepoUrl(f"https://huggingface.co/{repo}"),
-    )
-    monkeypatch.setattr("huggingface_hub.upload_folder", lambda **about: calls.append(about))
-    assert call("evaluate.py", run.folder).code == 0 and not calls
+def test_nothing_is_uploaded_without_a_hub(run, call):
     refused = call("evaluate.py", run.folder, "--push_to_hub", "me/reviews")
-    assert refused.code == 2 and "does not answer" in refused.err and not calls
-    monkeypatch.setattr(evaluation, "hub_answers", lambda: True)
-    pushed = call("evaluate.py", run.folder, "--push_to_hub", "me/reviews")
-    assert pushed.code == 0 and "https://huggingface.co/me/reviews" in pushed.out
-    assert calls[0] == "me/reviews" and calls[1]["repo_id"] == "me/reviews" and calls[1]["folder_path"] == run.folder / "adapter"
+    assert refused.code == 2 and "does not answer" in refused.err
+    refused = call("export.py", run.folder, "--formats", "onnx", "--push_to_hub", "me/reviews")
+    assert refused.code == 2 and "add merged" in refused.err and not (run.folder / "export").exists()
+
+
+def test_adapter_and_exports_are_uploaded_as_the_hub_has_them(run, tmp_path):
+    """Through the Hub's own client, to a server on loopback that takes uploads."""
+    env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"} | {
+        "HF_TOKEN": "hf_no",
+        "HF_HOME": tmp_path,
+    }
+    with hub_that_takes_uploads() as (address, created, taken):
+        for script, *flags in (("evaluate.py",), ("export.py", "--formats", "merged", "--private")):
+            command = [sys.executable, ROOT / script, run.folder, *flags, "--push_to_hub", f"me/{script[:-3]}"]
+            done = subprocess.run(command, env=env | {"HF_ENDPOINT": address}, capture_output=True, text=True)
+            assert done.returncode == 0 and f"pushed to {address}/me/{script[:-3]}" in done.stdout, done.stderr
+    assert [(one["name"], one.get("visibility")) for one in created] == [("evaluate", None), ("export", "private")]
+    for name, folder in (("me/evaluate", run.folder / "adapter"), ("me/export", run.folder / "export" / "merged")):
+        assert taken[name] == {file.name: file.read_bytes() for file in folder.iterdir()}
+        assert "README.md" in taken[name]
 
 
 def test_two_runs_are_compared_row_by_row(run, trained, call, flags):

@@ -39,6 +39,9 @@ evaluate.py  samples           what the model says of some rows of the test (not
 predict.py   OPTIONS           flags of predict.py that it knows, with their defaults
              answer            columns for new texts
              as_json, as_line  a row of them in words
+             code              Python that answers as predict.py does with a `model` and a `tokenizer`, loaded by the given
+                               lines, of plain transformers
+             pipeline          arguments of transformers' pipeline for an export, and what it does otherwise, in words
              explain, show_words  the words that decided (not every task knows them)
 app.py       EXAMPLES, demo_outputs, demo  texts to try, what is shown, what it shows
 

@@ -435,6 +435,37 @@ def as_line(inputs: dict[str, str], answered: dict, label_names: list[str]) -> s
     return inputs["text"] + answered["continuation"]
 
 
+def code(config: Config, load: str, calibrated: dict) -> str:
+    return f"""import torch
+{load}
+
+
+def go_on(text):
+    start = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
+    ids = torch.tensor([start + tokenizer(text, add_special_tokens=False)["input_ids"]])
+    drawn = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens={OPTIONS["max_new_tokens"]},
+        do_sample=True,
+        temperature={OPTIONS["temperature"]},
+        top_p={OPTIONS["top_p"]},
+        top_k=0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return text + tokenizer.decode(drawn[0, ids.shape[1]:], skip_special_tokens=True)
+
+
+torch.manual_seed({OPTIONS["seed"]})
+print(go_on("This film"))
+"""
+
+
+def pipeline(config: Config) -> tuple[str, str]:
+    return "", "It draws with settings of its own, and does not put the sign of a text's beginning before the prompt."
+
+
 EXAMPLES = ["This film", "The worst thing about it is", "I had never heard of the director, but"]
 
 

@@ -252,6 +252,27 @@ def as_line(inputs: dict[str, str], answered: dict, label_names: list[str]) -> s
     return f"{shortened(inputs)}  ->  {'; '.join(said)}"
 
 
+def code(config: Config, load: str, calibrated: dict) -> str:
+    return f"""import torch
+{load}
+
+
+def guess(text):
+    encoded = tokenizer(text.replace("{MASK}", tokenizer.mask_token), truncation=True, max_length={config.max_length}, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**encoded).logits[0, encoded["input_ids"][0] == tokenizer.mask_token_id]
+    shares, tokens = logits.softmax(-1).topk({GUESSES})
+    return [[(tokenizer.decode([t]).strip(), s) for s, t in zip(*one)] for one in zip(shares.tolist(), tokens.tolist())]
+
+
+print(guess("A {MASK} film."))
+"""
+
+
+def pipeline(config: Config) -> tuple[str, str]:
+    return "", "It wants the tokenizer's own sign for a hidden word, and a text longer than the model's positions is an error."
+
+
 EXAMPLES = ["This film was [MASK] from beginning to end.", "The acting is [MASK] and the plot is [MASK]."]
 
 

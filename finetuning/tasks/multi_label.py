@@ -292,6 +292,32 @@ def as_line(inputs: dict[str, str], answered: dict, label_names: list[str]) -> s
     return f"{', '.join(said) or 'none'}: {single.shortened(inputs)}"
 
 
+def code(config: Config, load: str, calibrated: dict) -> str:
+    given = ", ".join(single.arguments_of(config))
+    return f"""import re
+
+import torch
+{load}
+
+
+{single.encoding_code(config)}
+
+def labels({given}):
+    with torch.no_grad():
+        logits = model(**encode({given})).logits[0]
+    shares = {single.scaled(calibrated)}.sigmoid()
+    return {{model.config.id2label[i]: float(share) for i, share in enumerate(shares) if share >= {calibrated["threshold"]!r}}}
+
+
+print(labels({", ".join(['"A film to remember."'] * len(single.arguments_of(config)))}))
+"""
+
+
+def pipeline(config: Config) -> tuple[str, str]:
+    arguments, otherwise = single.pipeline(config)
+    return f"{arguments}, top_k=None", f"{otherwise} It gives the probability of every label, and leaves the threshold to you."
+
+
 def demo_outputs() -> list:
     """What app.py shows of `demo`."""
     import gradio

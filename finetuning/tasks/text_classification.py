@@ -423,6 +423,7 @@ def show_comparison(found: dict, names: tuple[str, str]) -> None:
 
 
 OPTIONS: dict = {}
+READ = {"head": "its first tokens", "tail": "its last tokens", "head+tail": "its first quarter and its end"}  # of a longer text
 
 
 def answer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, batch: dict[str, list], run: "Run") -> dict[str, list]:
@@ -448,6 +449,60 @@ def as_line(inputs: dict[str, str], answered: dict, label_names: list[str]) -> s
 def shortened(inputs: dict[str, str]) -> str:
     text = " || ".join(inputs.values())
     return text if len(text) <= 100 else text[:97] + "..."
+
+
+def code(config: Config, load: str, calibrated: dict) -> str:
+    return f"""import re
+
+import torch
+{load}
+
+
+{encoding_code(config)}
+
+def label({", ".join(arguments_of(config))}):
+    with torch.no_grad():
+        logits = model(**encode({", ".join(arguments_of(config))})).logits[0]
+    shares = {scaled(calibrated)}.softmax(-1)
+    return model.config.id2label[int(shares.argmax())], float(shares.max())
+
+
+print(label({", ".join(['"A film to remember."'] * len(arguments_of(config)))}))
+"""
+
+
+def arguments_of(config: Config) -> list[str]:
+    return ["text", "text_pair"] if config.text_pair_column else ["text"]
+
+
+def scaled(calibrated: dict) -> str:
+    temperature = calibrated["temperature"]  # None: it is in the weights
+    return "logits" if temperature is None else f"(logits / {temperature!r})"
+
+
+def encoding_code(config: Config) -> str:
+    """As `tokenize` does it; heads and tails are cut by the tokenizer itself, which was saved with the side."""
+    texts, n = ", ".join(arguments_of(config)), config.max_length
+    plain = "\n".join(f'    {text} = re.sub(r"{LINE_BREAK.pattern}", " ", {text})' for text in arguments_of(config))
+    if config.truncation != "head+tail" or config.text_pair_column:
+        return f"""def encode({texts}):
+{plain}
+    return tokenizer({texts}, truncation=True, max_length={n}, return_tensors="pt")
+"""
+    return f"""def encode({texts}):
+{plain}
+    ids = tokenizer({texts})["input_ids"]
+    if len(ids) > {n}:  # {READ[config.truncation]}
+        ids = ids[:{n // 4}] + ids[-{n - n // 4}:]
+    return {{"input_ids": torch.tensor([ids])}}
+"""
+
+
+def pipeline(config: Config) -> tuple[str, str]:
+    otherwise = f"It reads the first {config.max_length} tokens of a longer text"
+    if config.truncation != "head" and not config.text_pair_column:
+        otherwise += f", where `predict.py` reads {READ[config.truncation]}"
+    return ", truncation=True", f"{otherwise}; without `truncation=True` a text longer than the model's positions is an error."
 
 
 def explain(model: PeftModel, tokenizer: PreTrainedTokenizerBase, text: str, config: Config) -> list[tuple[str, float]]:

@@ -499,6 +499,29 @@ def as_line(inputs: dict[str, str], answered: dict, label_names: list[str]) -> s
     return mark(sentences.place(inputs["text"])["text"], found)
 
 
+def code(config: Config, load: str, calibrated: dict) -> str:
+    return f"""import torch
+{load}
+
+
+def tags(words):
+    encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length={config.max_length}, return_tensors="pt")
+    places = encoded.word_ids()
+    with torch.no_grad():
+        likeliest = model(**encoded).logits[0].argmax(-1).tolist()
+    first = [i for i, word in enumerate(places) if word is not None and word not in places[:i]]
+    return [(words[places[i]], model.config.id2label[likeliest[i]]) for i in first]
+
+
+print(tags("Angela Merkel flew to Paris .".split()))
+"""
+
+
+def pipeline(config: Config) -> tuple[str, str]:
+    otherwise = "It decides each word by itself, where `predict.py` decodes a sentence's tags together, so that they are valid"
+    return ', aggregation_strategy="first"', f"{otherwise}; a text longer than the model's positions is an error."
+
+
 EXAMPLES = [
     "Angela Merkel flew to Paris to meet the president of the European Commission.",
     "Nokia moved its headquarters to Espoo in 1996, said the Helsingin Sanomat.",

@@ -1,0 +1,125 @@
+"""What leaves the house, in other hands: the code of a model card, run as it stands, answers as predict.py does."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import make_model, make_rows
+from huggingface_hub import ModelCard
+from test_tasks import pairs, sentences, tagged  # noqa: F401  (fixtures)
+
+from finetuning import data, report, sources
+
+
+def run_elsewhere(card: Path, names: dict[str, Path], then: str, folder: Path) -> list:
+    """What the last Python of a card, and a line after it, print, in a process that knows nothing of this repository."""
+    code = re.findall(r"```python\n(.*?)```", ModelCard.load(card).text, flags=re.DOTALL)[-1]
+    for name, path in names.items():
+        assert f'"{name}"' in code
+        code = code.replace(f'"{name}"', repr(str(path)))
+    (folder / "stranger.py").write_text(f"{code}\nimport json\nprint(json.dumps({then}))\n")
+    env = os.environ | {"PYTHONPATH": "", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run([sys.executable, "-I", "stranger.py"], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+KINDS = ["one label", "pairs", "several labels", "entities", "causal-lm", "masked-lm"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_code_of_each_card_answers_as_predict_does(kind, data_file, pairs, tagged, sentences, model_dir, tmp_path, call):  # noqa: F811
+    model = make_model(tmp_path / "gpt2", "gpt2") if kind == "causal-lm" else model_dir
+    settings = {
+        "one label": dict(dataset_name=data_file),
+        "pairs": dict(dataset_name=pairs / "pairs.csv", text_column="premise", text_pair_column="hypothesis"),
+        "several labels": dict(dataset_name=tagged / "lists.parquet"),
+        "entities": dict(dataset_name=sentences, task="token-classification", num_train_epochs=8),
+        "causal-lm": dict(dataset_name=data_file, task="causal-lm"),
+        "masked-lm": dict(dataset_name=data_file, task="masked-lm"),
+    }[kind] | dict(model_name=model, max_length=16, precision="float32", learning_rate=0.01, batch_size=8, run_name="run")
+    flags = [str(part) for knob, value in settings.items() for part in (f"--{knob}", value)]
+    for script, *more in (("fine_tune.py", *flags), ("evaluate.py",), ("export.py", "--formats", "merged")):
+        done = call(script, *more)
+        assert done.code == 0, done.err
+    run = tmp_path / "outputs" / "run"
+    texts = make_rows().review[:8].tolist()  # some of them longer than the model reads
+    if kind == "pairs":
+        rows = pd.read_csv(pairs / "pairs.csv")[:8]
+        rows.to_csv("rows.csv", index=False)
+        assert call("predict.py", "--file", "rows.csv", "--out", "out.jsonl").code == 0
+        expected = [
+            list(one) for one in pd.read_json("out.jsonl", lines=True)[["prediction", "probability"]].itertuples(index=False)
+        ]
+        then = f"[label(*two) for two in {rows[['premise', 'hypothesis']].to_numpy().tolist()!r}]"
+    else:
+        if kind == "masked-lm":
+            texts = [text.replace("film", "[MASK]").replace("plot", "[MASK]") for text in texts if "film" in text or "plot" in text]
+        if kind == "entities":  # as far as a plain model can tell: short, and clear
+            texts = [f"the {i} film with {i + 7} a" for i in range(8)]
+        if kind == "causal-lm":
+            texts = ["a fine", "we hated every", "poor cast", "moving"]
+        said = [json.loads(line) for line in call("predict.py", "--json", *texts).out.splitlines()]
+        of_kind = {
+            "one label": (lambda one: [one["label"], one["probability"]], "label(text)"),
+            "several labels": (lambda one: one["labels"], "labels(text)"),
+            "entities": (lambda one: [entity["text"] for entity in one["entities"]], "[word for word, tag in tags(text.split()) if tag != 'O']"),
+            "causal-lm": (lambda one: one["text"] + one["continuation"], "(torch.manual_seed(0), go_on(text))[1]"),
+            "masked-lm": (lambda one: [[[guess["word"], guess["probability"]] for guess in of] for of in one["words"]], "guess(text)"),
+        }[kind]  # fmt: skip
+        expected, then = [of_kind[0](one) for one in said], f"[{of_kind[1]} for text in {texts!r}]"
+    adapter = {"ADAPTER": run / "adapter", model.name: model}
+    for card, names in ((run / "adapter", adapter), (run / "export" / "merged", {"MODEL": run / "export" / "merged"})):
+        found = run_elsewhere(card / "README.md", names, then, tmp_path)
+        assert len(found) == len(expected) > 3
+        for one, other in zip(found, expected, strict=True):
+            assert same(one, other), (one, other)
+
+
+def same(a, b) -> bool:
+    if isinstance(a, float):
+        return abs(a - b) < 1e-4
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, list) else a == b
+
+
+def test_real_reviews_get_the_same_labels_and_probabilities_elsewhere(call, tmp_path):
+    """50 reviews of the stand-in data, from a line to far beyond what the model can read; also through a plain pipeline."""
+    settings = dict(train_samples=320, max_length=64, batch_size=16, precision="float32", run_name="run")
+    flags = [str(part) for knob, value in settings.items() for part in (f"--{knob}", value)]
+    for script, *more in (("fine_tune.py", "--preset", "smoke", *flags), ("evaluate.py",), ("export.py", "--formats", "merged")):
+        done = call(script, *more)
+        assert done.code == 0, done.err
+    run = report.open_run(tmp_path / "outputs" / "run")
+    reviews = sorted(data.load_data(run.config).test.columns()["text"], key=len)
+    reviews = [reviews[i * (len(reviews) - 1) // 49] for i in range(50)]
+    assert len(reviews[0].split()) < 60 and len(reviews[-1].split()) > 600
+    (tmp_path / "reviews.json").write_text(json.dumps([{"text": review} for review in reviews]))
+    assert call("predict.py", "--file", "reviews.json", "--out", "out.jsonl").code == 0
+    answers = pd.read_json("out.jsonl", lines=True)
+    expected = [[one.prediction, one.probability] for one in answers.itertuples()]
+    merged = run.folder / "export" / "merged"
+    base = sources.find_model("distilbert-base-uncased")
+    then = "[label(review['text']) for review in json.load(open('reviews.json'))]"
+    for card, names in (
+        (run.folder / "adapter", {"ADAPTER": run.folder / "adapter", base.name: base.path}),
+        (merged, {"MODEL": merged}),
+    ):
+        found = run_elsewhere(card / "README.md", names, then, tmp_path)
+        assert all(same(one, other) for one, other in zip(found, expected, strict=True))
+    card = ModelCard.load(merged / "README.md").text
+    code = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[0].replace("MODEL", str(merged))
+    plain: dict = {}
+    exec(code, plain)
+    tokenizer = plain["model"].tokenizer
+    for review, (label, probability) in zip(reviews, expected, strict=True):
+        (found,) = plain["model"](review.replace("<br />", " "))
+        if len(tokenizer(review.replace("<br />", " "))["input_ids"]) <= 64:  # the same tokens are read
+            assert found["label"] == label and abs(found["score"] - probability) < 1e-4
+    assert "first 64 tokens" in card and "its first quarter and its end" in card
