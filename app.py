@@ -23,11 +23,11 @@ def main() -> None:
     except ImportError as error:
         raise UserError("app.py needs Gradio: pip install -r requirements-extras.txt") from error
 
-    from finetuning import console, labelling, report
+    from finetuning import console, labelling, run_folder
     from finetuning.cards import METHODS
 
     console.quiet_libraries()
-    run = report.open_run(arguments.run or report.newest_run(arguments.output_dir))
+    run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir))
     if run.config.text_pair_column:
         raise UserError(f"{run.folder} judges pairs of texts and the page takes one: use predict.py --file")
     labeller = labelling.Labeller(run)

@@ -24,20 +24,20 @@ def main() -> None:
     parser.add_argument("--private", action="store_true", help="with --push_to_hub: where nobody else sees them")
     arguments = parser.parse_args()
 
-    from finetuning import cards, console, data, evaluation, processes, report, tokenizing
+    from finetuning import cards, console, data, evaluation, processes, run_folder, tokenizing
     from finetuning.errors import UserError
 
     console.quiet_libraries()
     processes.start()
-    runs = [report.open_run(folder) for folder in arguments.runs or [report.newest_run(arguments.output_dir)]]
+    runs = [run_folder.open_run(folder) for folder in arguments.runs or [run_folder.newest_run(arguments.output_dir)]]
     if len(runs) > 2:
         raise UserError(f"{len(runs)} run folders: give one to evaluate it, or two to compare them")
     run = runs[0]
     rows = data.load_data(run.config, run.record["dataset"]["origin"])
-    report.check_same_data(run.folder, rows)
+    run_folder.check_same_data(run.folder, rows)
     if len(runs) == 2:
         return console.show_comparison(*runs, *evaluation.compare(*runs, rows.test))
-    lora, tokenizer, model_source = report.load_model(run)
+    lora, tokenizer, model_source = run_folder.load_model(run)
     console.show_sources(model_source, rows)
 
     # Predict the test split; what comes back is in the order of the rows.

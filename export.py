@@ -33,10 +33,10 @@ def main() -> None:
     if arguments.push_to_hub and "merged" not in (arguments.formats or ["merged"]):
         raise UserError("--push_to_hub needs the merged model, beside which ONNX lies: add merged to --formats")
 
-    from finetuning import cards, console, exporting, report
+    from finetuning import cards, console, exporting, run_folder
 
     console.quiet_libraries()
-    run = report.open_run(arguments.run or report.newest_run(arguments.output_dir))
+    run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir))
     console.show_exports(exporting.export(run, arguments.formats, arguments.rows), run.folder / "export")
     if arguments.push_to_hub:
         files = exporting.files_for_the_hub(run.folder / "export")

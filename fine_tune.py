@@ -24,7 +24,7 @@ def main() -> None:
     config, arguments = parse_config(about=__doc__)
 
     # The libraries take seconds to import: a mistyped flag should not have to wait for them.
-    from finetuning import batches, console, data, fast, model, processes, report, search, sources, tokenizing, training
+    from finetuning import batches, console, data, fast, model, processes, run_folder, search, sources, tokenizing, training
     from finetuning.tasks import task_of
 
     console.quiet_libraries()
@@ -33,11 +33,11 @@ def main() -> None:
     # Settings and sources: all that can be wrong is found out before anything slow starts.
     origin = {"model": None, "dataset": None}
     if arguments.resume:
-        folder, config, origin = report.reopen(Path(arguments.resume))
+        folder, config, origin = run_folder.reopen(Path(arguments.resume))
     model_source = sources.find_model(config.model_name, origin["model"])
     model.read_model_config(model_source, config)
     if not arguments.resume:
-        folder = report.choose_folder(config, model_source)
+        folder = run_folder.choose_folder(config, model_source)
     precision, why = fast.pick_precision(config.precision)
 
     # Rows, then tokens.
@@ -59,9 +59,9 @@ def main() -> None:
 
     # Train; the best checkpoint by validation is the one that stays.
     if arguments.resume:
-        report.check_same_data(folder, rows)
+        run_folder.check_same_data(folder, rows)
     else:
-        report.start_run(folder, config, model_source, rows)
+        run_folder.start_run(folder, config, model_source, rows)
     trainer = training.build_trainer(lora, tokenizer, train, validation, rows, config, folder / "checkpoints")
     seconds_before = time.perf_counter() - started
     with resumable(folder):
@@ -75,7 +75,7 @@ def main() -> None:
         "n": len(rows.validation),
         "split": rows.validation_split,
     }
-    report.finish_run(
+    run_folder.finish_run(
         folder,
         lora,
         tokenizer,
@@ -85,7 +85,7 @@ def main() -> None:
             "validation": best,
             "seconds": {"before_training": seconds_before, "training": seconds},
             "precision": precision,
-            "peak_memory_gib": report.peak_memory_gib(),
+            "peak_memory_gib": run_folder.peak_memory_gib(),
             "trainable_parameters": trainable,
             "total_parameters": total,
             "log_history": trainer.state.log_history,

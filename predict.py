@@ -43,7 +43,7 @@ def main() -> None:
     if arguments.out and (arguments.explain or not arguments.file):
         raise UserError("--out takes the labels of a --file, without --explain")
 
-    from finetuning import console, labelling, processes, report
+    from finetuning import console, labelling, processes, run_folder
 
     console.quiet_libraries()
     processes.start()
@@ -55,7 +55,7 @@ def main() -> None:
             print(*(f"note: {remark}" for remark in remarks), sep="\n", end="\n" if remarks else "", file=sys.stderr)
         else:
             rows = labelling.rows_of(arguments.texts or labelling.read_stdin())
-        run = report.open_run(arguments.run or report.newest_run(arguments.output_dir))
+        run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir))
         columns = run.task.find_inputs(rows.column_names, run.config, arguments.text_column)
         labeller = labelling.Labeller(run, **options)
         if arguments.out:

@@ -47,13 +47,13 @@ def record_file(study: str, name: str, seed: int) -> Path:
 
 def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
     """Train one experiment with one seed; what it reaches on the study's split, and how each row comes out."""
-    from finetuning import data, report
+    from finetuning import data, run_folder
 
     settings = dict(dataset_name="stanfordnlp/imdb") | STUDIES[study].common | STUDIES[study].experiments[name] | dict(seed=seed)
     settings |= dict(dataset_name=str(Path(dataset_name).resolve())) if dataset_name else {}
     split = STUDIES[study].split
     started = time.perf_counter()
-    environment = report.environment()
+    environment = run_folder.environment()
     if settings.get("method") == TFIDF:
         rows = data.load_data(Config(**settings | dict(method="lora")))
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:  # so that its peak of memory is its own
@@ -128,7 +128,7 @@ def fine_tuned(settings: dict, split: str, kept: Path | None = None):
 
     `kept` is where the merged model goes, if it stays.
     """
-    from finetuning import data, exporting, report, tokenizing
+    from finetuning import data, exporting, run_folder, tokenizing
 
     with tempfile.TemporaryDirectory() as folder:
         flags = [part for knob, value in settings.items() for part in (f"--{knob}", str(value))]
@@ -136,9 +136,9 @@ def fine_tuned(settings: dict, split: str, kept: Path | None = None):
         done = subprocess.run(script, capture_output=True, text=True, cwd=ROOT)
         if done.returncode:
             sys.exit(f"{settings}:\n{done.stderr[-3000:]}")
-        run = report.open_run(Path(folder) / "run")
+        run = run_folder.open_run(Path(folder) / "run")
         rows = data.load_data(run.config, run.record["dataset"]["origin"])
-        lora, tokenizer, source = report.load_model(run)
+        lora, tokenizer, source = run_folder.load_model(run)
         tokens = tokenizing.encode(getattr(rows, split), tokenizer, run.config)
         logits = run.task.predict(lora, tokenizer, tokens, run.config, show_progress=False)
         said = run.training
@@ -152,7 +152,7 @@ def fine_tuned(settings: dict, split: str, kept: Path | None = None):
             "total_parameters": said["total_parameters"],
             "training_seconds": said["seconds"]["training"],
             "peak_memory_gib": said["peak_memory_gib"],
-            "saved_mib": (run.folder / "adapter" / report.ADAPTER_FILES[1]).stat().st_size / 2**20,
+            "saved_mib": (run.folder / "adapter" / run_folder.ADAPTER_FILES[1]).stat().st_size / 2**20,
         }
         if kept:
             exporting.export(run, ["merged"], n=50)
@@ -166,7 +166,7 @@ def tfidf(rows, split: str):
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    from finetuning import report
+    from finetuning import run_folder
     from finetuning.tasks.text_classification import texts
 
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), min_df=3, sublinear_tf=True), LogisticRegression(C=10, max_iter=1000))
@@ -181,7 +181,7 @@ def tfidf(rows, split: str):
         "trainable_parameters": weights,
         "total_parameters": weights,
         "training_seconds": seconds,
-        "peak_memory_gib": report.peak_memory_gib(),
+        "peak_memory_gib": run_folder.peak_memory_gib(),
         "saved_mib": len(pickle.dumps(model)) / 2**20,
     }
 
@@ -195,12 +195,12 @@ def main() -> None:
     for study, name, seed in runs(arguments.names):
         file = record_file(study, name, seed)
         if not file.exists() and not arguments.list:
-            from finetuning import console, report
+            from finetuning import console, run_folder
 
             console.quiet_libraries()
             found = measure(study, name, seed, arguments.dataset_name)
             file.parent.mkdir(parents=True, exist_ok=True)
-            report.write_json(file, found)
+            run_folder.write_json(file, found)
         record = json.loads(file.read_text()) if file.exists() else None
         split = STUDIES[study].split
         said = "not run yet"

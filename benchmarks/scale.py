@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
 
-    from finetuning import console, report
+    from finetuning import console, run_folder
 
     console.quiet_libraries()
     file = ROOT / "results" / f"scale-{arguments.name}.json"
@@ -204,10 +204,10 @@ def main() -> None:
     for part in arguments.parts:
         measure = {"training": training, "evaluation": evaluation}.get(part)
         found = {"sizes": [measure(rows) for rows in arguments.rows]} if measure else share_out()
-        record[part] = found | {"environment": report.environment()}
+        record[part] = found | {"environment": run_folder.environment()}
         print(json.dumps(record[part], indent=1), flush=True)
         if arguments.name:
-            report.write_json(file, record)
+            run_folder.write_json(file, record)
 
 
 if __name__ == "__main__":

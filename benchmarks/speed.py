@@ -111,7 +111,7 @@ def measure(step: str, model_path: str, max_length: int) -> dict:
     import torch
 
     from config import Config
-    from finetuning import console, data, report
+    from finetuning import console, data, run_folder
 
     console.quiet_libraries()
     torch.manual_seed(0)
@@ -125,7 +125,7 @@ def measure(step: str, model_path: str, max_length: int) -> dict:
     trainer.train()  # warm-up
     trainer.args.max_steps = -1
     train_seconds = timed(trainer.train)
-    memory = report.peak_memory_gib()
+    memory = run_folder.peak_memory_gib()
     predict_seconds = timed(predict)
     rate = matrix_rate()
     work = multiply_adds(trainer.model, lengths)
@@ -233,7 +233,7 @@ def main() -> None:
         print(json.dumps(start_up() if step == "start-up" else measure(step, rest[0], int(rest[1]))))
         return
 
-    from finetuning import report
+    from finetuning import run_folder
     from finetuning.sources import find_model
 
     with tempfile.TemporaryDirectory() as folder:
@@ -256,9 +256,9 @@ def main() -> None:
         medians = {key: statistics.median(one[key] for one in found) for key in found[0]}
         rows.append({"model": MODELS[model], "max_length": length, "variant": step} | medians)
     record = {"repeats": arguments.repeats, "seconds_to_first_step": statistics.median(starts), "rows": rows, "steps": STEPS}
-    record["environment"] = report.environment()
+    record["environment"] = run_folder.environment()
     if arguments.name:
-        report.write_json(ROOT / "results" / f"speed-{arguments.name}.json", record)
+        run_folder.write_json(ROOT / "results" / f"speed-{arguments.name}.json", record)
     print(f"start of the process to the first training step: {record['seconds_to_first_step']:.1f} s")
 
 

@@ -6,6 +6,7 @@ python benchmarks/tables.py
 import json
 import re
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -53,6 +54,24 @@ def comparison_table() -> str:
         else:
             found = compare(*zip(*((a, b) for a in runs for b in reference if a["seed"] == b["seed"]), strict=True))
             cells += [_points(found), ", ".join(_p(p) for p in found["mcnemar_p"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def claim_table() -> str:
+    """The comparison in five columns."""
+    records = _quality_records("comparison", "baselines", "model")
+    (n,) = {run["n"] for runs in records.values() for run in runs}
+    lines = [f"| method, base model | accuracy on {n:,} test reviews | trained | training | saved |", "|---|---|--:|--:|--:|"]
+    for name, runs in records.items():
+        first = runs[0]
+        cells = [
+            f"{LORA if name == first['model'] else name}<br>{_model(first)}".removesuffix("<br>"),
+            _accuracy(runs).replace(" (", "<br>("),
+            f"{first['trainable_parameters']:,}",
+            _duration(np.mean([run["training_seconds"] for run in runs])),
+            f"{first['saved_mib']:.0f} MiB",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -274,19 +293,37 @@ def speed_table() -> str:
         "| machine | model | tokens | training: tutorial | ours | | prediction: tutorial | ours | | memory: tutorial | ours | share of the limit |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
+    for (model, length), base, ours in _speeds():
+        cells = [ours["environment"]["hardware"], model, str(length)]
+        for work in ("train", "predict"):
+            slow, fast = (variant[f"{work}_reviews_per_s"] for variant in (base, ours))
+            cells += [f"{slow:.1f}/s", f"{fast:.1f}/s", f"**{fast / slow:.1f}x**"]
+        cells += [f"{base['peak_memory_gib']:.1f} GiB", f"{ours['peak_memory_gib']:.1f} GiB", f"{ours['share_of_limit']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def speedup_table() -> str:
+    """The speed of the tables of results/README.md in short, and where it was measured."""
+    lines = ["| model, tokens | training: tutorial | ours | prediction: tutorial | ours |", "|---|--:|--:|--:|--:|"]
+    (machine,) = {record["environment"]["hardware"] for record in _records("speed")}
+    for (model, length), base, ours in _speeds():
+        cells = [f"{model}, {length}"]
+        for work in ("train", "predict"):
+            slow, fast = (variant[f"{work}_reviews_per_s"] for variant in (base, ours))
+            cells += [f"{slow:.1f}/s", f"{fast:.1f}/s, **{fast / slow:.1f}x**"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Measured on {machine}."])
+
+
+def _speeds() -> Iterator[tuple[tuple, dict, dict]]:
+    """((model, length), tutorial's, ours) of each record."""
     for record in _records("speed"):
         pairs = {}
         for row in record["rows"]:
-            pairs.setdefault((row["model"], row["max_length"]), {})[row["variant"]] = row
-        for (model, length), variants in pairs.items():
-            base, ours = variants["baseline"], variants["ours"]
-            cells = [record["environment"]["hardware"], model, str(length)]
-            for work in ("train", "predict"):
-                slow, fast = (variant[f"{work}_reviews_per_s"] for variant in (base, ours))
-                cells += [f"{slow:.1f}/s", f"{fast:.1f}/s", f"**{fast / slow:.1f}x**"]
-            cells += [f"{base['peak_memory_gib']:.1f} GiB", f"{ours['peak_memory_gib']:.1f} GiB", f"{ours['share_of_limit']:.2f}"]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            pairs.setdefault((row["model"], row["max_length"]), {})[row["variant"]] = row | {"environment": record["environment"]}
+        for about, variants in pairs.items():
+            yield about, variants["baseline"], variants["ours"]
 
 
 def steps_table() -> str:
@@ -399,6 +436,58 @@ def changes_table(study: str) -> str:
     return "\n".join(lines)
 
 
+KNOBS = {  # of docs/learn.md: the knob of config.py, and the experiments of "recipe" that change it
+    "learning_rate": ("learning rate 2e-4", "learning rate 5e-4", "learning rate 2e-3", "learning rate 4e-3"),
+    "target_modules": ("query and value", "attention", "MLP"),
+    "lora_r, lora_alpha": ("rank 4, alpha 8", "rank 64, alpha 128"),
+    "lora_alpha": ("alpha 16", "alpha 64"),
+    "max_length": ("256 tokens", "512 tokens"),
+    "truncation": ("truncation head", "truncation tail"),
+    "num_train_epochs": ("1 epoch", "3 epochs", "5 epochs"),
+    "batch_size": ("batches of 16", "batches of 64"),
+    "method": ("full, learning rate 1e-4", "head alone, learning rate 1e-3"),
+}
+
+
+def knobs_table() -> str:
+    """What each knob is worth: the study "recipe", by knob, with its line in config.py."""
+    records = _quality_records("recipe")
+    line_of = {
+        found[1]: number
+        for number, line in enumerate((ROOT / "config.py").read_text().splitlines(), 1)
+        if (found := re.match(r"    (\w+): ", line))
+    }
+    lines = ["| knob | change: points, paired (95 %) |", "|---|---|"]
+    for knob, changes in KNOBS.items():
+        places = ", ".join(f"[`{name}`](../config.py#L{line_of[name]})" for name in knob.split(", "))
+        worth = [f"{change}: {_points(compare(records[change], records['base']))}" for change in changes]
+        lines.append(f"| {places} | {'<br>'.join(worth)} |")
+    return "\n".join(lines)
+
+
+def knobs_picture(path: Path) -> None:
+    """Accuracy on validation against the learning rate, the targets and the rank."""
+    records = _quality_records("recipe")
+    groups = {
+        "learning rate": {"2e-4": "learning rate 2e-4", "5e-4": "learning rate 5e-4", "1e-3": "base", "2e-3": "learning rate 2e-3"},
+        "layers with LoRA": {"query,\nvalue": "query and value", "attention": "attention", "MLP": "MLP", "all\nlinear": "base"},
+        "rank": {"4": "rank 4, alpha 8", "16": "base", "64": "rank 64, alpha 128"},
+    }
+    figure, panels = plots.pyplot.subplots(1, 3, figsize=(9, 3.2), layout="constrained", sharey=True)
+    for axes, (title, changes) in zip(panels, groups.items(), strict=True):
+        runs = [records[name][0] for name in changes.values()]
+        found = 100 * np.array([run["accuracy"] for run in runs])
+        low, high = 100 * np.array([run["accuracy_ci95"] for run in runs]).T
+        axes.errorbar([*changes], found, yerr=[found - low, high - found], fmt="o", capsize=3)
+        axes.set(xlabel=title)
+        axes.margins(x=0.15)
+        axes.grid(alpha=0.3)
+    panels[0].set(ylabel=f"accuracy on {runs[0]['n']:,}\nvalidation reviews, %")
+    figure.suptitle(f"{_model(runs[0])}, {runs[0]['dataset']['train']:,} reviews; bars: 95 % of the rows' own chance", fontsize=10)
+    figure.savefig(path, dpi=150)
+    plots.pyplot.close(figure)
+
+
 def compare(a: list[dict], b: list[dict]) -> dict:
     """`paired_difference` of two experiments' records, seed by seed."""
     n = a[0]["n"]
@@ -426,16 +515,19 @@ def _quality_records(*studies: str) -> dict[str, list[dict]]:
 
 PAGES = {
     "README.md": {
-        "comparison": comparison_table,
-        "growth": growth_table,
+        "claim": claim_table,
         "laptop": laptop_sentence,
         "entities_sentence": entities_sentence,
-        "architectures": architectures_table,
         "scale": scale_table,
         "processes": processes_sentence,
-        "speed": speed_table,
+        "speedup": speedup_table,
     },
+    "docs/learn.md": {"knobs": knobs_table},
     "results/README.md": {
+        "comparison": comparison_table,
+        "growth": growth_table,
+        "architectures": architectures_table,
+        "speed": speed_table,
         "recipe": partial(changes_table, "recipe"),
         "confirm": partial(changes_table, "confirm"),
         "augmentation": augmentation_table,
@@ -465,6 +557,7 @@ def fill(page: str) -> str:
 def draw() -> None:
     """The pictures of README.md that come from records alone."""
     growth_picture(ROOT / "results" / "growth.png")
+    knobs_picture(ROOT / "results" / "knobs.png")
     run = _quality_records("comparison")[LORA][0]
     dataset = dict(dataset=run["dataset"]["name"], dataset_origin=run["dataset"]["origin"])
     names = run["label_names"]

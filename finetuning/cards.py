@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from finetuning.errors import UserError
 from finetuning.processes import by_first
-from finetuning.report import Run
+from finetuning.run_folder import Run
 from finetuning.sources import hub_answers
 
 METHODS = {"lora": "LoRA", "full": "all weights fine-tuned", "head": "the head alone"}

@@ -8,7 +8,7 @@ import datasets
 import transformers
 
 from finetuning.data import Data
-from finetuning.report import Run
+from finetuning.run_folder import Run
 from finetuning.sources import Source
 
 REMARKS = 20  # shown; all are counted

@@ -15,7 +15,7 @@ from finetuning.data import Data, Split
 from finetuning.disk import write_json
 from finetuning.errors import UserError
 from finetuning.processes import by_first
-from finetuning.report import Run, environment
+from finetuning.run_folder import Run, environment
 from finetuning.sources import Source
 
 

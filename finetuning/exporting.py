@@ -17,7 +17,7 @@ from finetuning import cards, data, tokenizing
 from finetuning.disk import write_json
 from finetuning.errors import UserError
 from finetuning.model import load
-from finetuning.report import ADAPTER_FILES, Run, check_same_data, load_model
+from finetuning.run_folder import ADAPTER_FILES, Run, check_same_data, load_model
 
 NEEDED = {"merged": (), "onnx": ("onnx", "onnxscript", "onnxruntime"), "int8": ("onnx", "onnxscript", "onnxruntime")}
 LARGEST_DIFFERENCE = 1e-3  # of a logit, in float32

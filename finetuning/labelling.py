@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, List, Value
 from finetuning.errors import UserError
 from finetuning.files import READERS, lines, read
 from finetuning.processes import by_first
-from finetuning.report import Run, load_model
+from finetuning.run_folder import Run, load_model
 
 CHUNK = 2048  # rows in memory at a time
 

@@ -1,4 +1,4 @@
-"""report.html, one file with its pictures inside: what tasks put on it, and how it is made."""
+"""report.html, one file with its pictures inside: what tasks put on it, and how it is made of page.html."""
 
 import base64
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def render(folder: Path, sections: list[Section], **about) -> str:
     """The page with the pictures that lie in `folder`."""
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     images = {file.stem: "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode() for file in folder.glob("*.png")}
-    return environment.get_template("report.html").render(sections=sections, images=images, **about)
+    return environment.get_template("page.html").render(sections=sections, images=images, **about)
 
 
 def write_csv(path: Path, positions: np.ndarray, rows_at: Callable[[np.ndarray], pd.DataFrame]) -> None:

@@ -13,7 +13,7 @@ from conftest import make_model, make_rows
 from huggingface_hub import ModelCard
 from test_tasks import pairs, sentences, tagged  # noqa: F401  (fixtures)
 
-from finetuning import data, report, sources
+from finetuning import data, run_folder, sources
 
 
 def run_elsewhere(card: Path, names: dict[str, Path], then: str, folder: Path) -> list:
@@ -96,7 +96,7 @@ def test_real_reviews_get_the_same_labels_and_probabilities_elsewhere(call, tmp_
     for script, *more in (("fine_tune.py", "--preset", "smoke", *flags), ("evaluate.py",), ("export.py", "--formats", "merged")):
         done = call(script, *more)
         assert done.code == 0, done.err
-    run = report.open_run(tmp_path / "outputs" / "run")
+    run = run_folder.open_run(tmp_path / "outputs" / "run")
     reviews = sorted(data.load_data(run.config).test.columns()["text"], key=len)
     reviews = [reviews[i * (len(reviews) - 1) // 49] for i in range(50)]
     assert len(reviews[0].split()) < 60 and len(reviews[-1].split()) > 600

@@ -13,7 +13,7 @@ from forms import make_sentences, spans_of
 from huggingface_hub import ModelCard
 
 from config import Config
-from finetuning import data, entities, model, report, sentences, tokenizing
+from finetuning import data, entities, model, run_folder, sentences, tokenizing
 from finetuning.sources import find_model
 from finetuning.tasks import token_classification as task
 
@@ -231,7 +231,7 @@ def test_a_run_of_entities_and_one_of_labels_are_not_compared(call, entity_flags
         assert call("fine_tune.py", *its, "--num_train_epochs", 1).code == 0
     assert call("evaluate.py", "outputs/run").code == call("evaluate.py", "outputs/labels").code == 0
     assert call("evaluate.py", "outputs/run", "outputs/labels").code == 2
-    assert report.open_run(tmp_path / "outputs" / "run").task is task
+    assert run_folder.open_run(tmp_path / "outputs" / "run").task is task
 
 
 def test_encoded_windows_keep_their_row(forms, tmp_path):

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from config import Config
-from finetuning import data, labelling, model, report, tokenizing
+from finetuning import data, labelling, model, run_folder, tokenizing
 from finetuning.errors import UserError
 from finetuning.metrics import mean_of_all
 from finetuning.sources import find_model, find_rows
@@ -62,7 +62,7 @@ def test_a_gpt_goes_through_all_the_scripts(gpt, data_file, call, tmp_path):
     drawn = [call("predict.py", "a", "--seed", seed, "--temperature", 2, "--max_new_tokens", 12).out for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(call("predict.py", "a", "--max_new_tokens", 2, "--temperature", 0).out.split()) <= 3
-    labeller = labelling.Labeller(report.open_run(run))
+    labeller = labelling.Labeller(run_folder.open_run(run))
     shown = causal_lm.demo(labeller.model, labeller.tokenizer, "we hated every", labeller.run)
     assert shown.startswith("we hated every") and len(shown) > 20, "what app.py shows"
     long = call("predict.py", "a film " * 60, "--max_new_tokens", 4)
@@ -103,7 +103,7 @@ def test_pretrain_merge_classify(method, bert, data_file, call, tiny_flags, tmp_
     assert method == "lora" or metrics["perplexity"] < 60, "less than guessing has; LoRA on random weights learns next to nothing"
     said = json.loads(call("predict.py", "--json", "we [MASK] every minute of it").out)
     assert len(said["words"][0]) == 5 and sum(guess["probability"] for guess in said["words"][0]) <= 1
-    labeller = labelling.Labeller(report.open_run(run))
+    labeller = labelling.Labeller(run_folder.open_run(run))
     shown = masked_lm.demo(labeller.model, labeller.tokenizer, "we [MASK] every [MASK] of it", labeller.run)
     assert [len(guesses) for guesses in shown] == [5, 5], "what app.py shows"
     missing = call("predict.py", "no word is hidden")

@@ -13,7 +13,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import quality  # noqa: E402
 import tables  # noqa: E402
 
-README = (ROOT / "README.md").read_text()
+README, *DOCS = ((ROOT / page).read_text() for page in ("README.md", "docs/learn.md", "docs/data.md"))
 
 
 @pytest.mark.parametrize("page", tables.PAGES)
@@ -28,14 +28,18 @@ def test_every_experiment_has_its_record():
 
 def test_every_flag_preset_and_file_it_names_is_there():
     flags = {"preset", "resume", "search", "json", "file", "out", "explain", "run", "help", "push_to_hub"}
-    flags |= {"formats", "max_new_tokens", "temperature", "top_p"}
+    flags |= {"formats", "private", "max_new_tokens", "temperature", "top_p", "index"}
     flags |= {"nproc_per_node", "nnodes", "node_rank", "master_addr", "rdzv_backend", "rdzv_id", "rdzv_endpoint"}  # torchrun's
     names = {field.name for field in fields(Config)} | flags
-    commands = "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL))
+    commands = "\n".join(re.findall(r"```bash\n(.*?)```", "\n".join([README, *DOCS]), flags=re.DOTALL))
     assert set(re.findall(r"--(\w+)", commands)) <= names
+    assert max(map(len, commands.splitlines())) <= 90, "no line runs out of its box"
     assert set(re.findall(r"--preset (\w+)", README)) <= set(PRESETS)
-    for path in re.findall(r"`((?:finetuning|tests|benchmarks|results|outputs)/[\w.]*|\w+\.(?:py|txt))`", README):
+    for path in re.findall(r"`((?:finetuning|tests|benchmarks|results|outputs|docs)/[\w.]*|\w+\.(?:py|txt))`", README):
         assert (ROOT / path).exists(), path
+    for page, text in zip(("", "docs", "docs"), (README, *DOCS), strict=True):
+        for path in re.findall(r"\]\(([^)#:]+)[)#]", text):
+            assert (ROOT / page / path).exists(), path
 
 
 def test_experiments_are_compared_row_by_row_and_seed_by_seed():

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from scipy.special import softmax
 
 from config import Config
-from finetuning import data, progress, report, tokenizing
+from finetuning import data, progress, run_folder, tokenizing
 from finetuning.tasks import text_classification
 
 
@@ -98,11 +98,11 @@ def test_what_is_said_of_the_kept_checkpoint_is_true_of_the_saved_adapter(flags,
     more = ["--learning_rate", 0.03, "--metric_for_best_model", "loss", "--precision", "float32"]
     trained = call("fine_tune.py", *tiny_flags, *more, *flags)
     assert trained.code == 0, trained.err
-    run = report.open_run(tmp_path / "outputs" / "run")
+    run = run_folder.open_run(tmp_path / "outputs" / "run")
     said = run.training["validation"]
     assert said["step"] < 84
     rows = data.load_data(run.config, "local path")
-    lora, tokenizer, _ = report.load_model(run)
+    lora, tokenizer, _ = run_folder.load_model(run)
     logits = text_classification.predict(lora, tokenizer, tokenizing.encode(rows.validation, tokenizer, run.config), run.config)
     found = text_classification.classification_metrics(logits, rows.validation.labels, rows.label_names)
     assert found["loss"] == pytest.approx(said["loss"], rel=1e-4) and found["accuracy"] == said["accuracy"]
@@ -117,7 +117,7 @@ def test_both_layers_of_the_head_are_saved_with_the_adapter(run):
 
 def test_a_new_process_predicts_what_the_model_did_before_it_was_saved(call, tiny_flags, data_file, tmp_path, monkeypatch):
     texts = pd.read_csv(data_file).review[:10]
-    before, finish = [], report.finish_run
+    before, finish = [], run_folder.finish_run
 
     def predict_then_finish(folder, model, tokenizer, *rest):
         config = Config(**json.loads((folder / "config.json").read_text())["config"])
@@ -128,7 +128,7 @@ def test_a_new_process_predicts_what_the_model_did_before_it_was_saved(call, tin
         before.extend(softmax(logits / rest[-1]["temperature"], axis=-1).max(axis=-1))
         finish(folder, model, tokenizer, *rest)
 
-    monkeypatch.setattr(report, "finish_run", predict_then_finish)
+    monkeypatch.setattr(run_folder, "finish_run", predict_then_finish)
     assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", 3).code == 0
     command = [sys.executable, str(ROOT / "predict.py"), "--json", *texts]
     out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from finetuning import data, fast, report, tokenizing
+from finetuning import data, fast, run_folder, tokenizing
 from finetuning.tasks import text_classification
 
 SHARED = ROOT.parent / "shared"
@@ -67,17 +67,17 @@ def test_labels_of_real_reviews_are_those_of_the_libraries_own_code(call, tmp_pa
     flags = dict(train_samples=640, max_length=64, batch_size=16, early_stopping_patience=0, eval_steps=0.5, run_name="run")
     trained = call("fine_tune.py", "--preset", "smoke", *[part for name, value in flags.items() for part in (f"--{name}", value)])
     assert trained.code == 0, trained.err
-    run = report.open_run(tmp_path / "outputs" / "run")
+    run = run_folder.open_run(tmp_path / "outputs" / "run")
     config = replace(run.config, max_length=512)
     reviews = data.load_data(replace(config, test_samples=0)).test
     by_length = np.argsort([len(text) for text in reviews.columns()["text"]])[::120]
-    lora, tokenizer, _ = report.load_model(run)
+    lora, tokenizer, _ = run_folder.load_model(run)
     tokens = tokenizing.encode(reviews.select(np.random.default_rng(0).permutation(by_length)), tokenizer, config)
     assert min(tokens.lengths) < 30 and max(tokens.lengths) > 1000, "very different lengths, some of them cut"
     logits = text_classification.predict(lora, tokenizer, tokens, config)
 
     monkeypatch.setattr(fast, "on_cpu", lambda: False)  # the libraries' own code, in float32, one review at a time
-    stock, _, _ = report.load_model(replace(run, config=replace(config, precision="float32")))
+    stock, _, _ = run_folder.load_model(replace(run, config=replace(config, precision="float32")))
     assert stock.config._attn_implementation == "sdpa" and {p.dtype for p in stock.parameters()} == {torch.float32}
     with torch.no_grad():
         alone = torch.cat(

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from config import PRESETS, Config
-from finetuning import data, model, report, tasks, tokenizing
+from finetuning import data, model, run_folder, tasks, tokenizing
 from finetuning.cli import parse_config
 from finetuning.metrics import wilson_interval
 from finetuning.sources import find_model
@@ -107,7 +107,7 @@ def test_pairs_of_texts_go_through_all_the_scripts(model_type, pairs, call, tiny
     assert trained.code == 0, trained.err
     evaluated = call("evaluate.py")
     assert evaluated.code == 0, evaluated.err
-    run = report.open_run(tmp_path / "outputs" / "run")
+    run = run_folder.open_run(tmp_path / "outputs" / "run")
     labelled = call("predict.py", "--file", pairs / "pairs.csv", "--out", "out.csv")
     assert labelled.code == 0, labelled.err
     found = pd.read_csv("out.csv").set_index(pd.read_csv(pairs / "pairs.csv").index)

@@ -13,7 +13,7 @@ from conftest import BAD, GOOD, ROOT, make_rows
 from hub import hub_that_takes_uploads
 from huggingface_hub import ModelCard
 
-from finetuning import explanation, labelling, report
+from finetuning import explanation, labelling, run_folder
 
 WORDS = [set(" ".join(texts).replace(",", "").split()) for texts in (GOOD, BAD)]
 ONLY = [sorted(WORDS[0] - WORDS[1]), sorted(WORDS[1] - WORDS[0])]
@@ -48,7 +48,7 @@ def run(trained, flags, call):
         assert evaluated.code == 0, evaluated.err
         assert "report.html" in evaluated.out
         assert json.loads((folder / "metrics.json").read_text())["accuracy"] > 0.8
-    return report.open_run(folder)
+    return run_folder.open_run(folder)
 
 
 def test_errors_are_the_wrong_rows_most_confident_first(run):
@@ -180,7 +180,7 @@ def test_what_is_wrong_with_a_file_is_said_and_nothing_is_written(run, call, tmp
 def test_explained_words_are_those_that_decide(run, call, monkeypatch):
     """On a network whose weights are set so that words vote: a constant and a vote along one direction make an embedding,
     attention takes the mean over the text, the head reads the direction. A trained one may look at anything."""
-    model, tokenizer, source = report.load_model(run)
+    model, tokenizer, source = run_folder.load_model(run)
     constant, direction = torch.tensor([1.0, -1, 1, -1]).repeat(8), torch.tensor([1.0, 1, -1, -1]).repeat(8)
     votes = {COMMON[0]: 0, ONLY[0][0]: 2, COMMON[1]: 0, ONLY[0][1]: 1, COMMON[2]: 0, ONLY[1][0]: -1.5}
     with torch.no_grad():

@@ -37,7 +37,7 @@ from finetuning.tasks.text_classification import LABEL_COLUMNS, check_texts, cle
 from finetuning.tokenizing import Tokens
 
 if TYPE_CHECKING:
-    from finetuning.report import Run
+    from finetuning.run_folder import Run
 
 NAME = "causal-lm"
 PIPELINE = "text-generation"

@@ -57,7 +57,7 @@ from finetuning.tasks.text_classification import clean, shortened
 from finetuning.tokenizing import Tokens, special_tokens
 
 if TYPE_CHECKING:
-    from finetuning.report import Run
+    from finetuning.run_folder import Run
 
 NAME = "masked-lm"
 PIPELINE = "fill-mask"

@@ -56,7 +56,7 @@ from finetuning.tasks.text_classification import (  # noqa: F401  (parts of this
 from finetuning.tokenizing import Tokens
 
 if TYPE_CHECKING:
-    from finetuning.report import Run
+    from finetuning.run_folder import Run
 
 # --- rows ----------------------------------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from finetuning.page import MISTAKES, Mistake, Section, write_csv
 from finetuning.tokenizing import Tokens, tokenize_texts
 
 if TYPE_CHECKING:
-    from finetuning.report import Run
+    from finetuning.run_folder import Run
 
 NAME = PIPELINE = "text-classification"
 

@@ -39,7 +39,7 @@ from finetuning.tasks.text_classification import model_settings  # noqa: F401  (
 from finetuning.tokenizing import Tokens, special_tokens
 
 if TYPE_CHECKING:
-    from finetuning.report import Run
+    from finetuning.run_folder import Run
 
 NAME = PIPELINE = "token-classification"
 
