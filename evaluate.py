@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--private", action="store_true", help="with --push_to_hub: where nobody else sees them")
     arguments = parser.parse_args()
 
-    from finetuning import cards, console, data, evaluation, processes, run_folder, tokenizing
+    from finetuning import cards, console, data, evaluation, processes, run_folder, tokenizing, trackers
     from finetuning.errors import UserError
 
     console.quiet_libraries()
@@ -52,6 +52,7 @@ def main() -> None:
         metrics["samples"] = run.task.samples(lora, tokenizer, rows.test, run)
     evaluation.write(run, metrics, rows.test, predictions, tokens.lengths)
     console.show_metrics(run, metrics)
+    trackers.send_test(run.folder, run.config, metrics)
     if arguments.push_to_hub:
         files, message = {file.name: file for file in (run.folder / "adapter").iterdir()}, "Add adapter and model card"
         print(f"pushed to {cards.push_to_hub(files, arguments.push_to_hub, arguments.private, message)}")

