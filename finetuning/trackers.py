@@ -112,7 +112,9 @@ def _mlflow(folder: Path, figures: dict[str, float], pictures: dict[str, Path], 
 def _trackio(folder: Path, figures: dict[str, float], pictures: dict[str, Path], step: int) -> None:
     import trackio
 
-    trackio.init(project="huggingface", name=folder.name, resume="allow")
+    (before,) = (run.config for run in trackio.Api().runs("huggingface") if run.name == folder.name)
+    settings = {name: value for name, value in before.items() if not name.startswith("_")}  # or they would be gone
+    trackio.init(project="huggingface", name=folder.name, resume="allow", config=settings)
     trackio.log(figures | {f"test/{name}": trackio.Image(str(file)) for name, file in pictures.items()})
     trackio.finish()
 

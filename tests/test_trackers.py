@@ -6,7 +6,7 @@ import os
 import pytest
 
 
-def tensorboard(folder) -> tuple[set, dict, set]:
+def tensorboard(folder) -> tuple[dict, dict, set]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "outputs" / "run" / "logs"))
@@ -18,7 +18,7 @@ def tensorboard(folder) -> tuple[set, dict, set]:
     return settings, figures, set(tags["images"])
 
 
-def mlflow(folder) -> tuple[set, dict, set]:
+def mlflow(folder) -> tuple[dict, dict, set]:
     from mlflow import MlflowClient
 
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
@@ -29,16 +29,15 @@ def mlflow(folder) -> tuple[set, dict, set]:
     return settings, run.data.metrics, pictures
 
 
-def trackio(folder) -> tuple[set, dict, set]:
+def trackio(folder) -> tuple[dict, dict, set]:
     from trackio import Api
+    from trackio.sqlite_storage import SQLiteStorage
 
     (run,) = Api().runs("huggingface")
     assert run.name == "run"
     settings = {name.removeprefix("config/"): value for name, value in run.config.items() if name.startswith("config/")}
-    logs = [log["metrics"] if "metrics" in log else log for log in run.history()]
-    found = {name: value for log in logs for name, value in log.items()}
-    pictures = {name for name, value in found.items() if not isinstance(value, int | float)}
-    return settings, found, pictures
+    found = {name: value for log in SQLiteStorage.get_logs("huggingface", "run") for name, value in log.items()}
+    return settings, found, {name for name, value in found.items() if isinstance(value, dict)}
 
 
 @pytest.mark.parametrize("tracker", [tensorboard, mlflow, trackio], ids=lambda tracker: tracker.__name__)
