@@ -131,7 +131,9 @@ class Config:
         help="texts a forward pass, those of all processes together; 16 and 64 were no better in the study. A step has batch_size x "
         "gradient_accumulation_steps texts, whatever the number of processes",
     )
-    eval_batch_size: int = HfArg(default=32, help="texts a process when predicting; changes the speed only")
+    eval_batch_size: int | None = HfArg(
+        default=None, help="texts a process when predicting; changes the speed only; not given: 32, or 256 on a GPU"
+    )
     gradient_accumulation_steps: int = HfArg(
         default=1, help="forward passes a step, where memory is short: 4 of 8 texts give what 1 of 32 gives"
     )

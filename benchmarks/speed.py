@@ -2,6 +2,9 @@
 
     python benchmarks/speed.py --name NAME     writes results/speed-NAME.json; 12 minutes a repeat on two cores
     python benchmarks/speed.py --repeats 1     a quicker look
+    python benchmarks/speed.py --device cuda --quick    on a GPU: shapes of three models at 512 tokens, a few minutes
+
+On a GPU each variant is a way of its own to run the same steps (WAYS); on a CPU each adds to the one before (STEPS).
 
 Each measurement is a process of its own. The variants take turns (A B A B ...), and medians are reported. Rows are real
 IMDb reviews; the product trains on every eighth of the steps that batches.py makes of 3,200 reviews, so that their lengths
@@ -12,6 +15,7 @@ import argparse
 import functools
 import json
 import os
+import re
 import runpy
 import statistics
 import subprocess
@@ -25,6 +29,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 MODELS = {"distilbert": "DistilBERT's shape, random weights", "stand-in": "all-MiniLM-L6-v2 (stand-in)"}
+SHAPES = {  # of a GPU
+    "distilbert": MODELS["distilbert"],
+    "bert": "BERT-base's shape, random weights",
+    "gpt2": "GPT-2's shape, random weights",
+}
 LENGTHS = (512, 256)
 LADDER = ("distilbert", 256)  # where each step is measured, not the first and the last only
 STEPS = {  # what lies between the baseline and ours, each on top of those before it
@@ -37,6 +46,14 @@ STEPS = {  # what lies between the baseline and ours, each on top of those befor
     "fused LoRA": "each adapter in one autograd node",
     "attention": "its backward one review at a time",
     "ours": "memory that was freed kept for the next step",
+}
+
+
+WAYS = {  # on a GPU
+    "baseline": STEPS["baseline"],
+    "ours": "as fine_tune.py does it: bf16 autocast, batches of like length, PyTorch's own attention",
+    "compiled": "ours, through torch.compile",
+    "graphs": "compiled into CUDA graphs, batches padded to one of eight lengths",
 }
 
 
@@ -53,7 +70,9 @@ def tutorial(model_path: str, reviews, max_length: int):
     rows = Dataset.from_dict({"text": text_classification.texts(reviews.columns()), "label": reviews.labels})
     rows = rows.map(lambda row: tokenizer(row["text"], truncation=True, padding="max_length", max_length=max_length), batched=True)
     model = AutoModelForSequenceClassification.from_pretrained(model_path, num_labels=2)
-    names = ["q_lin", "v_lin"] if model.config.model_type == "distilbert" else ["query", "value"]
+    names = {"distilbert": ["q_lin", "v_lin"], "gpt2": ["c_attn"]}.get(model.config.model_type, ["query", "value"])
+    if tokenizer.pad_token_id is not None:
+        model.config.pad_token_id = tokenizer.pad_token_id
     model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.1, target_modules=names))
     arguments = TrainingArguments(
         per_device_train_batch_size=16, per_device_eval_batch_size=16, num_train_epochs=1, report_to="none"
@@ -70,7 +89,9 @@ def product(step: str, model_path: str, reviews, max_length: int):
     from finetuning import batches, fast, model, sources, tokenizing, training
     from finetuning.tasks import text_classification
 
-    has = dict.fromkeys(STEPS, False) | dict.fromkeys(list(STEPS)[: list(STEPS).index(step) + 1], True)
+    on_gpu = not fast.on_cpu() or step in set(WAYS) - set(STEPS)
+    last = "ours" if on_gpu else step
+    has = dict.fromkeys(STEPS, False) | dict.fromkeys(list(STEPS)[: list(STEPS).index(last) + 1], True)
     settings = dict(model_name=model_path, max_length=max_length, early_stopping_patience=0)
     if not has["by length"]:
         settings |= dict(padding="max_length")
@@ -92,12 +113,21 @@ def product(step: str, model_path: str, reviews, max_length: int):
     lora = model.add_lora(model.build_base(source, ["neg", "pos"], config), config)
     lengths = np.minimum(tokenizing.encode(reviews, tokenizer, config).lengths, max_length)
     steps = batches.steps_of_epoch(lengths, config.batch_size, seed=0, epoch=0, by_length=has["by length"])
-    reviews = reviews.select(np.concatenate(steps[::8] if has["by length"] else steps[:3]))
+    share = 1 if on_gpu else 8
+    reviews = reviews.select(np.concatenate(steps[::share] if has["by length"] else steps[:3]))
     rows = tokenizing.encode(reviews, tokenizer, config)
     data = SimpleNamespace(train=reviews, label_names=["neg", "pos"])
     trainer = training.build_trainer(lora, tokenizer, rows, rows, data, config, Path("checkpoints"))
     batches.steps_of_epoch = lambda lengths, size, *_: np.array_split(np.arange(len(lengths)), len(lengths) // size)  # that order
     trainer.args.load_best_model_at_end = False
+    if step in ("compiled", "graphs"):
+        import torch
+
+        graphs = step == "graphs"
+        if graphs:
+            trainer.data_collator.pad_to_multiple_of = max(8, max_length // 8)
+        mode, dynamic = ("reduce-overhead", False) if graphs and torch.cuda.is_available() else (None, not graphs)
+        lora.forward = torch.compile(lora.forward, mode=mode, dynamic=dynamic)
     return (
         trainer,
         lambda: text_classification.predict(lora, tokenizer, rows, config),
@@ -105,7 +135,7 @@ def product(step: str, model_path: str, reviews, max_length: int):
     )
 
 
-def measure(step: str, model_path: str, max_length: int) -> dict:
+def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
     """Train and predict with one variant. Tokens and multiply-adds are those of the reviews, without padding."""
     import numpy as np
     import torch
@@ -115,7 +145,7 @@ def measure(step: str, model_path: str, max_length: int) -> dict:
 
     console.quiet_libraries()
     torch.manual_seed(0)
-    reviews = data.load_data(Config(train_samples=3200)).train
+    reviews = data.load_data(Config(train_samples=rows)).train
     reviews = reviews.select(np.random.default_rng(0).permutation(len(reviews)))
     build = functools.partial(product, step) if step != "baseline" else tutorial
     trainer, predict, lengths = build(model_path, reviews, max_length)
@@ -141,9 +171,13 @@ def measure(step: str, model_path: str, max_length: int) -> dict:
 
 
 def timed(call) -> float:
-    """Seconds that `call` takes."""
+    """Seconds that `call` takes, a GPU's work included."""
+    import torch
+
     started = time.perf_counter()
     call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
@@ -151,7 +185,7 @@ def matrix_rate() -> float:
     """Multiply-adds a second of a large bf16 matrix product: the best of five, 4096 x 4096 x 4096."""
     import torch
 
-    a, b = torch.randn(2, 4096, 4096).bfloat16()
+    a, b = torch.randn(2, 4096, 4096, device="cuda" if torch.cuda.is_available() else "cpu").bfloat16()
     return 4096**3 / min(timed(lambda: a @ b) for _ in range(5))
 
 
@@ -163,14 +197,14 @@ def multiply_adds(model, lengths: list[int]) -> float:
     Embeddings, the head and everything elementwise count as nothing.
     """
     import torch
+    from transformers.pytorch_utils import Conv1D
 
-    frozen = adapter = layers = 0
+    frozen = adapter = 0
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear) and ".layer." in name:
+        if isinstance(module, torch.nn.Linear | Conv1D) and re.search(r"\.(layer|h)\.\d+\.", name):
             adapter += module.weight.numel() if "lora_" in name else 0
             frozen += module.weight.numel() if "lora_" not in name else 0
-            layers += name.endswith(("q_lin.base_layer", "query.base_layer"))
-    width = model.config.hidden_size
+    width, layers = model.config.hidden_size, model.config.num_hidden_layers
     return sum((2 * frozen + 3 * adapter) * n + 6 * layers * width * n * n for n in lengths)
 
 
@@ -201,15 +235,16 @@ def start_up() -> dict:
     raise RuntimeError("fine_tune.py ended before its first step")
 
 
-def save_distilbert(folder: str) -> str:
-    """DistilBERT's true shape with random weights, and the stand-in's tokenizer, whose vocabulary is DistilBERT's."""
-    from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
+def save_shape(model_type: str, folder: str) -> str:
+    """A model's true shape with random weights, and the stand-in's tokenizer, whose vocabulary is that of BERT and DistilBERT."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     from finetuning.sources import find_model
 
-    DistilBertModel(DistilBertConfig()).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(find_model("distilbert-base-uncased", "stand-in").path).save_pretrained(folder)
-    return folder
+    path = f"{folder}/{model_type}"
+    AutoModel.from_config(AutoConfig.for_model(model_type)).save_pretrained(path)
+    AutoTokenizer.from_pretrained(find_model("distilbert-base-uncased", "stand-in").path).save_pretrained(path)
+    return path
 
 
 def worker(*arguments: str) -> dict:
@@ -226,36 +261,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--name", help="of the machine: the record is results/speed-NAME.json; not given: only printed")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="which variants: STEPS or WAYS")
+    parser.add_argument("--quick", action="store_true", help="one repeat, 512 tokens only")
+    parser.add_argument("--rows", type=int, default=3200, help="reviews")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         step, *rest = arguments.worker
-        print(json.dumps(start_up() if step == "start-up" else measure(step, rest[0], int(rest[1]))))
+        print(json.dumps(start_up() if step == "start-up" else measure(step, rest[0], *map(int, rest[1:]))))
         return
 
     from finetuning import run_folder
     from finetuning.sources import find_model
 
     with tempfile.TemporaryDirectory() as folder:
-        paths = {"distilbert": save_distilbert(folder), "stand-in": find_model("distilbert-base-uncased", "stand-in").path}
-        settings = [(m, n, s) for m in MODELS for n in LENGTHS for s in STEPS if s in ("baseline", "ours") or (m, n) == LADDER]
+        models, steps = (MODELS, STEPS) if arguments.device == "cpu" else (SHAPES, WAYS)
+        paths = {name: save_shape(name, folder) for name in models if name != "stand-in"}
+        paths["stand-in"] = find_model("distilbert-base-uncased", "stand-in").path
+        lengths = LENGTHS[:1] if arguments.quick else LENGTHS
+        ends = ("baseline", "ours")
+        settings = [(m, n, s) for m in models for n in lengths for s in steps if s in ends or steps is WAYS or (m, n) == LADDER]
         seen = {setting: [] for setting in settings}
         starts = []
-        for repeat in range(arguments.repeats):
+        for repeat in range(1 if arguments.quick else arguments.repeats):
             starts.append(worker("start-up")["seconds_to_first_step"])
             for model, length, step in settings:
-                found = worker(step, paths[model], str(length))
+                found = worker(step, paths[model], str(length), str(arguments.rows))
                 seen[model, length, step].append(found)
                 print(
-                    f"{repeat + 1}  {MODELS[model]:<36} {length}  {step:<13}",
+                    f"{repeat + 1}  {models[model]:<36} {length}  {step:<13}",
                     "  ".join(f"{k} {v:.3g}" for k, v in found.items()),
                     flush=True,
                 )
     rows = []
     for (model, length, step), found in seen.items():
         medians = {key: statistics.median(one[key] for one in found) for key in found[0]}
-        rows.append({"model": MODELS[model], "max_length": length, "variant": step} | medians)
-    record = {"repeats": arguments.repeats, "seconds_to_first_step": statistics.median(starts), "rows": rows, "steps": STEPS}
+        rows.append({"model": models[model], "max_length": length, "variant": step} | medians)
+    record = {"repeats": arguments.repeats, "seconds_to_first_step": statistics.median(starts), "rows": rows, "steps": steps}
     record["environment"] = run_folder.environment()
     if arguments.name:
         run_folder.write_json(ROOT / "results" / f"speed-{arguments.name}.json", record)

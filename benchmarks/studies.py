@@ -38,7 +38,7 @@ SMALL_GPT2 = "outputs/small-gpt2"  # what small_gpt2.py leaves there
 AUGMENTATIONS = ("none", "token-dropout", "crop", "sentence-shuffle")
 
 PRETRAINED = {name: dict(model_name=pretrained("pretraining", name)) for name in ("full, 1 pass", "full, 3 passes", "LoRA, 1 pass")}
-GPT2 = pretrained("gpt2", "3 passes")
+GPT2 = pretrained("gpt2", "1 pass")
 STYLE = LANGUAGE | dict(
     model_name=GPT2, dataset_name="cornell-movie-review-data/rotten_tomatoes", max_length=64, num_train_epochs=3
 )
@@ -221,7 +221,7 @@ STUDIES = {
     "gpt2": Study(
         "validation",
         LANGUAGE | dict(model_name=SMALL_GPT2, method="full", max_length=256, learning_rate=1e-3),
-        {"3 passes": dict(num_train_epochs=3)},
+        {"1 pass": {}},
         keep=True,
     ),
     # It goes on in another style: short sentences of critics. Choices on validation, then what they reach on sentences held out.
@@ -229,9 +229,9 @@ STUDIES = {
     "gpt2-sentences": Study("test", STYLE, {name: STYLES[name] for name in ("LoRA, 1e-3", "full, 3e-4")}, seeds=(0, 1, 2)),
     # LoRA sentiment classification on top of it.
     "gpt2-reviews": Study(
-        "test",
+        "validation",
         FULL | dict(train_samples=4_000),
-        {"random weights": dict(model_name=SMALL_GPT2), "after 3 passes over the reviews": dict(model_name=GPT2)},
+        {"random weights": dict(model_name=SMALL_GPT2), "after 1 pass over the reviews": dict(model_name=GPT2)},
     ),
     # A model of the size people use.
     "model": Study("test", FULL, {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")}),

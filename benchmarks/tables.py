@@ -239,7 +239,7 @@ def growth_picture(path: Path) -> None:
     """Accuracy, with its interval, and minutes of training against the number of training reviews."""
     growth = _growth()
     reviews = [n for n, _, _ in growth]
-    figure, (accuracy, minutes) = plots.pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    figure, (accuracy, minutes) = plots.subplots(1, 2, figsize=(9, 3.8))
     for column, label in ((1, f"LoRA, {_model(growth[0][1])}"), (2, "TF-IDF and logistic regression")):
         runs = [point[column] for point in growth]
         found = np.array([run["accuracy"] for run in runs])
@@ -254,8 +254,7 @@ def growth_picture(path: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=2)
-    figure.savefig(path, dpi=150)
-    plots.pyplot.close(figure)
+    plots.save(figure, path)
 
 
 def augmentation_table() -> str:
@@ -473,7 +472,7 @@ def knobs_picture(path: Path) -> None:
         "layers with LoRA": {"query,\nvalue": "query and value", "attention": "attention", "MLP": "MLP", "all\nlinear": "base"},
         "rank": {"4": "rank 4, alpha 8", "16": "base", "64": "rank 64, alpha 128"},
     }
-    figure, panels = plots.pyplot.subplots(1, 3, figsize=(9, 3.2), layout="constrained", sharey=True)
+    figure, panels = plots.subplots(1, 3, figsize=(9, 3.2), sharey=True)
     for axes, (title, changes) in zip(panels, groups.items(), strict=True):
         runs = [records[name][0] for name in changes.values()]
         found = 100 * np.array([run["accuracy"] for run in runs])
@@ -484,8 +483,7 @@ def knobs_picture(path: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0].set(ylabel=f"accuracy on {runs[0]['n']:,}\nvalidation reviews, %")
     figure.suptitle(f"{_model(runs[0])}, {runs[0]['dataset']['train']:,} reviews; bars: 95 % of the rows' own chance", fontsize=10)
-    figure.savefig(path, dpi=150)
-    plots.pyplot.close(figure)
+    plots.save(figure, path)
 
 
 def compare(a: list[dict], b: list[dict]) -> dict:

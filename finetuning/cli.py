@@ -176,7 +176,7 @@ def check(config: Config) -> None:
             raise UserError(f"{name}={getattr(config, name)} is out of range: it must be {what}")
 
     for name in ("lora_r", "lora_alpha", "batch_size", "eval_batch_size", "gradient_accumulation_steps"):
-        require(getattr(config, name) >= 1, name, "at least 1")
+        require(getattr(config, name) is None or getattr(config, name) >= 1, name, "at least 1")
     for name in ("train_samples", "val_samples", "test_samples", "early_stopping_patience", "seed", "split_seed"):
         require(0 <= getattr(config, name) < 2**32, name, "0 or more")
     for name in ("dropout", "lora_dropout", "label_smoothing_factor"):

@@ -6,6 +6,7 @@ attention's backward. benchmarks/speed.py measures what each part here is worth.
 
 import ctypes
 import functools
+import os
 import platform
 
 import torch
@@ -53,8 +54,21 @@ def uses_autocast(config: Config) -> bool:
     return not on_cpu() or config.method == "full"
 
 
+def rows_to_predict(config: Config) -> int:
+    """Texts a forward pass, and a process, where nothing is learned. A GPU wants more of them at once; memory is no matter there."""
+    return config.eval_batch_size or (32 if on_cpu() else 256)
+
+
+def loading_processes() -> int:
+    """Processes that read batches ahead of a GPU; a CPU has none to spare, and elsewhere than on Linux they cost more than they bring."""
+    return min(4, os.cpu_count() // 2) if torch.cuda.is_available() and platform.system() == "Linux" else 0
+
+
 def prepare(model: PeftModel, config: Config) -> None:
-    """Make a model ready for this machine, in place, for training and prediction alike. A GPU needs nothing: autocast serves."""
+    """Make a model ready for this machine, in place, for training and prediction alike. On a GPU autocast serves, with TF32 for
+    what it leaves in float32."""
+    if torch.cuda.is_available() and pick_precision(config.precision)[0] == "bf16":
+        torch.set_float32_matmul_precision("high")
     if on_cpu():
         keep_freed_memory()
         if not uses_autocast(config) and pick_precision(config.precision)[0] == "bf16":

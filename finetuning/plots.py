@@ -1,13 +1,9 @@
-"""Pictures of a run. The Agg backend draws to files, so no screen is needed."""
+"""Pictures of a run, drawn to files without a screen."""
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402  (the backend comes first)
 
 
 def title(metric: str, metrics: dict) -> str:
@@ -25,7 +21,7 @@ def plot_confusion_matrix(counts: list[list[int]], names: tuple[list[str], list[
     counts = np.array(counts)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     size = max(4.8, 1.1 * len(names[0]) + 2)
-    figure, axes = pyplot.subplots(figsize=(size, size), layout="constrained")
+    figure, axes = subplots(figsize=(size, size))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(counts.shape):
         axes.text(
@@ -41,7 +37,7 @@ def plot_confusion_matrix(counts: list[list[int]], names: tuple[list[str], list[
     axes.set_yticks(range(len(names[0])), names[0])
     axes.set(xlabel="predicted", ylabel="actual")
     axes.set_title(title, fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_training(log: list[dict], best: dict, metric: str, path: Path) -> None:
@@ -51,7 +47,7 @@ def plot_training(log: list[dict], best: dict, metric: str, path: Path) -> None:
         rows = [(row["step"], row[name]) for row in log if name in row]
         return [step for step, _ in rows], [value for _, value in rows]
 
-    figure, (loss, score, rate) = pyplot.subplots(3, 1, figsize=(6.4, 7.2), sharex=True, layout="constrained")
+    figure, (loss, score, rate) = subplots(3, 1, figsize=(6.4, 7.2), sharex=True)
     loss.plot(*series("loss"), color="tab:blue", label="training")
     loss.plot(*series("eval_loss"), "o-", color="tab:orange", label="validation")
     loss.set(ylabel="loss", ylim=(0, None))
@@ -67,7 +63,7 @@ def plot_training(log: list[dict], best: dict, metric: str, path: Path) -> None:
         f"best on validation: step {best['step']:,}, {metric} {best[metric]:{'.3f' if metric == 'perplexity' else '.2%'}}",
         fontsize=10,
     )
-    _save(figure, path)
+    save(figure, path)
 
 
 def curves(by_label: dict[str, tuple[np.ndarray, np.ndarray]], points: int = 200) -> dict:
@@ -98,7 +94,7 @@ def plot_curves(found: dict, roc_path: Path, precision_recall_path: Path) -> Non
     for name, curve in found.items():
         axes.plot(*curve["roc"].values(), label=f"{name}: area {curve['roc_auc']:.4f}")
     axes.legend(fontsize=9, loc="lower right")
-    _save(figure, roc_path)
+    save(figure, roc_path)
     figure, axes = _square("recall", "precision")
     for name, curve in found.items():
         (line,) = axes.plot(
@@ -106,7 +102,7 @@ def plot_curves(found: dict, roc_path: Path, precision_recall_path: Path) -> Non
         )
         axes.axhline(curve["share"], color=line.get_color(), linestyle=":", label=f"{name}: guessing")
     axes.legend(fontsize=9, loc="lower left")
-    _save(figure, precision_recall_path)
+    save(figure, precision_recall_path)
 
 
 def plot_reliability(before: dict, after: dict, path: Path) -> None:
@@ -124,12 +120,12 @@ def plot_reliability(before: dict, after: dict, path: Path) -> None:
     lowest = min(min(b["confidence"], b["accuracy"]) for found in (before, after) for b in found["bins"])
     axes.set(xlim=(lowest - 0.02, 1.01), ylim=(lowest - 0.02, 1.01))
     figure.legend(fontsize=9, loc="outside upper center")
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_by_length(found: list[dict], metric: str, xlabel: str, path: Path) -> None:
     """Draw a metric of texts of like length, as `metrics.accuracy_by_length` finds it, with the intervals."""
-    figure, axes = pyplot.subplots(figsize=(6.4, 4), layout="constrained")
+    figure, axes = subplots(figsize=(6.4, 4))
     names = [length_name(row) for row in found]
     score = np.array([row[metric] for row in found])
     low, high = np.array([row[f"{metric}_ci95"] for row in found]).T
@@ -141,32 +137,39 @@ def plot_by_length(found: list[dict], metric: str, xlabel: str, path: Path) -> N
     axes.set(xlabel=xlabel, ylabel=metric)
     axes.margins(x=0.15, y=0.3)
     axes.grid(axis="y", alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_by_label(found: list[dict], path: Path) -> None:
     """Draw each label's F1, with the number of rows that have it."""
-    figure, axes = pyplot.subplots(figsize=(6.4, 1.2 + 0.35 * len(found)), layout="constrained")
+    figure, axes = subplots(figsize=(6.4, 1.2 + 0.35 * len(found)))
     names = [f"{one['label']} (n = {one['n']:,})" for one in found]
     axes.barh(names, [one["f1"] for one in found], color="tab:blue")
     for name, one in zip(names, found, strict=True):
         axes.annotate(f"{one['f1']:.3f}", (one["f1"], name), (4, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set(xlabel="F1", xlim=(0, 1.1))
     axes.invert_yaxis()
-    _save(figure, path)
+    save(figure, path)
 
 
 def length_name(row: dict) -> str:
     return f"{row['above'] + 1} to {row['up_to']}" if row["up_to"] else f"over {row['above']}"
 
 
+def subplots(rows: int = 1, columns: int = 1, sharex: bool = False, sharey: bool = False, **how):
+    """A figure and its axes. Matplotlib is read here: a label for a text need not wait for it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained", **how)
+    return figure, figure.subplots(rows, columns, sharex=sharex, sharey=sharey)
+
+
 def _square(xlabel: str, ylabel: str):
-    figure, axes = pyplot.subplots(figsize=(5.4, 5.4), layout="constrained")
+    figure, axes = subplots(figsize=(5.4, 5.4))
     axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.grid(alpha=0.3)
     return figure, axes
 
 
-def _save(figure, path: Path) -> None:
+def save(figure, path: Path) -> None:
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)

@@ -18,7 +18,7 @@ from finetuning import progress, trackers
 from finetuning.batches import Batches, TrainingRows, steps_of_epoch
 from finetuning.checkpoints import Keeper, last_whole
 from finetuning.data import Data
-from finetuning.fast import give_back_freed_memory, on_cpu, pick_precision, uses_autocast
+from finetuning.fast import give_back_freed_memory, loading_processes, on_cpu, pick_precision, rows_to_predict, uses_autocast
 from finetuning.tasks import task_of
 from finetuning.tokenizing import Tokens
 
@@ -30,7 +30,9 @@ def _machine(config: Config) -> dict:
     return dict(
         bf16=uses_autocast(config) and pick_precision(config.precision)[0] == "bf16",
         use_cpu=on_cpu(),
+        per_device_eval_batch_size=rows_to_predict(config),
         dataloader_pin_memory=not on_cpu(),
+        dataloader_num_workers=loading_processes(),
         log_on_each_node=False,
         remove_unused_columns=False,
     )
@@ -62,7 +64,11 @@ class _Trainer(Trainer):
             epoch=lambda: self.state.global_step // (len(batches) // args.gradient_accumulation_steps),
         )
         return DataLoader(
-            self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator, pin_memory=args.dataloader_pin_memory
+            self.train_dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            pin_memory=args.dataloader_pin_memory,
+            num_workers=args.dataloader_num_workers,
         )
 
 
@@ -90,7 +96,6 @@ def build_trainer(
         weight_decay=config.weight_decay,
         num_train_epochs=config.num_train_epochs,
         per_device_train_batch_size=config.batch_size,  # of all processes together, by `_Trainer`
-        per_device_eval_batch_size=config.eval_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         eval_strategy=config.eval_strategy,
         eval_steps=config.eval_steps,
@@ -203,7 +208,6 @@ def predict(
     """
     arguments = TrainingArguments(
         tempfile.gettempdir(),  # the Trainer makes its folder, though nothing is written
-        per_device_eval_batch_size=config.eval_batch_size,
         eval_do_concat_batches=False,  # after each batch anew: quadratic in the rows
         disable_tqdm=True,
         label_names=[],
@@ -213,7 +217,7 @@ def predict(
     trainer = Trainer(model=model, args=arguments, data_collator=collator, processing_class=tokenizer)
     trainer.add_callback(progress.Prediction(len(tokens), show_progress))
     order, unlabelled = _by_length(tokens), tokens.unlabelled()
-    piece = BATCHES * config.eval_batch_size * arguments.world_size
+    piece = BATCHES * arguments.per_device_eval_batch_size * arguments.world_size
     for start in range(0, len(order), piece):
         rows = order[start : start + piece]
         yield rows, trainer.predict(Subset(unlabelled, rows)).predictions

@@ -98,9 +98,9 @@ def test_a_plain_start_with_several_gpus_uses_one_and_says_how_to_use_all(monkey
 def test_a_killed_rank_ends_the_others_and_the_run_goes_on_with_another_number_of_processes(tiny_flags, tmp_path):
     flags = [*tiny_flags, "--num_train_epochs", "4000", "--eval_steps", "5", "--max_length", "16"]
     command = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", str(ROOT / "fine_tune.py"), *flags]
-    started = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "outputs" / "run"
-    for _ in started.stderr:  # the progress bar writes here: read on until there is a checkpoint
+    for _ in started.stdout:  # a line for each validation: read on until there is a checkpoint
         if list(folder.glob("checkpoints/checkpoint-*/whole.json")):
             break
     second = next(p for p in psutil.Process(started.pid).children(recursive=True) if p.environ().get("RANK") == "1")

@@ -168,11 +168,9 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_resume_goes_on_from_it(tiny_flags,
         "16",
     ]
     listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (a shell's background job ignores Ctrl-C)
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=listen
-    )
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     folder = tmp_path / "outputs" / "run"
-    for _ in process.stderr:  # the progress bar writes here: read on until there is a checkpoint
+    for _ in process.stdout:  # a line for each validation: read on until there is a checkpoint
         if list(folder.glob("checkpoints/checkpoint-*/whole.json")):
             break
     process.send_signal(signal.SIGINT)
