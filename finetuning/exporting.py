@@ -81,6 +81,8 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
     if "temperature" in run.training:
         _divide_logits(merged, temperature)
         scaled = run.training | dict(temperature=1.0)
+    if run.config.problem_type:  # by which a pipeline knows softmax from sigmoid
+        merged.config.problem_type = run.config.problem_type
     kept = run.task.left_over(source, merged) if hasattr(run.task, "left_over") else {}
     merged.save_pretrained(partial / "merged", state_dict=merged.state_dict() | kept)
     tokenizer.save_pretrained(partial / "merged")

@@ -82,7 +82,9 @@ def _read(path: Path, readers: dict, encoding: str | None, remarks: list[str], o
         raise UserError(f"{path}: {'no file in it is' if path.is_dir() else 'not'} one of {', '.join(readers)}, .tar.gz")
     kinds = {readers[ending(file)] for file in files}
     builder, find_options = kinds.pop()
-    if path.is_dir() and (kinds or not find_options):  # a copy from the Hub, with files that tell the library of others
+    card = path / "README.md"
+    told = card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace").partition("\n---")[0]
+    if path.is_dir() and (kinds or not find_options or told):  # a copy from the Hub: the library knows how to read it
         return load_dataset(str(path), **BATCH, **options)
     found = find_options(files, encoding, remarks) if find_options else {}
     if isinstance(found, DatasetDict):

@@ -113,6 +113,9 @@ def test_real_reviews_get_the_same_labels_and_probabilities_elsewhere(call, tmp_
     ):
         found = run_elsewhere(card / "README.md", names, then, tmp_path)
         assert all(same(one, other) for one, other in zip(found, expected, strict=True))
+    about, cut = (json.loads((merged / name).read_text()) for name in ("config.json", "tokenizer_config.json"))
+    assert about["id2label"] == {"0": "neg", "1": "pos"} and about["problem_type"] == "single_label_classification"
+    assert cut["model_max_length"] == 64
     card = ModelCard.load(merged / "README.md").text
     code = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[0].replace("MODEL", str(merged))
     plain: dict = {}
