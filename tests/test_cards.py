@@ -15,18 +15,30 @@ from test_tasks import pairs, sentences, tagged  # noqa: F401  (fixtures)
 
 from finetuning import data, run_folder, sources
 
+STRANGER = """
+import json
 
-def run_elsewhere(card: Path, names: dict[str, Path], then: str, folder: Path) -> list:
-    """What the last Python of a card, and a line after it, print, in a process that knows nothing of this repository."""
-    code = re.findall(r"```python\n(.*?)```", ModelCard.load(card).text, flags=re.DOTALL)[-1]
-    for name, path in names.items():
-        assert f'"{name}"' in code
-        code = code.replace(f'"{name}"', repr(str(path)))
-    (folder / "stranger.py").write_text(f"{code}\nimport json\nprint(json.dumps({then}))\n")
+for code, then in json.load(open("codes.json")):
+    room = {"json": json}
+    exec(code, room)
+    print("ANSWER", json.dumps(eval(then, room)))
+"""
+
+
+def run_elsewhere(cards: list[tuple[Path, dict[str, Path]]], then: str, folder: Path) -> list[list]:
+    """What `then` gives after the last Python of each card, in a process that knows nothing of this repository."""
+    codes = []
+    for card, names in cards:
+        code = re.findall(r"```python\n(.*?)```", ModelCard.load(card / "README.md").text, flags=re.DOTALL)[-1]
+        for name, path in names.items():
+            assert f'"{name}"' in code
+            code = code.replace(f'"{name}"', repr(str(path)))
+        codes.append((code, then))
+    (folder / "codes.json").write_text(json.dumps(codes))
     env = os.environ | {"PYTHONPATH": "", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run([sys.executable, "-I", "stranger.py"], cwd=folder, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-I", "-c", STRANGER], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line.removeprefix("ANSWER ")) for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
 
 
 KINDS = ["one label", "pairs", "several labels", "entities", "causal-lm", "masked-lm"]
@@ -73,9 +85,9 @@ def test_the_code_of_each_card_answers_as_predict_does(kind, data_file, pairs, t
             "masked-lm": (lambda one: [[[guess["word"], guess["probability"]] for guess in of] for of in one["words"]], "guess(text)"),
         }[kind]  # fmt: skip
         expected, then = [of_kind[0](one) for one in said], f"[{of_kind[1]} for text in {texts!r}]"
-    adapter = {"ADAPTER": run / "adapter", model.name: model}
-    for card, names in ((run / "adapter", adapter), (run / "export" / "merged", {"MODEL": run / "export" / "merged"})):
-        found = run_elsewhere(card / "README.md", names, then, tmp_path)
+    merged = run / "export" / "merged"
+    cards = [(run / "adapter", {"ADAPTER": run / "adapter", model.name: model}), (merged, {"MODEL": merged})]
+    for found in run_elsewhere(cards, then, tmp_path):
         assert len(found) == len(expected) > 3
         for one, other in zip(found, expected, strict=True):
             assert same(one, other), (one, other)
@@ -107,11 +119,8 @@ def test_real_reviews_get_the_same_labels_and_probabilities_elsewhere(call, tmp_
     merged = run.folder / "export" / "merged"
     base = sources.find_model("distilbert-base-uncased")
     then = "[label(review['text']) for review in json.load(open('reviews.json'))]"
-    for card, names in (
-        (run.folder / "adapter", {"ADAPTER": run.folder / "adapter", base.name: base.path}),
-        (merged, {"MODEL": merged}),
-    ):
-        found = run_elsewhere(card / "README.md", names, then, tmp_path)
+    cards = [(run.folder / "adapter", {"ADAPTER": run.folder / "adapter", base.name: base.path}), (merged, {"MODEL": merged})]
+    for found in run_elsewhere(cards, then, tmp_path):
         assert all(same(one, other) for one, other in zip(found, expected, strict=True))
     about, cut = (json.loads((merged / name).read_text()) for name in ("config.json", "tokenizer_config.json"))
     assert about["id2label"] == {"0": "neg", "1": "pos"} and about["problem_type"] == "single_label_classification"
