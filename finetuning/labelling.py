@@ -41,7 +41,7 @@ class Labeller:
                 _check_texts(texts, self.run.task.INPUTS, before=first[0])
             return self.run.task.answer(self.model, self.tokenizer, inputs, self.run, **self.options)
 
-        if show_progress:
+        if show_progress and sys.stderr.isatty():
             datasets.enable_progress_bars()
         fingerprint = datasets.fingerprint.generate_random_fingerprint()  # the model would be pickled to make one
         return rows.map(answer, with_indices=True, batched=True, batch_size=CHUNK, new_fingerprint=fingerprint, desc="labelled")
