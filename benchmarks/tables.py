@@ -108,7 +108,7 @@ def entities_sentence() -> str:
     difference = _points(paired_f1_difference(_counts(lora), _counts(full)))
     share = lora[0]["trainable_parameters"] / lora[0]["total_parameters"]
     return (
-        f"**Named entities**, CoNLL-2003's official test of {lora[0]['n']:,} sentences, {_model(lora[0])}: LoRA on "
+        f"Measured: CoNLL-2003's official test of {lora[0]['n']:,} sentences, {_model(lora[0])}: LoRA on "
         f"{share:.1%} of the parameters finds them with an F1 of {_f1(lora)}, full fine-tuning with {_f1(full)}; paired difference {difference} points ([more](results/README.md#named-entities))."
     )
 
@@ -392,6 +392,25 @@ def pretrained_table() -> str:
     return "\n".join(lines)
 
 
+def gpt2_sentence() -> str:
+    """What the small GPT-2 learned before it was put to use."""
+    ((name, (run,)),) = _quality_records("gpt2").items()
+    low, high = run["perplexity_ci95"]
+    return (
+        f"{name} over {run['dataset']['train']:,} reviews, {run['trainable_parameters']:,} parameters: perplexity "
+        f"**{run['perplexity']:.2f}** ({low:.2f} to {high:.2f}) on {run['n']:,} validation reviews."
+    )
+
+
+def gpt2_recipe_table() -> str:
+    """How each method goes on in another style, by its settings."""
+    lines = ["| setting | trained | validation perplexity (95 %) |", "|---|--:|--:|"]
+    for name, (run,) in _quality_records("gpt2-recipe").items():
+        low, high = run["perplexity_ci95"]
+        lines.append(f"| {name} | {run['trainable_parameters']:,} | {run['perplexity']:.2f} ({low:.2f} to {high:.2f}) |")
+    return "\n".join(lines)
+
+
 def fast_table() -> str:
     """Whether what changes the arithmetic for speed costs accuracy: the study "fast" of quality.py."""
     records = _quality_records("fast")
@@ -535,6 +554,8 @@ PAGES = {
         "entities_recipe": entities_recipe_table,
         "pretraining": pretraining_table,
         "pretrained": pretrained_table,
+        "gpt2": gpt2_sentence,
+        "gpt2_recipe": gpt2_recipe_table,
         "steps": steps_table,
         "fast": fast_table,
     },
