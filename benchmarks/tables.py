@@ -31,20 +31,18 @@ def comparison_table() -> str:
     records = _quality_records("comparison", "baselines", "model")
     (n,) = {run["n"] for runs in records.values() for run in runs}
     lines = [
-        f"| method | base model | trained parameters | training | peak memory | saved | accuracy on {n:,} test reviews (95 %) "
+        f"| method, base model | trained parameters | training | peak memory | accuracy on {n:,} test reviews (95 %) "
         "| without those seen in training | difference to full fine-tuning, paired (95 %) | McNemar's p |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for name, runs in records.items():
         first = runs[0]
         share = first["trainable_parameters"] / first["total_parameters"]
         cells = [
-            LORA if name == first["model"] else name,
-            _model(first),
+            f"{LORA if name == first['model'] else name}<br>{_model(first)}".removesuffix("<br>"),
             f"{first['trainable_parameters']:,}" + (f" ({share:.1%})" if share < 1 else ""),
             _duration(np.mean([run["training_seconds"] for run in runs])),
             f"{np.mean([run['peak_memory_gib'] for run in runs]):.1f} GiB",
-            f"{first['saved_mib']:.0f} MiB",
             _accuracy(runs),
             f"{np.mean([run['unseen']['accuracy'] for run in runs]):.2%}",
         ]
@@ -287,32 +285,36 @@ def laptop_sentence() -> str:
 
 
 def speed_table() -> str:
-    """Baseline and ours side by side, for each machine, model and length in results/speed-*.json."""
+    """Baseline and ours side by side, for each model and length, with memory and the share of the limit."""
     lines = [
-        "| machine | model | tokens | training: tutorial | ours | | prediction: tutorial | ours | | memory: tutorial | ours | share of the limit |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| model, tokens | training: tutorial | ours | prediction: tutorial | ours | memory: tutorial | ours | share of the limit |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for (model, length), base, ours in _speeds():
-        cells = [ours["environment"]["hardware"], model, str(length)]
-        for work in ("train", "predict"):
-            slow, fast = (variant[f"{work}_reviews_per_s"] for variant in (base, ours))
-            cells += [f"{slow:.1f}/s", f"{fast:.1f}/s", f"**{fast / slow:.1f}x**"]
+    for about, base, ours in _speeds():
+        cells = _speed_cells(about, base, ours)
         cells += [f"{base['peak_memory_gib']:.1f} GiB", f"{ours['peak_memory_gib']:.1f} GiB", f"{ours['share_of_limit']:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _measured_on()])
 
 
 def speedup_table() -> str:
-    """The speed of the tables of results/README.md in short, and where it was measured."""
+    """The same without memory and limit."""
     lines = ["| model, tokens | training: tutorial | ours | prediction: tutorial | ours |", "|---|--:|--:|--:|--:|"]
+    lines += [f"| {' | '.join(_speed_cells(*one))} |" for one in _speeds()]
+    return "\n".join([*lines, "", _measured_on()])
+
+
+def _speed_cells(about: tuple[str, int], base: dict, ours: dict) -> list[str]:
+    cells = [", ".join(map(str, about))]
+    for work in ("train", "predict"):
+        slow, fast = (variant[f"{work}_reviews_per_s"] for variant in (base, ours))
+        cells += [f"{slow:.1f}/s", f"{fast:.1f}/s, **{fast / slow:.1f}x**"]
+    return cells
+
+
+def _measured_on() -> str:
     (machine,) = {record["environment"]["hardware"] for record in _records("speed")}
-    for (model, length), base, ours in _speeds():
-        cells = [f"{model}, {length}"]
-        for work in ("train", "predict"):
-            slow, fast = (variant[f"{work}_reviews_per_s"] for variant in (base, ours))
-            cells += [f"{slow:.1f}/s", f"{fast:.1f}/s, **{fast / slow:.1f}x**"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"Measured on {machine}."])
+    return f"Measured on {machine}."
 
 
 def _speeds() -> Iterator[tuple[tuple, dict, dict]]:
@@ -320,7 +322,7 @@ def _speeds() -> Iterator[tuple[tuple, dict, dict]]:
     for record in _records("speed"):
         pairs = {}
         for row in record["rows"]:
-            pairs.setdefault((row["model"], row["max_length"]), {})[row["variant"]] = row | {"environment": record["environment"]}
+            pairs.setdefault((row["model"], row["max_length"]), {})[row["variant"]] = row
         for about, variants in pairs.items():
             yield about, variants["baseline"], variants["ours"]
 
