@@ -215,7 +215,6 @@ STUDIES = {
             f"{n} reviews, {base}": dict(train_samples=n, **SMALL[n], **model)
             for n in (500, 2_000)
             for base, model in {"no further pre-training": {}, **PRETRAINED}.items()
-            if (n, base) != (2_000, "full, 1 pass")
         },
     ),
     # A decoder: the random weights of small_gpt2.py, which read IMDb's training reviews; perplexity on the validation reviews.
