@@ -370,14 +370,12 @@ def processes_sentence() -> str:
     )
 
 
-def pretraining_table() -> str:
-    """What further pre-training reaches by itself: the study "pretraining" of quality.py."""
-    lines = ["| further pre-training | trained | perplexity of hidden tokens (95 %) |", "|---|--:|--:|"]
-    for name, (run,) in _quality_records("pretraining").items():
+def perplexity_table(study: str, what: str, of: str) -> str:
+    """The perplexity that each experiment of a language model's study reaches on validation."""
+    lines = [f"| {what} | trained | perplexity of {of} (95 %) |", "|---|--:|--:|"]
+    for name, (run,) in _quality_records(study).items():
         low, high = run["perplexity_ci95"]
-        cells = [name, f"{run['trainable_parameters']:,}"]
-        cells.append(f"{run['perplexity']:.2f} ({low:.2f} to {high:.2f})")
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {name} | {run['trainable_parameters']:,} | {run['perplexity']:.2f} ({low:.2f} to {high:.2f}) |")
     return "\n".join(lines)
 
 
@@ -402,15 +400,6 @@ def gpt2_sentence() -> str:
         f"{name} over {run['dataset']['train']:,} reviews, {run['trainable_parameters']:,} parameters: perplexity "
         f"**{run['perplexity']:.2f}** ({low:.2f} to {high:.2f}) on {run['n']:,} validation reviews."
     )
-
-
-def gpt2_recipe_table() -> str:
-    """How each method goes on in another style, by its settings."""
-    lines = ["| setting | trained | validation perplexity (95 %) |", "|---|--:|--:|"]
-    for name, (run,) in _quality_records("gpt2-recipe").items():
-        low, high = run["perplexity_ci95"]
-        lines.append(f"| {name} | {run['trainable_parameters']:,} | {run['perplexity']:.2f} ({low:.2f} to {high:.2f}) |")
-    return "\n".join(lines)
 
 
 def fast_table() -> str:
@@ -554,10 +543,10 @@ PAGES = {
         "entities": entities_table,
         "entities_types": entities_types_table,
         "entities_recipe": entities_recipe_table,
-        "pretraining": pretraining_table,
+        "pretraining": partial(perplexity_table, "pretraining", "further pre-training", "hidden tokens"),
         "pretrained": pretrained_table,
         "gpt2": gpt2_sentence,
-        "gpt2_recipe": gpt2_recipe_table,
+        "gpt2_recipe": partial(perplexity_table, "gpt2-recipe", "setting", "validation sentences"),
         "steps": steps_table,
         "fast": fast_table,
     },

@@ -19,7 +19,8 @@ def of_adapter(run: Run, metrics: dict) -> ModelCard:
     """The adapter's README.md: the header that the Hub reads, figures with the split and number of rows behind them, code."""
     model, labels = run.task.MODEL.__name__, ""
     if run.label_names:
-        labels = f",\n    id2label={dict(enumerate(run.label_names))},\n    label2id={_numbers(run)},\n"
+        settings = run.task.model_settings(run.label_names)
+        labels = ",\n" + "".join(f"    {name}={value!r},\n" for name, value in settings.items())
     load = f"""from peft import PeftModel
 from transformers import {model}, AutoTokenizer
 
@@ -27,6 +28,11 @@ ADAPTER = "ADAPTER"  # this folder, or its name on the Hub
 base = {model}.from_pretrained({"" if not labels else chr(10) + "    "}"{metrics["model"]}"{labels})
 model = PeftModel.from_pretrained(base, ADAPTER).eval()
 tokenizer = AutoTokenizer.from_pretrained(ADAPTER)"""
+    if run.config.method == "full" and not run.label_names:
+        load += """
+if base.config.tie_word_embeddings:  # words are scored by the embeddings: by those that were trained
+    trained = getattr(base, base.base_model_prefix).modules_to_save["default"]
+    base.get_output_embeddings().weight = trained.get_input_embeddings().weight"""
     code = f"Plain peft and transformers answer as `predict.py` does by:\n\n{_code(run, load, run.training.get('temperature'))}"
     return _card(run, metrics, code, library_name="peft", tags=["lora", "peft"] if run.config.method == "lora" else ["peft"])
 
@@ -58,10 +64,6 @@ model = pipeline("{run.task.PIPELINE}", model="MODEL"{arguments})  # this folder
     file = run.folder / "metrics.json"
     metrics = json.loads(file.read_text()) if file.is_file() else None
     return _card(run, metrics, code, base=base, library_name="transformers", tags=None)
-
-
-def _numbers(run: Run) -> dict[str, int]:
-    return {name: number for number, name in enumerate(run.label_names)}
 
 
 def _code(run: Run, load: str, temperature: float | None) -> str:

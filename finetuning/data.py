@@ -206,7 +206,7 @@ def contradictions(frames: dict[str, pd.DataFrame]) -> list[str]:
         for name, found in rows.items()
         if len(found)
     )
-    return [f"{len(texts):,} texts come with more than one label ({where}): as they are, one of them is wrong"]
+    return [f"{len(texts):,} texts come with more than one label ({where}): not all of them can be right"]
 
 
 def absent(splits: dict[str, Split], label_names: list[str]) -> list[str]:

@@ -135,7 +135,7 @@ def _splits(path: Path, files: list[Path]) -> dict[str, list[Path]]:
 
 
 def _encoding(files: list[Path]) -> str:
-    """UTF-8, or UTF-16 where the first file begins as such. Raises `UserError` for what is no text."""
+    """UTF-8, or UTF-16 where a file begins as such. Raises `UserError` for what is no text."""
     for file in files:
         with _open(file) as opened:
             start = opened.read(SNIFFED)

@@ -42,19 +42,35 @@ def run_elsewhere(cards: list[tuple[Path, dict[str, Path]]], then: str, folder: 
 
 
 KINDS = ["one label", "pairs", "several labels", "entities", "causal-lm", "masked-lm"]
+VARIANTS = [(kind, {}) for kind in KINDS]
+VARIANTS += [
+    ("one label", dict(truncation="tail", method="full")),
+    ("one label", dict(truncation="head", method="head", model_name="gpt2")),
+    ("pairs", dict(truncation="tail", model_name="bert")),
+    ("masked-lm", dict(method="full")),
+    ("causal-lm", dict(method="full")),
+]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_code_of_each_card_answers_as_predict_does(kind, data_file, pairs, tagged, sentences, model_dir, tmp_path, call):  # noqa: F811
-    model = make_model(tmp_path / "gpt2", "gpt2") if kind == "causal-lm" else model_dir
-    settings = {
-        "one label": dict(dataset_name=data_file),
-        "pairs": dict(dataset_name=pairs / "pairs.csv", text_column="premise", text_pair_column="hypothesis"),
-        "several labels": dict(dataset_name=tagged / "lists.parquet"),
-        "entities": dict(dataset_name=sentences, task="token-classification", num_train_epochs=8),
-        "causal-lm": dict(dataset_name=data_file, task="causal-lm"),
-        "masked-lm": dict(dataset_name=data_file, task="masked-lm"),
-    }[kind] | dict(model_name=model, max_length=16, precision="float32", learning_rate=0.01, batch_size=8, run_name="run")
+@pytest.mark.parametrize(
+    ("kind", "changed"), VARIANTS, ids=lambda value: value if isinstance(value, str) else "-".join(value.values()) or "plain"
+)
+def test_the_code_of_each_card_answers_as_predict_does(kind, changed, data_file, pairs, tagged, sentences, tmp_path, call):  # noqa: F811
+    model_type = changed.get("model_name", "gpt2" if kind == "causal-lm" else "distilbert")
+    model = make_model(tmp_path / f"tiny-{model_type}", model_type)
+    settings = (
+        {
+            "one label": dict(dataset_name=data_file),
+            "pairs": dict(dataset_name=pairs / "pairs.csv", text_column="premise", text_pair_column="hypothesis"),
+            "several labels": dict(dataset_name=tagged / "lists.parquet"),
+            "entities": dict(dataset_name=sentences, task="token-classification", num_train_epochs=8),
+            "causal-lm": dict(dataset_name=data_file, task="causal-lm"),
+            "masked-lm": dict(dataset_name=data_file, task="masked-lm"),
+        }[kind]
+        | dict(max_length=16, precision="float32", learning_rate=0.01, batch_size=8, run_name="run")
+        | changed
+    )
+    settings["model_name"] = model
     flags = [str(part) for knob, value in settings.items() for part in (f"--{knob}", value)]
     for script, *more in (("fine_tune.py", *flags), ("evaluate.py",), ("export.py", "--formats", "merged")):
         done = call(script, *more)
@@ -86,6 +102,8 @@ def test_the_code_of_each_card_answers_as_predict_does(kind, data_file, pairs, t
         }[kind]  # fmt: skip
         expected, then = [of_kind[0](one) for one in said], f"[{of_kind[1]} for text in {texts!r}]"
     merged = run / "export" / "merged"
+    if changed.get("truncation") == "tail":
+        assert "It reads the last 16 tokens" in ModelCard.load(merged / "README.md").text
     cards = [(run / "adapter", {"ADAPTER": run / "adapter", model.name: model}), (merged, {"MODEL": merged})]
     for found in run_elsewhere(cards, then, tmp_path):
         assert len(found) == len(expected) > 3

@@ -423,7 +423,7 @@ def show_comparison(found: dict, names: tuple[str, str]) -> None:
 
 
 OPTIONS: dict = {}
-READ = {"head": "its first tokens", "tail": "its last tokens", "head+tail": "its first quarter and its end"}  # of a longer text
+READ = "its first quarter and its end"  # of a longer text, with head+tail
 
 
 def answer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, batch: dict[str, list], run: "Run") -> dict[str, list]:
@@ -492,16 +492,17 @@ def encoding_code(config: Config) -> str:
     return f"""def encode({texts}):
 {plain}
     ids = tokenizer({texts})["input_ids"]
-    if len(ids) > {n}:  # {READ[config.truncation]}
+    if len(ids) > {n}:  # {READ}
         ids = ids[:{n // 4}] + ids[-{n - n // 4}:]
     return {{"input_ids": torch.tensor([ids])}}
 """
 
 
 def pipeline(config: Config) -> tuple[str, str]:
-    otherwise = f"It reads the first {config.max_length} tokens of a longer text"
-    if config.truncation != "head" and not config.text_pair_column:
-        otherwise += f", where `predict.py` reads {READ[config.truncation]}"
+    side = "last" if config.truncation == "tail" else "first"
+    otherwise = f"It reads the {side} {config.max_length} tokens of a longer text"
+    if config.truncation == "head+tail" and not config.text_pair_column:
+        otherwise += f", where `predict.py` reads {READ}"
     return ", truncation=True", f"{otherwise}; without `truncation=True` a text longer than the model's positions is an error."
 
 
