@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import make_model, make_rows
+from conftest import BAD, GOOD, make_model, make_rows
 from huggingface_hub import ModelCard
 from test_tasks import pairs, sentences, tagged  # noqa: F401  (fixtures)
 
@@ -76,9 +76,10 @@ def test_the_code_of_each_card_answers_as_predict_does(kind, changed, data_file,
         done = call(script, *more)
         assert done.code == 0, done.err
     run = tmp_path / "outputs" / "run"
-    texts = make_rows().review[:8].tolist()  # some of them longer than the model reads
+    texts = [f"{BAD[i]} {i} {GOOD[i]} {GOOD[i - 1]} {BAD[i]} {GOOD[i]}" for i in range(4)]  # what is read of them decides
+    texts += make_rows().review[:4].tolist()
     if kind == "pairs":
-        rows = pd.read_csv(pairs / "pairs.csv")[:8]
+        rows = pd.read_csv(pairs / "pairs.csv")[:8].assign(hypothesis=texts)
         rows.to_csv("rows.csv", index=False)
         assert call("predict.py", "--file", "rows.csv", "--out", "out.jsonl").code == 0
         expected = [
