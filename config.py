@@ -14,9 +14,9 @@ from transformers.hf_argparser import HfArg
 @dataclass
 class Config:
     # --- task --------------------------------------------------------------------------------------------------------
-    task: Literal["text-classification", "token-classification", "causal-lm", "masked-lm"] = HfArg(
+    task: Literal["text-classification", "token-classification", "causal-lm", "masked-lm", "translation"] = HfArg(
         default="text-classification",
-        help="what is learned: a text's label, named entities, the next word, or hidden words; see finetuning/tasks",
+        help="what is learned: a text's label, named entities, the next word, hidden words, or a translation; see finetuning/tasks",
     )
 
     # --- model -------------------------------------------------------------------------------------------------------
@@ -41,13 +41,20 @@ class Config:
         default=None,
         help="column with the label, or several of 0 and 1 with commas between them; or with tags or spans; found by its usual names when not given",
     )
+    source_column: str | None = HfArg(default=None, help="column with what is translated; found by its usual names when not given")
+    target_column: str | None = HfArg(default=None, help="column with its translation; found by its usual names when not given")
+    source_lang: str | None = HfArg(
+        default=None, help="language of what is translated, by name or code (German, de, deu_Latn); not given: the column's name"
+    )
+    target_lang: str | None = HfArg(default=None, help="language of the translation, likewise")
     problem_type: Literal["single_label_classification", "multi_label_classification"] | None = HfArg(
         default=None,
         help="one label a text, or any number; not given: several where the label column holds lists, or is several columns",
     )
     on_bad_rows: Literal["error", "skip"] = HfArg(
         default="error",
-        help="what to do about rows whose text is empty or whose label is missing; skip: count them and go on without",
+        help="what to do about rows whose text is empty or whose label is missing; skip: count them and go on without, and without pairs "
+        "of translation that can't be right",
     )
     validation_split: str = HfArg(default="validation", help="the split of the data set to choose on")
     test_split: str = HfArg(
@@ -65,9 +72,10 @@ class Config:
     max_length: int = HfArg(
         default=256, help="tokens a text is cut to; 44 %% of the IMDb reviews are longer than 256; 128 lost two points in the study"
     )
-    truncation: Literal["head", "tail", "head+tail"] = HfArg(
+    truncation: Literal["head", "tail", "head+tail", "error"] = HfArg(
         default="head+tail",
-        help="which tokens of a longer text stay; head+tail: the first quarter and the end (arXiv 1905.05583): a review's verdict comes last",
+        help="which tokens of a longer text stay; head+tail: the first quarter and the end (arXiv 1905.05583): a review's verdict comes "
+        "last, of translation the head; error: none is taken that is longer",
     )
     context: Literal["sentence", "neighbours"] = HfArg(
         default="sentence",
@@ -85,6 +93,10 @@ class Config:
     )
 
     mlm_probability: float = HfArg(default=0.15, help="share of the tokens that masked-lm hides, as in BERT")
+
+    num_beams: int = HfArg(
+        default=5, help="translations that beam search follows at a time; 1: the likeliest word at each step (greedy)"
+    )
 
     # --- what trains -------------------------------------------------------------------------------------------------
     method: Literal["lora", "full", "head"] = HfArg(
@@ -148,7 +160,7 @@ class Config:
     )
     metric_for_best_model: str | None = HfArg(
         default=None,
-        help="the validation metric that picks the checkpoint and stops early; not given: accuracy, of entities f1, of language models perplexity",
+        help="the validation metric that picks the checkpoint and stops early; not given: accuracy, of entities f1, of language models perplexity, of translation bleu",
     )
     early_stopping_patience: int = HfArg(default=3, help="validations without a gain before training stops; 0: never")
 
@@ -159,6 +171,10 @@ class Config:
     )
     run_name: str | None = HfArg(default=None, help="name of the run's folder; not given: model, data set and time")
 
+
+# Knobs that mean something to one task alone.
+ONLY = {"context": "token-classification", "mlm_probability": "masked-lm"}
+ONLY |= dict.fromkeys(("source_column", "target_column", "source_lang", "target_lang", "num_beams"), "translation")
 
 ALL_ROWS = dict(train_samples=0, val_samples=0, test_samples=0)
 
@@ -201,6 +217,16 @@ PRESETS: dict[str, dict] = {
     ),
     # Further pre-training: IMDb's training reviews without their labels.
     "pretrain": dict(task="masked-lm", **ALL_ROWS, max_length=128, batch_size=64, eval_batch_size=64),
+    "translation": dict(
+        task="translation",
+        dataset_name="bentrevett/multi30k",
+        model_name="Helsinki-NLP/opus-mt-en-de",
+        source_column="en",
+        target_column="de",
+        **ALL_ROWS | dict(val_samples=500),
+        max_length=128,
+        learning_rate=5e-4,
+    ),
     "ner": dict(
         task="token-classification",
         dataset_name="lhoestq/conll2003",

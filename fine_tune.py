@@ -1,4 +1,4 @@
-"""Fine-tune a model of texts with LoRA: their labels, the entities in them, or their words.
+"""Fine-tune a model of texts with LoRA: their labels, the entities in them, their words, or their translation.
 
 python fine_tune.py                                  a laptop's share of IMDb
 python fine_tune.py --preset full                    all of it, for the best figure
@@ -7,6 +7,7 @@ python fine_tune.py --dataset_name reviews.csv       your own texts and labels
 python fine_tune.py --preset ner                     named entities
 python fine_tune.py --preset pretrain                further pre-training on texts without their labels
 python fine_tune.py --task causal-lm --model_name gpt2 --dataset_name texts.txt   a GPT goes on in the style of texts
+python fine_tune.py --preset translation
 python fine_tune.py --learning_rate 5e-4 --lora_r 8  any field of config.py is a flag
 python fine_tune.py --resume outputs/RUN             go on with an interrupted run
 python fine_tune.py --search 20                      look for better settings, on validation
@@ -46,6 +47,7 @@ def main() -> None:
     console.show_sources(model_source, rows)
     tokenizer = model.load_tokenizer(model_source, config)
     train, validation = (tokenizing.encode(split, tokenizer, config) for split in (rows.train, rows.validation))
+    console.show_cut(train, config)
     batches.check_shares(len(train), config)
 
     if arguments.search:

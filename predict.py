@@ -35,8 +35,9 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, help="causal-lm: below 1 likelier words, 0 the likeliest alone (greedy)")
     parser.add_argument("--top_p", type=float, help="causal-lm: draw from the likeliest words that together have this probability")
     parser.add_argument("--seed", type=int, help="causal-lm: of what is drawn")
+    parser.add_argument("--num_beams", type=int, help="translation: how many beam search follows at a time; 1: greedy")
     arguments = parser.parse_args()
-    options = {name: getattr(arguments, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
+    options = {name: getattr(arguments, name) for name in ("max_new_tokens", "temperature", "top_p", "seed", "num_beams")}
     options = {name: value for name, value in options.items() if value is not None}
     if arguments.file and arguments.texts:
         raise UserError("give texts or --file, not both")
@@ -62,7 +63,7 @@ def main() -> None:
             labelling.write_file(labeller.answer(rows, columns, show_progress=True), arguments.out)
             print(f"{len(rows):,} rows written to {arguments.out}")
             return
-        for row in labeller.answer(rows, columns):
+        for row in labeller.each(rows, columns):
             inputs = {name: row[column] for name, column in columns.items()}
             words = labeller.explain(inputs.get("text")) if arguments.explain else None
             if arguments.json:

@@ -1,4 +1,4 @@
-"""The studies that quality.py runs: named experiments, each with what it changes.PRETRAINED = {name: dict(model_name=pretrained("pretraining", name)) for name in ("full, 1 pass", "full, 3 passes")}
+"""The studies that quality.py runs: named experiments, each with what it changes.
 
 A study's split is where its runs are measured: validation, where choices are made, or the test, which only reports: the
 official one, but for "sentences". Rows are IMDb's, 2,500 of the official training reviews held out for validation, where a study
@@ -37,7 +37,12 @@ LANGUAGE = dict(task="causal-lm", **ALL_ROWS, early_stopping_patience=0, eval_st
 SMALL_GPT2 = "outputs/small-gpt2"  # what small_gpt2.py leaves there
 AUGMENTATIONS = ("none", "token-dropout", "crop", "sentence-shuffle")
 
-PRETRAINED = {name: dict(model_name=pretrained("pretraining", name)) for name in ("full, 1 pass", "full, 3 passes")}
+PASSES = {
+    "LoRA, 1 pass": dict(lora_r=64, lora_alpha=128, learning_rate=1e-3),
+    "full, 1 pass": dict(method="full", learning_rate=3e-4),
+    "full, 3 passes": dict(method="full", learning_rate=3e-4, num_train_epochs=3),
+}
+PRETRAINED = {"no further pre-training": {}} | {name: dict(model_name=pretrained("pretraining", name)) for name in PASSES}
 GPT2 = pretrained("gpt2", "1 pass")
 STYLE = LANGUAGE | dict(
     model_name=GPT2, dataset_name="cornell-movie-review-data/rotten_tomatoes", max_length=64, num_train_epochs=3
@@ -47,9 +52,11 @@ STYLES = {
     "LoRA, 3e-3": dict(learning_rate=3e-3),
     "LoRA, rank 64, 1e-3": dict(learning_rate=1e-3, lora_r=64, lora_alpha=128),
     "LoRA, rank 64, 3e-3": dict(learning_rate=3e-3, lora_r=64, lora_alpha=128),
+    "LoRA, rank 64, 1e-2": dict(learning_rate=1e-2, lora_r=64, lora_alpha=128),
     "full, 1e-4": dict(method="full", learning_rate=1e-4),
     "full, 3e-4": dict(method="full", learning_rate=3e-4),
     "full, 1e-3": dict(method="full", learning_rate=1e-3),
+    "full, 3e-3": dict(method="full", learning_rate=3e-3),
 }
 
 STUDIES = {
@@ -201,21 +208,26 @@ STUDIES = {
     "pretraining": Study(
         "validation",
         PRETRAINING,
-        {
-            "full, 1 pass": dict(method="full", learning_rate=3e-4),
-            "full, 3 passes": dict(method="full", learning_rate=3e-4, num_train_epochs=3),
-        },
+        PASSES,
         keep=True,
     ),
-    # What a classifier makes of it that has this many labelled reviews.
+    # What a classifier makes of it that has this many labelled reviews; what all reviews reach without it is "confirm/base".
     "pretrained": Study(
         "validation",
         FULL | dict(eval_steps=0.5),
         {
             f"{n} reviews, {base}": dict(train_samples=n, **SMALL[n], **model)
             for n in (500, 2_000)
-            for base, model in {"no further pre-training": {}, **PRETRAINED}.items()
-        },
+            for base, model in PRETRAINED.items()
+        }
+        | {"all reviews, full, 3 passes": PRETRAINED["full, 3 passes"]},
+    ),
+    # What it is worth on the official test where it helped most.
+    "pretrained-test": Study(
+        "test",
+        FULL | dict(eval_steps=0.5, train_samples=500) | SMALL[500],
+        {base: PRETRAINED[base] for base in ("no further pre-training", "full, 3 passes")},
+        seeds=(0, 1, 2),
     ),
     # A decoder: the random weights of small_gpt2.py, which read IMDb's training reviews; perplexity on the validation reviews.
     "gpt2": Study(
@@ -226,6 +238,12 @@ STUDIES = {
     ),
     # It goes on in another style: short sentences of critics.
     "gpt2-recipe": Study("validation", STYLE, STYLES),
+    # A classifier of reviews on top of it, and on the weights it began with.
+    "gpt2-reviews": Study(
+        "validation",
+        FULL | dict(train_samples=4_000),
+        {"random weights": dict(model_name=SMALL_GPT2), "after 1 pass over the reviews": dict(model_name=GPT2)},
+    ),
     # A model of the size people use.
     "model": Study("test", FULL, {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")}),
 }

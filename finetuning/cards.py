@@ -45,15 +45,18 @@ def of_export(run: Run, base: str, exports: dict) -> ModelCard:
 MODEL = "MODEL"  # this folder, or its name on the Hub
 model = {model}.from_pretrained(MODEL).eval()
 tokenizer = AutoTokenizer.from_pretrained(MODEL)"""
-    arguments, otherwise = run.task.pipeline(run.config)
-    rows = "\n".join(f"| {one['format']} | {one[exports['metric']]:.4f} | {one['mib']:.1f} MiB |" for one in exports["exports"])
-    code = f"""```python
+    ready = ""
+    if found := run.task.pipeline(run.config):
+        arguments, otherwise = found
+        ready = f"""```python
 from transformers import pipeline
 
 model = pipeline("{run.task.PIPELINE}", model="MODEL"{arguments})  # this folder, or its name on the Hub
 ```
 
-{otherwise} As `predict.py` answers:
+{otherwise} """
+    rows = "\n".join(f"| {one['format']} | {one[exports['metric']]:.4f} | {one['mib']:.1f} MiB |" for one in exports["exports"])
+    code = f"""{ready}As `predict.py` answers:
 
 {_code(run, load, None)}
 
@@ -76,7 +79,9 @@ def _card(run: Run, metrics: dict | None, code: str, base: str | None = None, **
     said, results, shown = "", [], []
     if metrics:
         rows = f"{metrics['split']}, {metrics['n']:,} rows"
-        shown = [metric for metric in run.task.METRICS if metric in ("accuracy", "f1", "perplexity")]  # names that the Hub knows
+        shown = [
+            metric for metric in run.task.METRICS if metric in ("accuracy", "f1", "perplexity", "bleu")
+        ]  # names that the Hub knows
         results = [
             EvalResult(
                 task_type=run.task.PIPELINE,

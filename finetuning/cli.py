@@ -17,7 +17,7 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from config import PRESETS, Config
+from config import ONLY, PRESETS, Config
 from finetuning.errors import Terminated, UserError
 
 
@@ -175,7 +175,10 @@ def check(config: Config) -> None:
         if not condition:
             raise UserError(f"{name}={getattr(config, name)} is out of range: it must be {what}")
 
-    for name in ("lora_r", "lora_alpha", "batch_size", "eval_batch_size", "gradient_accumulation_steps"):
+    for name, task in ONLY.items():
+        if config.task != task and getattr(config, name) != getattr(Config, name):
+            raise UserError(f"{name}={getattr(config, name)} is not for {config.task}: leave it out")
+    for name in ("lora_r", "lora_alpha", "batch_size", "eval_batch_size", "gradient_accumulation_steps", "num_beams"):
         require(getattr(config, name) is None or getattr(config, name) >= 1, name, "at least 1")
     for name in ("train_samples", "val_samples", "test_samples", "early_stopping_patience", "seed", "split_seed"):
         require(0 <= getattr(config, name) < 2**32, name, "0 or more")

@@ -7,9 +7,11 @@ from pathlib import Path
 import datasets
 import transformers
 
+from config import Config
 from finetuning.data import Data
 from finetuning.run_folder import Run
 from finetuning.sources import Source
+from finetuning.tokenizing import Tokens
 
 REMARKS = 20  # shown; all are counted
 
@@ -20,6 +22,7 @@ def quiet_libraries() -> None:
     transformers.logging.disable_progress_bar()
     datasets.logging.set_verbosity(logging.CRITICAL)
     datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # model.py ties them
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|torch|peft)\.")
 
 
@@ -43,6 +46,15 @@ def show_sources(model: Source, data: Data) -> None:
         print(f"note   {len(data.remarks):,} {'thing' if len(data.remarks) == 1 else 'things'} to know of the data:")
         print("\n".join(f"       {remark}" for remark in data.remarks[:REMARKS]))
         print("       ..." if len(data.remarks) > REMARKS else "", end="\n" if len(data.remarks) > REMARKS else "")
+
+
+def show_cut(train: Tokens, config: Config) -> None:
+    """Say how many of the training texts are longer than what is read of them."""
+    if longer := int((train.lengths > config.max_length).sum()):
+        share = longer / len(train.lengths)
+        print(
+            f"cut    {longer:,} training texts ({share:.1%}) to max_length={config.max_length} tokens (truncation={config.truncation})"
+        )
 
 
 def show_trained(folder: Path, metric: str, best: dict, seconds: float) -> None:

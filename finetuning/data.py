@@ -11,7 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Dataset, DatasetDict, Features, Translation, Value
 
 from config import PRESETS, Config
 from finetuning.disk import map_once, read_columns, reopened
@@ -67,6 +67,7 @@ def load_data(config: Config, origin: str | None = None) -> Data:
     Raises `UserError` for data that can't be had, can't be read, or can't be trained on.
     """
     found, source = find_rows(config.dataset_name, origin, task_of(config).READERS, config.encoding)
+    found = flat(found)
     official = official_splits(found, config)
     raw = {name: found[there] for name, there in official.items()}
     config = task_of(config).settle(raw["train"], config)
@@ -77,7 +78,7 @@ def load_data(config: Config, origin: str | None = None) -> Data:
             raise UserError(f"dataset_name={config.dataset_name}: split {name} has no column {', '.join(missing)}")
         if len(rows) == 0:
             raise UserError(f"dataset_name={config.dataset_name}: split {name} has no rows")
-    raw, labels, label_names, remarks = task.read_rows(raw, columns)
+    raw, labels, label_names, remarks = task.read_rows(raw, columns, config)
     frames = {name: scan(task, rows, labels[name]) for name, rows in raw.items()}
     sha256 = hashlib.sha256(b"".join(frame.row.to_numpy().tobytes() for frame in frames.values())).hexdigest()
     require_same("data", sha256)
@@ -103,6 +104,12 @@ def load_data(config: Config, origin: str | None = None) -> Data:
         validation_split=words["validation"],
         sha256=sha256,
     )
+
+
+def flat(found: DatasetDict) -> DatasetDict:
+    """Columns of named parts as a column each: of `translation` with `en` and `de`, `translation.en` and `translation.de`."""
+    nested = any(isinstance(feature, dict | Translation) for rows in found.values() for feature in rows.features.values())
+    return found.flatten() if nested else found
 
 
 def official_splits(found: DatasetDict, config: Config) -> dict[str, str]:

@@ -4,6 +4,7 @@ bf16 makes the matrix products so fast that the time goes to what surrounds them
 attention's backward. benchmarks/speed.py measures what each part here is worth.
 """
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -15,7 +16,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from peft.utils import ModulesToSaveWrapper
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig
-from transformers.integrations.sdpa_attention import repeat_kv
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
@@ -52,6 +53,13 @@ def pick_precision(wanted: str) -> tuple[str, str]:
 def uses_autocast(config: Config) -> bool:
     """Whether bf16 is autocast's work; on a CPU the frozen weights are stored in it instead, if there are any."""
     return not on_cpu() or config.method == "full"
+
+
+def autocast(config: Config) -> contextlib.AbstractContextManager:
+    """What the Trainer computes in, for what is computed beside it."""
+    if not uses_autocast(config) or pick_precision(config.precision)[0] != "bf16":
+        return contextlib.nullcontext()
+    return torch.autocast("cpu" if on_cpu() else "cuda", torch.bfloat16)
 
 
 def rows_to_predict(config: Config) -> int:
@@ -153,8 +161,14 @@ def has_sdpa(model_class: type, model_config: PretrainedConfig) -> bool:
     return model_class._model_mapping[type(model_config)]._supports_sdpa
 
 
-def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_) -> tuple[torch.Tensor, None]:
+def attention(
+    module, query, key, value, attention_mask, scaling=None, dropout=0.0, position_bias=None, **_
+) -> tuple[torch.Tensor, None]:
     """Scaled dot-product attention, in and out as transformers' `AttentionInterface` has it: (batch, heads, tokens, width)."""
+    if position_bias is not None:  # T5's, which are learned
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, position_bias=position_bias
+        )
     if query.shape[1] != key.shape[1]:  # several queries to a key: Llama and later ones
         key, value = (repeat_kv(tensor, query.shape[1] // key.shape[1]) for tensor in (key, value))
     if attention_mask is None and getattr(module, "is_causal", False):

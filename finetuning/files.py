@@ -16,6 +16,7 @@ import chardet
 import datasets
 import pandas as pd
 import pyarrow
+import pycountry
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
 from datasets.data_files import DataFilesDict, get_data_patterns
 
@@ -29,6 +30,8 @@ SNIFFED = 2**16  # characters in which a csv file's separator is looked for
 GUESSED_FROM = 2**18  # bytes
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 SURE = 0.1  # chardet's confidence; below it the encoding of Western European spreadsheets is as likely
+
+LANGUAGE_ENDINGS = [f".{one.alpha_2}" for one in pycountry.languages if hasattr(one, "alpha_2")]
 
 UNREADABLE = (
     datasets.exceptions.DatasetsError,
@@ -264,6 +267,66 @@ def documents(files: list[Path], encoding: str | None, remarks: list[str]) -> di
             "documents by empty lines or line breaks, or give a folder with a file for each"
         )
     return {"sample_by": "paragraph" if empty else "line", "encoding": encoding}
+
+
+def parallel(files: list[Path], encoding: str | None, remarks: list[str]) -> DatasetDict:
+    """Texts in several languages, line for line: train.en beside train.de and so on, a column each by the names' endings.
+
+    Of one file those beside it that differ in the language alone are the others.
+    """
+    if len(files) == 1:
+        stem, languages = _without_language(files[0])[0], {*LANGUAGE_ENDINGS}
+        files = [
+            file for file in sorted(files[0].parent.iterdir()) if ending(file) in languages and _without_language(file)[0] == stem
+        ]
+    by_stem: dict[str, dict[str, Path]] = {}
+    for file in files:
+        stem, name = _without_language(file)
+        by_stem.setdefault(stem, {})[name] = file
+    names = sorted({name for of in by_stem.values() for name in of})
+    splits: dict[str, list[dict[str, Path]]] = {}
+    for stem, of in sorted(by_stem.items()):
+        if len(of) < 2 or [*of] != names:
+            raise UserError(
+                f"{files[0].parent}: of {stem} there is {', '.join(of)} only, of others {', '.join(names)}: give each in all languages"
+            )
+        counts = {file.name: sum(1 for _ in _lines(file, encoding or _encoding([file]))) for file in of.values()}
+        if len({*counts.values()}) > 1:
+            said = ", ".join(f"{name} has {count:,}" for name, count in counts.items())
+            raise UserError(f"{files[0].parent}: the files are not line for line: {said} lines: mend them")
+        split = next((split for split, starts in STARTS.items() if Path(stem).name.startswith(starts)), "train")
+        splits.setdefault(split if len(by_stem) > 1 else "train", []).append(of)
+    found = {}
+    for split, several in splits.items():
+        state = "".join(f"{file} {file.stat().st_mtime_ns} {encoding} " for of in several for file in of.values())
+        found[split] = Dataset.from_generator(
+            _parallel_rows,
+            gen_kwargs={"files": several, "encoding": encoding},
+            features=Features(dict.fromkeys(names, Value("string"))),
+            split=split,
+            fingerprint=hashlib.sha256(state.encode()).hexdigest()[:16],
+        )
+    return DatasetDict(found)
+
+
+STARTS = {"train": ("train",), "validation": ("valid", "val", "dev"), "test": ("test",)}
+
+
+def _without_language(file: Path) -> tuple[str, str]:
+    stem = file.with_name(file.name.removesuffix(".gz"))
+    return str(stem.with_suffix("")), stem.suffix[1:]
+
+
+def _lines(file: Path, encoding: str) -> Iterator[str]:
+    with io.TextIOWrapper(_open(file), encoding=encoding, newline="\n") as opened:  # others may stand within a text
+        for line in opened:
+            yield line.rstrip("\r\n")
+
+
+def _parallel_rows(files: list[dict[str, Path]], encoding: str | None) -> Iterator[dict]:
+    for of in files:
+        for row in zip(*(_lines(file, encoding or _encoding([file])) for file in of.values()), strict=True):
+            yield dict(zip(of, row, strict=True))
 
 
 def lines(files: list[Path], encoding: str | None, remarks: list[str]) -> dict:

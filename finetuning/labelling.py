@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -32,14 +33,30 @@ class Labeller:
             raise UserError("the words that decided are known for labels of single texts only: leave --explain out")
         return self.run.task.explain(self.model, self.tokenizer, text, self.run.config)
 
-    def answer(self, rows: Dataset, columns: dict[str, str], show_progress: bool = False) -> Dataset:
-        """`rows` with the task's columns, in their order; kept on disk, a chunk at a time in memory."""
+    def each(self, rows: Dataset, columns: dict[str, str]) -> Iterator[dict]:
+        """`rows` with the task's columns, in their order, a chunk as soon as it is there."""
+        for start in range(0, len(rows), CHUNK):
+            yield from self.answer(rows.select(range(start, min(start + CHUNK, len(rows)))), columns, before=start)
+
+    def answer(self, rows: Dataset, columns: dict[str, str], show_progress: bool = False, before: int = 0) -> Dataset:
+        """`rows` with the task's columns, in their order; kept on disk, a chunk at a time in memory. `before` them were others."""
 
         def answer(batch: dict[str, list], first: list[int]) -> dict[str, list]:
             inputs = {name: batch[column] for name, column in columns.items()}
-            for texts in inputs.values():
-                _check_texts(texts, self.run.task.INPUTS, before=first[0])
-            return self.run.task.answer(self.model, self.tokenizer, inputs, self.run, **self.options)
+            empty = getattr(self.run.task, "EMPTY", None)
+            if empty is None:
+                for texts in inputs.values():
+                    _check_texts(texts, self.run.task.INPUTS, before=before + first[0])
+                return self.run.task.answer(self.model, self.tokenizer, inputs, self.run, **self.options)
+            (texts,) = inputs.values()
+            full = [i for i, text in enumerate(texts) if (text or "").strip()]
+            some = {name: [texts[i] for i in full] for name in inputs}
+            found = self.run.task.answer(self.model, self.tokenizer, some, self.run, **self.options) if full else {}
+            answers = dict(zip(full, zip(*found.values(), strict=True), strict=True))
+            return {
+                name: [answers[i][n] if i in answers else nothing for i in range(len(texts))]
+                for n, (name, nothing) in enumerate(empty.items())
+            }
 
         if show_progress and sys.stderr.isatty():
             datasets.enable_progress_bars()
@@ -54,10 +71,9 @@ def read_stdin() -> list[str]:
 
 
 def rows_of(texts: list[str]) -> Dataset:
-    """Texts as rows with the column `text`. Raises `UserError` for none, or an empty one."""
+    """Texts as rows with the column `text`. Raises `UserError` for none."""
     if not texts:
         raise UserError("no texts: give them as arguments, with --file, or on the standard input, one a line")
-    _check_texts(texts)
     return Dataset.from_dict({"text": texts})
 
 

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase, set_seed
 from transformers.pytorch_utils import Conv1D
@@ -40,6 +41,17 @@ _LLAMA = Architecture(
     attention=r".*\.self_attn\.[qkvo]_proj",
     mlp=r".*\.mlp\.(gate|up|down)_proj",
 )
+# Encoder and decoder, and the decoder's attention to the encoder.
+_BART = Architecture(
+    query_value=r".*\.(self|encoder)_attn\.[qv]_proj",
+    attention=r".*\.(self|encoder)_attn\.(q|k|v|out)_proj",
+    mlp=r".*\.layers\.\d+\.fc[12]",
+)
+_T5 = Architecture(
+    query_value=r".*\.(SelfAttention|EncDecAttention)\.[qv]",
+    attention=r".*\.(SelfAttention|EncDecAttention)\.[qkvo]",
+    mlp=r".*\.DenseReluDense\.w[io](_[01])?",
+)
 # By the config's model_type. A further architecture is a further entry.
 ARCHITECTURES = {
     "distilbert": Architecture(query_value=r".*\.[qv]_lin", attention=r".*\.(q|k|v|out)_lin", mlp=r".*\.ffn\.lin[12]"),
@@ -60,6 +72,8 @@ ARCHITECTURES = {
     ),
     "modernbert": Architecture(query_value=r".*\.attn\.Wqkv", attention=r".*\.attn\.(Wqkv|Wo)", mlp=r".*\.mlp\.(Wi|Wo)"),
     "gpt2": Architecture(query_value=r".*\.attn\.c_attn", attention=r".*\.attn\.c_(attn|proj)", mlp=r".*\.mlp\.c_(fc|proj)"),
+    **dict.fromkeys(("marian", "bart", "mbart", "m2m_100"), _BART),
+    **dict.fromkeys(("t5", "mt5", "umt5"), _T5),
     "opt": replace(_LLAMA, attention=r".*\.self_attn\.(q|k|v|out)_proj", mlp=r".*\.layers\.\d+\.fc[12]"),
     "llama": _LLAMA,
     "qwen2": _LLAMA,
@@ -159,10 +173,12 @@ def add_lora(base: torch.nn.Module, config: Config) -> PeftModel:
 
     The other methods are peft models without LoRA, so that all are saved and loaded alike: what trains is "to save".
     """
-    encoder, words = getattr(base, base.base_model_prefix), _tied_words(base)
+    encoder, words = base.base_model, _tied_words(base)
     over_words = base.get_output_embeddings() is not None
-    whole = [*_heads(base, encoder, words)]
-    if config.method == "full":  # peft looks for endings; of classifiers among names that begin with base_model.model
+    whole = [] if encoder is base else [*_heads(base, encoder, words)]  # T5's parts are those of the whole model
+    if config.method == "full" and encoder is base:
+        whole = [name for name, _ in base.named_children()]
+    elif config.method == "full":  # peft looks for endings; of classifiers among names that begin with base_model.model
         whole.append(base.base_model_prefix if over_words else f".model.{base.base_model_prefix}")
     elif over_words:  # a head that the model's file has stays as it is
         whole = [name for name in whole if any(weight.startswith(f"{name}.") for weight in base.missing)]
@@ -184,8 +200,12 @@ def add_lora(base: torch.nn.Module, config: Config) -> PeftModel:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     model = get_peft_model(base, lora_config)
     if config.method == "full":
-        getattr(base, base.base_model_prefix).original_module = None  # a frozen copy of it
-        _tie_words(model)
+        for name, part in base.named_modules():
+            if isinstance(part, ModulesToSaveWrapper) and (encoder is base or name == base.base_model_prefix):
+                part.original_module = None  # a frozen copy
+        _tie(model)
+        for name in base._keys_to_ignore_on_save or []:  # Marian's positions, which are computed and not saved
+            _part(base, name).requires_grad = False
     fast.prepare(model, config)
     return model
 
@@ -206,11 +226,19 @@ def _heads(part: torch.nn.Module, encoder: torch.nn.Module, words: torch.nn.Modu
             yield before + name
 
 
-def _tie_words(model: PeftModel) -> None:
-    """Let words be scored by the embeddings that train, where peft trains a copy of the whole model."""
+def _tie(model: PeftModel) -> None:
+    """Let weights that are one stay one, as those that embed words and score them, where peft trains a copy of the model."""
     base = model.get_base_model()
-    if (words := _tied_words(base)) is not None:
-        words.weight = getattr(base, base.base_model_prefix).modules_to_save["default"].get_input_embeddings().weight
+    for tied, weight in base.all_tied_weights_keys.items():
+        place, name = tied.rpartition(".")[::2]
+        setattr(_part(base, place), name, _part(base, weight))
+
+
+def _part(base: torch.nn.Module, name: str) -> torch.nn.Module | torch.nn.Parameter:
+    """A part of `base` by its name there, in the copies that peft trains."""
+    for step in name.split("."):
+        base = getattr(base.modules_to_save["default"] if isinstance(base, ModulesToSaveWrapper) else base, step)
+    return base.modules_to_save["default"] if isinstance(base, ModulesToSaveWrapper) else base
 
 
 def _target_modules(base: torch.nn.Module, wanted: str) -> str | list[str]:
@@ -241,7 +269,7 @@ def load_adapter(base: torch.nn.Module, adapter: Path, config: Config) -> PeftMo
     """Put a saved adapter, head included, onto `base`; the model is as it was when training ended."""
     model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
     if config.method == "full":
-        _tie_words(model)
+        _tie(model)
     fast.prepare(model, config)
     return model.eval()
 

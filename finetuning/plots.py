@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
+FORMATS = {"perplexity": ".3f", "bleu": ".2f"}  # others are shares
+
 
 def title(metric: str, metrics: dict) -> str:
     """What was reached, by what, on what."""
@@ -60,7 +62,7 @@ def plot_training(log: list[dict], best: dict, metric: str, path: Path) -> None:
         axes.grid(alpha=0.3)
     loss.legend(fontsize=9)
     figure.suptitle(
-        f"best on validation: step {best['step']:,}, {metric} {best[metric]:{'.3f' if metric == 'perplexity' else '.2%'}}",
+        f"best on validation: step {best['step']:,}, {metric} {best[metric]:{FORMATS.get(metric, '.2%')}}",
         fontsize=10,
     )
     save(figure, path)

@@ -12,6 +12,7 @@ import pyarrow.compute
 import regex
 from datasets import ClassLabel, Dataset, Features, LargeList, List, Value
 
+from config import Config
 from finetuning.disk import map_once, read_columns
 from finetuning.entities import tag_names
 from finetuning.errors import UserError
@@ -88,7 +89,7 @@ def tags_of_spans(
 
 
 def read_rows(
-    raw: dict[str, Dataset], columns: dict[str, str]
+    raw: dict[str, Dataset], columns: dict[str, str], config: Config
 ) -> tuple[dict[str, Dataset], dict[str, np.ndarray], list[str], list[str]]:
     """Texts with their words' places and tags; held of each (rows,): the rarest type in it (-1: none).
 

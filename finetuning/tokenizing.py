@@ -9,9 +9,10 @@ import pyarrow.compute
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from config import Config
+from config import ONLY, Config
 from finetuning.data import Split
 from finetuning.disk import map_once, read_columns, reopened
+from finetuning.errors import UserError
 from finetuning.tasks import task_of
 
 READ = 1024  # rows read in any order through one mapping; a new one takes 10 ms for a million rows
@@ -62,8 +63,7 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, config: Config) -> 
         files,
         config.max_length,
         config.truncation,
-        config.context,
-        config.mlm_probability,
+        *(getattr(config, knob) for knob in ONLY),
         Path(task.__file__).read_bytes(),
     ]
     features = task.features(tokenizer, config)
@@ -94,9 +94,11 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
 def truncate(ids: list[int], max_length: int, side: str, first: int = 1, last: int = 1) -> list[int]:
     """At most `max_length` ids from the head, the tail, or both (a quarter and the rest, as in arXiv 1905.05583).
 
-    The `first` and `last` special tokens stay in any case.
+    The `first` and `last` special tokens stay in any case. Raises `UserError` where the side is "error".
     """
     if len(ids) <= max_length:
         return ids
+    if side == "error":
+        raise UserError(f"a text of {len(ids)} tokens is longer than max_length={max_length}: raise it, or set truncation to head")
     head = {"head": max_length - last, "tail": first, "head+tail": max_length // 4}[side]
     return ids[:head] + ids[len(ids) - (max_length - head) :]

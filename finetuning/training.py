@@ -125,7 +125,9 @@ def build_trainer(
     back = np.argsort(order)
 
     def metrics_of(found: EvalPrediction) -> dict[str, float]:
-        return task.validation_metrics(EvalPrediction(found.predictions[back], found.label_ids[back]), validation, data.label_names)
+        found = EvalPrediction(found.predictions[back], found.label_ids[back])
+        more = task.validate(model, tokenizer, validation, data.validation, config) if hasattr(task, "validate") else {}
+        return task.validation_metrics(found, validation, data.label_names) | more
 
     optimizer = None  # the Trainer's AdamW
     if config.loraplus_lr_ratio != 1:

@@ -1,5 +1,6 @@
 """Tiny models and data made on the spot, and a way to run the scripts in this process."""
 
+import itertools
 import os
 import runpy
 import sys
@@ -11,11 +12,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: a second t
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 GOOD = ["a fine film with a warm heart", "great cast and a clever plot", "we loved every minute of it", "moving, funny and wise"]
 BAD = ["a dull film without a heart", "poor cast and a thin plot", "we hated every minute of it", "boring, loud and long"]
@@ -43,22 +45,45 @@ TINY = {
     "gemma3_text": _GROUPED | dict(sliding_window=8),
     "convbert": _SMALL | dict(embedding_size=32),  # in no table
 }
+_BART = dict(d_model=32, init_std=0.2) | {
+    f"{side}_{name}": size
+    for side in ("encoder", "decoder")
+    for name, size in dict(layers=2, attention_heads=4, ffn_dim=64).items()
+}
+_T5 = dict(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+T5 = ("t5", "mt5", "umt5")
+TRANSLATORS = {
+    **dict.fromkeys(("marian", "bart", "mbart", "m2m_100"), _BART),
+    "t5": _T5,
+    **dict.fromkeys(("mt5", "umt5"), _T5 | dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
+}
 DECODERS = ("gpt2", "opt", "llama", "qwen2", "qwen3", "gemma2", "gemma3_text")
 
 
 def make_model(folder: Path, model_type: str = "distilbert", seed: int = 0) -> Path:
     """Save a random model of 2 layers x 32 and a word tokenizer whose file asks for truncation and padding to 8.
 
-    An encoder's puts [CLS] and [SEP] around a text; a decoder's knows the end of a text alone, and no token to pad with.
+    An encoder's puts [CLS] and [SEP] around a text; a decoder's knows the end of a text alone, and no token to pad with; a
+    translator's puts [SEP] behind a text.
     """
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "<pad>", "[UNK]", "[CLS]", "[SEP]", *WORDS, "<|endoftext|>"])}
-    pad = 1 if TINY[model_type].get("pad_token_id") else 0
+    shape = (TINY | TRANSLATORS)[model_type]
+    pad = 1 if shape.get("pad_token_id") else 0
     torch.manual_seed(seed)
-    known = {"max_position_embeddings": 64, "pad_token_id": pad} | TINY[model_type]
+    known = {"max_position_embeddings": 64, "pad_token_id": pad} | shape
     if model_type in DECODERS:
         known |= dict(pad_token_id=None, bos_token_id=None, eos_token_id=4)
+    kind = transformers.AutoModel
+    if model_type in TRANSLATORS:
+        known |= dict(
+            bos_token_id=None,
+            eos_token_id=4,
+            forced_eos_token_id=None,
+            decoder_start_token_id=pad if model_type in ("marian", *T5) else 4,
+        )
+        kind = transformers.AutoModelForSeq2SeqLM
     config = transformers.AutoConfig.for_model(model_type, vocab_size=len(vocabulary), **known)
-    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    kind.from_config(config).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -66,6 +91,10 @@ def make_model(folder: Path, model_type: str = "distilbert", seed: int = 0) -> P
     names = dict(unk_token="[UNK]")
     if model_type in DECODERS:
         names |= dict(eos_token="[SEP]")
+    elif model_type in TRANSLATORS:
+        tokenizer.post_processor = processors.TemplateProcessing(single="$A [SEP]", special_tokens=[("[SEP]", 4)])
+        tokenizer.decoder = decoders.WordPiece()  # words with spaces between
+        names |= dict(eos_token="[SEP]", pad_token="[PAD]")
     else:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 3), ("[SEP]", 4)]
@@ -82,6 +111,15 @@ def make_rows(n: int = 80) -> pd.DataFrame:
     """`n` different texts of 6 to 30 words, half of them "good" and half "bad"."""
     texts = [((GOOD, BAD)[i % 2][i // 2 % 4] + " ") * (1 + i % 4) + str(i % 60) + " " + str(i // 60) for i in range(n)]
     return pd.DataFrame({"review": texts, "sentiment": ["good", "bad"] * (n // 2)})
+
+
+def make_pairs(n: int = 400) -> pd.DataFrame:
+    """`n` different texts of one to four words, and the same with each word in another language."""
+    every = [row for length in range(1, 5) for row in itertools.product(range(8), repeat=length)]
+    rows = [every[i] for i in np.random.default_rng(0).permutation(len(every))[:n]]
+    return pd.DataFrame(
+        {name: [" ".join(str(first + i) for i in row) for row in rows] for name, first in (("low", 0), ("high", 20))}
+    )
 
 
 def pytest_addoption(parser):

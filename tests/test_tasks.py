@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from apart import STEP, Death, flags_of, outcome
-from conftest import BAD, GOOD, make_model, make_rows
+from conftest import BAD, GOOD, make_model, make_pairs, make_rows
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
@@ -23,7 +23,7 @@ from finetuning.sources import find_model
 from finetuning.tasks import multi_label, text_classification
 
 CONFIGS = [Config(), Config(problem_type="multi_label_classification"), Config(task="token-classification")]
-CONFIGS += [Config(task="causal-lm"), Config(task="masked-lm")]
+CONFIGS += [Config(task=task) for task in ("causal-lm", "masked-lm", "translation")]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: tasks.task_of(config).__name__)
@@ -224,7 +224,12 @@ def sentences(tmp_path_factory):
     return file
 
 
-@pytest.mark.parametrize("kind", ["one label", "pairs", "several labels", "entities", "causal-lm", "masked-lm"])
+def pairs_file(folder):
+    make_pairs(80).to_csv(folder / "translations.csv", index=False)
+    return folder / "translations.csv"
+
+
+@pytest.mark.parametrize("kind", ["one label", "pairs", "several labels", "entities", "causal-lm", "masked-lm", "translation"])
 def test_each_kind_resumes_bit_for_bit_runs_on_two_processes_and_stops_early(
     kind, data_file, pairs, tagged, sentences, model_dir, tmp_path
 ):
@@ -235,6 +240,8 @@ def test_each_kind_resumes_bit_for_bit_runs_on_two_processes_and_stops_early(
         "entities": dict(dataset_name=sentences, task="token-classification"),
         "causal-lm": dict(task="causal-lm", model_name=make_model(tmp_path / "gpt2", "gpt2")),
         "masked-lm": dict(task="masked-lm"),
+        "translation": dict(task="translation", source_column="low", target_column="high", num_beams=2)
+        | dict(model_name=make_model(tmp_path / "marian", "marian"), dataset_name=pairs_file(tmp_path)),
     }[kind] | dict(train_samples=56, batch_size=8, metric_for_best_model="loss")
     ends = []
     for name, processes, death in (("undisturbed", 1, None), ("killed", 1, Death(STEP, 11)), ("two", 2, None)):
@@ -251,7 +258,7 @@ def test_each_kind_resumes_bit_for_bit_runs_on_two_processes_and_stops_early(
         torch.testing.assert_close(two["adapter"][name], tensor, rtol=1e-3, atol=1e-5)
     assert killed["log"] == undisturbed["log"] and killed["validation"] == undisturbed["validation"]
     flags |= dict(num_train_epochs=9, early_stopping_patience=2, learning_rate=1e-12)
-    flags |= dict(metric_for_best_model="perplexity" if kind.endswith("lm") else "accuracy")
+    flags |= dict(metric_for_best_model="perplexity" if kind.endswith("lm") else "bleu" if kind == "translation" else "accuracy")
     ((code, said),) = apart.run(tmp_path, "fine_tune.py", *flags_of(flags, model_dir, data_file, "stopped"))
     assert code == 0, said
     log = json.loads((tmp_path / "outputs" / "stopped" / "training.json").read_text())["log_history"]

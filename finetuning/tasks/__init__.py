@@ -5,6 +5,7 @@ A task's file answers, in this order:
 rows         NAME, PIPELINE    its name in config.py, and on the Hub
              READERS           endings of files that it reads in a way of its own, as in sources.py
              INPUTS            the types of what a column that the model reads may hold
+             EMPTY             what is answered to an empty text (not every task)
              find_inputs       the columns with what the model reads: the task's name for one -> the data set's
              find_columns      those and the labels'
              settle            settings that were left open and that the data decide
@@ -28,6 +29,7 @@ model        MODEL, PEFT_TYPE  its class in transformers, its type in peft
 predictions  METRICS           on validation: the first picks the checkpoint, the last is the loss
              predict           one prediction for each row, in their order
              validation_metrics  of the Trainer's evaluation, in the order of the tokens
+             validate          those of METRICS that need the model itself (not every task)
              calibrate         what is fitted on validation
              decide            predictions -> what is compared with the labels (not every task has them)
              interval          of the first of METRICS as it is validated, 95 %
@@ -59,6 +61,7 @@ FILES = {  # by the config's task, or its problem_type
     "token-classification": "token_classification",
     "causal-lm": "causal_lm",
     "masked-lm": "masked_lm",
+    "translation": "translation",
     "multi_label_classification": "multi_label",
 }
 

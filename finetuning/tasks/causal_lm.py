@@ -59,21 +59,20 @@ def find_columns(columns: list[str], config: Config) -> dict[str, str]:
 
 
 def settle(train: Dataset, config: Config) -> Config:
-    refuse(config, NAME, "mlm_probability")
     return settle_text(config)
 
 
 def settle_text(config: Config) -> Config:
     """What both kinds of language model have no use for is refused."""
     labels = ("text_pair_column", "problem_type", "class_weights", "label_smoothing_factor")
-    refuse(config, config.task, *labels, "truncation", "context", "augmentation", "padding")
+    refuse(config, config.task, *labels, "truncation", "augmentation", "padding")
     if config.method == "head":
         raise UserError(f"method=head is not for {config.task}, which has no new head to train alone: set it to lora or full")
     return config
 
 
 def read_rows(
-    raw: dict[str, Dataset], columns: dict[str, str]
+    raw: dict[str, Dataset], columns: dict[str, str], config: Config
 ) -> tuple[dict[str, Dataset], dict[str, np.ndarray], list[str], list[str]]:
     """Rows as they are, without the empty ones; of each the label (rows,), or 0."""
     check_texts(raw, columns)
@@ -145,9 +144,25 @@ def model_settings(label_names: list[str]) -> dict:
 
 def adapt(model: torch.nn.Module) -> torch.nn.Module:
     """Let the model, given a batch with `targets` (blocks, tokens), -100 where there is none, answer in place of its logits with
-    (blocks, 2): the sum of the targets' log-likelihoods, and how many they are.
+    (blocks, 2): the sum of the targets' log-likelihoods, and how many they are."""
 
-    Its head then computes only where there is a target, and no tensor of all tokens by all words leaves the step.
+    def of_words(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return -cross_entropy(logits, targets, reduction="none")[:, None]
+
+    return scoring(model, getattr(model, model.base_model_prefix), of_words)
+
+
+def scoring(
+    model: torch.nn.Module,
+    below: torch.nn.Module,
+    of_words: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    inputs_of: Callable[[torch.Tensor], dict] = lambda targets: {},
+) -> torch.nn.Module:
+    """The model, which answers to a batch with `targets` with sums over each row's targets, and how many they are, the last.
+
+    `below` is the part of it whose output its head scores words by; `of_words`: (logits (n, words), targets (n,)) -> what is summed
+    (n, figures); `inputs_of`: targets -> further inputs. The head computes only where there is a target, and no tensor of all
+    tokens by all words leaves the step.
     """
     plain, wanted = model.forward, []
 
@@ -162,15 +177,14 @@ def adapt(model: torch.nn.Module) -> torch.nn.Module:
             return plain(*args, **inputs)
         here = targets >= 0
         wanted[:] = [here]
-        logits = plain(*args, **inputs).logits
+        logits = plain(*args, **(inputs | inputs_of(targets))).logits
         logits = logits[here] if wanted else logits[0]  # OPT's head asks a part of its encoder, and all tokens are there still
-        found = -cross_entropy(logits.float(), targets[here], reduction="none")
-        block = here.nonzero()[:, 0]
-        summed = found.new_zeros(len(targets)).index_add(0, block, found)
-        return MaskedLMOutput(logits=torch.stack([summed, here.sum(dim=1).to(summed.dtype)], dim=1))
+        found = of_words(logits.float(), targets[here])
+        summed = found.new_zeros(len(targets), found.shape[1]).index_add(0, here.nonzero()[:, 0], found)
+        return MaskedLMOutput(logits=torch.cat([summed, here.sum(dim=1, keepdim=True).to(summed.dtype)], dim=1))
 
     model.forward = forward
-    getattr(model, model.base_model_prefix).register_forward_hook(keep_wanted)
+    below.register_forward_hook(keep_wanted)
     return model
 
 

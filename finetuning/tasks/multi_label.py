@@ -72,7 +72,7 @@ def find_columns(columns: list[str], config: Config) -> dict[str, str]:
 
 
 def read_rows(
-    raw: dict[str, Dataset], columns: dict[str, str]
+    raw: dict[str, Dataset], columns: dict[str, str], config: Config
 ) -> tuple[dict[str, Dataset], dict[str, np.ndarray], list[str], list[str]]:
     """Rows as they are; of labels 0 or 1 (rows, labels), float32, as the loss takes them."""
     single.check_texts(raw, columns)

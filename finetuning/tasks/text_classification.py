@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 from config import Config
 from finetuning import explanation, plots, training
 from finetuning.augmentation import augmentation
-from finetuning.data import TEXT_COLUMNS, Split, find_column, refuse, renamed
+from finetuning.data import TEXT_COLUMNS, Split, find_column, renamed
 from finetuning.disk import write_json
 from finetuning.errors import UserError
 from finetuning.labels import encode_labels
@@ -62,7 +62,6 @@ def find_columns(columns: list[str], config: Config) -> dict[str, str]:
 
 def settle(train: Dataset, config: Config) -> Config:
     """`config` with the problem_type that the label column tells, where none was given."""
-    refuse(config, NAME, "context", "mlm_probability")
     if config.problem_type:
         return config
     several = "," in (config.label_column or "") and config.label_column not in train.column_names
@@ -72,7 +71,7 @@ def settle(train: Dataset, config: Config) -> Config:
 
 
 def read_rows(
-    raw: dict[str, Dataset], columns: dict[str, str]
+    raw: dict[str, Dataset], columns: dict[str, str], config: Config
 ) -> tuple[dict[str, Dataset], dict[str, np.ndarray], list[str], list[str]]:
     """Rows as they are; of labels the positions (rows,) among the names."""
     labels, names = encode_labels(raw, columns["label"])
@@ -83,9 +82,8 @@ def read_rows(
 def check_texts(raw: dict[str, Dataset], columns: dict[str, str]) -> None:
     """Raises `UserError` where a column that should hold texts holds something else."""
     for split, rows in raw.items():
-        for name in ("text", "text_pair"):
-            column = columns.get(name)
-            if column and getattr(rows.features[column], "dtype", None) not in ("string", "large_string"):
+        for name, column in columns.items():
+            if not name.startswith("label") and getattr(rows.features[column], "dtype", None) not in ("string", "large_string"):
                 raise UserError(
                     f"{name}_column={column}: split {split} holds no text in it; set {name}_column to the column that does"
                 )

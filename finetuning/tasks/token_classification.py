@@ -67,7 +67,7 @@ def find_columns(columns: list[str], config: Config) -> dict[str, str]:
 
 
 def settle(train: Dataset, config: Config) -> Config:
-    refuse(config, NAME, "text_pair_column", "problem_type", "truncation", "augmentation", "class_weights", "mlm_probability")
+    refuse(config, NAME, "text_pair_column", "problem_type", "truncation", "augmentation", "class_weights")
     return config
 
 

@@ -1,0 +1,66 @@
+"""A small translation model that has learned nothing yet, for where no pre-trained one can be had: its own tokenizer, random weights.
+
+    python benchmarks/small_translator.py outputs/small-translator --dataset_name bentrevett/multi30k --columns en de
+    python fine_tune.py --preset translation --model_name outputs/small-translator --method full
+
+Marian's classes in the shape of arXiv 2105.14462's Transformer-Tiny. The tokenizer, byte pairs of all the columns together, is
+made from the training rows alone.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+WORDS = 10_000
+SHAPE = dict(d_model=128, layers=4, attention_heads=4, ffn_dim=256)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where the model goes")
+    parser.add_argument("--dataset_name", default="bentrevett/multi30k", help="as for fine_tune.py")
+    parser.add_argument("--columns", nargs="+", default=["en", "de"], help="its languages")
+    arguments = parser.parse_args()
+
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerFast, set_seed
+
+    from finetuning import console, sources
+
+    console.quiet_libraries()
+    rows = sources.find_rows(arguments.dataset_name)[0]["train"]
+    special = ["<pad>", "</s>", "<unk>"]
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.normalizer = normalizers.NFC()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+    bpe.decoder = decoders.Metaspace()
+    texts = (text for column in arguments.columns for text in rows[column])
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=WORDS, special_tokens=special, show_progress=False))
+    bpe.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    set_seed(0)
+    both = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in SHAPE.items() if name != "d_model"}
+    model = MarianMTModel(
+        MarianConfig(
+            vocab_size=len(tokenizer),
+            d_model=SHAPE["d_model"],
+            **both,
+            activation_function="relu",
+            scale_embedding=True,
+            max_position_embeddings=256,
+            pad_token_id=0,
+            eos_token_id=1,
+            forced_eos_token_id=None,
+            decoder_start_token_id=0,
+        )
+    )
+    for part in (model, tokenizer):
+        part.save_pretrained(arguments.folder)
+    print(f"{arguments.folder}: {model.num_parameters():,} random parameters, {len(tokenizer):,} tokens from {len(rows):,} rows")
+
+
+if __name__ == "__main__":
+    main()
