@@ -126,7 +126,7 @@ class Config:
     learning_rate: float = HfArg(
         default=1e-3, help="the knob that matters most; ten to twenty times that of full fine-tuning; at 4e-3 training failed"
     )
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = HfArg(
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"] = HfArg(
         default="linear", help="how the learning rate falls after the warm-up"
     )
     warmup_steps: float = HfArg(default=0.06, help="steps of rising learning rate; below 1: a share of all steps")

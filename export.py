@@ -7,6 +7,7 @@
 merged   the adapter merged into the base, for plain transformers (safetensors)
 onnx     the same for ONNX Runtime, any batch and length; needs requirements-extras.txt
 int8     the same with 8-bit weights, smaller and often faster on a CPU
+ctranslate2, ctranslate2-int8     of translation: for CTranslate2, as it is and with 8-bit weights; likewise
 
 Writes outputs/RUN/export/ with export.json, which compares each with the run's model on held-out rows. A model that does
 not agree is not written.
@@ -17,7 +18,7 @@ from pathlib import Path
 from finetuning.cli import Parser, exit_cleanly
 from finetuning.errors import UserError
 
-FORMATS = ("merged", "onnx", "int8")
+FORMATS = ("merged", "onnx", "int8", "ctranslate2", "ctranslate2-int8")
 
 
 @exit_cleanly

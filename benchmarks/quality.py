@@ -59,16 +59,14 @@ def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:  # so that its peak of memory is its own
             logits, about = alone.submit(tfidf, rows, split).result()
     else:
-        kept = ROOT / pretrained(study, name) if STUDIES[study].keep else None
+        kept = ROOT / pretrained(study, name) if STUDIES[study].keep and seed == 0 else None
         rows, logits, about = fine_tuned(settings, split, kept)
     measured = getattr(rows, split)
     unseen = ~np.isin(measured.hashes, [*rows.train.hashes, *rows.validation.hashes])  # those whose text was not trained on
-    of_task = {"token-classification": of_entities, "masked-lm": of_documents, "causal-lm": of_documents}.get(
-        settings.get("task"), of_labels
-    )
-    found, each = of_task(logits, measured, rows.label_names, unseen)
+    of_tasks = {"token-classification": of_entities, "masked-lm": of_documents, "causal-lm": of_documents, "translation": of_pairs}
+    found, each = of_tasks.get(settings.get("task"), of_labels)(logits, measured, rows.label_names, unseen)
     if split != "test":
-        del found["unseen"]
+        found.pop("unseen", None)
     return {
         "study": study,
         "experiment": name,
@@ -121,6 +119,22 @@ def of_documents(documents: np.ndarray, measured, label_names: list[str], unseen
     found = lm_metrics(documents)
     found["unseen"] = {"perplexity": lm_metrics(documents[unseen])["perplexity"] if unseen.any() else None, "n": int(unseen.sum())}
     return found, {"documents": " ".join(f"{-mean:.4f}/{n:.0f}" for mean, n in documents)}
+
+
+def of_pairs(found, measured, label_names: list[str], unseen: np.ndarray) -> tuple[dict, dict]:
+    """Figures, those of lower-cased tokens too, as papers on Multi30k have them; and the translations, on one line."""
+    from sacrebleu.metrics import BLEU
+    from sacremoses import MosesTokenizer
+
+    from finetuning.tasks import translation as task
+
+    split = MosesTokenizer("en").tokenize
+    tokens = [
+        [split(text.lower(), escape=False, return_str=True) for text in texts] for texts in (found.texts, task.references(measured))
+    ]
+    figures = task.measure(found, measured, None, label_names, {})
+    lower = {"bleu_lower_tokens": BLEU(tokenize="none").corpus_score(tokens[0], [tokens[1]]).score}
+    return figures | lower, {"translations": "\n".join(found.texts)}
 
 
 def fine_tuned(settings: dict, split: str, kept: Path | None = None):
@@ -190,7 +204,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="a study, or study/experiment; none: all")
     parser.add_argument("--list", action="store_true", help="show them and what each took, and run nothing")
-    parser.add_argument("--dataset_name", help="a copy of the studies' data, IMDb or CoNLL-2003, with its official splits")
+    parser.add_argument(
+        "--dataset_name", help="a copy of the studies' data, IMDb, CoNLL-2003 or Multi30k, with its official splits"
+    )
     arguments = parser.parse_args()
     for study, name, seed in runs(arguments.names):
         file = record_file(study, name, seed)
@@ -205,7 +221,7 @@ def main() -> None:
         split = STUDIES[study].split
         said = "not run yet"
         if record:
-            metric = next(name for name in ("f1", "accuracy", "perplexity") if name in record)
+            metric = next(name for name in ("f1", "accuracy", "perplexity", "bleu") if name in record)
             said = f"{record['minutes']:5.1f} min  {split} {metric} {record[metric]:.4f}, loss {record['loss']:.4f}"
         print(f"{f'{study}/{name}':<42} seed {seed}  {said}", flush=True)
 

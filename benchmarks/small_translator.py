@@ -32,14 +32,14 @@ def main() -> None:
 
     console.quiet_libraries()
     rows = sources.find_rows(arguments.dataset_name)[0]["train"]
-    special = ["<pad>", "</s>", "<unk>"]
     bpe = Tokenizer(models.BPE(unk_token="<unk>"))
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
     bpe.decoder = decoders.Metaspace()
     texts = (text for column in arguments.columns for text in rows[column])
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=WORDS, special_tokens=special, show_progress=False))
-    bpe.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=WORDS, special_tokens=["</s>", "<unk>"], show_progress=False))
+    bpe.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 0)])
+    bpe.add_special_tokens(["<pad>"])  # the last, as Marian has it: the decoder begins with it, and its embedding is zero
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     set_seed(0)
     both = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in SHAPE.items() if name != "d_model"}
@@ -51,12 +51,13 @@ def main() -> None:
             activation_function="relu",
             scale_embedding=True,
             max_position_embeddings=256,
-            pad_token_id=0,
-            eos_token_id=1,
-            forced_eos_token_id=None,
-            decoder_start_token_id=0,
+            pad_token_id=tokenizer.pad_token_id,
+            decoder_start_token_id=tokenizer.pad_token_id,
+            eos_token_id=0,
+            forced_eos_token_id=0,
         )
     )
+    model.generation_config.bad_words_ids = [[tokenizer.pad_token_id]]
     for part in (model, tokenizer):
         part.save_pretrained(arguments.folder)
     print(f"{arguments.folder}: {model.num_parameters():,} random parameters, {len(tokenizer):,} tokens from {len(rows):,} rows")

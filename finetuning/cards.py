@@ -30,7 +30,7 @@ model = PeftModel.from_pretrained(base, ADAPTER).eval()
 tokenizer = AutoTokenizer.from_pretrained(ADAPTER)"""
     if run.config.method == "full" and not run.label_names:
         load += """
-if base.config.tie_word_embeddings:  # words are scored by the embeddings: by those that were trained
+if base.config.tie_word_embeddings and hasattr(base, base.base_model_prefix):  # words are scored by the embeddings: by those that were trained
     trained = getattr(base, base.base_model_prefix).modules_to_save["default"]
     base.get_output_embeddings().weight = trained.get_input_embeddings().weight"""
     code = f"Plain peft and transformers answer as `predict.py` does by:\n\n{_code(run, load, run.training.get('temperature'))}"

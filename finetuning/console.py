@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import transformers
 
 from config import Config
@@ -21,6 +22,7 @@ def quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.logging.set_verbosity(logging.CRITICAL)
+    huggingface_hub.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # model.py ties them
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|torch|peft)\.")
@@ -87,10 +89,10 @@ def show_comparison(a: Run, b: Run, found: dict, differences: Path) -> None:
 def show_exports(found: list[dict], folder: Path) -> None:
     """Print each export beside the run's model."""
     metric = next(name for name in found[0] if name not in ("format", "rows_per_s", "mib"))
-    labels = any("equal_labels" in one for one in found)
-    print(f"{'':<8}{'MiB':>9}{'rows/s':>9}{metric:>12}{'equal labels' if labels else '':>14}{'largest difference of a logit':>31}")
+    answers = any("equal_labels" in one for one in found)
+    print(f"{'':<16}{'MiB':>9}{'rows/s':>9}{metric:>12}{'equal answers' if answers else '':>15}{'largest difference':>20}")
     for one in found:
         agreement = f"{one['equal_labels']:.1%}" if "equal_labels" in one else ""
         difference = f"{one['largest_difference']:.2g}" if "largest_difference" in one else ""
-        print(f"{one['format']:<8}{one['mib']:>9.1f}{one['rows_per_s']:>9.1f}{one[metric]:>12.4f}{agreement:>14}{difference:>31}")
+        print(f"{one['format']:<16}{one['mib']:>9.1f}{one['rows_per_s']:>9.1f}{one[metric]:>12.4f}{agreement:>15}{difference:>20}")
     print(f"\nwritten to {folder}; the same figures in export.json")

@@ -20,8 +20,9 @@ from finetuning.model import load
 from finetuning.run_folder import ADAPTER_FILES, Run, check_same_data, load_model
 
 NEEDED = {"merged": (), "onnx": ("onnx", "onnxscript", "onnxruntime"), "int8": ("onnx", "onnxscript", "onnxruntime")}
+NEEDED |= {"ctranslate2": ("ctranslate2",), "ctranslate2-int8": ("ctranslate2",)}
 LARGEST_DIFFERENCE = 1e-3  # of a logit, in float32
-LARGEST_LOSS = 0.005  # of the task's first metric, with 8-bit weights
+LARGEST_LOSS = {"bleu": 0.5}  # of the task's first metric, with 8-bit weights; of others 0.005
 BATCH = 16
 
 
@@ -98,15 +99,15 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
 
         quantize_dynamic(partial / "model.onnx", partial / "model.int8.onnx", per_channel=True)
         add("int8", _Onnx(partial / "model.int8.onnx"), partial / "model.int8.onnx", scaled)
+    for name in [name for name in formats if name in getattr(run.task, "EXPORTS", {})]:
+        add(name, run.task.EXPORTS[name](partial / "merged", partial / name, tokenizer), partial / name / "model.bin", scaled)
 
     for one in found[1:]:
         loss = found[0][metric] - one[metric]
-        if (one["format"] == "int8" and loss > LARGEST_LOSS) or (
-            one["format"] != "int8" and one["largest_difference"] > LARGEST_DIFFERENCE
-        ):
+        if loss > LARGEST_LOSS.get(metric, 0.005) if "int8" in one["format"] else one["largest_difference"] > LARGEST_DIFFERENCE:
             shutil.rmtree(partial)
             raise UserError(
-                f"{one['format']}: does not agree with the run's model on {len(test)} rows (largest difference of a logit "
+                f"{one['format']}: does not agree with the run's model on {len(test)} rows (largest difference "
                 f"{one['largest_difference']:.2g}, {metric} {one[metric]:.4f} instead of {found[0][metric]:.4f}), so nothing "
                 "was written; leave it out of --formats"
             )
@@ -131,8 +132,9 @@ def _divide_logits(model: torch.nn.Module, temperature: float) -> None:
 
 def files_for_the_hub(folder: Path) -> dict[str, Path]:
     """The files of exports by their places in a repository of the Hub: the merged model's on top, ONNX in a folder."""
-    onnx = {"onnx/model.onnx": folder / "model.onnx", "onnx/model_int8.onnx": folder / "model.int8.onnx"}
-    return {file.name: file for file in (folder / "merged").iterdir()} | {at: file for at, file in onnx.items() if file.is_file()}
+    others = {"onnx/model.onnx": folder / "model.onnx", "onnx/model_int8.onnx": folder / "model.int8.onnx"}
+    others |= {f"{file.parent.name}/{file.name}": file for file in folder.glob("ctranslate2*/*")}
+    return {file.name: file for file in (folder / "merged").iterdir()} | {at: file for at, file in others.items() if file.is_file()}
 
 
 class _Onnx(torch.nn.Module):

@@ -206,6 +206,7 @@ def add_lora(base: torch.nn.Module, config: Config) -> PeftModel:
         _tie(model)
         for name in base._keys_to_ignore_on_save or []:  # Marian's positions, which are computed and not saved
             _part(base, name).requires_grad = False
+        _keep_zero(base)
     fast.prepare(model, config)
     return model
 
@@ -232,6 +233,16 @@ def _tie(model: PeftModel) -> None:
     for tied, weight in base.all_tied_weights_keys.items():
         place, name = tied.rpartition(".")[::2]
         setattr(_part(base, place), name, _part(base, weight))
+
+
+def _keep_zero(base: torch.nn.Module) -> None:
+    """Let the embedding of padding stay zero where it is: of Marian's, with which its decoder begins, a head over words that has the
+    same weights would make something else, and other programs take it for granted."""
+    for part in base.modules():
+        if isinstance(part, torch.nn.Embedding) and part.padding_idx is not None and not part.weight[part.padding_idx].any():
+            part.weight.register_hook(
+                lambda gradient, row=part.padding_idx: gradient.index_fill(0, gradient.new_tensor([row]).long(), 0)
+            )
 
 
 def _part(base: torch.nn.Module, name: str) -> torch.nn.Module | torch.nn.Parameter:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import BAD, GOOD, make_model, make_rows
+from conftest import BAD, GOOD, make_model, make_pairs, make_rows
 from huggingface_hub import ModelCard
 from test_tasks import pairs, sentences, tagged  # noqa: F401  (fixtures)
 
@@ -41,7 +41,7 @@ def run_elsewhere(cards: list[tuple[Path, dict[str, Path]]], then: str, folder: 
     return [json.loads(line.removeprefix("ANSWER ")) for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
 
 
-KINDS = ["one label", "pairs", "several labels", "entities", "causal-lm", "masked-lm"]
+KINDS = ["one label", "pairs", "several labels", "entities", "causal-lm", "masked-lm", "translation"]
 VARIANTS = [(kind, {}) for kind in KINDS]
 VARIANTS += [
     ("one label", dict(truncation="tail", method="full")),
@@ -49,6 +49,8 @@ VARIANTS += [
     ("pairs", dict(truncation="tail", model_name="bert")),
     ("masked-lm", dict(method="full")),
     ("causal-lm", dict(method="full")),
+    ("translation", dict(method="full")),
+    ("translation", dict(method="full", model_name="t5")),
 ]
 
 
@@ -56,8 +58,9 @@ VARIANTS += [
     ("kind", "changed"), VARIANTS, ids=lambda value: value if isinstance(value, str) else "-".join(value.values()) or "plain"
 )
 def test_the_code_of_each_card_answers_as_predict_does(kind, changed, data_file, pairs, tagged, sentences, tmp_path, call):  # noqa: F811
-    model_type = changed.get("model_name", "gpt2" if kind == "causal-lm" else "distilbert")
+    model_type = changed.get("model_name", {"causal-lm": "gpt2", "translation": "marian"}.get(kind, "distilbert"))
     model = make_model(tmp_path / f"tiny-{model_type}", model_type)
+    make_pairs(80).to_csv("pairs.csv", index=False)
     settings = (
         {
             "one label": dict(dataset_name=data_file),
@@ -66,6 +69,8 @@ def test_the_code_of_each_card_answers_as_predict_does(kind, changed, data_file,
             "entities": dict(dataset_name=sentences, task="token-classification", num_train_epochs=8),
             "causal-lm": dict(dataset_name=data_file, task="causal-lm"),
             "masked-lm": dict(dataset_name=data_file, task="masked-lm"),
+            "translation": dict(dataset_name="pairs.csv", task="translation", source_column="low", target_column="high")
+            | dict(source_lang="en", target_lang="de"),
         }[kind]
         | dict(max_length=16, precision="float32", learning_rate=0.01, batch_size=8, run_name="run")
         | changed
@@ -91,6 +96,8 @@ def test_the_code_of_each_card_answers_as_predict_does(kind, changed, data_file,
             texts = [text.replace("film", "[MASK]").replace("plot", "[MASK]") for text in texts if "film" in text or "plot" in text]
         if kind == "entities":  # as far as a plain model can tell: short, and clear
             texts = [f"the {i} film with {i + 7} a" for i in range(8)]
+        if kind == "translation":
+            texts = make_pairs(8).low.tolist()
         if kind == "causal-lm":
             texts = ["a fine", "we hated every", "poor cast", "moving"]
         said = [json.loads(line) for line in call("predict.py", "--json", *texts).out.splitlines()]
@@ -99,6 +106,7 @@ def test_the_code_of_each_card_answers_as_predict_does(kind, changed, data_file,
             "several labels": (lambda one: one["labels"], "labels(text)"),
             "entities": (lambda one: [entity["text"] for entity in one["entities"]], "[word for word, tag in tags(text.split()) if tag != 'O']"),
             "causal-lm": (lambda one: one["text"] + one["continuation"], "(torch.manual_seed(0), go_on(text))[1]"),
+            "translation": (lambda one: one["translation"], "translate(text)"),
             "masked-lm": (lambda one: [[[guess["word"], guess["probability"]] for guess in of] for of in one["words"]], "guess(text)"),
         }[kind]  # fmt: skip
         expected, then = [of_kind[0](one) for one in said], f"[{of_kind[1]} for text in {texts!r}]"

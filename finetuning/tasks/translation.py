@@ -4,6 +4,7 @@ Trained on pairs of texts to predict the next token of the translation. Validati
 token is the likeliest; evaluate.py and predict.py use beam search.
 """
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from markupsafe import Markup
 from peft import PeftModel, TaskType
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest
-from torch.nn.functional import cross_entropy, log_softmax, pad
+from torch.nn.functional import log_softmax, pad
 from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, EvalPrediction, PreTrainedTokenizerBase
 
@@ -212,7 +213,8 @@ def adapt(model: torch.nn.Module) -> torch.nn.Module:
     start, padding = model.config.decoder_start_token_id, model.config.pad_token_id
 
     def of_words(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return torch.stack([-cross_entropy(logits, targets, reduction="none"), log_softmax(logits, dim=-1).mean(dim=-1)], dim=1)
+        likely = log_softmax(logits, dim=-1)
+        return torch.stack([likely.gather(1, targets[:, None])[:, 0], likely.mean(dim=-1)], dim=1)
 
     def shifted(targets: torch.Tensor) -> dict[str, torch.Tensor]:
         """What the decoder has read when it predicts each target."""
@@ -244,7 +246,47 @@ def loss(held: np.ndarray, n_labels: int, config: Config) -> Callable[[torch.Ten
     return lambda scores, labels: -((1 - smooth) * scores[:, 0] + smooth * scores[:, 1]).sum()
 
 
-FORMATS = ("merged",)
+FORMATS = ("merged", "ctranslate2", "ctranslate2-int8")
+
+
+class CTranslate2(torch.nn.Module):
+    """CTranslate2 in the place of a model: it translates and scores as `predict` asks."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, merged: Path, folder: Path, tokenizer: PreTrainedTokenizerBase, quantization: str = "float32") -> None:
+        import ctranslate2
+
+        super().__init__()
+        try:
+            ctranslate2.converters.TransformersConverter(str(merged)).convert(str(folder), quantization=quantization)
+        except (AttributeError, ValueError) as error:
+            raise UserError(f"CTranslate2 does not know this kind of model ({error}): leave it out of --formats") from error
+        self.tokenizer = tokenizer
+        self.translator = ctranslate2.Translator(str(folder), compute_type=quantization, intra_threads=torch.get_num_threads())
+
+    def tokens(self, rows: torch.Tensor, there: torch.Tensor) -> list[list[str]]:
+        return [self.tokenizer.convert_ids_to_tokens(row[here].tolist()) for row, here in zip(rows, there, strict=True)]
+
+    def generate(self, input_ids, attention_mask, num_beams, max_new_tokens, forced_bos_token_id=None, **_) -> list[list[int]]:
+        first = forced_bos_token_id is not None and [self.tokenizer.convert_ids_to_tokens([forced_bos_token_id])] * len(input_ids)
+        found = self.translator.translate_batch(
+            self.tokens(input_ids, attention_mask.bool()),
+            target_prefix=first or None,
+            beam_size=num_beams,
+            max_decoding_length=max_new_tokens,
+        )
+        return [self.tokenizer.convert_tokens_to_ids(one.hypotheses[0]) for one in found]
+
+    def forward(self, input_ids, attention_mask, targets, labels=None) -> dict[str, torch.Tensor]:
+        there = targets >= 0
+        without_end = there & (targets != self.tokenizer.eos_token_id)
+        found = self.translator.score_batch(self.tokens(input_ids, attention_mask.bool()), self.tokens(targets, without_end))
+        sums = torch.tensor([[sum(one.log_probs), 0.0] for one in found])
+        return {"logits": torch.cat([sums, there.sum(dim=1, keepdim=True)], dim=1)}
+
+
+EXPORTS = {"ctranslate2": CTranslate2, "ctranslate2-int8": functools.partial(CTranslate2, quantization="int8")}
 
 # --- predictions and what is measured ------------------------------------------------------------------------------------
 
