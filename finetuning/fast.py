@@ -174,40 +174,68 @@ def attention(
     if attention_mask is None and getattr(module, "is_causal", False):
         tokens = query.shape[2]
         attention_mask = query.new_ones(tokens, tokens, dtype=torch.bool).tril().expand(len(query), 1, tokens, tokens)
-    if torch.is_grad_enabled() and query.requires_grad and dropout == 0:
-        out = _Attention.apply(query, key, value, attention_mask, scaling)
-    else:
+    if dropout:
         out = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
-    return out.transpose(1, 2).contiguous(), None
+        return out.transpose(1, 2).contiguous(), None
+    return _Attention.apply(query, key, value, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling), None
+
+
+IN_CACHE = 2**20  # scores of as many texts at a time as are that many together
 
 
 class _Attention(torch.autograd.Function):
-    """PyTorch's fused forward; a backward that recomputes one text's scores at a time, so that they stay in the cache.
+    """Softmax attention of some texts at a time, so that their scores stay in the cache; the backward computes them anew.
 
-    PyTorch's own backward on a CPU takes two to three times as long (2.13, AMX).
+    query, key, value (batch, heads, tokens, width) -> (batch, tokens, heads, width). PyTorch's fused forward takes twice as long in
+    bf16 without AMX, its backward two to three times (2.13); in float32 the forward is its own.
     """
 
     @staticmethod
     def forward(ctx, query, key, value, mask, scaling):
         ctx.save_for_backward(query, key, value, mask)
-        ctx.scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+        ctx.scaling = scaling
+        if query.dtype == torch.float32:
+            return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling).transpose(1, 2).contiguous()
+        batch, heads, tokens, _ = query.shape
+        out = query.new_empty(batch, tokens, heads, value.shape[-1])
+        for some in _texts(query, key):
+            shares = _shares(query[some], key[some], mask if mask is None else mask[some], scaling)
+            out[some] = _by_text(torch.bmm(shares, value[some].flatten(0, 1)), heads)
+        return out
 
     @staticmethod
     def backward(ctx, grad):
         query, key, value, mask = ctx.saved_tensors
-        query, key, value, grad = (query * ctx.scaling).contiguous(), key.contiguous(), value.contiguous(), grad.contiguous()
-        grad_query, grad_key, grad_value = (torch.empty_like(tensor) for tensor in (query, key, value))
-        for text, (q, k, v, g) in enumerate(zip(query, key, value, grad, strict=True)):
-            scores = q @ k.transpose(1, 2)
-            if mask is not None and not mask[text].all():
-                scores.masked_fill_(~mask[text], torch.finfo(scores.dtype).min)  # not -inf: padding may attend to nothing at all
-            shares = torch.softmax(scores, dim=-1)
-            grad_scores = torch._softmax_backward_data(g @ v.transpose(1, 2), shares, -1, shares.dtype)
-            torch.bmm(shares.transpose(1, 2), g, out=grad_value[text])
-            torch.bmm(grad_scores, k, out=grad_query[text])
-            torch.bmm(grad_scores.transpose(1, 2), q, out=grad_key[text])
-        return grad_query * ctx.scaling, grad_key, grad_value, None, None
+        heads, grads = query.shape[1], [torch.empty_like(tensor.transpose(1, 2)) for tensor in (query, key, value)]
+        for some in _texts(query, key):
+            q, k, v, g = (tensor[some].flatten(0, 1) for tensor in (query, key, value, grad.transpose(1, 2)))
+            shares = _shares(query[some], key[some], mask if mask is None else mask[some], ctx.scaling)
+            grad_scores = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), shares, -1, shares.dtype)
+            found = torch.bmm(grad_scores, k) * ctx.scaling, torch.bmm(grad_scores.transpose(1, 2), q) * ctx.scaling
+            for whole, part in zip(grads, (*found, torch.bmm(shares.transpose(1, 2), g)), strict=True):
+                whole[some] = _by_text(part, heads)
+        return *(whole.transpose(1, 2) for whole in grads), None, None
+
+
+def _texts(query: torch.Tensor, key: torch.Tensor) -> list[slice]:
+    batch, heads, tokens, _ = query.shape
+    size = max(1, IN_CACHE // (heads * tokens * key.shape[2]))
+    return [slice(start, start + size) for start in range(0, batch, size)]
+
+
+def _shares(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> torch.Tensor:
+    """What each token attends to, (texts x heads, tokens, tokens)."""
+    scores = torch.bmm((query * scaling).flatten(0, 1), key.flatten(0, 1).transpose(1, 2))
+    if mask is not None and not (seen := mask.flatten(0, -2).all(dim=0)).all():
+        first = int(seen.int().argmin())  # key that is hidden from someone: padding is behind it
+        hidden, of_texts = ~mask[..., first:], scores.view(*query.shape[:2], *scores.shape[1:])
+        of_texts[..., first:].masked_fill_(hidden, torch.finfo(scores.dtype).min)  # not -inf: padding may attend to nothing at all
+    return torch.softmax(scores, dim=-1)
+
+
+def _by_text(part: torch.Tensor, heads: int) -> torch.Tensor:
+    """(texts x heads, tokens, width) -> (texts, tokens, heads, width)"""
+    return part.unflatten(0, (-1, heads)).transpose(1, 2)
 
 
 AttentionInterface.register(ATTENTION, attention)

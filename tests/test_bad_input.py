@@ -197,7 +197,6 @@ def test_run_folders_that_cannot_be_evaluated(call, tiny_flags, tmp_path, model_
         (["--file", "nowhere.txt"], "--file nowhere.txt"),
         (["--file", "latin.txt"], "UTF-8"),
         (["a text", "--file", "nowhere.txt"], "not both"),
-        (["a text", " "], "text 2 is empty"),
         (["a text"], "no finished run"),
     ],
 )

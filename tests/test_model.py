@@ -208,3 +208,30 @@ def test_parameters_are_counted_once(model_dir):
     head = 32 * 32 + 32 + 2 * 32 + 2
     assert trainable == adapters + head
     assert total == sum(p.numel() for p in plain.parameters()) + adapters
+
+
+@pytest.mark.parametrize("in_cache", [1, 2**20], ids=["one at a time", "together"])
+@pytest.mark.parametrize("mask", ["none", "padding", "causal", "of another text"])
+def test_attention_in_bf16_is_that_of_float32(mask, in_cache, monkeypatch):
+    monkeypatch.setattr(fast, "IN_CACHE", in_cache)
+    torch.manual_seed(0)
+    queries, keys = (9, 14) if mask == "of another text" else (14, 14)
+    inputs = [torch.randn(5, tokens, 3, 8).transpose(1, 2).bfloat16() for tokens in (queries, keys, keys)]
+    seen = None
+    if mask != "none":
+        seen = (torch.arange(keys) < torch.tensor([14, 9, 12, 1, 14])[:, None])[:, None, None, :].expand(5, 1, queries, keys)
+    if mask == "causal":
+        seen = seen & torch.ones(queries, keys, dtype=torch.bool).tril()
+    module, grad, found = torch.nn.Module(), torch.randn(5, queries, 3, 8), []
+    for dtype in (torch.bfloat16, torch.float32):
+        leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
+        if dtype == torch.float32:
+            out = torch.nn.functional.scaled_dot_product_attention(*leaves, attn_mask=seen).transpose(1, 2)
+        else:
+            out = fast.attention(module, *leaves, seen)[0]
+            with torch.no_grad():
+                assert torch.equal(fast.attention(module, *leaves, seen)[0], out), "while predicting too"
+        out.backward(grad.to(dtype))
+        found.append([out, *(leaf.grad for leaf in leaves)])
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours.float(), exact, rtol=0.05, atol=0.05)

@@ -169,6 +169,7 @@ def test_what_is_wrong_with_a_file_is_said_and_nothing_is_written(run, call, tmp
         (["--file", "in.csv", "--out", "nowhere/out.csv"], "no folder nowhere"),
         (["--file", "in.csv", "--text_column", "words", "--out", "out.csv"], "review, sentiment"),
         (["--file", "gap.csv", "--out", "out.csv"], "text 7 is empty"),
+        (["a text", " "], "text 2 is empty"),
         (["--file", "numbers.csv", "--text_column", "n"], "text 1 is empty"),
         (["--out", "out.csv", "a text"], "--out takes the labels of a --file"),
     ):
