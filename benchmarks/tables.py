@@ -382,13 +382,37 @@ def perplexity_table(study: str, what: str, of: str) -> str:
 def pretrained_table() -> str:
     """What a classifier makes of further pre-training, by the number of its labelled reviews: the study "pretrained"."""
     lines = ["| labelled reviews | base model | validation accuracy | difference, paired (95 %) | loss |", "|--:|---|--:|--:|--:|"]
-    first = {}
-    for name, runs in _quality_records("pretrained").items():
+    first = {"all": _quality_records("confirm")["base"]}
+    records = list(_quality_records("pretrained").items())
+    records.insert(-1, ("all reviews, no further pre-training", first["all"]))
+    for name, runs in records:
         reviews, base = name.split(" reviews, ", 1)
         reference = first.setdefault(reviews, runs)
         difference = "" if runs is reference else _points(compare(runs, reference))
-        cells = [f"{int(reviews):,}", base, _accuracy(runs), difference, f"{np.mean([run['loss'] for run in runs]):.3f}"]
+        cells = [reviews if reviews == "all" else f"{int(reviews):,}", base, _accuracy(runs), difference, f"{runs[0]['loss']:.3f}"]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def pretrained_test_table() -> str:
+    """What it is worth on the official test, seed by seed: the study "pretrained-test"."""
+    lines = ["| base model | accuracy, seed by seed | mean (95 %) | difference, paired (95 %) |", "|---|---|--:|--:|"]
+    records = _quality_records("pretrained-test")
+    reference, after = records.values()
+    for name, runs in records.items():
+        difference = _points(compare(after, reference)) if runs is after else ""
+        seeds = ", ".join(f"{run['accuracy']:.2%}" for run in runs)
+        lines.append(f"| {name} | {seeds} | {_accuracy(runs)} | {difference} |")
+    return "\n".join(lines)
+
+
+def gpt2_reviews_table() -> str:
+    """A classifier on top of the small GPT-2: the study "gpt2-reviews"."""
+    lines = ["| base model | validation accuracy | difference, paired (95 %) |", "|---|--:|--:|"]
+    records = _quality_records("gpt2-reviews")
+    for name, runs in records.items():
+        reference = records["random weights"]
+        lines.append(f"| {name} | {_accuracy(runs)} | {'' if runs is reference else _points(compare(runs, reference))} |")
     return "\n".join(lines)
 
 
@@ -545,7 +569,9 @@ PAGES = {
         "entities_recipe": entities_recipe_table,
         "pretraining": partial(perplexity_table, "pretraining", "further pre-training", "hidden tokens"),
         "pretrained": pretrained_table,
+        "pretrained_test": pretrained_test_table,
         "gpt2": gpt2_sentence,
+        "gpt2_reviews": gpt2_reviews_table,
         "gpt2_recipe": partial(perplexity_table, "gpt2-recipe", "setting", "validation sentences"),
         "steps": steps_table,
         "fast": fast_table,

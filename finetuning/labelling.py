@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 from datasets import ClassLabel, Dataset, List, Value
 
+from finetuning.data import flat
 from finetuning.errors import UserError
 from finetuning.files import READERS, lines, read
 from finetuning.processes import by_first
@@ -93,7 +94,7 @@ def read_file(path: Path, encoding: str | None, cache: str) -> tuple[Dataset, li
     found, remarks = read(path, READERS | {".txt": ("text", lines)}, "--file ", encoding, cache_dir=cache)
     if len(found) > 1:
         raise UserError(f"--file {path}: it holds several splits, {', '.join(found)}: give a file with one")
-    return next(iter(found.values())), remarks
+    return next(iter(flat(found).values())), remarks
 
 
 def _write_csv(rows: Dataset, file: Path, **options) -> None:

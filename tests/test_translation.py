@@ -74,6 +74,9 @@ def test_translation_goes_through_all_the_scripts(marian, pairs, call, tmp_path,
     assert call("predict.py", "--file", pairs, "--out", "out.csv").code == 0
     out = pd.read_csv("out.csv")
     assert (out.translation == out.high).mean() > 0.8
+    nested = [{"translation": {"low": source, "high": "?"}} for source in sources[:3]]
+    (tmp_path / "nested.json").write_text(json.dumps(nested))
+    assert call("predict.py", "--file", "nested.json", "--text_column", "translation.low").out.splitlines() == translations[:3]
     wrong = call("predict.py", "--num_beams", 0, "1 2")
     assert wrong.code == 2 and "--num_beams 0" in wrong.err
     labeller = labelling.Labeller(run_folder.open_run(run))

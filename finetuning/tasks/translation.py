@@ -56,7 +56,7 @@ TARGET_COLUMNS = ("target", "tgt", "target_text", "target_sentence", "translatio
 
 
 def find_inputs(columns: list[str], config: Config, text_column: str | None) -> dict[str, str]:
-    usual = (config.source_column, *SOURCE_COLUMNS, *TEXT_COLUMNS)
+    usual = (config.source_column, config.source_column.rpartition(".")[2], *SOURCE_COLUMNS, *TEXT_COLUMNS)
     return {"source": find_column("text_column", text_column, usual, columns)}
 
 
