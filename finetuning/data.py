@@ -141,7 +141,11 @@ def renamed(raw: dict[str, Dataset], columns: dict[str, str]) -> dict[str, Datas
 
 def find_column(knob: str, given: str | None, usual: tuple[str, ...], columns: list[str]) -> str:
     by_lower = {column.lower(): column for column in columns}
-    found = (given if given in columns else None) if given else next((by_lower[name.lower()] for name in usual if name.lower() in by_lower), None)
+    found = (
+        (given if given in columns else None)
+        if given
+        else next((by_lower[name.lower()] for name in usual if name.lower() in by_lower), None)
+    )
     if found is None:
         what = f"{knob}={given} is not there" if given else f"no column with a usual name ({', '.join(usual)})"
         no_names = any(len(column.split()) > 4 or column.replace(".", "", 1).isdigit() for column in columns)

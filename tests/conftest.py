@@ -66,9 +66,12 @@ def make_model(folder: Path, model_type: str = "distilbert", seed: int = 0) -> P
     An encoder's puts [CLS] and [SEP] around a text; a decoder's knows the end of a text alone, and no token to pad with; a
     translator's puts [SEP] behind a text.
     """
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "<pad>", "[UNK]", "[CLS]", "[SEP]", *WORDS, "<|endoftext|>"])}
+    words = ["[PAD]", "<pad>", "[UNK]", "[CLS]", "[SEP]", *WORDS, "<|endoftext|>"]
+    if model_type == "marian":  # its padding is the last, and other programs count on it
+        words = ["[PAD]", "[unused]", *words[2:], "<pad>"]
+    vocabulary = {word: i for i, word in enumerate(words)}
     shape = (TINY | TRANSLATORS)[model_type]
-    pad = 1 if shape.get("pad_token_id") else 0
+    pad = vocabulary["<pad>"] if shape.get("pad_token_id") or model_type == "marian" else 0
     torch.manual_seed(seed)
     known = {"max_position_embeddings": 64, "pad_token_id": pad} | shape
     if model_type in DECODERS:
@@ -94,13 +97,13 @@ def make_model(folder: Path, model_type: str = "distilbert", seed: int = 0) -> P
     elif model_type in TRANSLATORS:
         tokenizer.post_processor = processors.TemplateProcessing(single="$A [SEP]", special_tokens=[("[SEP]", 4)])
         tokenizer.decoder = decoders.WordPiece()  # words with spaces between
-        names |= dict(eos_token="[SEP]", pad_token="[PAD]")
+        names |= dict(eos_token="[SEP]", pad_token=words[pad])
     else:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 3), ("[SEP]", 4)]
         )
         tokenizer.enable_padding(length=8)
-        names |= dict(pad_token=["[PAD]", "<pad>"][pad], cls_token="[CLS]", sep_token="[SEP]", mask_token="<|endoftext|>")
+        names |= dict(pad_token=words[pad], cls_token="[CLS]", sep_token="[SEP]", mask_token="<|endoftext|>")
     if model_type == "bert":
         names |= dict(model_input_names=["input_ids", "token_type_ids", "attention_mask"])
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
