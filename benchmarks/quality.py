@@ -1,7 +1,7 @@
 """Which recipe is best, and what it reaches: named experiments, each one or more runs of fine_tune.py.
 
     python benchmarks/quality.py --list            what there is, and the minutes each took
-    python benchmarks/quality.py recipe            run a study, or one experiment of it: recipe/base
+    python benchmarks/quality.py recipe            run a study, an experiment of it (recipe/base), one seed (recipe/base/0)
     python benchmarks/tables.py                    the tables of the READMEs from the records
 
 A finished run leaves a record in results/quality/ and is not run again. What the studies are stands in studies.py.
@@ -34,11 +34,15 @@ OF_THE_MACHINE = ("dataset_name", "output_dir", "run_name", "report_to")  # sett
 
 
 def runs(names: list[str]) -> list[tuple[str, str, int]]:
-    """(study, experiment, seed) of all that `names` ask for: studies, or "study/experiment"; none is everything."""
+    """(study, experiment, seed) of all that `names` ask for: "study", "study/experiment", "study/experiment/seed"; none is everything."""
     known = [(study, name, seed) for study, s in STUDIES.items() for seed in s.seeds for name in s.experiments]
-    if wrong := [name for name in names if not any(name in (run[0], "/".join(run[:2])) for run in known)]:
+
+    def called(run: tuple) -> set[str]:
+        return {"/".join(map(str, run[:length])) for length in (1, 2, 3)}
+
+    if wrong := [name for name in names if not any(name in called(run) for run in known)]:
         sys.exit(f"unknown: {', '.join(wrong)}; --list shows what there is")
-    return [run for run in known if not names or {run[0], "/".join(run[:2])} & set(names)]
+    return [run for run in known if not names or called(run) & set(names)]
 
 
 def record_file(study: str, name: str, seed: int) -> Path:

@@ -44,7 +44,7 @@ STEPS = {  # what lies between the baseline and ours, each on top of those befor
     "all linear": "LoRA on all linear layers, batches of 32: more work, for accuracy",
     "bf16 weights": "frozen weights stored in bf16, in place of autocast",
     "fused LoRA": "each adapter in one autograd node",
-    "attention": "its backward one review at a time",
+    "attention": "some reviews at a time, so that their scores stay in the cache",
     "ours": "memory that was freed kept for the next step",
 }
 

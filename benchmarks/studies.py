@@ -252,7 +252,7 @@ STUDIES = {
         "test",
         TRANSLATION
         | dict(model_name=SMALL_TRANSLATOR, method="full", learning_rate=3e-3, warmup_steps=0.2, dropout=0.2)
-        | dict(num_train_epochs=40, eval_steps=0.1),
+        | dict(num_train_epochs=30, eval_steps=0.1),
         {"English to German": dict(source_column="en", target_column="de")},
         seeds=(0, 1, 2),
         keep=True,

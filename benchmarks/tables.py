@@ -426,6 +426,22 @@ def gpt2_sentence() -> str:
     )
 
 
+def translation_base_table() -> str:
+    """The translation model that the others begin with, seed by seed: the study "translation-base"."""
+    lines = [
+        "| seed | BLEU (95 %) | chrF | BLEU, greedy | BLEU, lower-cased tokens | training |",
+        "|--:|--:|--:|--:|--:|--:|",
+    ]
+    ((_, runs),) = _quality_records("translation-base").items()
+    for run in runs:
+        low, high = run["bleu_ci95"]
+        cells = [f"{run['seed']}", f"**{run['bleu']:.2f}** ({low:.2f} to {high:.2f})", f"{run['chrf']:.2f}"]
+        cells += [f"{run['greedy']['bleu']:.2f}", f"{run['bleu_lower_tokens']:.2f}", _duration(run["training_seconds"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"Signatures: `{runs[0]['bleu_signature']}`, `{runs[0]['chrf_signature']}`."]
+    return "\n".join(lines)
+
+
 def fast_table() -> str:
     """Whether what changes the arithmetic for speed costs accuracy: the study "fast" of quality.py."""
     records = _quality_records("fast")

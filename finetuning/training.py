@@ -11,7 +11,7 @@ from peft.optimizers import create_loraplus_optimizer
 from torch.utils.data import DataLoader, Subset
 from transformers import DataCollator, EarlyStoppingCallback, EvalPrediction, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import PrinterCallback, TrainerState
+from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerState
 
 from config import Config
 from finetuning import progress, trackers
@@ -22,6 +22,7 @@ from finetuning.fast import give_back_freed_memory, loading_processes, on_cpu, p
 from finetuning.tasks import task_of
 from finetuning.tokenizing import Tokens
 
+GIVEN_BACK = 50  # steps between two times that kept memory goes back to the system
 BATCHES = 32  # predicted at a time; of each the Trainer keeps a small tensor, which is in the way of larger ones
 
 
@@ -40,6 +41,14 @@ def _machine(config: Config) -> dict:
 
 def greater_is_better(metric: str) -> bool:
     return metric not in ("loss", "perplexity")
+
+
+class _GiveBack(TrainerCallback):
+    """Freed memory that is kept from step to step fills with holes where steps differ in size, and grows (fast.py)."""
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        if state.global_step % GIVEN_BACK == 0:
+            give_back_freed_memory()
 
 
 class _Trainer(Trainer):
@@ -149,6 +158,7 @@ def build_trainer(
     trainer.keeper, trainer.by_length, trainer.max_length = Keeper(), config.padding == "longest", config.max_length
     trainer.mixed = task.MIXED
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_GiveBack())
     trainer.add_callback(progress_of(trainer, chosen_by))
     trainer.add_callback(trackers.Settings(checkpoints.parent, config, lambda: trainer.callback_handler.callbacks))
     trainer.add_callback(trainer.keeper)
