@@ -480,7 +480,7 @@ def write(folder: Path, config: Config, metrics: dict, test: Split, found: Trans
     ]
     cut = f" {int((lengths > config.max_length).sum()):,} pairs were longer than {config.max_length} tokens and cut."
     return [
-        Section(text=remark(metrics) + cut, figures=tuple(figures)),
+        Section(text=how_translated(metrics) + cut, figures=tuple(figures)),
         Section("By length of the source", "BLEU.", figures=tuple(by_length)),
         Section("A sample", "Opened: the translation beside the reference.", mistakes=(("", shown(sample)),)),
         Section(
@@ -499,10 +499,14 @@ def headline(metrics: dict) -> tuple[str, str]:
     return f"BLEU {metrics['bleu']:.2f}", f"95 % interval {low:.2f} to {high:.2f}"
 
 
+def how_translated(metrics: dict) -> str:
+    beams = metrics["run"]["config"]["num_beams"]
+    how = f"by beam search, {beams} at a time" if beams > 1 else "by greedy search"
+    return f"Translated {how}, and compared as it stands, with capitals, against one reference."
+
+
 def remark(metrics: dict) -> str:
-    config = metrics["run"]["config"]
-    how = f"by beam search, {config['num_beams']} at a time" if config["num_beams"] > 1 else "by greedy search"
-    return f"Translated {how}, and compared as it stands, with capitals, against one reference ({metrics['bleu_signature']})."
+    return f"{how_translated(metrics)} sacreBLEU's signature: {metrics['bleu_signature']}."
 
 
 def show_metrics(metrics: dict) -> None:
