@@ -107,8 +107,8 @@ def load_data(config: Config, origin: str | None = None) -> Data:
 
 
 def flat(found: DatasetDict) -> DatasetDict:
-    """Columns of named parts as a column each: of `translation` with `en` and `de`, `translation.en` and `translation.de`."""
-    nested = any(isinstance(feature, dict | Translation) for rows in found.values() for feature in rows.features.values())
+    """The Hub's dictionaries of translations as a column for each language: `translation.en` and `translation.de`."""
+    nested = any(isinstance(rows.features.get("translation"), dict | Translation) for rows in found.values())
     return found.flatten() if nested else found
 
 

@@ -25,8 +25,8 @@ model        MODEL, PEFT_TYPE  its class in transformers, its type in peft
              change            a function of (features, epoch, row) that changes a row each time it is trained on, or None
              loss              training labels -> a function that sums the losses
              FORMATS           exports that can be compared with it
-             EXPORTS           of them those that the task writes itself: (folder of the merged model, folder to write, tokenizer)
-                               -> what predicts in the model's place (not every task)
+             EXPORTS           those of them that it writes by itself (not every task): (folder of the merged model, folder to write,
+                               tokenizer) -> what predicts in the model's place
              left_over         weights of the base model's file to keep in an export beside its own (not every task)
 predictions  METRICS           on validation: the first picks the checkpoint, the last is the loss
              predict           one prediction for each row, in their order
