@@ -241,6 +241,7 @@ STUDIES = {
     ),
     # It goes on in another style: short sentences of critics.
     "gpt2-recipe": Study("validation", STYLE, STYLES),
+    "gpt2-style": Study("test", STYLE, {name: STYLES[name] for name in ("LoRA, rank 64, 3e-3", "full, 1e-3")}, seeds=(0, 1, 2)),
     # A classifier of reviews on top of it, and on the weights it began with.
     "gpt2-reviews": Study(
         "validation",

@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 from datasets import ClassLabel, Dataset, List, Value
 
+from finetuning import engine
 from finetuning.data import flat
 from finetuning.errors import UserError
 from finetuning.files import READERS, lines, read
@@ -21,12 +22,12 @@ CHUNK = 2048  # rows in memory at a time
 class Labeller:
     """A run's model, loaded once."""
 
-    def __init__(self, run: Run, **options) -> None:
-        """`options` are the task's. Raises `UserError` for those it does not know."""
+    def __init__(self, run: Run, using: str = "torch", **options) -> None:
+        """`using` is an engine as engine.py has it, `options` are the task's. Raises `UserError` for those it does not know."""
         if unknown := [name for name in options if name not in run.task.OPTIONS]:
             raise UserError(f"--{unknown[0]} is not for {run.config.task}: leave it out")
         self.run, self.options = run, options
-        self.model, self.tokenizer, _ = load_model(run)
+        self.model, self.tokenizer = load_model(run)[:2] if using == "torch" else engine.load(run, using)
 
     def explain(self, text: str) -> list[tuple[str, float]]:
         """The words behind the answer. Raises `UserError` where the task knows none."""
