@@ -174,7 +174,12 @@ def architectures_table() -> str:
         lines.append(
             f"| {TRAINED[Path(record['model']).name]} | named entities: F1 {_f1(records[name])} on {where}; {_model(record)} |"
         )
-    others = [name for name in ARCHITECTURES if name not in TRAINED.values()]
+    (run,) = _quality_records("gpt2-reviews")["after 1 pass over the reviews"]
+    lines.append(
+        f"| gpt2 | accuracy {_accuracy([run])} on imdb, {run['n']:,} rows, {run['split']}; "
+        f"{run['dataset']['train']:,} labels; a small one that read IMDb's training reviews once, not GPT-2 |"
+    )
+    others = [name for name in ARCHITECTURES if name not in (*TRAINED.values(), "gpt2")]
     lines.append(
         f"| {', '.join(others)} | not; tiny random models in the tests: adapted, reloaded, merged, gradients as the libraries have them |"
     )
@@ -406,6 +411,15 @@ def pretrained_test_table() -> str:
     return "\n".join(lines)
 
 
+def gpt2_style_table() -> str:
+    """Perplexity on the test, seed by seed: the study "gpt2-style"."""
+    lines = ["| setting | perplexity of test sentences, seed by seed | mean | 95 % of the first |", "|---|---|--:|--:|"]
+    for name, runs in _quality_records("gpt2-style").items():
+        found, (low, high) = [run["perplexity"] for run in runs], runs[0]["perplexity_ci95"]
+        lines.append(f"| {name} | {', '.join(f'{p:.1f}' for p in found)} | **{np.mean(found):.1f}** | {low:.1f} to {high:.1f} |")
+    return "\n".join(lines)
+
+
 def gpt2_reviews_table() -> str:
     """A classifier on top of the small GPT-2: the study "gpt2-reviews"."""
     lines = ["| base model | validation accuracy | difference, paired (95 %) |", "|---|--:|--:|"]
@@ -587,6 +601,7 @@ PAGES = {
         "pretrained": pretrained_table,
         "pretrained_test": pretrained_test_table,
         "gpt2": gpt2_sentence,
+        "gpt2_style": gpt2_style_table,
         "gpt2_reviews": gpt2_reviews_table,
         "gpt2_recipe": partial(perplexity_table, "gpt2-recipe", "setting", "validation sentences"),
         "steps": steps_table,

@@ -3,6 +3,7 @@
 Training and evaluation stay with PyTorch, so that a figure never depends on what else is installed.
 """
 
+import contextlib
 import functools
 import importlib.util
 import sys
@@ -110,6 +111,7 @@ def _batches(run: Run, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, tor
 
 
 def _to_int8(model, batches: list[dict]):
-    import nncf
+    with contextlib.redirect_stdout(sys.stderr):  # its bars
+        import nncf
 
-    return nncf.quantize(model, nncf.Dataset(batches), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches))
+        return nncf.quantize(model, nncf.Dataset(batches), model_type=nncf.ModelType.TRANSFORMER, subset_size=len(batches))

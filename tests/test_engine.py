@@ -61,6 +61,8 @@ def test_a_file_is_labelled_alike_by_each_engine(run, call, tmp_path):
     assert (answers["openvino"].prediction == answers["torch"].prediction).mean() > 0.99
     assert abs(answers["openvino"].probability - answers["torch"].probability).max() < 0.05
     assert (answers["int8"].prediction == answers["torch"].prediction).mean() > 0.9
+    lines = call("predict.py", "--engine", "int8", "--json", "a fine film", "a dull film").out.splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["a fine film", "a dull film"], "nothing else is printed"
     few = call("predict.py", "a fine film")
     assert few.code == 0 and "engine" not in few.err
     explained = call("predict.py", "--explain", "--json", "a fine film with a warm heart")
