@@ -76,6 +76,9 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
         found.append(about)
 
     add("run", model, run.folder / "adapter" / ADAPTER_FILES[1], run.training)
+    usual, started = load_model(run)[0], time.perf_counter()
+    run.task.predict(usual, tokenizer, tokens, run.config, show_progress=False)
+    found[0]["rows_per_s_usual"] = len(test) / (time.perf_counter() - started)
     shutil.rmtree(partial, ignore_errors=True)
     merged = model.merge_and_unload().eval()
     scaled = run.training
