@@ -35,9 +35,6 @@ SENTENCES = ENTITIES | dict(context="sentence", batch_size=32, lora_r=16, lora_a
 PRETRAINING = PRESETS["pretrain"] | dict(early_stopping_patience=0)
 LANGUAGE = dict(task="causal-lm", **ALL_ROWS, early_stopping_patience=0, eval_steps=0.2)
 SMALL_GPT2 = "outputs/small-gpt2"  # what small_gpt2.py leaves there
-SMALL_TRANSLATOR = "outputs/small-translator"  # what small_translator.py leaves there
-TRANSLATION = dict(task="translation", dataset_name="bentrevett/multi30k", **ALL_ROWS, max_length=64, batch_size=128)
-TRANSLATION |= dict(label_smoothing_factor=0.1, early_stopping_patience=0)
 AUGMENTATIONS = ("none", "token-dropout", "crop", "sentence-shuffle")
 
 PASSES = {
@@ -247,16 +244,6 @@ STUDIES = {
         "validation",
         FULL | dict(train_samples=4_000),
         {"random weights": dict(model_name=SMALL_GPT2), "after 1 pass over the reviews": dict(model_name=GPT2)},
-    ),
-    # Translation from nothing: the random weights of small_translator.py, `--columns en de fr`.
-    "translation-base": Study(
-        "test",
-        TRANSLATION
-        | dict(model_name=SMALL_TRANSLATOR, method="full", learning_rate=3e-3, warmup_steps=0.2, dropout=0.2)
-        | dict(num_train_epochs=30, eval_steps=0.1),
-        {"English to German": dict(source_column="en", target_column="de")},
-        seeds=(0, 1, 2),
-        keep=True,
     ),
     # A model of the size people use.
     "model": Study("test", FULL, {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")}),
