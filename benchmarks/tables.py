@@ -345,6 +345,22 @@ def steps_table() -> str:
     return "\n".join(lines)
 
 
+def engines_table() -> str:
+    """The ways to label new texts: engines.py, for each machine in results/engines-*.json."""
+    lines = ["| from words to labels | texts/s | built in | accuracy | labels equal to float32's |", "|---|--:|--:|--:|--:|"]
+    for record in _records("engines"):
+        for one in record["ways"]:
+            cells = [one["way"], f"{one['texts_per_s']:.1f}", f"{one['seconds_to_build']:.0f} s", f"{one['accuracy']:.2%}"]
+            lines.append(f"| {' | '.join([*cells, f'{one['equal_labels']:.2%}'])} |")
+        versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+        lines += [
+            "",
+            f"{record['model']['name']} ({record['model']['origin']}), {record['rows']:,} of {record['dataset']} {record['split']}, "
+            f"{record['max_length']} tokens, {record['environment']['hardware']}; {versions}.",
+        ]
+    return "\n".join(lines)
+
+
 def _records(kind: str) -> list[dict]:
     return [json.loads(file.read_text()) for file in sorted((ROOT / "results").glob(f"{kind}-*.json"))]
 
@@ -418,7 +434,7 @@ def pretrained_sentence() -> str:
         f"What they bring depends on the labels: three passes over IMDb's training reviews, every weight trained (`--num_train_epochs 3 "
         f"--method full --learning_rate 3e-4`), lift a classifier of {before[0]['dataset']['train']:,} labels from "
         f"{_accuracy(before)} to {_accuracy(after)} on {before[0]['n']:,} reviews of the {before[0]['split']}, by "
-        f"{_points(compare(after, before))} points. With 2,000 labels, and with all, they brought nothing on validation "
+        f"{_points(compare(after, before))} points. With 2,000 labels, and with all, one seed on validation showed no gain "
         f"({_model(before[0])}; [figures](results/README.md#further-pre-training))."
     )
 
@@ -601,6 +617,7 @@ PAGES = {
         "gpt2_style": gpt2_style_table,
         "gpt2_reviews": gpt2_reviews_table,
         "gpt2_recipe": partial(perplexity_table, "gpt2-recipe", "setting", "validation sentences"),
+        "engines": engines_table,
         "steps": steps_table,
         "fast": fast_table,
     },
