@@ -350,8 +350,9 @@ def engines_table() -> str:
     lines = ["| from words to labels | texts/s | built in | accuracy | labels equal to float32's |", "|---|--:|--:|--:|--:|"]
     for record in _records("engines"):
         for one in record["ways"]:
-            cells = [one["way"], f"{one['texts_per_s']:.1f}", f"{one['seconds_to_build']:.0f} s", f"{one['accuracy']:.2%}"]
-            lines.append(f"| {' | '.join([*cells, f'{one['equal_labels']:.2%}'])} |")
+            cells = [one["way"], f"{one['texts_per_s']:.1f}", f"{one['seconds_to_build']:.0f} s"]
+            cells += [f"{one['accuracy']:.2%}", f"{one['equal_labels']:.2%}"]
+            lines.append(f"| {' | '.join(cells)} |")
         versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
         lines += [
             "",
