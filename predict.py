@@ -1,4 +1,4 @@
-"""Ask a fine-tuned adapter about new texts: their labels, their entities, how they go on.
+"""Ask a fine-tuned adapter about new texts: their labels, their entities, how they go on, their translations.
 
 python predict.py "A film to remember." "Two hours I want back."
 python predict.py --file reviews.txt                         a text on each line
@@ -7,6 +7,7 @@ cat reviews.txt | python predict.py --json                   one JSON object on 
 python predict.py --explain "A film to remember."            which words decided
 python predict.py "This film" --max_new_tokens 100           of a causal-lm: how it goes on; --temperature 0: the likeliest
 python predict.py "A [MASK] film."                           of a masked-lm: the likeliest words
+python predict.py --num_beams 1 < lines.txt                  of a translation: a line in, a line out; 1: greedy
 python predict.py --run outputs/RUN "..."                    another run than the one that finished last
 """
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from finetuning import data, fast
@@ -27,14 +28,14 @@ CALIBRATED_ON = 300  # training texts whose activations give the ranges of 8 bit
 
 def pick(wanted: str, run: Run, texts: int) -> str:
     """ "torch", "openvino" or "int8" for this many texts. Raises `UserError` for what is not installed or can't be had."""
-    able = "onnx" in run.task.FORMATS and fast.on_cpu()
+    able = "onnx" in run.task.FORMATS and fast.on_cpu() and PartialState().num_processes == 1
     installed = importlib.util.find_spec("openvino") is not None
     if wanted == "auto":
         return "openvino" if able and installed and texts >= PAYS else "torch"
     if wanted == "torch":
         return wanted
     if not able:
-        raise UserError(f"--engine {wanted}: only for labels and entities, on a CPU; leave it out")
+        raise UserError(f"--engine {wanted}: only for labels and entities, on a CPU, by one process; leave it out")
     needed = ("openvino",) if wanted == "openvino" else ("openvino", "nncf")
     if missing := [library for library in needed if not importlib.util.find_spec(library)]:
         raise UserError(f"--engine {wanted}: {', '.join(missing)} missing: pip install -r requirements-extras.txt")
