@@ -20,14 +20,16 @@ from finetuning.errors import UserError
 from finetuning.run_folder import Run, load_model
 from finetuning.tokenizing import encode
 
-ENGINES = ("auto", "torch", "openvino", "int8")
 PAYS = 500  # texts from which on the second or two that building it takes come back
 AGREES = 0.25  # largest difference of a logit in bf16
 CALIBRATED_ON = 300  # training texts whose activations give the ranges of 8 bits
 
 
 def pick(wanted: str, run: Run, texts: int) -> str:
-    """ "torch", "openvino" or "int8" for this many texts. Raises `UserError` for what is not installed or can't be had."""
+    """What `wanted`, an --engine of predict.py, is for this many texts: torch, openvino or int8.
+
+    Raises `UserError` for what is not installed or can't be had.
+    """
     able = "onnx" in run.task.FORMATS and fast.on_cpu() and PartialState().num_processes == 1
     installed = importlib.util.find_spec("openvino") is not None
     if wanted == "auto":
