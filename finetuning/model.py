@@ -240,9 +240,8 @@ def _keep_zero(base: torch.nn.Module) -> None:
     same weights would make something else, and other programs take it for granted."""
     for part in base.modules():
         if isinstance(part, torch.nn.Embedding) and part.padding_idx is not None and not part.weight[part.padding_idx].any():
-            part.weight.register_hook(
-                lambda gradient, row=part.padding_idx: gradient.index_fill(0, gradient.new_tensor([row]).long(), 0)
-            )
+            row = torch.tensor([part.padding_idx])
+            part.weight.register_hook(lambda gradient, row=row: gradient.index_fill(0, row.to(gradient.device), 0))
 
 
 def _part(base: torch.nn.Module, name: str) -> torch.nn.Module | torch.nn.Parameter:

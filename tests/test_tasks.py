@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from config import PRESETS, Config
 from finetuning import data, model, run_folder, tasks, tokenizing
 from finetuning.cli import parse_config
+from finetuning.errors import UserError
 from finetuning.metrics import wilson_interval
 from finetuning.sources import find_model
 from finetuning.tasks import multi_label, text_classification
@@ -134,6 +135,14 @@ def test_a_pair_is_cut_where_it_is_longer_and_says_which_token_is_of_which_text(
     assert rows["length"].tolist()[0] > 20 and [len(ids) for ids in rows["input_ids"]] == [12, rows["length"][1]]
     assert rows["input_ids"][0][-4:-1] == tokenizer.convert_tokens_to_ids(["we", "loved", "it"])
     assert [len(types) for types in rows["token_type_ids"]] == [len(ids) for ids in rows["input_ids"]]
+
+
+@pytest.mark.parametrize("second", [None, "we loved every minute of it"], ids=["a text", "a pair"])
+def test_a_longer_text_is_refused_where_truncation_is_error(second, tmp_path):
+    tokenizer = model.load_tokenizer(find_model(str(make_model(tmp_path / "bert", "bert"))), Config())
+    batch = {"text": ["a film", "a " * 20]} | ({"text_pair": [second, second]} if second else {})
+    with pytest.raises(UserError, match="tokens is longer than max_length=12: raise it, or set truncation to head"):
+        text_classification.tokenize(batch, tokenizer, Config(text_pair_column=second and "b", max_length=12, truncation="error"))
 
 
 TELLING = {"good": ["warm", "clever", "loved", "funny"], "bad": ["dull", "poor", "hated", "boring"]}

@@ -27,7 +27,7 @@ from finetuning.errors import UserError
 from finetuning.labels import encode_labels
 from finetuning.metrics import accuracy, accuracy_by_length, calibration, fit_temperature, paired_difference, wilson_interval
 from finetuning.page import MISTAKES, Mistake, Section, write_csv
-from finetuning.tokenizing import Tokens, tokenize_texts
+from finetuning.tokenizing import Tokens, tokenize_texts, truncate
 
 if TYPE_CHECKING:
     from finetuning.run_folder import Run
@@ -132,6 +132,8 @@ def tokenize(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config:
     whole = tokenizer(*pairs, return_attention_mask=False, padding=False, truncation=False)
     cut = tokenizer(*pairs, return_attention_mask=False, padding=False, truncation=True, max_length=config.max_length)
     lengths = np.array([len(ids) for ids in whole["input_ids"]])
+    if config.truncation == "error":
+        truncate(max(whole["input_ids"], key=len), config.max_length, config.truncation)
     return {name: cut[name] for name in features(tokenizer, config) if name != "length"} | {"length": lengths}
 
 

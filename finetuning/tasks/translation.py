@@ -115,7 +115,7 @@ def read_rows(
 
 
 DOUBTFUL = ("have equal texts on both sides", "are of absurdly different lengths", "have changed sides, it seems")
-SAME, SWAPPED = 1, 3
+SAME, UNLIKE, SWAPPED = 1, 2, 3
 KINDS = Features({"kind": Value("int8")})
 RATIO, SHORT = 9, 50  # of the characters of two sides; a longer one of fewer may be any number of times as long
 LOOKED_AT = 20_000  # pairs of train, for the words of each side
@@ -147,7 +147,7 @@ def kind_of_pairs(words: tuple[list[str], list[str]]) -> Callable[[dict, list[in
         if source.strip() == target.strip():
             return SAME
         if lengths[1] > max(SHORT, RATIO * lengths[0]):
-            return 2
+            return UNLIKE
         return SWAPPED if leans(source) < 0 < leans(target) else 0
 
     def kinds(batch: dict[str, list], rows: list[int]) -> dict[str, list]:
@@ -557,7 +557,7 @@ def answer(
         raise UserError(f"--num_beams {num_beams} is out of range: it must be at least 1")
     tokens = tokens_of(batch, tokenizer, run.config)
     texts = translate(model, tokenizer, tokens, run.config, num_beams or run.config.num_beams, show_progress=False)
-    scored = tokens_of(batch | {"target": texts}, tokenizer, run.config)
+    scored = tokens_of(batch | {"target": texts}, tokenizer, replace(run.config, truncation="head"))
     scores = np.empty((len(texts), 3))
     for rows, batches in training.predict(
         model, tokenizer, collator(tokenizer, run.config), scored, run.config, show_progress=False
