@@ -35,6 +35,20 @@ SENTENCES = ENTITIES | dict(context="sentence", batch_size=32, lora_r=16, lora_a
 PRETRAINING = PRESETS["pretrain"] | dict(early_stopping_patience=0)
 LANGUAGE = dict(task="causal-lm", **ALL_ROWS, early_stopping_patience=0, eval_steps=0.2)
 SMALL_GPT2 = "outputs/small-gpt2"  # what small_gpt2.py leaves there
+TRANSLATION = dict(
+    task="translation",
+    dataset_name="bentrevett/multi30k",
+    **ALL_ROWS,
+    max_length=64,
+    batch_size=128,
+    label_smoothing_factor=0.1,
+    early_stopping_patience=0,
+    eval_steps=0.25,
+)
+FROM_SCRATCH = TRANSLATION | dict(
+    model_name="outputs/small-translator", method="full", learning_rate=3e-3, warmup_steps=0.2, num_train_epochs=12
+)
+EN_DE = dict(source_column="en", target_column="de")
 AUGMENTATIONS = ("none", "token-dropout", "crop", "sentence-shuffle")
 
 PASSES = {
@@ -244,6 +258,15 @@ STUDIES = {
         "validation",
         FULL | dict(train_samples=4_000),
         {"random weights": dict(model_name=SMALL_GPT2), "after 1 pass over the reviews": dict(model_name=GPT2)},
+    ),
+    "translation-recipe": Study("validation", FROM_SCRATCH | EN_DE, {"no dropout": {}}),
+    # A translation model from scratch, the random weights of small_translator.py; on Multi30k's official test of 2016.
+    "translation-base": Study(
+        "test",
+        FROM_SCRATCH | dict(dropout=0.1),
+        {"English to German": EN_DE},
+        seeds=(0, 1, 2),
+        keep=True,
     ),
     # A model of the size people use.
     "model": Study("test", FULL, {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")}),

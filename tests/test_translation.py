@@ -13,10 +13,10 @@ from apart import flags_of  # noqa: F401
 from conftest import TRANSLATORS, make_model, make_pairs
 from huggingface_hub import ModelCard
 from sacrebleu.metrics import BLEU
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
 from config import Config
-from finetuning import data, fast, labelling, languages, model, run_folder, tokenizing
+from finetuning import beam_search, data, fast, labelling, languages, model, run_folder, tokenizing
 from finetuning.errors import UserError
 from finetuning.sources import find_model
 from finetuning.tasks import translation
@@ -145,13 +145,57 @@ def test_a_translator_is_adapted_reloads_merges_and_scores_as_the_plain_model(mo
     chosen = likely.gather(2, rows["targets"].clip(min=0)[..., None])[..., 0].where(here, 0).sum(dim=1)
     expected = torch.stack([chosen, likely.mean(dim=-1).where(here, 0).sum(dim=1), here.sum(dim=1).float()], dim=1)
     torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-3)
-    made = [
-        one.generate(
-            input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], num_beams=3, max_new_tokens=8, use_cache=True
-        )
-        for one in (tuned, merged)
-    ]
+    made = [beam_search.search(one, rows["input_ids"], rows["attention_mask"], 3, 8) for one in (tuned, merged)]
     assert torch.equal(*made)
+
+
+ENDS = list(range(4, 96, 4))  # so many that random weights end soon, some rows long before others
+SEARCHES = [
+    dict(num_beams=1),
+    dict(num_beams=4),
+    dict(num_beams=4, early_stopping=True),
+    dict(num_beams=4, early_stopping="never", length_penalty=0.5),
+    dict(num_beams=2, bad_words_ids=[[7], [8]], forced_eos_token_id=4),
+    dict(num_beams=2, bad_words_ids=[[7], [8]], renormalize_logits=True, length_penalty=2.0),
+]
+
+
+@pytest.mark.parametrize("model_type", TRANSLATORS)
+def test_the_search_finds_what_the_libraries_finds(model_type, tmp_path):
+    base = AutoModelForSeq2SeqLM.from_pretrained(make_model(tmp_path / model_type, model_type)).eval()
+    torch.manual_seed(1)
+    for parameter in base.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    rows = batch_of(24)
+    inputs = {name: rows[name] for name in ("input_ids", "attention_mask")}
+    lengths = set()
+    for settings in SEARCHES:
+        for first in (None, 20):
+            base.generation_config = GenerationConfig(
+                pad_token_id=base.config.pad_token_id,
+                eos_token_id=ENDS,
+                decoder_start_token_id=base.config.decoder_start_token_id,
+                **{name: value for name, value in settings.items() if name != "num_beams"},
+            )
+            assert beam_search.honours(base.generation_config)
+            asked = dict(num_beams=settings["num_beams"], max_new_tokens=9, forced_bos_token_id=first)
+            found, expected = (
+                [until_the_end(row) for row in one.tolist()]
+                for one in (beam_search.search(base, **inputs, **asked), base.generate(**inputs, **asked)[:, 1:])
+            )
+            assert found == expected
+            lengths |= set(map(len, found))
+    assert len(lengths) > 3, lengths
+
+
+def until_the_end(ids: list[int]) -> list[int]:
+    ends = [place for place, word in enumerate(ids) if word in ENDS]
+    return ids[: ends[0] + 1] if ends else ids
+
+
+@pytest.mark.parametrize("asked", [dict(no_repeat_ngram_size=3), dict(bad_words_ids=[[5, 6]])])
+def test_what_the_search_does_not_do_is_left_to_the_library(asked):
+    assert not beam_search.honours(GenerationConfig(**asked))
 
 
 @pytest.mark.parametrize("model_type", TRANSLATORS)

@@ -26,10 +26,10 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest
 from torch.nn.functional import log_softmax, pad
 from tqdm import tqdm
-from transformers import AutoModelForSeq2SeqLM, EvalPrediction, PreTrainedTokenizerBase
+from transformers import AutoModelForSeq2SeqLM, EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from config import Config
-from finetuning import fast, training
+from finetuning import beam_search, fast, training
 from finetuning.data import FIRST, TEXT_COLUMNS, Split, find_column, refuse, renamed
 from finetuning.disk import map_once, read_columns
 from finetuning.errors import UserError
@@ -329,19 +329,20 @@ def translate(
     """Translations in the order of the rows. Those of like length are made together, and each process makes a share."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     first, state, found = direction(tokenizer, config)["first"], PartialState(), []
+    write = base.generate
+    if isinstance(base, PreTrainedModel) and beam_search.honours(base.generation_config):
+        write = functools.partial(beam_search.search, base)
     order, room = np.argsort(-tokens.lengths, kind="stable"), GENERATED * fast.rows_to_predict(config)
     batches = [rows for rows in by_tokens(order, np.minimum(tokens.lengths, config.max_length), room // num_beams)]
     bar = tqdm(total=len(order), unit=" rows", disable=None if show_progress and state.is_main_process else True)
     for rows in batches[state.process_index :: state.num_processes]:
         batch = padded([row["input_ids"] for row in tokens.__getitems__(rows)], tokenizer.pad_token_id)
         with torch.no_grad(), fast.autocast(config):
-            ids = base.generate(
+            ids = write(
                 **{name: tensor.to(base.device) for name, tensor in batch.items()},
                 num_beams=num_beams,
-                do_sample=False,
                 max_new_tokens=config.max_length,
                 forced_bos_token_id=first,
-                use_cache=True,
             )
         found += zip(rows.tolist(), tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True)
         bar.update(len(rows))
