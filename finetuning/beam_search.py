@@ -46,7 +46,7 @@ def search(
     """
     settings, device = model.generation_config, input_ids.device
     ends = torch.tensor(settings.eos_token_id, device=device).reshape(-1)
-    banned = [word for (word,) in settings.bad_words_ids or ()]
+    banned = [word for (word,) in settings.bad_words_ids or () if word not in ends]
     candidates = max(2, 1 + len(ends)) * num_beams  # so many that `num_beams` of them go on, whichever have ended
     early = settings.early_stopping is True or num_beams == 1
     penalty = 1.0 if settings.length_penalty is None else settings.length_penalty

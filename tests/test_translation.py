@@ -185,7 +185,7 @@ def test_the_search_finds_what_the_libraries_finds(model_type, tmp_path):
             )
             assert found == expected
             lengths |= set(map(len, found))
-    assert len(lengths) > 3, lengths
+    assert len(lengths) > 1, "all ended together"
 
 
 def until_the_end(ids: list[int]) -> list[int]:
