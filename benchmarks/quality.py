@@ -126,19 +126,19 @@ def of_documents(documents: np.ndarray, measured, label_names: list[str], unseen
 
 
 def of_pairs(found, measured, label_names: list[str], unseen: np.ndarray) -> tuple[dict, dict]:
-    """Figures, those of lower-cased tokens too, as papers on Multi30k have them; and the translations, on one line."""
+    """Figures, those of lower-cased tokens too, as papers on Multi30k have them; and what BLEU counts of each pair, on one line."""
     from sacrebleu.metrics import BLEU
     from sacremoses import MosesTokenizer
 
     from finetuning.tasks import translation as task
 
-    split = MosesTokenizer("en").tokenize
-    tokens = [
-        [split(text.lower(), escape=False, return_str=True) for text in texts] for texts in (found.texts, task.references(measured))
-    ]
+    pairs, split = (found.texts, task.references(measured)), MosesTokenizer("en").tokenize
+    tokens = [[split(text.lower(), escape=False, return_str=True) for text in texts] for texts in pairs]
     figures = task.measure(found, measured, None, label_names, {})
     lower = {"bleu_lower_tokens": BLEU(tokenize="none").corpus_score(tokens[0], [tokens[1]]).score}
-    return figures | lower, {"translations": "\n".join(found.texts)}
+    counted = [BLEU().corpus_score([text], [[reference]]) for text, reference in zip(*pairs, strict=True)]
+    rows = ("/".join(map(str, (*one.counts, *one.totals, one.sys_len, one.ref_len))) for one in counted)
+    return figures | lower, {"bleu_counts": " ".join(rows)}
 
 
 def fine_tuned(settings: dict, split: str, kept: Path | None = None):

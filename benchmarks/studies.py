@@ -49,6 +49,13 @@ FROM_SCRATCH = TRANSLATION | dict(
     model_name="outputs/small-translator", method="full", learning_rate=3e-3, warmup_steps=0.2, num_train_epochs=12
 )
 EN_DE = dict(source_column="en", target_column="de")
+ELSEWHERE = {
+    "German to English": dict(source_column="de", target_column="en"),
+    "English to French": dict(source_column="en", target_column="fr"),
+}
+TRANSLATOR = pretrained("translation-base", "English to German")
+PAIRS = {1_000: dict(num_train_epochs=40), 5_000: dict(num_train_epochs=20), None: dict(num_train_epochs=6)}
+RANK_16, RANK_64, RANK_128 = (dict(lora_r=rank, lora_alpha=2 * rank) for rank in (16, 64, 128))
 AUGMENTATIONS = ("none", "token-dropout", "crop", "sentence-shuffle")
 
 PASSES = {
@@ -267,6 +274,23 @@ STUDIES = {
         {"English to German": EN_DE},
         seeds=(0, 1, 2),
         keep=True,
+    ),
+    # It learns another direction and another language: what LoRA needs for it, on 5,000 pairs.
+    "translation-lora": Study(
+        "validation",
+        TRANSLATION | dict(model_name=TRANSLATOR, train_samples=5_000, warmup_steps=0.1) | PAIRS[5_000],
+        {
+            f"{name}, {method}": columns | settings
+            for name, columns in ELSEWHERE.items()
+            for method, settings in {
+                "LoRA, rank 16, 3e-3": RANK_16 | dict(learning_rate=3e-3),
+                "LoRA, rank 64, 3e-3": RANK_64 | dict(learning_rate=3e-3),
+                "LoRA, rank 64, 1e-2": RANK_64 | dict(learning_rate=1e-2),
+                "LoRA, rank 128, 3e-3": RANK_128 | dict(learning_rate=3e-3),
+                "full, 1e-3": dict(method="full", learning_rate=1e-3),
+                "full, 3e-3": dict(method="full", learning_rate=3e-3),
+            }.items()
+        },
     ),
     # A model of the size people use.
     "model": Study("test", FULL, {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")}),

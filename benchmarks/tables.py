@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from sacrebleu.metrics import BLEU
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
@@ -206,9 +207,10 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
 
 
-def _points(found: dict) -> str:
+def _points(found: dict, of: int = 100) -> str:
+    """A difference and its interval; `of` 1 where the metric itself is on 0 to 100."""
     low, high = found["difference_ci95"]
-    return f"{100 * found['difference']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+    return f"{of * found['difference']:+.2f} ({of * low:+.2f} to {of * high:+.2f})"
 
 
 def _p(p: float) -> str:
@@ -469,6 +471,69 @@ def gpt2_sentence() -> str:
     )
 
 
+def translation_base_table() -> str:
+    """The translation model from scratch, seed by seed: the study "translation-base"."""
+    lines = [
+        "| seed | BLEU (95 %) | chrF | BLEU, greedy | BLEU, lower-cased tokens | validation BLEU, greedy | training |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    (runs,) = _quality_records("translation-base").values()
+    for run in runs:
+        shares = [run["chrf"], run["greedy"]["bleu"], run["bleu_lower_tokens"], run["validation"]["bleu"]]
+        cells = [run["seed"], _bleu(run), *(f"{share:.2f}" for share in shares), _duration(run["training_seconds"])]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join([*lines, "", f"{runs[0]['n']:,} pairs; {runs[0]['bleu_signature']}; {runs[0]['chrf_signature']}."])
+
+
+def translation_table(study: str) -> str:
+    """Methods beside full fine-tuning, by direction and number of pairs: one of the studies of translation."""
+    lines = [
+        "| direction | pairs | method | BLEU (95 %) | chrF | difference in BLEU to full fine-tuning, paired (95 %) | p | trained | training | saved |",
+        "|---|--:|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    records = {tuple(name.split(", ", 2)): run for name, (run,) in _quality_records(study).items()}
+    for (direction, pairs, method), run in records.items():
+        full = max(
+            (run for (*here, method), run in records.items() if here == [direction, pairs] and method.startswith("full")),
+            key=lambda run: run["bleu"],
+        )
+        found = None if run is full else paired_bleu_difference(run, full)
+        cells = [
+            direction,
+            pairs.removesuffix(" pairs"),
+            method,
+            _bleu(run),
+            f"{run['chrf']:.2f}",
+            "" if found is None else _points(found, of=1),
+            "" if found is None else _p(found["p"]),
+            f"{run['trainable_parameters']:,}",
+            _duration(run["training_seconds"]),
+            f"{run['saved_mib']:.1f} MiB",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _bleu(run: dict) -> str:
+    low, high = run["bleu_ci95"]
+    return f"**{run['bleu']:.2f}** ({low:.2f} to {high:.2f})"
+
+
+def paired_bleu_difference(a: dict, b: dict) -> dict:
+    """BLEU of a less that of b on the same pairs, its 95 % interval, and p of sacreBLEU's paired bootstrap test (Koehn 2004)."""
+    counts = [np.array([row.split("/") for row in run["bleu_counts"].split()], dtype=np.int64) for run in (a, b)]
+    n = len(counts[0])
+    draws = np.vstack([np.ones(n, dtype=np.int64), np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=1000)])
+
+    def bleu(sums: np.ndarray) -> float:
+        return BLEU.compute_bleu(sums[:4].tolist(), sums[4:8].tolist(), *sums[8:].tolist()).score
+
+    whole, *resampled = np.subtract(*([bleu(sums) for sums in draws @ rows] for rows in counts))
+    sizes = np.abs(resampled)
+    p = (1 + np.sum(sizes - sizes.mean() > abs(whole))) / (1 + len(sizes))
+    return {"difference": whole, "difference_ci95": np.percentile(resampled, (2.5, 97.5)).tolist(), "p": p}
+
+
 def fast_table() -> str:
     """Whether what changes the arithmetic for speed costs accuracy: the study "fast" of quality.py."""
     records = _quality_records("fast")
@@ -618,6 +683,9 @@ PAGES = {
         "gpt2_style": gpt2_style_table,
         "gpt2_reviews": gpt2_reviews_table,
         "gpt2_recipe": partial(perplexity_table, "gpt2-recipe", "setting", "validation sentences"),
+        "translation_base": translation_base_table,
+        "translation_lora": partial(translation_table, "translation-lora"),
+        "translation": partial(translation_table, "translation-transfer"),
         "engines": engines_table,
         "steps": steps_table,
         "fast": fast_table,
