@@ -54,8 +54,20 @@ ELSEWHERE = {
     "English to French": dict(source_column="en", target_column="fr"),
 }
 TRANSLATOR = pretrained("translation-base", "English to German")
-PAIRS = {1_000: dict(num_train_epochs=40), 5_000: dict(num_train_epochs=20), None: dict(num_train_epochs=6)}
-RANK_16, RANK_64, RANK_128 = (dict(lora_r=rank, lora_alpha=2 * rank) for rank in (16, 64, 128))
+PAIRS = {
+    "1,000": dict(train_samples=1_000, num_train_epochs=30),
+    "5,000": dict(train_samples=5_000, num_train_epochs=12),
+    "all": dict(num_train_epochs=5),
+}
+ADAPTED = TRANSLATION | dict(model_name=TRANSLATOR, warmup_steps=0.1)
+ADAPTATIONS = {
+    "LoRA, rank 16, 3e-3": dict(lora_r=16, lora_alpha=32, learning_rate=3e-3),
+    "LoRA, rank 64, 3e-3": dict(lora_r=64, lora_alpha=128, learning_rate=3e-3),
+    "LoRA, rank 64, 1e-2": dict(lora_r=64, lora_alpha=128, learning_rate=1e-2),
+    "LoRA, rank 128, 3e-3": dict(lora_r=128, lora_alpha=256, learning_rate=3e-3),
+    "full, 1e-3": dict(method="full", learning_rate=1e-3),
+    "full, 3e-3": dict(method="full", learning_rate=3e-3),
+}
 AUGMENTATIONS = ("none", "token-dropout", "crop", "sentence-shuffle")
 
 PASSES = {
@@ -275,20 +287,23 @@ STUDIES = {
         seeds=(0, 1, 2),
         keep=True,
     ),
-    # It learns another direction and another language: what LoRA needs for it, on 5,000 pairs.
+    # It learns another direction and another language. First what serves LoRA and full fine-tuning, in one of the cases.
     "translation-lora": Study(
         "validation",
-        TRANSLATION | dict(model_name=TRANSLATOR, train_samples=5_000, warmup_steps=0.1) | PAIRS[5_000],
+        ADAPTED | PAIRS["5,000"] | ELSEWHERE["German to English"],
+        {f"German to English, 5,000 pairs, {method}": settings for method, settings in ADAPTATIONS.items()},
+    ),
+    "translation-transfer": Study(
+        "test",
+        ADAPTED,
         {
-            f"{name}, {method}": columns | settings
+            f"{name}, {n} pairs, {method}": columns | some | settings
             for name, columns in ELSEWHERE.items()
+            for n, some in PAIRS.items()
             for method, settings in {
-                "LoRA, rank 16, 3e-3": RANK_16 | dict(learning_rate=3e-3),
-                "LoRA, rank 64, 3e-3": RANK_64 | dict(learning_rate=3e-3),
-                "LoRA, rank 64, 1e-2": RANK_64 | dict(learning_rate=1e-2),
-                "LoRA, rank 128, 3e-3": RANK_128 | dict(learning_rate=3e-3),
-                "full, 1e-3": dict(method="full", learning_rate=1e-3),
-                "full, 3e-3": dict(method="full", learning_rate=3e-3),
+                "LoRA, rank 128": ADAPTATIONS["LoRA, rank 128, 3e-3"],
+                "full fine-tuning": ADAPTATIONS["full, 3e-3"],
+                "from scratch": FROM_SCRATCH | PAIRS[n],
             }.items()
         },
     ),
