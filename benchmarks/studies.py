@@ -57,7 +57,7 @@ TRANSLATOR = pretrained("translation-base", "English to German")
 PAIRS = {
     "1,000": dict(train_samples=1_000, num_train_epochs=30),
     "5,000": dict(train_samples=5_000, num_train_epochs=12),
-    "all": dict(num_train_epochs=5),
+    "all": dict(num_train_epochs=4),
 }
 ADAPTED = TRANSLATION | dict(model_name=TRANSLATOR, warmup_steps=0.1)
 ADAPTATIONS = {
