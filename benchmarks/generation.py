@@ -7,6 +7,7 @@ without loading. Writes results/generation-NAME.json.
 """
 
 import argparse
+import importlib.metadata
 import sys
 import tempfile
 import time
@@ -85,6 +86,7 @@ def main() -> None:
                 flush=True,
             )
     record = {"num_beams": run.config.num_beams, "rows": len(test), "model": run.record["model"]["name"], "ways": found}
+    record |= {"ctranslate2": importlib.metadata.version("ctranslate2")}
     run_folder.write_json(
         ROOT / "results" / f"generation-{arguments.name}.json", record | {"environment": run_folder.environment()}
     )

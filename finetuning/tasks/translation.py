@@ -291,7 +291,7 @@ EXPORTS = {"ctranslate2": CTranslate2, "ctranslate2-int8": functools.partial(CTr
 # --- predictions and what is measured ------------------------------------------------------------------------------------
 
 METRICS = ("bleu", "loss")
-GENERATED = 64  # tokens in a batch for each row of eval_batch_size
+GENERATED = 256  # tokens in a batch for each row of eval_batch_size, shared out among the beams
 
 
 @dataclass(frozen=True)
