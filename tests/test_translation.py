@@ -193,9 +193,10 @@ def until_the_end(ids: list[int]) -> list[int]:
     return ids[: ends[0] + 1] if ends else ids
 
 
-@pytest.mark.parametrize("asked", [dict(no_repeat_ngram_size=3), dict(bad_words_ids=[[5, 6]])])
+@pytest.mark.parametrize("asked", [dict(no_repeat_ngram_size=3), dict(bad_words_ids=[[5, 6]]), dict(repetition_penalty=1.5)])
 def test_what_the_search_does_not_do_is_left_to_the_library(asked):
-    assert not beam_search.honours(GenerationConfig(**asked))
+    ends = dict(decoder_start_token_id=0, eos_token_id=1, pad_token_id=0)
+    assert beam_search.honours(GenerationConfig(**ends)) and not beam_search.honours(GenerationConfig(**ends, **asked))
 
 
 @pytest.mark.parametrize("model_type", TRANSLATORS)
