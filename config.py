@@ -113,6 +113,10 @@ class Config:
         default="all-linear",
         help="all-linear, attention, mlp or query-value (in the order of the study); or modules' own names, with commas between them",
     )
+    train_embeddings: bool = HfArg(
+        default=False,
+        help="with LoRA, train what embeds and scores words too, whole: for a language that the model has not written; larger files",
+    )
     use_rslora: bool = HfArg(default=False, help="scale by lora_alpha / sqrt(lora_r) instead (arXiv 2312.03732)")
     use_dora: bool = HfArg(
         default=False, help="learn magnitude and direction apart (arXiv 2402.09353); three times as slow on a CPU"

@@ -305,6 +305,12 @@ STUDIES = {
                 "full fine-tuning": ADAPTATIONS["full, 3e-3"],
                 "from scratch": FROM_SCRATCH | PAIRS[n],
             }.items()
+        }
+        | {
+            "English to French, 5,000 pairs, LoRA, rank 128, and embeddings": ELSEWHERE["English to French"]
+            | PAIRS["5,000"]
+            | ADAPTATIONS["LoRA, rank 128, 3e-3"]
+            | dict(train_embeddings=True)
         },
     ),
     # A model of the size people use.

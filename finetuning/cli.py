@@ -221,6 +221,8 @@ def check(config: Config) -> None:
                 raise UserError(f"report_to={name}: it is not installed: pip install {name}, or leave report_to out")
     if config.quantization != "none" and config.method != "lora":
         raise UserError(f"quantization={config.quantization} leaves weights that can't be trained: set method to lora")
+    if config.train_embeddings and config.method != "lora":
+        raise UserError(f"train_embeddings is for LoRA, and method is {config.method}: leave it out (full trains them anyway)")
     if config.text_pair_column and config.augmentation != "none":
         raise UserError(f"augmentation={config.augmentation} is for single texts: set it to none, or leave text_pair_column out")
     if config.metric_for_best_model:

@@ -52,7 +52,7 @@ def pick_precision(wanted: str) -> tuple[str, str]:
 
 def uses_autocast(config: Config) -> bool:
     """Whether bf16 is autocast's work; on a CPU the frozen weights are stored in it instead, if there are any."""
-    return not on_cpu() or config.method == "full"
+    return not on_cpu() or config.method == "full" or config.train_embeddings
 
 
 def autocast(config: Config) -> contextlib.AbstractContextManager:
@@ -79,7 +79,9 @@ def prepare(model: PeftModel, config: Config) -> None:
         torch.set_float32_matmul_precision("high")
     if on_cpu():
         keep_freed_memory()
-        if not uses_autocast(config) and pick_precision(config.precision)[0] == "bf16":
+        if uses_autocast(config):
+            return
+        if pick_precision(config.precision)[0] == "bf16":
             store_frozen_in_bf16(model)
         if config.lora_dropout == 0 and not config.use_dora:
             fuse_lora(model)

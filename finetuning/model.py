@@ -184,6 +184,8 @@ def add_lora(base: torch.nn.Module, config: Config) -> PeftModel:
         whole = [name for name in whole if any(weight.startswith(f"{name}.") for weight in base.missing)]
     elif getattr(encoder, "pooler", None) is not None:
         whole.append("pooler")  # BERT's: a frozen one saturates, no training at lr 2e-3
+    if config.train_embeddings:
+        whole += [name for name in _words(base) if not any(f"{name}.".startswith(f"{part}.") for part in whole)]
     lora_config = LoraConfig(
         task_type=task_of(config).PEFT_TYPE,
         r=config.lora_r,
@@ -203,9 +205,10 @@ def add_lora(base: torch.nn.Module, config: Config) -> PeftModel:
         for name, part in base.named_modules():
             if isinstance(part, ModulesToSaveWrapper) and (encoder is base or name == base.base_model_prefix):
                 part.original_module = None  # a frozen copy
-        _tie(model)
         for name in base._keys_to_ignore_on_save or []:  # Marian's positions, which are computed and not saved
             _part(base, name).requires_grad = False
+    if config.method == "full" or config.train_embeddings:
+        _tie(model)
         _keep_zero(base)
     fast.prepare(model, config)
     return model
@@ -214,6 +217,13 @@ def add_lora(base: torch.nn.Module, config: Config) -> PeftModel:
 def _tied_words(base: torch.nn.Module) -> torch.nn.Module | None:
     """The layer of a language model that scores words by the same weights as embed them."""
     return base.get_output_embeddings() if base.config.get_text_config().tie_word_embeddings else None
+
+
+def _words(base: torch.nn.Module) -> list[str]:
+    """Names of what embeds words and scores them. Those of one weight are all named: peft copies each, and `_tie` makes them one."""
+    tied = {name.rpartition(".")[0] for pair in base.all_tied_weights_keys.items() for name in pair}
+    parts = (base.get_input_embeddings(), base.get_output_embeddings())
+    return [name for name, part in base.named_modules() if name in tied or any(part is one for one in parts)]
 
 
 def _heads(part: torch.nn.Module, encoder: torch.nn.Module, words: torch.nn.Module | None, before: str = "") -> Iterator[str]:
@@ -239,7 +249,8 @@ def _keep_zero(base: torch.nn.Module) -> None:
     """Let the embedding of padding stay zero where it is: of Marian's, with which its decoder begins, a head over words that has the
     same weights would make something else, and other programs take it for granted."""
     for part in base.modules():
-        if isinstance(part, torch.nn.Embedding) and part.padding_idx is not None and not part.weight[part.padding_idx].any():
+        trains = isinstance(part, torch.nn.Embedding) and part.weight.requires_grad
+        if trains and part.padding_idx is not None and not part.weight[part.padding_idx].any():
             row = torch.tensor([part.padding_idx])
             part.weight.register_hook(lambda gradient, row=row: gradient.index_fill(0, row.to(gradient.device), 0))
 
@@ -278,7 +289,7 @@ def _target_modules(base: torch.nn.Module, wanted: str) -> str | list[str]:
 def load_adapter(base: torch.nn.Module, adapter: Path, config: Config) -> PeftModel:
     """Put a saved adapter, head included, onto `base`; the model is as it was when training ended."""
     model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
-    if config.method == "full":
+    if config.method == "full" or config.train_embeddings:
         _tie(model)
     fast.prepare(model, config)
     return model.eval()

@@ -99,6 +99,7 @@ def bad(tmp_path, data_file):
         (["--resume", "nowhere"], ["--resume", "leave the other flags out"]),
         (["--quantization", "4bit"], ["quantization=4bit", "CUDA GPU", "none"]),
         (["--quantization", "4bit", "--method", "full"], ["quantization=4bit", "method"]),
+        (["--train_embeddings", "--method", "full"], ["train_embeddings", "method is full"]),
         (["--metric_for_best_model", "bleu"], ["metric_for_best_model=bleu", "accuracy, f1"]),
         (["--text_pair_column", "second"], ["text_pair_column=second", "review, sentiment"]),
         (["--text_pair_column", "sentiment"], ["text_pair_column is 'sentiment'", "different columns"]),

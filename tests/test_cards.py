@@ -50,13 +50,17 @@ VARIANTS += [
     ("pairs", dict(truncation="tail", model_name="bert")),
     ("masked-lm", dict(method="full")),
     ("causal-lm", dict(method="full")),
+    ("causal-lm", dict(train_embeddings=True)),
     ("translation", dict(method="full")),
+    ("translation", dict(train_embeddings=True)),
     ("translation", dict(method="full", model_name="t5")),
 ]
 
 
 @pytest.mark.parametrize(
-    ("kind", "changed"), VARIANTS, ids=lambda value: value if isinstance(value, str) else "-".join(value.values()) or "plain"
+    ("kind", "changed"),
+    VARIANTS,
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())) or "plain",
 )
 def test_the_code_of_each_card_answers_as_predict_does(kind, changed, data_file, pairs, tagged, sentences, tmp_path, call):  # noqa: F811
     model_type = changed.get("model_name", {"causal-lm": "gpt2", "translation": "marian"}.get(kind, "distilbert"))

@@ -94,6 +94,7 @@ SETTINGS = {
     "augmentation": Case(dict(augmentation="crop")),
     "accumulation": Case(dict(batch_size=2, gradient_accumulation_steps=4)),
     "full": Case(dict(method="full")),
+    "embeddings": Case(dict(train_embeddings=True, precision="auto")),
     "rare checkpoints": Case(dict(eval_steps=2, save_steps=6)),
     "two processes": Case(dict(augmentation="sentence-shuffle", batch_size=4, gradient_accumulation_steps=2), processes=2),
 }

@@ -115,12 +115,12 @@ def built(folder, config=CONFIG):
     return lora.eval()
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("trained", ["lora", "full", "lora and embeddings"])
 @pytest.mark.parametrize("model_type", TRANSLATORS)
-def test_a_translator_is_adapted_reloads_merges_and_scores_as_the_plain_model(model_type, method, tmp_path):
+def test_a_translator_is_adapted_reloads_merges_and_scores_as_the_plain_model(model_type, trained, tmp_path):
     folder = make_model(tmp_path / model_type, model_type)
-    config = replace(CONFIG, method=method)
-    if method == "lora":
+    config = replace(CONFIG, method=trained.split()[0], train_embeddings="embeddings" in trained)
+    if trained == "lora":
         mlp = 12 if model_type in ("mt5", "umt5") else 8
         for target, count in {"query-value": 12, "attention": 24, "mlp": mlp, "all-linear": 24 + mlp}.items():
             lora = model.add_lora(model.build_base(find_model(str(folder)), [], config), replace(config, target_modules=target))
@@ -137,6 +137,10 @@ def test_a_translator_is_adapted_reloads_merges_and_scores_as_the_plain_model(mo
         assert torch.equal(reloaded(**rows).logits, scores)
     reloaded.merge_and_unload().save_pretrained(tmp_path / "merged")
     merged = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged", attn_implementation="eager").eval()
+    same = torch.equal(
+        merged.get_input_embeddings().weight, AutoModelForSeq2SeqLM.from_pretrained(folder).get_input_embeddings().weight
+    )
+    assert same == (trained == "lora")
     start = merged.config.decoder_start_token_id
     read = torch.nn.functional.pad(rows["targets"].clip(min=0)[:, :-1], (1, 0), value=start)
     with torch.no_grad():
