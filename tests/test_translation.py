@@ -203,6 +203,16 @@ def test_what_the_search_does_not_do_is_left_to_the_library(asked):
     assert beam_search.honours(GenerationConfig(**ends)) and not beam_search.honours(GenerationConfig(**ends, **asked))
 
 
+def test_what_is_left_to_the_library_is_not_drawn_by_chance(marian):
+    config = replace(CONFIG, source_column="low", target_column="high")
+    source = find_model(str(marian))
+    base, tokenizer = model.build_base(source, [], config).eval(), model.load_tokenizer(source, config)
+    base.generation_config.update(do_sample=True, temperature=5.0, no_repeat_ngram_size=5)
+    tokens = translation.tokens_of({"source": ["1 2 3", "4 5 6 7"]}, tokenizer, config)
+    drawn = [translation.translate(base, tokenizer, tokens, config, 1, False) for _ in range(3)]
+    assert not beam_search.honours(base.generation_config) and drawn[0] == drawn[1] == drawn[2]
+
+
 @pytest.mark.parametrize("model_type", TRANSLATORS)
 def test_the_fast_road_has_the_libraries_gradients(model_type, tmp_path, monkeypatch):
     folder, found = make_model(tmp_path / model_type, model_type), []

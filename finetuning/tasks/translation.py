@@ -329,7 +329,7 @@ def translate(
     """Translations in the order of the rows. Those of like length are made together, and each process makes a share."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     first, state, found = direction(tokenizer, config)["first"], PartialState(), []
-    write = base.generate
+    write = functools.partial(base.generate, do_sample=False, use_cache=True)
     if isinstance(base, PreTrainedModel) and beam_search.honours(base.generation_config):
         write = functools.partial(beam_search.search, base)
     order, room = np.argsort(-tokens.lengths, kind="stable"), GENERATED * fast.rows_to_predict(config)
