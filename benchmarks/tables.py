@@ -3,11 +3,11 @@
 python benchmarks/tables.py
 """
 
-import functools
 import json
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -701,23 +701,23 @@ PAGES = {
         "growth": growth_table,
         "architectures": architectures_table,
         "speed": speed_table,
-        "recipe": functools.partial(changes_table, "recipe"),
-        "confirm": functools.partial(changes_table, "confirm"),
+        "recipe": partial(changes_table, "recipe"),
+        "confirm": partial(changes_table, "confirm"),
         "augmentation": augmentation_table,
         "sentences": sentences_table,
         "entities": entities_table,
         "entities_types": entities_types_table,
         "entities_recipe": entities_recipe_table,
-        "pretraining": functools.partial(perplexity_table, "pretraining", "further pre-training", "hidden tokens"),
+        "pretraining": partial(perplexity_table, "pretraining", "further pre-training", "hidden tokens"),
         "pretrained": pretrained_table,
         "pretrained_test": pretrained_test_table,
         "gpt2": gpt2_sentence,
         "gpt2_style": gpt2_style_table,
         "gpt2_reviews": gpt2_reviews_table,
-        "gpt2_recipe": functools.partial(perplexity_table, "gpt2-recipe", "setting", "validation sentences"),
+        "gpt2_recipe": partial(perplexity_table, "gpt2-recipe", "setting", "validation sentences"),
         "translation_base": translation_base_table,
-        "translation_lora": functools.partial(translation_table, "translation-lora"),
-        "translation": functools.partial(translation_table, "translation-transfer"),
+        "translation_lora": partial(translation_table, "translation-lora"),
+        "translation": partial(translation_table, "translation-transfer"),
         "generation": generation_table,
         "engines": engines_table,
         "steps": steps_table,

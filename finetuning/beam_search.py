@@ -10,27 +10,17 @@ from transformers import GenerationConfig, PreTrainedModel
 
 NONE = -1e9  # the score of what is not there
 HONOURED = {"length_penalty", "early_stopping", "bad_words_ids", "renormalize_logits", "forced_eos_token_id", "eos_token_id"}
-WITHOUT_EFFECT = {  # given to `search` itself, or of sampling, or of what a model is told elsewhere
-    *(
-        "num_beams",
-        "max_length",
-        "max_new_tokens",
-        "forced_bos_token_id",
-        "use_cache",
-        "do_sample",
-        "temperature",
-        "top_k",
-        "top_p",
-    ),
-    *("decoder_start_token_id", "bos_token_id", "pad_token_id", "transformers_version", "_from_model_config"),
-}
+GIVEN = {"num_beams", "max_length", "max_new_tokens", "forced_bos_token_id", "use_cache"}  # to `search` by its caller
+OF_SAMPLING = {"do_sample", "temperature", "top_k", "top_p"}
+OF_THE_MODEL = {"decoder_start_token_id", "bos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
 
 
 def honours(settings: GenerationConfig) -> bool:
     """Whether `search` does all that a model's settings ask for; no repeated n-grams, for instance, are left to `generate`."""
     asked = {name for name, value in settings.to_diff_dict().items() if value}
     ends = (settings.decoder_start_token_id, settings.eos_token_id, settings.pad_token_id)
-    return asked <= HONOURED | WITHOUT_EFFECT and None not in ends and all(len(word) == 1 for word in settings.bad_words_ids or ())
+    known = HONOURED | GIVEN | OF_SAMPLING | OF_THE_MODEL
+    return asked <= known and None not in ends and all(len(word) == 1 for word in settings.bad_words_ids or ())
 
 
 def search(
