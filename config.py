@@ -139,6 +139,11 @@ class Config:
     class_weights: Literal["none", "balanced"] = HfArg(
         default="none", help="balanced: a text of a rare label counts for more, so that all labels weigh the same"
     )
+    length_warmup: float = HfArg(
+        default=0.67,
+        help="share of the steps, the first ones, that read 128 tokens of a text at most, where labels are of single texts; 0: none; "
+        "a quarter less time, and no less accurate in the study (arXiv 2108.06084 does so for stability)",
+    )
     num_train_epochs: float = HfArg(
         default=1.0, help="passes over the training rows; from the third on the loss on new texts rises in the study"
     )
@@ -185,7 +190,7 @@ ALL_ROWS = dict(train_samples=0, val_samples=0, test_samples=0)
 # `--preset NAME`: the defaults above with these changes; a flag given beside it wins.
 PRESETS: dict[str, dict] = {
     "laptop": {},
-    "full": dict(**ALL_ROWS, num_train_epochs=2.0, eval_steps=0.2),
+    "full": dict(**ALL_ROWS, num_train_epochs=2.0, eval_steps=0.2, length_warmup=0.0),
     "smoke": dict(train_samples=64, val_samples=32, test_samples=64, max_length=64, batch_size=16),
     # Data sets of the Hub, with the columns they have.
     "rotten_tomatoes": dict(

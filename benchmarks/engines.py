@@ -3,11 +3,15 @@
     python benchmarks/engines.py outputs/RUN --name two-cores
 
 RUN is a run of text classification. Its test texts are labelled, or the first `--rows` of them, from words to labels, loading and
-building left out. Labels are compared with those of PyTorch in float32. Writes results/engines-NAME.json.
+building left out. Labels are compared with those of PyTorch in float32. Then texts are asked one at a time, as predict.py asks them,
+and a process each. Writes results/engines-NAME.json.
 """
 
 import argparse
+import functools
 import importlib.metadata
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +22,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 WARM = 64  # texts before the clock starts
+ALONE = (20, 100, 400)  # tokens of the texts that are asked one at a time
+TIMES = 100  # so many of each
+PROCESSES = 5  # each asked one text
+
+
+def seconds_of(call) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -90,6 +103,18 @@ def main() -> None:
             about["equal_labels"] = float((labels == reference).mean())
             found.append({"way": way, **about})
             print(f"{way:<46}" + "   ".join(f"{name} {value:.4g}" for name, value in about.items()), flush=True)
+    label, ids = labeller(run), tokenizer(" ".join(texts), add_special_tokens=False)["input_ids"]
+    alone = {}
+    for n in ALONE:
+        pieces = [tokenizer.decode(ids[i * n : (i + 1) * n]) for i in range(TIMES)]
+        label(pieces[:1])
+        p50, p95 = np.percentile([1000 * seconds_of(functools.partial(label, [text])) for text in pieces], [50, 95])
+        alone[n] = {"p50_ms": p50, "p95_ms": p95}
+    command = [sys.executable, str(ROOT / "predict.py"), "--run", str(arguments.run), "A film to remember."]
+    first = statistics.median(
+        seconds_of(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(PROCESSES)
+    )
+    print(f"one text alone: {alone}; from the start of the process to its label {first:.1f} s")
     versions = {name: importlib.metadata.version(name) for name in ("openvino", "nncf", "onnxruntime")}
     about = {
         "rows": len(texts),
@@ -97,6 +122,8 @@ def main() -> None:
         "model": run.record["model"],
         "dataset": rows.source.name,
         "versions": versions,
+        "alone": alone,
+        "seconds_to_first_label": first,
     }
     record = about | {"max_length": run.config.max_length, "threads": torch.get_num_threads(), "ways": found}
     run_folder.write_json(ROOT / "results" / f"engines-{arguments.name}.json", record | {"environment": run_folder.environment()})

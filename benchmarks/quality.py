@@ -53,7 +53,12 @@ def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
     """Train one experiment with one seed; what it reaches on the study's split, and how each row comes out."""
     from finetuning import data, run_folder
 
-    settings = dict(dataset_name="stanfordnlp/imdb") | STUDIES[study].common | STUDIES[study].experiments[name] | dict(seed=seed)
+    settings = (
+        dict(dataset_name="stanfordnlp/imdb", length_warmup=0.0)
+        | STUDIES[study].common
+        | STUDIES[study].experiments[name]
+        | dict(seed=seed)
+    )
     settings |= dict(dataset_name=str(Path(dataset_name).resolve())) if dataset_name else {}
     split = STUDIES[study].split
     started = time.perf_counter()
@@ -99,7 +104,7 @@ def of_labels(logits: np.ndarray, measured, label_names: list[str], unseen: np.n
     found = classification_metrics(logits, measured.labels, label_names)
     found = {key: found[key] for key in ("accuracy", "accuracy_ci95", "loss", "n", "label_names", "confusion_matrix")}
     right = logits.argmax(axis=-1) == measured.labels
-    found["unseen"] = {"accuracy": float(right[unseen].mean()), "n": int(unseen.sum())}
+    found["unseen"] = {"accuracy": float(right[unseen].mean()) if unseen.any() else None, "n": int(unseen.sum())}
     return found, {"wrong": " ".join(map(str, measured.rows[~right]))}
 
 

@@ -27,6 +27,7 @@ def pretrained(study: str, experiment: str) -> str:
     return f"outputs/{study}/{experiment.replace(', ', '_').replace(' ', '-')}/export/merged"
 
 
+LAPTOP = dict(val_samples=0, early_stopping_patience=0, eval_steps=0.5)
 FULL = PRESETS["full"] | dict(early_stopping_patience=0)  # the same budget of epochs for all
 # By number of training reviews: so few need more passes.
 SMALL = {500: dict(num_train_epochs=10), 2_000: dict(num_train_epochs=5), 8_000: dict(num_train_epochs=3)}
@@ -102,6 +103,13 @@ STUDIES = {
             "tutorial": dict(dropout=0.1, lora_dropout=0.1, padding="max_length", precision="float32"),
         },
         seeds=(0, 1, 2),
+    ),
+    # What makes the first command shorter, and what that costs.
+    "shorter": Study(
+        "validation", LAPTOP, {"first command": {}, "short for two thirds": dict(length_warmup=0.67)}, seeds=(0, 1, 2)
+    ),
+    "shorter-ways": Study(
+        "validation", LAPTOP, {"short for half": dict(length_warmup=0.5), "10,000 reviews": dict(train_samples=10_000)}
     ),
     # One change at a time from "base", on 5,000 reviews.
     "recipe": Study(

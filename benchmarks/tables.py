@@ -3,10 +3,11 @@
 python benchmarks/tables.py
 """
 
+import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -293,58 +294,89 @@ def laptop_sentence() -> str:
 
 def speed_table() -> str:
     """Baseline and ours side by side, for each model and length, with memory and the share of the limit."""
-    lines = [
+
+    def cells(base: dict, ours: dict) -> list[str]:
+        memory = [f"{one['peak_memory_gib']:.1f} GiB" for one in (base, ours)]
+        return [*_speed_cells(base, ours), *memory, f"{ours['share_of_limit']:.2f}"]
+
+    return _of_each_machine(
         "| model, tokens | training: tutorial | ours | prediction: tutorial | ours | memory: tutorial | ours | share of the limit |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for about, base, ours in _speeds():
-        cells = _speed_cells(about, base, ours)
-        cells += [f"{base['peak_memory_gib']:.1f} GiB", f"{ours['peak_memory_gib']:.1f} GiB", f"{ours['share_of_limit']:.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _measured_on()])
+        cells,
+    )
 
 
 def speedup_table() -> str:
     """The same without memory and limit."""
-    lines = ["| model, tokens | training: tutorial | ours | prediction: tutorial | ours |", "|---|--:|--:|--:|--:|"]
-    lines += [f"| {' | '.join(_speed_cells(*one))} |" for one in _speeds()]
-    return "\n".join([*lines, "", _measured_on()])
+    return _of_each_machine("| model, tokens | training: tutorial | ours | prediction: tutorial | ours |", _speed_cells)
 
 
-def _speed_cells(about: tuple[str, int], base: dict, ours: dict) -> list[str]:
-    cells = [", ".join(map(str, about))]
+def _of_each_machine(header: str, cells: Callable[[dict, dict], list[str]]) -> str:
+    """A table for each of results/speed-*.json, with what `cells` gives for the baseline and ours."""
+    tables = []
+    for record in _records("speed"):
+        lines = [header, "|---" + "|--:" * (header.count("|") - 2) + "|"]
+        pairs = {}
+        for row in record["rows"]:
+            pairs.setdefault((row["model"], row["max_length"]), {})[row["variant"]] = row
+        for (model, length), variants in pairs.items():
+            lines.append(f"| {' | '.join([f'{model}, {length}', *cells(variants['baseline'], variants['ours'])])} |")
+        tables.append("\n".join([*lines, "", _measured_on(record)]))
+    return "\n\n".join(tables)
+
+
+def _speed_cells(base: dict, ours: dict) -> list[str]:
+    cells = []
     for work in ("train", "predict"):
         slow, fast = (variant[f"{work}_reviews_per_s"] for variant in (base, ours))
         cells += [f"{slow:.1f}/s", f"{fast:.1f}/s, **{fast / slow:.1f}x**"]
     return cells
 
 
-def _measured_on() -> str:
-    (machine,) = {record["environment"]["hardware"] for record in _records("speed")}
-    return f"Measured on {machine}."
-
-
-def _speeds() -> Iterator[tuple[tuple, dict, dict]]:
-    """((model, length), tutorial's, ours) of each record."""
-    for record in _records("speed"):
-        pairs = {}
-        for row in record["rows"]:
-            pairs.setdefault((row["model"], row["max_length"]), {})[row["variant"]] = row
-        for about, variants in pairs.items():
-            yield about, variants["baseline"], variants["ours"]
+def _measured_on(record: dict) -> str:
+    repeats = "once" if record["repeats"] == 1 else f"medians of {record['repeats']} repeats"
+    limit = np.median([row["matrix_product_tflops"] for row in record["rows"]])
+    return f"{record['environment']['hardware']}, large bf16 matrix products {limit:.2f} TFLOP/s; {repeats}."
 
 
 def steps_table() -> str:
     """What each step from the baseline to ours is worth, where it was measured."""
-    lines = ["| step, on top of those above | training | gain | prediction | gain | memory |", "|---|--:|--:|--:|--:|--:|"]
+    tables = []
     for record in _records("speed"):
+        lines = ["| step, on top of those above | training | gain | prediction | gain | memory |", "|---|--:|--:|--:|--:|--:|"]
         measured = [row for row in record["rows"] if row["model"].startswith("DistilBERT") and row["max_length"] == 256]
         for before, row in zip([None, *measured], measured, strict=False):
             cells = [f"{row['variant']}: {record['steps'][row['variant']]}"]
             for work in ("train_reviews_per_s", "predict_reviews_per_s"):
                 cells += [f"{row[work]:.1f}/s", f"{row[work] / before[work]:.2f}x" if before else ""]
             lines.append(f"| {' | '.join(cells)} | {row['peak_memory_gib']:.1f} GiB |")
-    return "\n".join(lines)
+        tables.append("\n".join([*lines, "", _measured_on(record)]))
+    return "\n\n".join(tables)
+
+
+def time_table() -> str:
+    """Minutes until the accuracy was reached for good: time_to_accuracy.py, for each machine in results/time-*.json."""
+    tables = []
+    for record in _records("time"):
+        targets = [f"minutes to {target:.0%}" for target in record["targets"]]
+        lines = [f"| what runs | {' | '.join(targets)} | accuracy at the end | after minutes |", "|---|--:|--:|--:|--:|"]
+        ways = {}
+        for run in record["runs"]:
+            ways.setdefault(run["way"], []).append(run)
+        for way, runs in ways.items():
+            cells = [", ".join(_minutes_to(target, run["marks"]) for run in runs) for target in record["targets"]]
+            last = [run["marks"][-1] for run in runs]
+            cells += [", ".join(f"{mark['accuracy']:.2%}" for mark in last)]
+            cells += [", ".join(f"{mark['seconds'] / 60:.1f}" for mark in last)]
+            lines.append(f"| {way} | {' | '.join(cells)} |")
+        run = record["runs"][0]
+        about = f"{run['train']:,} training reviews, accuracy on {run['n']:,} of {run['dataset']} {run['split']}"
+        tables.append("\n".join([*lines, "", f"{about}; {run['environment']['hardware']}."]))
+    return "\n\n".join(tables)
+
+
+def _minutes_to(target: float, marks: list[dict]) -> str:
+    reached = [*itertools.takewhile(lambda mark: mark["accuracy"] >= target, reversed(marks))]
+    return f"{reached[-1]['seconds'] / 60:.1f}" if reached else "not reached"
 
 
 def engines_table() -> str:
@@ -355,6 +387,10 @@ def engines_table() -> str:
             cells = [one["way"], f"{one['texts_per_s']:.1f}", f"{one['seconds_to_build']:.0f} s"]
             cells += [f"{one['accuracy']:.2%}", f"{one['equal_labels']:.2%}"]
             lines.append(f"| {' | '.join(cells)} |")
+        if "alone" in record:
+            alone = "; ".join(f"{n} tokens {one['p50_ms']:.0f} ms (p95 {one['p95_ms']:.0f})" for n, one in record["alone"].items())
+            first = f"{record['seconds_to_first_label']:.1f} s from the start of `predict.py` to its label"
+            lines += ["", f"One text at a time, median: {alone}; {first}."]
         versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
         lines += [
             "",
@@ -593,17 +629,18 @@ def sentences_table() -> str:
     return "\n".join(lines)
 
 
-def changes_table(study: str) -> str:
-    """A study of quality.py that makes one change at a time from "base", and what each is worth on validation."""
-    records = _quality_records(study)
+def changes_table(*studies: str, base: str = "base") -> str:
+    """Studies of quality.py that make one change at a time from `base`, and what each is worth on validation."""
+    records = _quality_records(*studies)
     lines = [
         "| change | validation accuracy | difference, paired (95 %) | loss | trained | training |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for name, runs in records.items():
-        difference = "" if name == "base" else _points(compare(runs, records["base"]))
-        cells = [name, f"{runs[0]['accuracy']:.2%}", difference, f"{runs[0]['loss']:.3f}"]
-        cells += [f"{runs[0]['trainable_parameters']:,}", f"{runs[0]['training_seconds'] / 60:.1f} min"]
+        difference = "" if name == base else _points(compare(runs, records[base][: len(runs)]))
+        cells = [name, ", ".join(f"{run['accuracy']:.2%}" for run in runs), difference]
+        cells += [f"{np.mean([run['loss'] for run in runs]):.3f}", f"{runs[0]['trainable_parameters']:,}"]
+        cells += [f"{np.mean([run['training_seconds'] for run in runs]) / 60:.1f} min"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -703,6 +740,7 @@ PAGES = {
         "speed": speed_table,
         "recipe": partial(changes_table, "recipe"),
         "confirm": partial(changes_table, "confirm"),
+        "shorter": partial(changes_table, "shorter", "shorter-ways", base="first command"),
         "augmentation": augmentation_table,
         "sentences": sentences_table,
         "entities": entities_table,
@@ -721,6 +759,7 @@ PAGES = {
         "generation": generation_table,
         "engines": engines_table,
         "steps": steps_table,
+        "time": time_table,
         "fast": fast_table,
     },
 }

@@ -14,6 +14,7 @@ from config import Config
 from finetuning.errors import UserError
 from finetuning.tokenizing import Tokens
 
+SHORT = 128  # tokens a text is cut to while lengths warm up
 WINDOW = 50  # steps whose rows are sorted by length together, as transformers' LengthGroupedSampler has it
 
 
@@ -32,6 +33,12 @@ def check_shares(rows: int, config: Config) -> None:
             f"training rows have as few as {least}, which can't be shared out over {config.gradient_accumulation_steps} forward "
             f"passes of {processes} processes; raise batch_size, or lower the accumulation or the number of processes"
         )
+
+
+def short_steps(rows: int, config: Config) -> range:
+    """The steps of the run in which texts are short, by `length_warmup`. Not the first: memory that is too small shows at once."""
+    steps = config.num_train_epochs * count_steps(rows, config.batch_size * config.gradient_accumulation_steps)
+    return range(1, round(config.length_warmup * steps))
 
 
 def steps_of_epoch(
@@ -58,7 +65,7 @@ def steps_of_epoch(
 
 @dataclass
 class Batches:
-    """A batch sampler: this process's share of each step, as lists of (epoch, row), one a forward pass."""
+    """A batch sampler: this process's share of each step, as lists of (step of the run, epoch, row), one a forward pass."""
 
     lengths: np.ndarray
     size: int  # the effective batch
@@ -73,25 +80,28 @@ class Batches:
     def __len__(self) -> int:
         return count_steps(len(self.lengths), self.size) * self.passes
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         epoch = self.epoch()
-        for rows in steps_of_epoch(self.lengths, self.size, self.seed, epoch, self.by_length, self.mixed):
+        steps = steps_of_epoch(self.lengths, self.size, self.seed, epoch, self.by_length, self.mixed)
+        for step, rows in enumerate(steps, start=epoch * len(steps)):
             for one_pass in np.array_split(rows, self.passes):
-                yield [(epoch, row) for row in np.array_split(one_pass, self.processes)[self.process].tolist()]
+                yield [(step, epoch, row) for row in np.array_split(one_pass, self.processes)[self.process].tolist()]
 
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """What `Batches` asks for: `tokens`, as a task's `change` has them that time."""
+    """What `Batches` asks for: `tokens`, as a task's `change` has them that time, and in the steps `short` as its `shorten` does."""
 
     tokens: Tokens
     change: Callable[[dict, int, int], dict] | None = None
+    shorten: Callable[[dict], dict] | None = None
+    short: range = range(0)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict]:
-        items = self.tokens.__getitems__([row for _, row in keys])
+    def __getitems__(self, keys: list[tuple[int, int, int]]) -> list[dict]:
+        items = self.tokens.__getitems__([row for *_, row in keys])
         if self.change:
-            items = [self.change(item, epoch, row) for item, (epoch, row) in zip(items, keys, strict=True)]
-        return items
+            items = [self.change(item, epoch, row) for item, (_, epoch, row) in zip(items, keys, strict=True)]
+        return [self.shorten(item) if step in self.short else item for item, (step, *_) in zip(items, keys, strict=True)]

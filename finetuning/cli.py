@@ -182,6 +182,7 @@ def check(config: Config) -> None:
         require(getattr(config, name) is None or getattr(config, name) >= 1, name, "at least 1")
     for name in ("train_samples", "val_samples", "test_samples", "early_stopping_patience", "seed", "split_seed"):
         require(0 <= getattr(config, name) < 2**32, name, "0 or more")
+    require(0 <= config.length_warmup <= 1, "length_warmup", "a share, from 0 to 1")
     for name in ("dropout", "lora_dropout", "label_smoothing_factor"):
         require(0 <= getattr(config, name) < 1, name, "at least 0 and below 1")
     for name in ("test_fraction", "validation_fraction", "mlm_probability"):
@@ -223,6 +224,8 @@ def check(config: Config) -> None:
         raise UserError(f"quantization={config.quantization} leaves weights that can't be trained: set method to lora")
     if config.train_embeddings and config.method != "lora":
         raise UserError(f"train_embeddings is for LoRA, and method is {config.method}: leave it out (full trains them anyway)")
+    if config.length_warmup not in (0, Config.length_warmup) and (config.task != Config.task or config.text_pair_column):
+        raise UserError(f"length_warmup={config.length_warmup} is for labels of single texts: leave it out")
     if config.text_pair_column and config.augmentation != "none":
         raise UserError(f"augmentation={config.augmentation} is for single texts: set it to none, or leave text_pair_column out")
     if config.metric_for_best_model:

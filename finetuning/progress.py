@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 MEASURED = 5  # steps, and seconds, after which it is said how long training will take
-LONG = 15 * 60  # seconds of training after which it is said what would make it shorter
+LONG = 5 * 60  # seconds of training after which it is said what would make it shorter
 FORWARD = 1 / 3  # of a training step's time: what predicting as many tokens takes
 
 
@@ -27,9 +27,10 @@ def duration(seconds: float) -> str:
 class Training(TrainerCallback):
     """In the place of the Trainer's own callbacks, which print a dictionary at each log."""
 
-    def __init__(self, work: np.ndarray, work_of_validation: float, metric: str, rows: str) -> None:
-        """`work` is proportional to the time of each step of an epoch; `metric` is shown beside the losses."""
-        self.work, self.work_of_validation, self.metric, self.rows = work, work_of_validation, metric, rows
+    def __init__(self, work: np.ndarray, steps_of_epoch: int, work_of_validation: float, metric: str, rows: str) -> None:
+        """`work` is proportional to the time of each step of the run; `metric` is shown beside the losses."""
+        self.work, self.steps_of_epoch, self.work_of_validation = work, steps_of_epoch, work_of_validation
+        self.metric, self.rows = metric, rows
 
     def on_train_begin(self, args, state, control, **_) -> None:
         self.show = state.is_world_process_zero
@@ -48,7 +49,7 @@ class Training(TrainerCallback):
         now = time.perf_counter()
         if self.steps:  # the first one warms up
             self.spent += now - self.since
-            self.done += self.work[(state.global_step - 1) % len(self.work)]
+            self.done += self.work[state.global_step - 1]
         self.steps, self.since = self.steps + 1, now
         self.bar.update(1)
         if self.done:
@@ -64,11 +65,10 @@ class Training(TrainerCallback):
 
     def left(self, args, state) -> float:
         """Seconds until the last step, its validation included."""
-        rate, epochs = self.spent / self.done, -(-state.max_steps // len(self.work))
-        steps = np.tile(self.work, epochs)[state.global_step : state.max_steps]
-        every = state.eval_steps if args.eval_strategy == "steps" else len(self.work)
+        rate, every = self.spent / self.done, state.eval_steps if args.eval_strategy == "steps" else self.steps_of_epoch
         validations = state.max_steps // every - state.global_step // every
-        return rate * steps.sum() + validations * (self.validation or self.work_of_validation * FORWARD * rate)
+        validation = self.validation or self.work_of_validation * FORWARD * rate
+        return rate * self.work[state.global_step : state.max_steps].sum() + validations * validation
 
     def on_log(self, args, state, control, logs, **_) -> None:
         self.losses += [logs["loss"]] if "loss" in logs else []

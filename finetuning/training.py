@@ -1,5 +1,6 @@
 """Train with, and predict through, the Hugging Face Trainer."""
 
+import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback, Trai
 
 from config import Config
 from finetuning import progress, trackers
-from finetuning.batches import Batches, TrainingRows, steps_of_epoch
+from finetuning.batches import SHORT, Batches, TrainingRows, short_steps, steps_of_epoch
 from finetuning.checkpoints import Keeper, last_whole
 from finetuning.data import Data
 from finetuning.fast import give_back_freed_memory, loading_processes, on_cpu, pick_precision, rows_to_predict, uses_autocast
@@ -144,10 +145,12 @@ def build_trainer(
         optimizer = create_loraplus_optimizer(
             model, torch.optim.AdamW, lr=config.learning_rate, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay
         )
+    shorten = task.shorten(tokenizer, config, SHORT) if hasattr(task, "shorten") else None
+    short = short_steps(len(train), config) if shorten else range(0)
     trainer = _Trainer(
         model=model,
         args=arguments,
-        train_dataset=TrainingRows(train, task.change(tokenizer, config)),
+        train_dataset=TrainingRows(train, task.change(tokenizer, config), shorten, short),
         eval_dataset=Subset(validation, order),
         data_collator=task.collator(tokenizer, config),
         processing_class=tokenizer,
@@ -170,12 +173,16 @@ def build_trainer(
 def progress_of(trainer: _Trainer, metric: str) -> progress.Training:
     """What is shown while it trains; the time of a step goes by its tokens, padding included."""
     args, train, validation = trainer.args, trainer.train_dataset.tokens, trainer.eval_dataset.dataset
-    lengths = np.minimum(train.lengths, trainer.max_length)
     size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    lengths = np.minimum(train.lengths, trainer.max_length)
     steps = steps_of_epoch(lengths, size, args.seed, 0, trainer.by_length, trainer.mixed)
-    work = np.array([len(rows) * (lengths[rows].max() if trainer.by_length else trainer.max_length) for rows in steps], float)
-    rows = f"{size:,} rows"
-    return progress.Training(work, float(np.minimum(validation.lengths, trainer.max_length).sum()), metric, rows)
+    longest = [lengths[rows].max() if trainer.by_length else trainer.max_length for rows in steps]
+    whole, short = (np.array([len(rows) for rows in steps]) * np.minimum(longest, most) for most in (trainer.max_length, SHORT))
+    number = np.arange(math.ceil(args.num_train_epochs) * len(steps))
+    work = np.where(np.isin(number, trainer.train_dataset.short), short[number % len(steps)], whole[number % len(steps)])
+    return progress.Training(
+        work.astype(float), len(steps), float(np.minimum(validation.lengths, trainer.max_length).sum()), metric, f"{size:,} rows"
+    )
 
 
 def train(trainer: Trainer) -> float:

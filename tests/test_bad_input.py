@@ -104,6 +104,8 @@ def bad(tmp_path, data_file):
         (["--text_pair_column", "second"], ["text_pair_column=second", "review, sentiment"]),
         (["--text_pair_column", "sentiment"], ["text_pair_column is 'sentiment'", "different columns"]),
         (["--text_pair_column", "review", "--augmentation", "crop"], ["augmentation=crop", "text_pair_column"]),
+        (["--length_warmup", "50"], ["length_warmup=50", "share, from 0 to 1"]),
+        (["--length_warmup", "0.3", "--task", "causal-lm"], ["length_warmup=0.3", "labels of single texts"]),
         (["--label_column", "good,bad"], ["label_column=good,bad", "review, sentiment"]),
         (["--label_column", "sentiment,"], ["label_column=sentiment,", "review, sentiment"]),
         (["--label_column", "sentiment,sentiment"], ["label_column", "one column"]),

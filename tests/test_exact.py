@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import apart
@@ -11,8 +11,14 @@ import pytest
 import torch
 from apart import STEP, Death, flags_of, outcome
 from conftest import make_rows
+from datasets import Dataset
+from transformers import AutoTokenizer
 
-from finetuning.batches import Batches, steps_of_epoch
+from config import Config
+from finetuning import tokenizing
+from finetuning.batches import Batches, TrainingRows, short_steps, steps_of_epoch
+from finetuning.tasks import text_classification
+from finetuning.tokenizing import Tokens
 
 LENGTHS = np.random.default_rng(0).integers(3, 257, size=5003)
 
@@ -50,7 +56,21 @@ def test_passes_and_processes_share_a_steps_rows_out(passes, processes):
     steps = steps_of_epoch(LENGTHS, 32, 5, 1)
     for i, rows in enumerate(steps):
         parts = [share[i * passes + k] for k in range(passes) for share in shares]
-        assert [key for part in parts for key in part] == [(1, row) for row in rows.tolist()] and all(parts)
+        assert [key for part in parts for key in part] == [(len(steps) + i, 1, row) for row in rows.tolist()] and all(parts)
+
+
+def test_while_lengths_warm_up_texts_are_cut_as_the_run_cuts_them_but_for_the_first_step(model_dir):
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    config = Config(max_length=256, num_train_epochs=2, length_warmup=0.5, batch_size=8)
+    texts = [" ".join(make_rows().review[: 4 + 4 * row]) for row in range(32)]
+    whole, lengths = tokenizing.tokenize_texts(texts, tokenizer, config)
+    short, _ = tokenizing.tokenize_texts(texts, tokenizer, replace(config, max_length=128))
+    tokens = Tokens(Dataset.from_dict({"input_ids": whole}), lengths)
+    rows = TrainingRows(tokens, None, text_classification.shorten(tokenizer, config, 128), short_steps(len(tokens), config))
+    for epoch, step, expected in ((0, 0, whole), (0, 1, short), (0, 3, short), (1, 4, whole), (1, 7, whole)):
+        found = rows.__getitems__([(step, epoch, row) for row in range(32)])
+        assert [item["input_ids"] for item in found] == expected, f"step {step} of 8"
+    assert short != whole
 
 
 # --- interrupted runs ---------------------------------------------------------------------------------------------------

@@ -240,7 +240,7 @@ def test_training_speaks_in_aligned_lines_without_control_characters(call, tiny_
 
 def test_the_time_to_go_is_of_the_work_that_is_left():
     """Long steps first: half of the steps are three quarters of the work."""
-    shown = progress.Training(np.array([3.0, 3.0, 1.0, 1.0]), 3.0, "accuracy", "")
+    shown = progress.Training(np.array([3.0, 3.0, 1.0, 1.0] * 2), 4, 3.0, "accuracy", "")
     args, state = SimpleNamespace(eval_strategy="steps"), SimpleNamespace(max_steps=8, global_step=2, eval_steps=4)
     shown.spent, shown.done, shown.validation = 6.0, 6.0, None
     assert shown.left(args, state) == pytest.approx(2 + 8 + 2 * 1)

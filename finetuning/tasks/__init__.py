@@ -23,6 +23,7 @@ model        MODEL, PEFT_TYPE  its class in transformers, its type in peft
              collator          rows -> a batch
              MIXED             whether steps of short and of long rows come in any order, or as transformers has them
              change            a function of (features, epoch, row) that changes a row each time it is trained on, or None
+             shorten           a function that cuts the features of a row to so many tokens, or None (not every task)
              loss              training labels -> a function that sums the losses
              FORMATS           exports that can be compared with it
              EXPORTS           those of them that it writes by itself (not every task): (folder of the merged model, folder to write,

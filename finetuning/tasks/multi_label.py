@@ -48,6 +48,7 @@ from finetuning.tasks.text_classification import (  # noqa: F401  (parts of this
     logits_of_texts,
     predict,
     settle,
+    shorten,
     show_comparison,
     texts,
     tokenize,

@@ -27,7 +27,7 @@ from finetuning.errors import UserError
 from finetuning.labels import encode_labels
 from finetuning.metrics import accuracy, accuracy_by_length, calibration, fit_temperature, paired_difference, wilson_interval
 from finetuning.page import MISTAKES, Mistake, Section, write_csv
-from finetuning.tokenizing import Tokens, tokenize_texts, truncate
+from finetuning.tokenizing import Tokens, special_tokens, tokenize_texts, truncate
 
 if TYPE_CHECKING:
     from finetuning.run_folder import Run
@@ -157,6 +157,14 @@ MIXED = False
 def change(tokenizer: PreTrainedTokenizerBase, config: Config) -> Callable[[dict, int, int], dict] | None:
     changed = augmentation(tokenizer, config)
     return changed and (lambda row, epoch, number: row | {"input_ids": changed(row["input_ids"], epoch, number)})
+
+
+def shorten(tokenizer: PreTrainedTokenizerBase, config: Config, max_length: int) -> Callable[[dict], dict] | None:
+    if config.text_pair_column or config.padding == "max_length":
+        return None
+    first, last = special_tokens(tokenizer)
+    side = "head+tail" if config.truncation == "error" else config.truncation
+    return lambda row: row | {"input_ids": truncate(row["input_ids"], max_length, side, first, last)}
 
 
 def loss(train_labels: np.ndarray, n_labels: int, config: Config) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
