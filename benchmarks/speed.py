@@ -12,6 +12,7 @@ are those of a whole epoch. The baseline pads every review to max_length, so tha
 """
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -56,17 +57,15 @@ WAYS = {  # on a GPU
 }
 
 
-def tutorial(model_path: str, reviews, max_length: int, **settings):
-    """The baseline, as a tutorial writes it, on the stock libraries: a Trainer, a function that predicts, and lengths.
-
-    `settings` are of its TrainingArguments.
-    """
+def tutorial(model_path: str, reviews, max_length: int):
+    """The baseline, as a tutorial writes it, on the stock libraries: a Trainer, a function that predicts, and lengths."""
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
     from finetuning.tasks import text_classification
 
+    reviews = reviews.select(range(48))
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     rows = Dataset.from_dict({"text": text_classification.texts(reviews.columns()), "label": reviews.labels})
     rows = rows.map(lambda row: tokenizer(row["text"], truncation=True, padding="max_length", max_length=max_length), batched=True)
@@ -75,8 +74,9 @@ def tutorial(model_path: str, reviews, max_length: int, **settings):
     if tokenizer.pad_token_id is not None:
         model.config.pad_token_id = tokenizer.pad_token_id
     model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.1, target_modules=names))
-    settings = dict(per_device_train_batch_size=16, per_device_eval_batch_size=16, num_train_epochs=1, report_to="none") | settings
-    arguments = TrainingArguments(**settings)
+    arguments = TrainingArguments(
+        per_device_train_batch_size=16, per_device_eval_batch_size=16, num_train_epochs=1, report_to="none"
+    )
     trainer = Trainer(model=model, args=arguments, train_dataset=rows)
     return trainer, lambda: trainer.predict(rows), [sum(mask) for mask in rows["attention_mask"]]
 
@@ -147,10 +147,8 @@ def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
     torch.manual_seed(0)
     reviews = data.load_data(Config(train_samples=rows)).train
     reviews = reviews.select(np.random.default_rng(0).permutation(len(reviews)))
-    if step == "baseline":
-        trainer, predict, lengths = tutorial(model_path, reviews.select(range(48)), max_length)
-    else:
-        trainer, predict, lengths = product(step, model_path, reviews, max_length)
+    build = functools.partial(product, step) if step != "baseline" else tutorial
+    trainer, predict, lengths = build(model_path, reviews, max_length)
     trainer.args.eval_strategy = trainer.args.save_strategy = trainer.args.logging_strategy = "no"
     trainer.args.disable_tqdm = True
     trainer.args.max_steps = 2

@@ -3,7 +3,6 @@
 python benchmarks/tables.py
 """
 
-import itertools
 import json
 import re
 import sys
@@ -333,7 +332,7 @@ def _speed_cells(base: dict, ours: dict) -> list[str]:
 
 
 def _measured_on(record: dict) -> str:
-    repeats = "once" if record["repeats"] == 1 else f"medians of {record['repeats']} repeats"
+    repeats = "each measured once" if record["repeats"] == 1 else f"medians of {record['repeats']} repeats"
     limit = np.median([row["matrix_product_tflops"] for row in record["rows"]])
     return f"{record['environment']['hardware']}, large bf16 matrix products {limit:.2f} TFLOP/s; {repeats}."
 
@@ -351,32 +350,6 @@ def steps_table() -> str:
             lines.append(f"| {' | '.join(cells)} | {row['peak_memory_gib']:.1f} GiB |")
         tables.append("\n".join([*lines, "", _measured_on(record)]))
     return "\n\n".join(tables)
-
-
-def time_table() -> str:
-    """Minutes until the accuracy was reached for good: time_to_accuracy.py, for each machine in results/time-*.json."""
-    tables = []
-    for record in _records("time"):
-        targets = [f"minutes to {target:.0%}" for target in record["targets"]]
-        lines = [f"| what runs | {' | '.join(targets)} | accuracy at the end | after minutes |", "|---|--:|--:|--:|--:|"]
-        ways = {}
-        for run in record["runs"]:
-            ways.setdefault(run["way"], []).append(run)
-        for way, runs in ways.items():
-            cells = [", ".join(_minutes_to(target, run["marks"]) for run in runs) for target in record["targets"]]
-            last = [run["marks"][-1] for run in runs]
-            cells += [", ".join(f"{mark['accuracy']:.2%}" for mark in last)]
-            cells += [", ".join(f"{mark['seconds'] / 60:.1f}" for mark in last)]
-            lines.append(f"| {way} | {' | '.join(cells)} |")
-        run = record["runs"][0]
-        about = f"{run['train']:,} training reviews, accuracy on {run['n']:,} of {run['dataset']} {run['split']}"
-        tables.append("\n".join([*lines, "", f"{about}; {run['environment']['hardware']}."]))
-    return "\n\n".join(tables)
-
-
-def _minutes_to(target: float, marks: list[dict]) -> str:
-    reached = [*itertools.takewhile(lambda mark: mark["accuracy"] >= target, reversed(marks))]
-    return f"{reached[-1]['seconds'] / 60:.1f}" if reached else "not reached"
 
 
 def engines_table() -> str:
@@ -759,7 +732,6 @@ PAGES = {
         "generation": generation_table,
         "engines": engines_table,
         "steps": steps_table,
-        "time": time_table,
         "fast": fast_table,
     },
 }
