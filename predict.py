@@ -19,7 +19,9 @@ from pathlib import Path
 from finetuning.cli import Parser, exit_cleanly
 from finetuning.errors import UserError
 
-ENGINE = "of labels and entities on a CPU; auto: OpenVINO where installed, from some hundred texts on; int8: twice as fast, some labels differ"
+ENGINE = (
+    "of labels and entities on a CPU; auto: OpenVINO where installed, from 1,500 texts on; int8: twice as fast, some labels differ"
+)
 
 
 @exit_cleanly

@@ -109,7 +109,7 @@ def main() -> None:
         pieces = [tokenizer.decode(ids[i * n : (i + 1) * n]) for i in range(TIMES)]
         label(pieces[:1])
         p50, p95 = np.percentile([1000 * seconds_of(functools.partial(label, [text])) for text in pieces], [50, 95])
-        alone[n] = {"p50_ms": p50, "p95_ms": p95}
+        alone[n] = {"p50_ms": float(p50), "p95_ms": float(p95)}
     command = [sys.executable, str(ROOT / "predict.py"), "--run", str(arguments.run), "A film to remember."]
     first = statistics.median(
         seconds_of(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(PROCESSES)
