@@ -142,7 +142,7 @@ class Config:
     length_warmup: float = HfArg(
         default=0.67,
         help="share of the steps, the first ones, that read 128 tokens of a text at most, where labels are of single texts; 0: none; "
-        "a quarter less time, and no less accurate in the study (arXiv 2108.06084 does so for stability)",
+        "three tenths less training time, and no less accurate in the study (arXiv 2108.06084 does so for stability)",
     )
     num_train_epochs: float = HfArg(
         default=1.0, help="passes over the training rows; from the third on the loss on new texts rises in the study"
