@@ -17,6 +17,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from timeit import timeit
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -25,12 +26,6 @@ WARM = 64  # texts before the clock starts
 ALONE = (20, 100, 400)  # tokens of the texts that are asked one at a time
 TIMES = 100  # so many of each
 PROCESSES = 5  # each asked one text
-
-
-def seconds_of(call) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -108,11 +103,11 @@ def main() -> None:
     for n in ALONE:
         pieces = [tokenizer.decode(ids[i * n : (i + 1) * n]) for i in range(TIMES)]
         label(pieces[:1])
-        p50, p95 = np.percentile([1000 * seconds_of(functools.partial(label, [text])) for text in pieces], [50, 95])
+        p50, p95 = np.percentile([1000 * timeit(functools.partial(label, [text]), number=1) for text in pieces], [50, 95])
         alone[n] = {"p50_ms": float(p50), "p95_ms": float(p95)}
     command = [sys.executable, str(ROOT / "predict.py"), "--run", str(arguments.run), "A film to remember."]
     first = statistics.median(
-        seconds_of(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(PROCESSES)
+        timeit(lambda: subprocess.run(command, check=True, capture_output=True), number=1) for _ in range(PROCESSES)
     )
     print(f"one text alone: {alone}; from the start of the process to its label {first:.1f} s")
     versions = {name: importlib.metadata.version(name) for name in ("openvino", "nncf", "onnxruntime")}

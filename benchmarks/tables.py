@@ -360,10 +360,9 @@ def engines_table() -> str:
             cells = [one["way"], f"{one['texts_per_s']:.1f}", f"{one['seconds_to_build']:.0f} s"]
             cells += [f"{one['accuracy']:.2%}", f"{one['equal_labels']:.2%}"]
             lines.append(f"| {' | '.join(cells)} |")
-        if "alone" in record:
-            alone = "; ".join(f"{n} tokens {one['p50_ms']:.0f} ms (p95 {one['p95_ms']:.0f})" for n, one in record["alone"].items())
-            first = f"{record['seconds_to_first_label']:.1f} s from the start of `predict.py` to its label"
-            lines += ["", f"One text at a time, median: {alone}; {first}."]
+        alone = "; ".join(f"{n} tokens {one['p50_ms']:.0f} ms (p95 {one['p95_ms']:.0f})" for n, one in record["alone"].items())
+        first = f"{record['seconds_to_first_label']:.1f} s from the start of `predict.py` to its label"
+        lines += ["", f"One text at a time, median: {alone}; {first}."]
         versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
         lines += [
             "",

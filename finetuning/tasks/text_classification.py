@@ -160,6 +160,7 @@ def change(tokenizer: PreTrainedTokenizerBase, config: Config) -> Callable[[dict
 
 
 def shorten(tokenizer: PreTrainedTokenizerBase, config: Config, max_length: int) -> Callable[[dict], dict] | None:
+    """None where it would save nothing, as all is padded, and for pairs, whose shares are the tokenizer's to find."""
     if config.text_pair_column or config.padding == "max_length":
         return None
     first, last = special_tokens(tokenizer)
