@@ -4,6 +4,7 @@ import os
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import apart
 import numpy as np
@@ -15,8 +16,9 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from config import Config
-from finetuning import tokenizing
+from finetuning import model, progress, tokenizing, training
 from finetuning.batches import Batches, TrainingRows, short_steps, steps_of_epoch
+from finetuning.sources import find_model
 from finetuning.tasks import text_classification
 from finetuning.tokenizing import Tokens
 
@@ -71,6 +73,28 @@ def test_while_lengths_warm_up_texts_are_cut_as_the_run_cuts_them_but_for_the_fi
         found = rows.__getitems__([(step, epoch, row) for row in range(32)])
         assert [item["input_ids"] for item in found] == expected, f"step {step} of 8"
     assert short != whole
+
+
+def test_a_run_reads_short_texts_first_and_its_bar_knows(model_dir, tmp_path):
+    config = Config(max_length=256, num_train_epochs=2, length_warmup=0.5, batch_size=8)
+    source = find_model(str(model_dir))
+    tokenizer = model.load_tokenizer(source, config)
+    texts = [" ".join(make_rows().review[: 40 + row]) for row in range(32)]
+    tokens = Tokens(
+        Dataset.from_dict({"input_ids": tokenizing.tokenize_texts(texts, tokenizer, config)[0]}),
+        np.full(32, 256),
+        np.arange(32) % 2,
+    )
+    data = SimpleNamespace(train=SimpleNamespace(labels=tokens.labels), validation=None, label_names=["bad", "good"])
+    base = model.build_base(source, data.label_names, replace(config, max_length=64))  # its positions
+    lora = model.add_lora(base, config)
+    trainer = training.build_trainer(lora, tokenizer, tokens, tokens, data, config, tmp_path / "checkpoints")
+    sizes = []
+    for trainer.state.global_step in (0, 4):
+        sizes += [batch["input_ids"].shape for batch in trainer.get_train_dataloader()]
+    assert sizes == [(8, 256)] + [(8, 128)] * 3 + [(8, 256)] * 4
+    (bar,) = (callback for callback in trainer.callback_handler.callbacks if isinstance(callback, progress.Training))
+    assert bar.work.tolist() == [rows * width for rows, width in sizes]
 
 
 # --- interrupted runs ---------------------------------------------------------------------------------------------------
