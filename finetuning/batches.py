@@ -35,10 +35,9 @@ def check_shares(rows: int, config: Config) -> None:
         )
 
 
-def short_steps(rows: int, config: Config) -> range:
-    """The steps of the run in which texts are short, by `length_warmup`. Not the first: memory that is too small shows at once."""
-    steps = config.num_train_epochs * count_steps(rows, config.batch_size * config.gradient_accumulation_steps)
-    return range(1, round(config.length_warmup * steps))
+def short_steps(steps: int, length_warmup: float) -> range:
+    """Which of a run's steps read short texts. Not the first: memory that is too small shows at once."""
+    return range(1, round(length_warmup * steps))
 
 
 def steps_of_epoch(

@@ -3,8 +3,10 @@
 In a file or a pipe there is no bar, and the lines are the same.
 """
 
+import math
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 from accelerate import PartialState
@@ -27,15 +29,15 @@ def duration(seconds: float) -> str:
 class Training(TrainerCallback):
     """In the place of the Trainer's own callbacks, which print a dictionary at each log."""
 
-    def __init__(self, work: np.ndarray, steps_of_epoch: int, work_of_validation: float, metric: str, rows: str) -> None:
-        """`work` is proportional to the time of each step of the run; `metric` is shown beside the losses."""
-        self.work, self.steps_of_epoch, self.work_of_validation = work, steps_of_epoch, work_of_validation
-        self.metric, self.rows = metric, rows
+    def __init__(self, work: Callable[[], np.ndarray], work_of_validation: float, metric: str) -> None:
+        """`work` gives, when training begins, what is proportional to the time of each step; `metric` is shown beside the losses."""
+        self.work_of_steps, self.work_of_validation, self.metric = work, work_of_validation, metric
 
     def on_train_begin(self, args, state, control, **_) -> None:
         self.show = state.is_world_process_zero
         self.spent, self.done, self.validation, self.steps, self.losses = 0.0, 0.0, None, 0, []
         self.said = self.header = False
+        self.work = self.work_of_steps()
         self.bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -57,15 +59,18 @@ class Training(TrainerCallback):
             self.bar.set_postfix_str(f"{duration(left)} left", refresh=False)
             if not self.said and self.show and self.steps > MEASURED and self.spent > MEASURED:
                 self.said = True
-                self.write(
-                    f"about {duration(left)} to go on this machine: {state.max_steps - state.global_step:,} steps of {self.rows}"
+                steps, rows = (
+                    state.max_steps - state.global_step,
+                    args.per_device_train_batch_size * args.gradient_accumulation_steps,
                 )
+                self.write(f"about {duration(left)} to go on this machine: {steps:,} steps of {rows:,} rows")
                 if left > LONG:
                     self.write("(for less: lower train_samples, max_length or num_train_epochs)")
 
     def left(self, args, state) -> float:
         """Seconds until the last step, its validation included."""
-        rate, every = self.spent / self.done, state.eval_steps if args.eval_strategy == "steps" else self.steps_of_epoch
+        rate = self.spent / self.done
+        every = state.eval_steps if args.eval_strategy == "steps" else state.max_steps // math.ceil(args.num_train_epochs)
         validations = state.max_steps // every - state.global_step // every
         validation = self.validation or self.work_of_validation * FORWARD * rate
         return rate * self.work[state.global_step : state.max_steps].sum() + validations * validation

@@ -3,6 +3,7 @@
 import math
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback, Trai
 
 from config import Config
 from finetuning import progress, trackers
-from finetuning.batches import SHORT, Batches, TrainingRows, short_steps, steps_of_epoch
+from finetuning.batches import SHORT, Batches, TrainingRows, count_steps, short_steps, steps_of_epoch
 from finetuning.checkpoints import Keeper, last_whole
 from finetuning.data import Data
 from finetuning.fast import give_back_freed_memory, loading_processes, on_cpu, pick_precision, rows_to_predict, uses_autocast
@@ -53,18 +54,30 @@ class _GiveBack(TrainerCallback):
 
 
 class _Trainer(Trainer):
-    """The Trainer on the steps of batches.py. Its own sampler draws from a generator that a resumed run finds in another state."""
+    """The Trainer on the steps of batches.py. Its own sampler draws from a generator that a resumed run finds in another state.
+
+    What the steps are goes by `args`, which a search sets anew for each trial.
+    """
 
     keeper: Keeper
     by_length: bool
     mixed: bool
     max_length: int
+    length_warmup: float
+
+    @property
+    def rows_of_step(self) -> int:
+        return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+
+    def short_steps(self) -> range:
+        steps = count_steps(len(self.train_dataset), self.rows_of_step)
+        return short_steps(math.ceil(self.args.num_train_epochs) * steps, self.length_warmup)
 
     def get_train_dataloader(self) -> DataLoader:
         args = self.args
         batches = Batches(
             np.minimum(self.train_dataset.tokens.lengths, self.max_length),
-            size=args.per_device_train_batch_size * args.gradient_accumulation_steps,
+            size=self.rows_of_step,
             seed=args.seed,
             by_length=self.by_length,
             mixed=self.mixed,
@@ -74,12 +87,21 @@ class _Trainer(Trainer):
             epoch=lambda: self.state.global_step // (len(batches) // args.gradient_accumulation_steps),
         )
         return DataLoader(
-            self.train_dataset,
+            replace(self.train_dataset, short=self.short_steps()),
             batch_sampler=batches,
             collate_fn=self.data_collator,
             pin_memory=args.dataloader_pin_memory,
             num_workers=args.dataloader_num_workers,
         )
+
+    def work_of_steps(self) -> np.ndarray:
+        """The tokens of each step of the run, padding included: by them goes its time."""
+        lengths = np.minimum(self.train_dataset.tokens.lengths, self.max_length)
+        steps = steps_of_epoch(lengths, self.rows_of_step, self.args.seed, 0, self.by_length, self.mixed)
+        longest = [lengths[rows].max() if self.by_length else self.max_length for rows in steps]
+        whole, short = (np.array([len(rows) for rows in steps]) * np.minimum(longest, most) for most in (self.max_length, SHORT))
+        number = np.arange(math.ceil(self.args.num_train_epochs) * len(steps))
+        return np.where(np.isin(number, self.short_steps()), short[number % len(steps)], whole[number % len(steps)]).astype(float)
 
 
 def build_trainer(
@@ -146,11 +168,10 @@ def build_trainer(
             model, torch.optim.AdamW, lr=config.learning_rate, loraplus_lr_ratio=ratio, loraplus_weight_decay=decay
         )
     shorten = task.shorten(tokenizer, config, SHORT) if hasattr(task, "shorten") else None
-    short = short_steps(len(train), config) if shorten else range(0)
     trainer = _Trainer(
         model=model,
         args=arguments,
-        train_dataset=TrainingRows(train, task.change(tokenizer, config), shorten, short),
+        train_dataset=TrainingRows(train, task.change(tokenizer, config), shorten),
         eval_dataset=Subset(validation, order),
         data_collator=task.collator(tokenizer, config),
         processing_class=tokenizer,
@@ -159,30 +180,17 @@ def build_trainer(
         optimizers=(optimizer, None),
     )
     trainer.keeper, trainer.by_length, trainer.max_length = Keeper(), config.padding == "longest", config.max_length
-    trainer.mixed = task.MIXED
+    trainer.mixed, trainer.length_warmup = task.MIXED, config.length_warmup if shorten else 0.0
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_GiveBack())
-    trainer.add_callback(progress_of(trainer, chosen_by))
+    trainer.add_callback(
+        progress.Training(trainer.work_of_steps, float(np.minimum(validation.lengths, config.max_length).sum()), chosen_by)
+    )
     trainer.add_callback(trackers.Settings(checkpoints.parent, config, lambda: trainer.callback_handler.callbacks))
     trainer.add_callback(trainer.keeper)
     if config.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
     return trainer
-
-
-def progress_of(trainer: _Trainer, metric: str) -> progress.Training:
-    """What is shown while it trains; the time of a step goes by its tokens, padding included."""
-    args, train, validation = trainer.args, trainer.train_dataset.tokens, trainer.eval_dataset.dataset
-    size = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    lengths = np.minimum(train.lengths, trainer.max_length)
-    steps = steps_of_epoch(lengths, size, args.seed, 0, trainer.by_length, trainer.mixed)
-    longest = [lengths[rows].max() if trainer.by_length else trainer.max_length for rows in steps]
-    whole, short = (np.array([len(rows) for rows in steps]) * np.minimum(longest, most) for most in (trainer.max_length, SHORT))
-    number = np.arange(math.ceil(args.num_train_epochs) * len(steps))
-    work = np.where(np.isin(number, trainer.train_dataset.short), short[number % len(steps)], whole[number % len(steps)])
-    return progress.Training(
-        work.astype(float), len(steps), float(np.minimum(validation.lengths, trainer.max_length).sum()), metric, f"{size:,} rows"
-    )
 
 
 def train(trainer: Trainer) -> float:

@@ -68,7 +68,7 @@ def test_while_lengths_warm_up_texts_are_cut_as_the_run_cuts_them_but_for_the_fi
     whole, lengths = tokenizing.tokenize_texts(texts, tokenizer, config)
     short, _ = tokenizing.tokenize_texts(texts, tokenizer, replace(config, max_length=128))
     tokens = Tokens(Dataset.from_dict({"input_ids": whole}), lengths)
-    rows = TrainingRows(tokens, None, text_classification.shorten(tokenizer, config, 128), short_steps(len(tokens), config))
+    rows = TrainingRows(tokens, None, text_classification.shorten(tokenizer, config, 128), short_steps(8, config.length_warmup))
     for epoch, step, expected in ((0, 0, whole), (0, 1, short), (0, 3, short), (1, 4, whole), (1, 7, whole)):
         found = rows.__getitems__([(step, epoch, row) for row in range(32)])
         assert [item["input_ids"] for item in found] == expected, f"step {step} of 8"
@@ -94,7 +94,7 @@ def test_a_run_reads_short_texts_first_and_its_bar_knows(model_dir, tmp_path):
         sizes += [batch["input_ids"].shape for batch in trainer.get_train_dataloader()]
     assert sizes == [(8, 256)] + [(8, 128)] * 3 + [(8, 256)] * 4
     (bar,) = (callback for callback in trainer.callback_handler.callbacks if isinstance(callback, progress.Training))
-    assert bar.work.tolist() == [rows * width for rows, width in sizes]
+    assert bar.work_of_steps().tolist() == [rows * width for rows, width in sizes]
 
 
 # --- interrupted runs ---------------------------------------------------------------------------------------------------

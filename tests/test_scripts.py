@@ -207,7 +207,8 @@ def test_evaluation_refuses_rows_that_changed_since_training(run, data_file, cal
 
 
 def test_a_search_goes_on_where_it_was_and_prints_a_preset(call, tiny_flags, tmp_path, monkeypatch):
-    monkeypatch.setattr("finetuning.search.SEARCH_SPACE", {"learning_rate": (1e-4, 1e-2), "lora_r": [2, 4], "batch_size": [8, 16]})
+    space = {"learning_rate": (1e-4, 1e-2), "lora_r": [2, 4], "batch_size": [4, 8], "num_train_epochs": [3]}  # more steps than without
+    monkeypatch.setattr("finetuning.search.SEARCH_SPACE", space)
     flags = [*tiny_flags[:-2], "--num_train_epochs", "2"]
     first = call("fine_tune.py", *flags, "--search", 2)
     assert first.code == 0, first.err
@@ -240,7 +241,8 @@ def test_training_speaks_in_aligned_lines_without_control_characters(call, tiny_
 
 def test_the_time_to_go_is_of_the_work_that_is_left():
     """Long steps first: half of the steps are three quarters of the work."""
-    shown = progress.Training(np.array([3.0, 3.0, 1.0, 1.0] * 2), 4, 3.0, "accuracy", "")
+    shown = progress.Training(None, 3.0, "accuracy")
+    shown.work = np.array([3.0, 3.0, 1.0, 1.0] * 2)
     args, state = SimpleNamespace(eval_strategy="steps"), SimpleNamespace(max_steps=8, global_step=2, eval_steps=4)
     shown.spent, shown.done, shown.validation = 6.0, 6.0, None
     assert shown.left(args, state) == pytest.approx(2 + 8 + 2 * 1)
