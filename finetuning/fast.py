@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.utils import ModulesToSaveWrapper
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -51,8 +51,8 @@ def pick_precision(wanted: str) -> tuple[str, str]:
 
 
 def uses_autocast(config: Config) -> bool:
-    """Whether bf16 is autocast's work; on a CPU the frozen weights are stored in it instead, if there are any."""
-    return not on_cpu() or config.method == "full" or config.train_embeddings
+    """Whether bf16 is autocast's work; where weights are frozen they are stored in it instead."""
+    return config.method == "full" or config.train_embeddings or config.quantization != "none"
 
 
 def autocast(config: Config) -> contextlib.AbstractContextManager:
@@ -73,18 +73,18 @@ def loading_processes() -> int:
 
 
 def prepare(model: PeftModel, config: Config) -> None:
-    """Make a model ready for this machine, in place, for training and prediction alike. On a GPU autocast serves, with TF32 for
-    what it leaves in float32."""
-    if torch.cuda.is_available() and pick_precision(config.precision)[0] == "bf16":
-        torch.set_float32_matmul_precision("high")
+    """Make a model ready for this machine, in place, for training and prediction alike."""
+    in_bf16 = pick_precision(config.precision)[0] == "bf16"
+    if torch.cuda.is_available() and in_bf16:
+        torch.set_float32_matmul_precision("high")  # TF32 for what stays in float32
     if on_cpu():
         keep_freed_memory()
-        if uses_autocast(config):
-            return
-        if pick_precision(config.precision)[0] == "bf16":
-            store_frozen_in_bf16(model)
-        if config.lora_dropout == 0 and not config.use_dora:
-            fuse_lora(model)
+    if uses_autocast(config):
+        return
+    if in_bf16:
+        store_frozen_in_bf16(model)
+    if config.lora_dropout == 0 and not config.use_dora and not torch.backends.mps.is_available():  # not tried on Apple's GPU
+        fuse_lora(model)
 
 
 def keep_freed_memory() -> None:
@@ -120,33 +120,35 @@ def fuse_lora(model: PeftModel) -> None:
     """Let each LoRA layer add its update inside one autograd node: two passes over the output instead of five."""
     for module in model.modules():
         if isinstance(module, LoraLinear) and isinstance(module.base_layer, torch.nn.Linear | Conv1D):
-            module.forward = functools.partial(_lora_linear, module)
+            module.forward = functools.partial(_lora_linear, module, bias_as_rank=on_cpu())
 
 
-def _lora_linear(layer: LoraLinear, x: torch.Tensor) -> torch.Tensor:
+def _lora_linear(layer: LoraLinear, x: torch.Tensor, bias_as_rank: bool) -> torch.Tensor:
     if layer.disable_adapters or layer.merged:
         return LoraLinear.forward(layer, x)
     base, name = layer.base_layer, layer.active_adapters[0]
     weight = base.weight.t() if isinstance(base, Conv1D) else base.weight  # GPT-2's are the other way round
-    return _LoraLinear.apply(x, weight, base.bias, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    return _LoraLinear.apply(x, weight, base.bias, a, b, layer.scaling[name], bias_as_rank)
 
 
 class _LoraLinear(torch.autograd.Function):
     """x W' + b + (x A') (s B)', where only A and B train; computed in x's dtype.
 
-    The bias is added as one more rank of the adapter: by itself it would take another pass over the output.
+    `bias_as_rank`: a CPU would add the bias in another pass over the output. A GPU adds it while it multiplies, and its fast kernels
+    want a rank that is a multiple of eight.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, a, b, scaling):
+    def forward(ctx, x, weight, bias, a, b, scaling, bias_as_rank):
         rows = x.reshape(-1, x.shape[-1])
         a, b = a.to(x.dtype), (b * scaling).to(x.dtype)
-        low, up = rows @ a.t(), b
-        if bias is not None:
-            low, up = torch.cat([low, rows.new_ones(len(rows), 1)], dim=1), torch.cat([b, bias[:, None]], dim=1)
+        low, up, own = rows @ a.t(), b, bias
+        if bias is not None and bias_as_rank:
+            low, up, own = torch.cat([low, rows.new_ones(len(rows), 1)], dim=1), torch.cat([b, bias[:, None]], dim=1), None
         ctx.save_for_backward(rows, low, weight, a, b)
         ctx.shape, ctx.scaling = x.shape, scaling
-        return (rows @ weight.t()).addmm_(low, up.t()).view(*x.shape[:-1], -1)
+        return linear(rows, weight, own).addmm_(low, up.t()).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx, grad):
@@ -155,7 +157,7 @@ class _LoraLinear(torch.autograd.Function):
         grad_low = grad @ b
         grad_x = (grad @ weight).addmm_(grad_low, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
         grad_b = (low.t() @ grad)[: len(a)].t().float() * ctx.scaling
-        return grad_x, None, None, (grad_low.t() @ rows).float(), grad_b, None
+        return grad_x, None, None, (grad_low.t() @ rows).float(), grad_b, None, None
 
 
 def has_sdpa(model_class: type, model_config: PretrainedConfig) -> bool:

@@ -157,7 +157,7 @@ def load(task: ModuleType, path: str | Path, **options) -> torch.nn.Module:
 
 
 def _four_bits() -> BitsAndBytesConfig:
-    """QLoRA's settings; the new head stays as it is. Not tried: no CUDA GPU was at hand."""
+    """QLoRA's settings; the new head stays as it is. Not tried yet."""
     heads = ["classifier", "pre_classifier", "score", "pooler", "head"]
     return BitsAndBytesConfig(
         load_in_4bit=True,

@@ -36,6 +36,7 @@ def _machine(config: Config) -> dict:
         per_device_eval_batch_size=rows_to_predict(config),
         dataloader_pin_memory=not on_cpu(),
         dataloader_num_workers=loading_processes(),
+        logging_nan_inf_filter=False,  # it asks each step's loss of the GPU, and hides one that is not a number
         log_on_each_node=False,
         remove_unused_columns=False,
     )
@@ -72,6 +73,10 @@ class _Trainer(Trainer):
     def short_steps(self) -> range:
         steps = count_steps(len(self.train_dataset), self.rows_of_step)
         return short_steps(math.ceil(self.args.num_train_epochs) * steps, self.length_warmup)
+
+    def _prepare_input(self, data):
+        """On to the GPU, without waiting until it has done what it was given before."""
+        return data.to(self.args.device, non_blocking=True) if isinstance(data, torch.Tensor) else super()._prepare_input(data)
 
     def get_train_dataloader(self) -> DataLoader:
         args = self.args

@@ -1,5 +1,6 @@
 """LoRA on every architecture of the table, and the fast road on a CPU against the libraries' own."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -145,15 +146,18 @@ def test_the_fast_road_has_the_libraries_logits_and_gradients(model_type, tmp_pa
         return out.logits.detach(), {name: p.grad for name, p in lora.named_parameters() if p.grad is not None}
 
     ours = build(folder)
-    monkeypatch.setattr(fast, "on_cpu", lambda: False)  # as on a GPU: peft's and PyTorch's own code
+    monkeypatch.setattr(fast, "on_cpu", lambda: False)
+    on_gpu = build(folder)
+    monkeypatch.setattr(fast, "fuse_lora", lambda model: None)  # peft's and PyTorch's own code
     stock = build(folder)
     own = stock.config._attn_implementation
     assert own == "sdpa" or model_type in ("mpnet", "deberta-v2", "gemma2")
     assert ours.config._attn_implementation == (fast.ATTENTION if own == "sdpa" else own)
-    for lora in (ours, stock):
+    for lora in (ours, on_gpu, stock):
         randomise(lora.train())
-    for rows in (batch(pad=ours.config.pad_token_id), batch(n=1)):  # with padding and without, where a decoder has no mask
-        (logits, gradients), (stock_logits, stock_gradients) = step(ours, rows), step(stock, rows)
+    two_batches = (batch(pad=ours.config.pad_token_id), batch(n=1))  # with padding and without, where a decoder has no mask
+    for lora, rows in itertools.product((ours, on_gpu), two_batches):
+        (logits, gradients), (stock_logits, stock_gradients) = step(lora, rows), step(stock, rows)
         torch.testing.assert_close(logits, stock_logits, rtol=1e-4, atol=1e-5)
         assert gradients.keys() == stock_gradients.keys()
         for name, gradient in gradients.items():

@@ -77,6 +77,7 @@ def test_labels_of_real_reviews_are_those_of_the_libraries_own_code(call, tmp_pa
     logits = text_classification.predict(lora, tokenizer, tokens, config)
 
     monkeypatch.setattr(fast, "on_cpu", lambda: False)  # the libraries' own code, in float32, one review at a time
+    monkeypatch.setattr(fast, "fuse_lora", lambda model: None)
     stock, _, _ = run_folder.load_model(replace(run, config=replace(config, precision="float32")))
     assert stock.config._attn_implementation == "sdpa" and {p.dtype for p in stock.parameters()} == {torch.float32}
     with torch.no_grad():
