@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py --name NAME     writes results/speed-NAME.json; 12 minutes a repeat on two cores
     python benchmarks/speed.py --repeats 1     a quicker look
-    python benchmarks/speed.py --device cuda --quick    on a GPU: shapes of three models at 512 tokens, a few minutes
+    python benchmarks/speed.py --device cuda --quick --name NAME    results/gpu-NAME.json: three models at 512 tokens, 6 minutes
 
 On a GPU each variant is a way of its own to run the same steps (WAYS); on a CPU each adds to the one before (STEPS).
 
@@ -24,6 +24,8 @@ import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
+
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -51,21 +53,23 @@ STEPS = {  # what lies between the baseline and ours, each on top of those befor
 
 WAYS = {  # on a GPU
     "baseline": STEPS["baseline"],
-    "ours": "as fine_tune.py does it: bf16 autocast, batches of like length, PyTorch's own attention",
-    "compiled": "ours, through torch.compile",
-    "graphs": "compiled into CUDA graphs, batches padded to one of eight lengths",
+    "peft": "batches of like length, bf16 autocast, LoRA on all linear layers by peft's own code",
+    "ours": "as fine_tune.py does it: frozen weights in bf16, each adapter in one autograd node, PyTorch's own attention",
+    "graphs": "ours, recorded as CUDA graphs, batches padded to one of eight lengths; not tried yet",
 }
 
 
-def tutorial(model_path: str, reviews, max_length: int):
-    """The baseline, as a tutorial writes it, on the stock libraries: a Trainer, a function that predicts, and lengths."""
+def tutorial(model_path: str, reviews, max_length: int, **settings):
+    """The baseline, as a tutorial writes it, on the stock libraries: a Trainer, a function that predicts, and lengths.
+
+    `settings` are of its TrainingArguments.
+    """
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
     from finetuning.tasks import text_classification
 
-    reviews = reviews.select(range(48))
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     rows = Dataset.from_dict({"text": text_classification.texts(reviews.columns()), "label": reviews.labels})
     rows = rows.map(lambda row: tokenizer(row["text"], truncation=True, padding="max_length", max_length=max_length), batched=True)
@@ -74,9 +78,8 @@ def tutorial(model_path: str, reviews, max_length: int):
     if tokenizer.pad_token_id is not None:
         model.config.pad_token_id = tokenizer.pad_token_id
     model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.1, target_modules=names))
-    arguments = TrainingArguments(
-        per_device_train_batch_size=16, per_device_eval_batch_size=16, num_train_epochs=1, report_to="none"
-    )
+    settings = dict(per_device_train_batch_size=16, per_device_eval_batch_size=16, num_train_epochs=1, report_to="none") | settings
+    arguments = TrainingArguments(**settings)
     trainer = Trainer(model=model, args=arguments, train_dataset=rows)
     return trainer, lambda: trainer.predict(rows), [sum(mask) for mask in rows["attention_mask"]]
 
@@ -105,6 +108,8 @@ def product(step: str, model_path: str, reviews, max_length: int):
         fast.fuse_lora = lambda model: None
     if not has["attention"]:
         fast.ATTENTION = "sdpa"
+    if step == "peft":
+        fast.uses_autocast = training.uses_autocast = lambda config: True
     if not has["ours"]:
         fast.keep_freed_memory = lambda: None
     config = Config(**settings)
@@ -120,14 +125,8 @@ def product(step: str, model_path: str, reviews, max_length: int):
     trainer = training.build_trainer(lora, tokenizer, rows, rows, data, config, Path("checkpoints"))
     batches.steps_of_epoch = lambda lengths, size, *_: np.array_split(np.arange(len(lengths)), len(lengths) // size)  # that order
     trainer.args.load_best_model_at_end = False
-    if step in ("compiled", "graphs"):
-        import torch
-
-        graphs = step == "graphs"
-        if graphs:
-            trainer.data_collator.pad_to_multiple_of = max(8, max_length // 8)
-        mode, dynamic = ("reduce-overhead", False) if graphs and torch.cuda.is_available() else (None, not graphs)
-        lora.forward = torch.compile(lora.forward, mode=mode, dynamic=dynamic)
+    if step == "graphs":
+        record_graphs(trainer, config)
     return (
         trainer,
         lambda: text_classification.predict(lora, tokenizer, rows, config),
@@ -135,10 +134,40 @@ def product(step: str, model_path: str, reviews, max_length: int):
     )
 
 
+class Logits(torch.nn.Module):
+    """A model from tensors to a tensor, as CUDA graphs want it."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model, self.of_model = model, model.forward
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.of_model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+def record_graphs(trainer, config) -> None:
+    """Let full batches of eight lengths, to which texts are padded, train through CUDA graphs: forward and backward are one launch."""
+    from transformers.modeling_outputs import SequenceClassifierOutput
+
+    record = torch.cuda.make_graphed_callables if torch.cuda.is_available() else lambda module, sample: module
+    plain, every = Logits(trainer.model), max(8, config.max_length // 8)
+    trainer.data_collator.pad_to_multiple_of = every
+    trainer.model.train()
+    graphs = {}
+    for tokens in range(every, config.max_length + 1, every):
+        ids, mask = torch.ones(2, config.batch_size, tokens, dtype=torch.long, device=trainer.args.device)
+        graphs[ids.shape] = record(Logits(trainer.model).train(), (ids, mask))
+
+    def by_shape(input_ids, attention_mask, **_):
+        found = graphs.get(input_ids.shape, plain) if trainer.model.training else plain
+        return SequenceClassifierOutput(logits=found(input_ids, attention_mask))
+
+    trainer.model.forward = by_shape
+
+
 def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
     """Train and predict with one variant. Tokens and multiply-adds are those of the reviews, without padding."""
     import numpy as np
-    import torch
 
     from config import Config
     from finetuning import console, data, run_folder
@@ -147,15 +176,20 @@ def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
     torch.manual_seed(0)
     reviews = data.load_data(Config(train_samples=rows)).train
     reviews = reviews.select(np.random.default_rng(0).permutation(len(reviews)))
+    on_gpu = torch.cuda.is_available()
+    if step == "baseline":
+        reviews = reviews.select(range(rows // 4 if on_gpu else 48))
     build = functools.partial(product, step) if step != "baseline" else tutorial
     trainer, predict, lengths = build(model_path, reviews, max_length)
     trainer.args.eval_strategy = trainer.args.save_strategy = trainer.args.logging_strategy = "no"
     trainer.args.disable_tqdm = True
-    trainer.args.max_steps = 2
-    trainer.train()  # warm-up
+    trainer.args.max_steps = -1 if on_gpu else 2
+    trainer.train()  # warm-up; on a GPU of all lengths, for what is compiled or recorded for each
     trainer.args.max_steps = -1
     train_seconds = timed(trainer.train)
     memory = run_folder.peak_memory_gib()
+    if on_gpu:
+        predict()
     predict_seconds = timed(predict)
     rate = matrix_rate()
     work = multiply_adds(trainer.model, lengths)
@@ -172,8 +206,6 @@ def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
 
 def timed(call) -> float:
     """Seconds that `call` takes, a GPU's work included."""
-    import torch
-
     started = time.perf_counter()
     call()
     if torch.cuda.is_available():
@@ -183,8 +215,6 @@ def timed(call) -> float:
 
 def matrix_rate() -> float:
     """Multiply-adds a second of a large bf16 matrix product: the best of five, 4096 x 4096 x 4096."""
-    import torch
-
     a, b = torch.randn(2, 4096, 4096, device="cuda" if torch.cuda.is_available() else "cpu").bfloat16()
     return 4096**3 / min(timed(lambda: a @ b) for _ in range(5))
 
@@ -196,7 +226,6 @@ def multiply_adds(model, lengths: list[int]) -> float:
     three (forward, input, weight). Attention: tokens x tokens x width, two products forward and four backward.
     Embeddings, the head and everything elementwise count as nothing.
     """
-    import torch
     from transformers.pytorch_utils import Conv1D
 
     frozen = adapter = 0
@@ -253,16 +282,18 @@ def worker(*arguments: str) -> dict:
         command = [sys.executable, str(Path(__file__).resolve()), "--worker", *arguments]
         done = subprocess.run(command, cwd=folder, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(done.stderr)
+        raise RuntimeError(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--name", help="of the machine: the record is results/speed-NAME.json; not given: only printed")
+    parser.add_argument("--name", help="of the machine, in the name of its record; not given: only printed")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="which variants: STEPS or WAYS")
     parser.add_argument("--quick", action="store_true", help="one repeat, 512 tokens only")
+    parser.add_argument("--models", nargs="+", help=f"some of {', '.join(MODELS | SHAPES)}")
+    parser.add_argument("--variants", nargs="+", help=f"some of {', '.join(STEPS | WAYS)}")
     parser.add_argument("--rows", type=int, default=3200, help="reviews")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -276,17 +307,27 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         models, steps = (MODELS, STEPS) if arguments.device == "cpu" else (SHAPES, WAYS)
+        models = {name: words for name, words in models.items() if name in (arguments.models or models)}
         paths = {name: save_shape(name, folder) for name in models if name != "stand-in"}
-        paths["stand-in"] = find_model("distilbert-base-uncased", "stand-in").path
+        if "stand-in" in models:
+            paths["stand-in"] = find_model("distilbert-base-uncased", "stand-in").path
         lengths = LENGTHS[:1] if arguments.quick else LENGTHS
         ends = ("baseline", "ours")
         settings = [(m, n, s) for m in models for n in lengths for s in steps if s in ends or steps is WAYS or (m, n) == LADDER]
+        settings = [setting for setting in settings if setting[-1] in (arguments.variants or steps)]
         seen = {setting: [] for setting in settings}
         starts = []
         for repeat in range(1 if arguments.quick else arguments.repeats):
-            starts.append(worker("start-up")["seconds_to_first_step"])
+            if steps is STEPS:
+                starts.append(worker("start-up")["seconds_to_first_step"])
             for model, length, step in settings:
-                found = worker(step, paths[model], str(length), str(arguments.rows))
+                try:
+                    found = worker(step, paths[model], str(length), str(arguments.rows))
+                except RuntimeError as error:
+                    if step != "graphs":
+                        raise
+                    print(f"graphs, which no GPU has tried yet, failed: {str(error).splitlines()[-1]}", flush=True)
+                    continue
                 seen[model, length, step].append(found)
                 print(
                     f"{repeat + 1}  {models[model]:<36} {length}  {step:<13}",
@@ -294,14 +335,17 @@ def main() -> None:
                     flush=True,
                 )
     rows = []
-    for (model, length, step), found in seen.items():
+    for (model, length, step), found in ((setting, found) for setting, found in seen.items() if found):
         medians = {key: statistics.median(one[key] for one in found) for key in found[0]}
         rows.append({"model": models[model], "max_length": length, "variant": step} | medians)
-    record = {"repeats": arguments.repeats, "seconds_to_first_step": statistics.median(starts), "rows": rows, "steps": steps}
+    record = {"repeats": 1 if arguments.quick else arguments.repeats, "rows": rows, "steps": steps}
+    if starts:
+        record["seconds_to_first_step"] = statistics.median(starts)
+        print(f"start of the process to the first training step: {record['seconds_to_first_step']:.1f} s")
     record["environment"] = run_folder.environment()
     if arguments.name:
-        run_folder.write_json(ROOT / "results" / f"speed-{arguments.name}.json", record)
-    print(f"start of the process to the first training step: {record['seconds_to_first_step']:.1f} s")
+        kind = "speed" if steps is STEPS else "gpu"
+        run_folder.write_json(ROOT / "results" / f"{kind}-{arguments.name}.json", record)
 
 
 if __name__ == "__main__":
