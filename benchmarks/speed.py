@@ -297,6 +297,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=3200, help="reviews")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.name and arguments.variants:
+        parser.error("--variants are printed, a record has all of them: leave --name out")
     if arguments.worker:
         step, *rest = arguments.worker
         print(json.dumps(start_up() if step == "start-up" else measure(step, rest[0], *map(int, rest[1:]))))
