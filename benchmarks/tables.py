@@ -3,6 +3,7 @@
 python benchmarks/tables.py
 """
 
+import itertools
 import json
 import re
 import sys
@@ -291,6 +292,18 @@ def laptop_sentence() -> str:
     )
 
 
+def gpu_sentence() -> str:
+    """What a GPU did with `--preset full`: results/run-h100.json is a copy of its run's metrics.json."""
+    m = json.loads((ROOT / "results" / "run-h100.json").read_text())
+    low, high = m["accuracy_ci95"]
+    return (
+        f"On {m['run']['environment']['hardware']}, `python fine_tune.py --preset full` trained for {m['seconds']['training']:.0f} s, "
+        f"and `python evaluate.py` labelled the {m['n']:,} reviews of the {m['split']} in {m['seconds']['prediction']:.0f} s: "
+        f"{m['accuracy']:.2%} ({low:.2%} to {high:.2%}), one seed, all-MiniLM-L6-v2 (stand-in) with its weights rounded to float16 "
+        "([record](results/run-h100.json))."
+    )
+
+
 def speed_table() -> str:
     """Baseline and ours side by side, for each model and length, with memory and the share of the limit."""
 
@@ -335,6 +348,71 @@ def _measured_on(record: dict) -> str:
     repeats = "each measured once" if record["repeats"] == 1 else f"medians of {record['repeats']} repeats"
     limit = np.median([row["matrix_product_tflops"] for row in record["rows"]])
     return f"{record['environment']['hardware']}, large bf16 matrix products {limit:.2f} TFLOP/s; {repeats}."
+
+
+def gpu_table() -> str:
+    """The WAYS of speed.py, for each GPU in results/gpu-*.json."""
+    tables = []
+    for record in _records("gpu"):
+        lines = [
+            "| model, tokens, way | training | prediction | memory | share of the limit |",
+            "|---|--:|--:|--:|--:|",
+        ]
+        for row in record["rows"]:
+            cells = [f"{row['model']}, {row['max_length']}: {row['variant']}"]
+            cells += [f"{row[f'{work}_reviews_per_s']:,.0f}/s" for work in ("train", "predict")]
+            lines.append(f"| {' | '.join(cells)} | {row['peak_memory_gib']:.1f} GiB | {row['share_of_limit']:.2f} |")
+        lines += ["", "; ".join(f"{way}: {about}" for way, about in record["steps"].items()) + ".", "", _measured_on(record)]
+        for way, one in record.get("profile", {}).items():
+            lines[-1] += (
+                f" A step of {way}: {one['kernels_per_step']:,} kernels, which keep the GPU busy for {one['gpu_ms_per_step']} ms."
+            )
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def time_table() -> str:
+    """Minutes until the accuracy was reached for good: time_to_accuracy.py, for each machine in results/time-*.json."""
+    tables = []
+    for record in _records("time"):
+        targets = [f"minutes to {target:.0%}" for target in record["targets"]]
+        lines = [f"| what runs | {' | '.join(targets)} | accuracy at the end | after minutes |", "|---|--:|--:|--:|--:|"]
+        ways = {}
+        for run in record["runs"]:
+            ways.setdefault(run["way"], []).append(run)
+        for way, runs in ways.items():
+            cells = [", ".join(_minutes_to(target, run["marks"]) for run in runs) for target in record["targets"]]
+            last = [run["marks"][-1] for run in runs]
+            cells += [", ".join(f"{mark['accuracy']:.2%}" for mark in last)]
+            cells += [", ".join(f"{mark['seconds'] / 60:.1f}" for mark in last)]
+            lines.append(f"| {way} | {' | '.join(cells)} |")
+        run = record["runs"][0]
+        about = f"{run['train']:,} training reviews, accuracy on {run['n']:,} of {run['dataset']} {run['split']}"
+        tables.append("\n".join([*lines, "", f"{about}; {run['environment']['hardware']}."]))
+    return "\n\n".join(tables)
+
+
+def time_sentence() -> str:
+    """Minutes to the first target, way by way, and what the first command needs for the second."""
+    (record,) = _records("time")
+    low, high = record["targets"]
+    ways = {}
+    for run in record["runs"]:
+        ways.setdefault(run["way"], []).append(run["marks"])
+    ours = ways.pop("first command")
+    others = "; ".join(f"{way}: {', '.join(_minutes_to(low, marks) for marks in runs)}" for way, runs in ways.items())
+    return (
+        f"Minutes from the start of the process until {low:.0%} of {record['runs'][0]['n']:,} held-out reviews get their label: the first "
+        f"command **{', '.join(_minutes_to(low, marks) for marks in ours)}** ({high:.0%}: "
+        f"{', '.join(_minutes_to(high, marks) for marks in ours)}), {others} (given up after {record['minutes']:.0f} minutes); "
+        f"{record['runs'][0]['environment']['hardware']}, a figure a seed "
+        "([how](results/README.md#how-long-until-it-is-good))."
+    )
+
+
+def _minutes_to(target: float, marks: list[dict]) -> str:
+    reached = [*itertools.takewhile(lambda mark: mark["accuracy"] >= target, reversed(marks))]
+    return f"{reached[-1]['seconds'] / 60:.1f}" if reached else "not reached"
 
 
 def steps_table() -> str:
@@ -697,11 +775,13 @@ PAGES = {
     "README.md": {
         "claim": claim_table,
         "laptop": laptop_sentence,
+        "gpu": gpu_sentence,
         "entities_sentence": entities_sentence,
         "pretrained_sentence": pretrained_sentence,
         "translation_sentence": translation_sentence,
         "scale": scale_table,
         "processes": processes_sentence,
+        "time": time_sentence,
         "speedup": speedup_table,
     },
     "docs/learn.md": {"knobs": knobs_table},
@@ -710,6 +790,8 @@ PAGES = {
         "growth": growth_table,
         "architectures": architectures_table,
         "speed": speed_table,
+        "gpu": gpu_table,
+        "time": time_table,
         "recipe": partial(changes_table, "recipe"),
         "confirm": partial(changes_table, "confirm"),
         "shorter": partial(changes_table, "shorter", "shorter-ways", base="first command"),
