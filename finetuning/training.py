@@ -76,7 +76,9 @@ class _Trainer(Trainer):
 
     def _prepare_input(self, data):
         """On to the GPU, without waiting until it has done what it was given before."""
-        return data.to(self.args.device, non_blocking=True) if isinstance(data, torch.Tensor) else super()._prepare_input(data)
+        if isinstance(data, torch.Tensor) and self.args.device.type == "cuda":
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
 
     def get_train_dataloader(self) -> DataLoader:
         args = self.args
