@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py --name NAME     writes results/speed-NAME.json; 12 minutes a repeat on two cores
     python benchmarks/speed.py --repeats 1     a quicker look
-    python benchmarks/speed.py --device cuda --quick --name NAME    results/gpu-NAME.json: three models at 512 tokens, 6 minutes
+    python benchmarks/speed.py --device cuda --quick --name NAME    results/gpu-NAME.json: three models at 512 tokens, some minutes
 
 On a GPU each variant is a way of its own to run the same steps (WAYS); on a CPU each adds to the one before (STEPS).
 
@@ -184,7 +184,7 @@ def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
     trainer.args.eval_strategy = trainer.args.save_strategy = trainer.args.logging_strategy = "no"
     trainer.args.disable_tqdm = True
     trainer.args.max_steps = -1 if on_gpu else 2
-    trainer.train()  # warm-up; on a GPU of all lengths, for what is compiled or recorded for each
+    trainer.train()  # warm-up; on a GPU with all lengths, as its libraries plan each one anew
     trainer.args.max_steps = -1
     train_seconds = timed(trainer.train)
     memory = run_folder.peak_memory_gib()

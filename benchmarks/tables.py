@@ -298,7 +298,7 @@ def gpu_sentence() -> str:
     low, high = m["accuracy_ci95"]
     return (
         f"On {m['run']['environment']['hardware']}, `python fine_tune.py --preset full` trained for {m['seconds']['training']:.0f} s, "
-        f"and `python evaluate.py` labelled the {m['n']:,} reviews of the {m['split']} in {m['seconds']['prediction']:.0f} s: "
+        f"and `python evaluate.py` labelled the {m['n']:,} reviews of IMDb's {m['split']} in {m['seconds']['prediction']:.0f} s: "
         f"{m['accuracy']:.2%} ({low:.2%} to {high:.2%}), one seed, all-MiniLM-L6-v2 (stand-in) with its weights rounded to float16 "
         "([record](results/run-h100.json))."
     )
@@ -363,10 +363,11 @@ def gpu_table() -> str:
             cells += [f"{row[f'{work}_reviews_per_s']:,.0f}/s" for work in ("train", "predict")]
             lines.append(f"| {' | '.join(cells)} | {row['peak_memory_gib']:.1f} GiB | {row['share_of_limit']:.2f} |")
         lines += ["", "; ".join(f"{way}: {about}" for way, about in record["steps"].items()) + ".", "", _measured_on(record)]
-        for way, one in record.get("profile", {}).items():
-            lines[-1] += (
-                f" A step of {way}: {one['kernels_per_step']:,} kernels, which keep the GPU busy for {one['gpu_ms_per_step']} ms."
+        if profile := record.get("profile"):
+            steps = (
+                f"{way} {one['kernels_per_step']:,} kernels, {one['gpu_ms_per_step']} ms of the GPU" for way, one in profile.items()
             )
+            lines[-1] += f" A step, mean of the first 20, whose texts are the longest: {'; '.join(steps)}."
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
 
@@ -387,7 +388,9 @@ def time_table() -> str:
             cells += [", ".join(f"{mark['seconds'] / 60:.1f}" for mark in last)]
             lines.append(f"| {way} | {' | '.join(cells)} |")
         run = record["runs"][0]
-        about = f"{run['train']:,} training reviews, accuracy on {run['n']:,} of {run['dataset']} {run['split']}"
+        about = (
+            f"{_model_of(run)}, {run['train']:,} training reviews, accuracy on {run['n']:,} of {run['dataset']} ({run['split']})"
+        )
         tables.append("\n".join([*lines, "", f"{about}; {run['environment']['hardware']}."]))
     return "\n\n".join(tables)
 
@@ -401,13 +404,17 @@ def time_sentence() -> str:
         ways.setdefault(run["way"], []).append(run["marks"])
     ours = ways.pop("first command")
     others = "; ".join(f"{way}: {', '.join(_minutes_to(low, marks) for marks in runs)}" for way, runs in ways.items())
+    run = record["runs"][0]
     return (
-        f"Minutes from the start of the process until {low:.0%} of {record['runs'][0]['n']:,} held-out reviews get their label: the first "
-        f"command **{', '.join(_minutes_to(low, marks) for marks in ours)}** ({high:.0%}: "
+        f"Minutes from the start of the process until {low:.0%} of {run['n']:,} of {run['dataset']} ({run['split']}) get their label, "
+        f"{_model_of(run)}: the first command **{', '.join(_minutes_to(low, marks) for marks in ours)}** ({high:.0%}: "
         f"{', '.join(_minutes_to(high, marks) for marks in ours)}), {others} (given up after {record['minutes']:.0f} minutes); "
-        f"{record['runs'][0]['environment']['hardware']}, a figure a seed "
-        "([how](results/README.md#how-long-until-it-is-good))."
+        f"{run['environment']['hardware']}, a figure a seed ([how](results/README.md#how-long-until-it-is-good))."
     )
+
+
+def _model_of(run: dict) -> str:
+    return f"{Path(run['model']['name']).name}{_stand_in(run['model']['origin'])}"
 
 
 def _minutes_to(target: float, marks: list[dict]) -> str:

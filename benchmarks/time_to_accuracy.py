@@ -102,7 +102,8 @@ def measure(way: str, seed: int, minutes: float) -> dict:
         first_command(clock, seed, folder) if max_length is None else tutorial(clock, seed, folder, max_length)
     config = Config() if max_length is None else Config(max_length=max_length, truncation="head", method="full")  # so: by autocast
     rows = data.load_data(config)
-    tokenizer = model.load_tokenizer(sources.find_model(config.model_name), config)
+    source = sources.find_model(config.model_name)
+    tokenizer = model.load_tokenizer(source, config)
     tokens = tokenizing.encode(rows.test, tokenizer, config)
     marks = []
     while copies and (not marks or marks[0]["accuracy"] >= TARGETS[0]):
@@ -114,7 +115,13 @@ def measure(way: str, seed: int, minutes: float) -> dict:
         logits = text_classification.predict(clock.model, tokenizer, tokens, config, show_progress=False)
         marks.insert(0, {"seconds": seconds, "accuracy": float((logits.argmax(axis=-1) == rows.test.labels).mean())})
         print(f"{seconds:7.0f} s  {marks[0]['accuracy']:.2%}", file=sys.stderr, flush=True)
-    about = {"n": len(rows.test), "dataset": rows.source.name, "split": rows.test_split, "train": len(rows.train)}
+    about = {
+        "model": {"name": source.name, "origin": source.origin},
+        "n": len(rows.test),
+        "dataset": rows.source.name,
+        "split": rows.test_split,
+        "train": len(rows.train),
+    }
     return {"way": way, "seed": seed, "marks": marks, **about, "environment": run_folder.environment()}
 
 

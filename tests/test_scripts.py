@@ -207,12 +207,8 @@ def test_evaluation_refuses_rows_that_changed_since_training(run, data_file, cal
 
 
 def test_a_search_goes_on_where_it_was_and_prints_a_preset(call, tiny_flags, tmp_path, monkeypatch):
-    space = {
-        "learning_rate": (1e-4, 1e-2),
-        "lora_r": [2, 4],
-        "batch_size": [4, 8],
-        "num_train_epochs": [3],
-    }  # more steps than without
+    space = {"learning_rate": (1e-4, 1e-2), "lora_r": [2, 4], "batch_size": [4, 8]}
+    space |= {"num_train_epochs": [3]}  # more steps than the settings have
     monkeypatch.setattr("finetuning.search.SEARCH_SPACE", space)
     flags = [*tiny_flags[:-2], "--num_train_epochs", "2"]
     first = call("fine_tune.py", *flags, "--search", 2)
