@@ -2,11 +2,11 @@
 
     python benchmarks/time_to_accuracy.py --name two-cores --seeds 0 1 2
 
-Both train on the rows of `python fine_tune.py`; the tutorial's recipe is that of speed.py, its learning rate the one of peft's quick
-tour. What trains is copied some times an epoch; when the training is over, or its time is, the copies label the reviews that
-the first command holds out as its test (the tutorial's in bf16 too), the last one first, until one misses the lower target. So a target counts as
-reached by the first copy from which on none misses it. Each way and seed is a process of its own; one that the record has is not
-run again.
+Both train on the rows of `python fine_tune.py`; the tutorial's recipe is that of speed.py, its learning rate the one of peft's
+quick tour. What trains is copied some times an epoch. When the training is over, or its time is, the copies label the reviews that
+the first command holds out as its test (the tutorial's in bf16 too), the last one first, until one misses the lower target. So a
+target counts as reached by the first copy from which on none misses it. Each way and seed is a process of its own; one that the
+record has is not run again.
 """
 
 import argparse

@@ -59,11 +59,9 @@ class Training(TrainerCallback):
             self.bar.set_postfix_str(f"{duration(left)} left", refresh=False)
             if not self.said and self.show and self.steps > MEASURED and self.spent > MEASURED:
                 self.said = True
-                steps, rows = (
-                    state.max_steps - state.global_step,
-                    args.per_device_train_batch_size * args.gradient_accumulation_steps,
-                )
-                self.write(f"about {duration(left)} to go on this machine: {steps:,} steps of {rows:,} rows")
+                rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+                steps = f"{state.max_steps - state.global_step:,} steps of {rows:,} rows"
+                self.write(f"about {duration(left)} to go on this machine: {steps}")
                 if left > LONG:
                     self.write("(for less: lower train_samples, max_length or num_train_epochs)")
 

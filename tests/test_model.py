@@ -1,4 +1,4 @@
-"""LoRA on every architecture of the table, and the fast road on a CPU against the libraries' own."""
+"""LoRA on every architecture of the table, and the fast road, in its forms for a CPU and a GPU, against the libraries' own."""
 
 import itertools
 from dataclasses import replace
