@@ -27,6 +27,17 @@ def pretrained(study: str, experiment: str) -> str:
     return f"outputs/{study}/{experiment.replace(', ', '_').replace(' ', '-')}/export/merged"
 
 
+# The linear layers of the stand-in's last four layers, of six.
+UPPER_LAYERS = ",".join(
+    f"layer.{number}.{name}"
+    for number in (2, 3, 4, 5)
+    for name in (
+        *(f"attention.self.{of}" for of in ("query", "key", "value")),
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    )
+)
 LAPTOP = dict(val_samples=0, early_stopping_patience=0, eval_steps=0.5)
 FULL = PRESETS["full"] | dict(early_stopping_patience=0)  # the same budget of epochs for all
 # By number of training reviews: so few need more passes.
@@ -106,10 +117,23 @@ STUDIES = {
     ),
     # What makes the first command shorter, and what that costs.
     "shorter": Study(
-        "validation", LAPTOP, {"first command": {}, "short for two thirds": dict(length_warmup=0.67)}, seeds=(0, 1, 2)
+        "validation",
+        LAPTOP,
+        {
+            "first command": {},
+            "short for two thirds": dict(length_warmup=0.67),
+            "short for four fifths": dict(length_warmup=0.8),
+        },
+        seeds=(0, 1, 2),
     ),
     "shorter-ways": Study(
-        "validation", LAPTOP, {"short for half": dict(length_warmup=0.5), "10,000 reviews": dict(train_samples=10_000)}
+        "validation",
+        LAPTOP,
+        {
+            "short for half": dict(length_warmup=0.5),
+            "10,000 reviews": dict(train_samples=10_000),
+            "short for two thirds, upper four layers": dict(length_warmup=0.67, target_modules=UPPER_LAYERS),
+        },
     ),
     # One change at a time from "base", on 5,000 reviews.
     "recipe": Study(
