@@ -403,12 +403,17 @@ def time_sentence() -> str:
     for run in record["runs"]:
         ways.setdefault(run["way"], []).append(run["marks"])
     ours = ways.pop("first command")
-    others = "; ".join(f"{way}: {', '.join(_minutes_to(low, marks) for marks in runs)}" for way, runs in ways.items())
+
+    def of_seed(marks: list[dict]) -> str:
+        missed = f"not reached ({marks[-1]['accuracy']:.2%} after {marks[-1]['seconds'] / 60:.0f} minutes, then given up)"
+        return missed if marks[-1]["accuracy"] < low else _minutes_to(low, marks)
+
+    others = "; ".join(f"{way}: {', '.join(map(of_seed, runs))}" for way, runs in ways.items())
     run = record["runs"][0]
     return (
         f"Minutes from the start of the process until {low:.0%} of {run['n']:,} of {run['dataset']} ({run['split']}) get their label, "
         f"{_model_of(run)}: the first command **{', '.join(_minutes_to(low, marks) for marks in ours)}** ({high:.0%}: "
-        f"{', '.join(_minutes_to(high, marks) for marks in ours)}), {others} (given up after {record['minutes']:.0f} minutes); "
+        f"{', '.join(_minutes_to(high, marks) for marks in ours)}); {others}. "
         f"{run['environment']['hardware']}, a figure a seed ([how](results/README.md#how-long-until-it-is-good))."
     )
 
