@@ -120,7 +120,7 @@ STUDIES = {
         "validation",
         LAPTOP,
         {
-            "first command": {},
+            "whole texts": {},
             "short for two thirds": dict(length_warmup=0.67),
             "short for four fifths": dict(length_warmup=0.8),
         },

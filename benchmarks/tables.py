@@ -806,7 +806,7 @@ PAGES = {
         "time": time_table,
         "recipe": partial(changes_table, "recipe"),
         "confirm": partial(changes_table, "confirm"),
-        "shorter": partial(changes_table, "shorter", "shorter-ways", base="first command"),
+        "shorter": partial(changes_table, "shorter", "shorter-ways", base="whole texts"),
         "augmentation": augmentation_table,
         "sentences": sentences_table,
         "entities": entities_table,

@@ -102,13 +102,15 @@ class _Trainer(Trainer):
         )
 
     def work_of_steps(self) -> np.ndarray:
-        """The tokens of each step of the run, padding included: by them goes its time."""
+        """(steps of the run,) what the time of each goes by."""
         lengths = np.minimum(self.train_dataset.tokens.lengths, self.max_length)
         steps = steps_of_epoch(lengths, self.rows_of_step, self.args.seed, 0, self.by_length, self.mixed)
         longest = [lengths[rows].max() if self.by_length else self.max_length for rows in steps]
-        whole, short = (np.array([len(rows) for rows in steps]) * np.minimum(longest, most) for most in (self.max_length, SHORT))
+        whole, short = (
+            np.array([len(rows) for rows in steps]) * progress.work(np.minimum(longest, most)) for most in (self.max_length, SHORT)
+        )
         number = np.arange(math.ceil(self.args.num_train_epochs) * len(steps))
-        return np.where(np.isin(number, self.short_steps()), short[number % len(steps)], whole[number % len(steps)]).astype(float)
+        return np.where(np.isin(number, self.short_steps()), short[number % len(steps)], whole[number % len(steps)])
 
 
 def build_trainer(
@@ -191,7 +193,7 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_GiveBack())
     trainer.add_callback(
-        progress.Training(trainer.work_of_steps, float(np.minimum(validation.lengths, config.max_length).sum()), chosen_by)
+        progress.Training(trainer.work_of_steps, progress.work(np.minimum(validation.lengths, config.max_length)).sum(), chosen_by)
     )
     trainer.add_callback(trackers.Settings(checkpoints.parent, config, lambda: trainer.callback_handler.callbacks))
     trainer.add_callback(trainer.keeper)

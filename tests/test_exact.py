@@ -94,7 +94,7 @@ def test_a_run_reads_short_texts_first_and_its_bar_knows(model_dir, tmp_path):
         sizes += [batch["input_ids"].shape for batch in trainer.get_train_dataloader()]
     assert sizes == [(8, 256)] + [(8, 128)] * 3 + [(8, 256)] * 4
     (bar,) = (callback for callback in trainer.callback_handler.callbacks if isinstance(callback, progress.Training))
-    assert bar.work_of_steps().tolist() == [rows * width for rows, width in sizes]
+    assert bar.work_of_steps().tolist() == [rows * progress.work(width) for rows, width in sizes]
 
 
 # --- interrupted runs ---------------------------------------------------------------------------------------------------

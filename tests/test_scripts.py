@@ -246,7 +246,7 @@ def test_the_time_to_go_is_of_the_work_that_is_left():
     shown.work = np.array([3.0, 3.0, 1.0, 1.0] * 2)
     args, state = SimpleNamespace(eval_strategy="steps"), SimpleNamespace(max_steps=8, global_step=2, eval_steps=4)
     shown.spent, shown.done, shown.validation = 6.0, 6.0, None
-    assert shown.left(args, state) == pytest.approx(2 + 8 + 2 * 1)
+    assert shown.left(args, state) == pytest.approx(2 + 8 + 2 * 3 * progress.FORWARD)
     shown.validation = 5.0
     assert shown.left(args, state) == pytest.approx(2 + 8 + 2 * 5)
     assert [progress.duration(seconds) for seconds in (4, 47, 400, 7800)] == ["4 s", "45 s", "7 min", "2 h 10 min"]
