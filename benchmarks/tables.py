@@ -443,23 +443,23 @@ def steps_table() -> str:
 
 
 def engines_table() -> str:
-    """The ways to label new texts: engines.py, for each machine in results/engines-*.json."""
-    lines = ["| from words to labels | texts/s | built in | accuracy | labels equal to float32's |", "|---|--:|--:|--:|--:|"]
+    """The ways to label new texts: engines.py, a table for each machine in results/engines-*.json."""
+    tables = []
     for record in _records("engines"):
+        lines = ["| from words to labels | texts/s | built in | accuracy | labels equal to float32's |", "|---|--:|--:|--:|--:|"]
         for one in record["ways"]:
             cells = [one["way"], f"{one['texts_per_s']:.1f}", f"{one['seconds_to_build']:.0f} s"]
             cells += [f"{one['accuracy']:.2%}", f"{one['equal_labels']:.2%}"]
             lines.append(f"| {' | '.join(cells)} |")
         alone = "; ".join(f"{n} tokens {one['p50_ms']:.0f} ms (p95 {one['p95_ms']:.0f})" for n, one in record["alone"].items())
         first = f"{record['seconds_to_first_label']:.1f} s from the start of `predict.py` to its label"
-        lines += ["", f"One text at a time, median: {alone}; {first}."]
         versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-        lines += [
-            "",
+        about = (
             f"{record['model']['name']} ({record['model']['origin']}), {record['rows']:,} of {record['dataset']} {record['split']}, "
-            f"{record['max_length']} tokens, {record['environment']['hardware']}; {versions}.",
-        ]
-    return "\n".join(lines)
+            f"{record['max_length']} tokens, {record['environment']['hardware']}; {versions}."
+        )
+        tables.append("\n".join([*lines, "", f"One text at a time, median: {alone}; {first}.", "", about]))
+    return "\n\n".join(tables)
 
 
 def generation_table() -> str:
