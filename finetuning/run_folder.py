@@ -190,7 +190,8 @@ def environment() -> dict:
     else:
         capabilities = torch.cpu.get_capabilities()
         bf16 = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
-        hardware = f"{torch.get_num_threads()} CPU cores ({', '.join([platform.machine(), *bf16])})"
+        cores = torch.get_num_threads()
+        hardware = f"{cores} CPU core{'s' * (cores > 1)} ({', '.join([platform.machine(), *bf16])})"
     if (together := accelerate.PartialState().num_processes) > 1:
         hardware = (
             f"{together} processes, each with {hardware}" if not torch.cuda.is_available() else f"{together} processes, {hardware}"
