@@ -83,7 +83,7 @@ def test_acl_imdb_as_a_folder_and_as_its_archive(tmp_path):
                 member.size = len(text)
                 archive.addfile(member, io.BytesIO(text))
     with tarfile.open(packed) as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path)
     for source in (packed, tmp_path / "aclImdb"):
         loaded = data.load_data(Config(dataset_name=str(source), val_samples=0))
         assert loaded.label_names == ["neg", "pos"] and loaded.test_split == "official test" and len(loaded.test) == 27
