@@ -249,6 +249,7 @@ def test_the_time_to_go_is_of_the_work_that_is_left():
     assert shown.left(args, state) == pytest.approx(2 + 8 + 2 * 3 * progress.FORWARD)
     shown.validation = 5.0
     assert shown.left(args, state) == pytest.approx(2 + 8 + 2 * 5)
+    assert progress.work(256) > 2 * progress.work(128), "attention: a text of twice the tokens takes more than twice the time"
     assert [progress.duration(seconds) for seconds in (4, 47, 400, 7800)] == ["4 s", "45 s", "7 min", "2 h 10 min"]
 
 
