@@ -378,10 +378,7 @@ def time_table() -> str:
     for record in _records("time"):
         targets = [f"minutes to {target:.0%}" for target in record["targets"]]
         lines = [f"| what runs | {' | '.join(targets)} | accuracy at the end | after minutes |", "|---|--:|--:|--:|--:|"]
-        ways = {}
-        for run in record["runs"]:
-            ways.setdefault(run["way"], []).append(run)
-        for way, runs in ways.items():
+        for way, runs in _by_way(record).items():
             cells = [", ".join(_minutes_to(target, run["marks"]) for run in runs) for target in record["targets"]]
             last = [run["marks"][-1] for run in runs]
             cells += [", ".join(f"{mark['accuracy']:.2%}" for mark in last)]
@@ -399,9 +396,7 @@ def time_sentence() -> str:
     """Minutes to the first target, way by way, and what the first command needs for the second."""
     (record,) = _records("time")
     low, high = record["targets"]
-    ways = {}
-    for run in record["runs"]:
-        ways.setdefault(run["way"], []).append(run["marks"])
+    ways = {way: [run["marks"] for run in runs] for way, runs in _by_way(record).items()}
     ours = ways.pop("first command")
 
     def of_seed(marks: list[dict]) -> str:
@@ -416,6 +411,13 @@ def time_sentence() -> str:
         f"{', '.join(_minutes_to(high, marks) for marks in ours)}); {others}. "
         f"{run['environment']['hardware']}, a figure a seed ([how](results/README.md#how-long-until-it-is-good))."
     )
+
+
+def _by_way(record: dict) -> dict[str, list[dict]]:
+    ways = {}
+    for run in record["runs"]:
+        ways.setdefault(run["way"], []).append(run)
+    return ways
 
 
 def _model_of(run: dict) -> str:
