@@ -156,6 +156,7 @@ def record_graphs(trainer, config) -> None:
     graphs = {}
     for tokens in range(every, config.max_length + 1, every):
         ids, mask = torch.ones(2, config.batch_size, tokens, dtype=torch.long, device=trainer.args.device)
+        mask[:, -1] = 0  # the warm-up shall take the road with a mask, as the recording does
         graphs[ids.shape] = record(Logits(trainer.model).train(), (ids, mask))
 
     def by_shape(input_ids, attention_mask, **_):
