@@ -54,8 +54,8 @@ STEPS = {  # what lies between the baseline and ours, each on top of those befor
 WAYS = {  # on a GPU
     "baseline": STEPS["baseline"],
     "peft": "batches of like length, bf16 autocast, LoRA on all linear layers by peft's own code",
-    "ours": "as fine_tune.py does it: frozen weights in bf16, each adapter in one autograd node, PyTorch's own attention",
-    "graphs": "ours, recorded as CUDA graphs, batches padded to one of eight lengths; not tried yet",
+    "fused LoRA": "frozen weights stored in bf16, in place of autocast, and each adapter in one autograd node",
+    "ours": "as fine_tune.py does it: recorded as CUDA graphs too, batches padded to one of eight lengths",
 }
 
 
@@ -95,7 +95,9 @@ def product(step: str, model_path: str, reviews, max_length: int):
     on_gpu = not fast.on_cpu() or step in set(WAYS) - set(STEPS)
     last = "ours" if on_gpu else step
     has = dict.fromkeys(STEPS, False) | dict.fromkeys(list(STEPS)[: list(STEPS).index(last) + 1], True)
-    settings = dict(model_name=model_path, max_length=max_length, length_warmup=0.0, early_stopping_patience=0)
+    settings = dict(
+        model_name=model_path, max_length=max_length, length_warmup=0.0, early_stopping_patience=0, cuda_graphs=step == "ours"
+    )
     if not has["by length"]:
         settings |= dict(padding="max_length")
     if not has["all linear"]:
@@ -125,45 +127,11 @@ def product(step: str, model_path: str, reviews, max_length: int):
     trainer = training.build_trainer(lora, tokenizer, rows, rows, data, config, Path("checkpoints"))
     batches.steps_of_epoch = lambda lengths, size, *_: np.array_split(np.arange(len(lengths)), len(lengths) // size)  # that order
     trainer.args.load_best_model_at_end = False
-    if step == "graphs":
-        record_graphs(trainer, config)
     return (
         trainer,
         lambda: text_classification.predict(lora, tokenizer, rows, config),
         np.minimum(rows.lengths, max_length).tolist(),
     )
-
-
-class Logits(torch.nn.Module):
-    """A model from tensors to a tensor, as CUDA graphs want it."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model, self.of_model = model, model.forward
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        return self.of_model(input_ids=input_ids, attention_mask=attention_mask).logits
-
-
-def record_graphs(trainer, config) -> None:
-    """Let full batches of eight lengths, to which texts are padded, train through CUDA graphs: forward and backward are one launch."""
-    from transformers.modeling_outputs import SequenceClassifierOutput
-
-    record = torch.cuda.make_graphed_callables if torch.cuda.is_available() else lambda module, sample: module
-    plain, every = Logits(trainer.model), max(8, config.max_length // 8)
-    trainer.data_collator.pad_to_multiple_of = every
-    trainer.model.train()
-    graphs = {}
-    for tokens in range(every, config.max_length + 1, every):
-        ids, mask = torch.ones(2, config.batch_size, tokens, dtype=torch.long, device=trainer.args.device)
-        mask[:, -1] = 0  # the warm-up shall take the road with a mask, as the recording does
-        graphs[ids.shape] = record(Logits(trainer.model).train(), (ids, mask))
-
-    def by_shape(input_ids, attention_mask, **_):
-        found = graphs.get(input_ids.shape, plain) if trainer.model.training else plain
-        return SequenceClassifierOutput(logits=found(input_ids, attention_mask))
-
-    trainer.model.forward = by_shape
 
 
 def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
@@ -187,7 +155,7 @@ def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
     trainer.args.max_steps = -1 if on_gpu else 2
     trainer.train()  # warm-up; on a GPU with all lengths, as its libraries plan each one anew
     trainer.args.max_steps = -1
-    train_seconds = timed(trainer.train)
+    train_seconds, seconds_before = timed_training(trainer)
     memory = run_folder.peak_memory_gib()
     if on_gpu:
         predict()
@@ -197,12 +165,27 @@ def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
     return {
         "train_reviews_per_s": len(lengths) / train_seconds,
         "train_tokens_per_s": sum(lengths) / train_seconds,
+        "seconds_before_training": seconds_before,
         "predict_reviews_per_s": len(lengths) / predict_seconds,
         "predict_tokens_per_s": sum(lengths) / predict_seconds,
         "peak_memory_gib": memory,
         "matrix_product_tflops": 2 * rate / 1e12,
         "share_of_limit": work / train_seconds / rate,
     }
+
+
+def timed_training(trainer) -> tuple[float, float]:
+    """Seconds of training, and those until the first epoch, in which CUDA graphs are recorded: once a run, however long it is."""
+    from transformers import TrainerCallback
+
+    class Started(TrainerCallback):
+        def on_epoch_begin(self, *_, **__) -> None:
+            self.at = time.perf_counter()
+
+    begun, started = time.perf_counter(), Started()
+    trainer.add_callback(started)
+    whole = timed(trainer.train)
+    return begun + whole - started.at, started.at - begun
 
 
 def timed(call) -> float:
@@ -324,13 +307,7 @@ def main() -> None:
             if steps is STEPS:
                 starts.append(worker("start-up")["seconds_to_first_step"])
             for model, length, step in settings:
-                try:
-                    found = worker(step, paths[model], str(length), str(arguments.rows))
-                except RuntimeError as error:
-                    if step != "graphs":
-                        raise
-                    print(f"graphs, which no GPU has tried yet, failed: {str(error).splitlines()[-1]}", flush=True)
-                    continue
+                found = worker(step, paths[model], str(length), str(arguments.rows))
                 seen[model, length, step].append(found)
                 print(
                     f"{repeat + 1}  {models[model]:<36} {length}  {step:<13}",

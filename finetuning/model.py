@@ -133,6 +133,7 @@ def build_base(source: Source, label_names: list[str], config: Config) -> torch.
     model_config.use_cache = False
     numbers = [name for name, value in model_config.to_dict().items() if type(value) in (float, int)]
     dropouts = [name for name in numbers if "dropout" in name or name.endswith("pdrop")]
+    dropouts.append("classifier_dropout")  # which some models take for 0.1 where it is not given
     for name, value in (task.model_settings(label_names) | dict.fromkeys(dropouts, config.dropout)).items():
         setattr(model_config, name, value)
     known = model_config.model_type in ARCHITECTURES  # others may hand their attention what ours does not take

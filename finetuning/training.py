@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerState
 
 from config import Config
-from finetuning import progress, trackers
+from finetuning import graphs, progress, trackers
 from finetuning.batches import SHORT, Batches, TrainingRows, count_steps, short_steps, steps_of_epoch
 from finetuning.checkpoints import Keeper, last_whole
 from finetuning.data import Data
@@ -79,6 +79,10 @@ class _Trainer(Trainer):
         if isinstance(data, torch.Tensor) and self.args.device.type == "cuda":
             return data.to(self.args.device, non_blocking=True)
         return super()._prepare_input(data)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+        """Left on the CPU, where it is counted, by one process: on its way to the GPU it would wait likewise."""
+        return super()._get_num_items_in_batch(batch_samples, device if self.args.world_size > 1 else torch.device("cpu"))
 
     def get_train_dataloader(self) -> DataLoader:
         args = self.args
@@ -197,6 +201,8 @@ def build_trainer(
     )
     trainer.add_callback(trackers.Settings(checkpoints.parent, config, lambda: trainer.callback_handler.callbacks))
     trainer.add_callback(trainer.keeper)
+    if graphs.apply_to(config):
+        trainer.add_callback(graphs.Graphs(trainer))
     if config.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
     return trainer

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from apart import STEP, Death, flags_of, outcome
-from conftest import make_rows
+from conftest import make_model, make_rows
 from datasets import Dataset
 from transformers import AutoTokenizer
 
 from config import Config
-from finetuning import model, progress, tokenizing, training
+from finetuning import graphs, model, progress, tokenizing, training
 from finetuning.batches import Batches, TrainingRows, short_steps, steps_of_epoch
 from finetuning.sources import find_model
 from finetuning.tasks import text_classification
@@ -95,6 +95,52 @@ def test_a_run_reads_short_texts_first_and_its_bar_knows(model_dir, tmp_path):
     assert sizes == [(8, 256)] + [(8, 128)] * 3 + [(8, 256)] * 4
     (bar,) = (callback for callback in trainer.callback_handler.callbacks if isinstance(callback, progress.Training))
     assert bar.work_of_steps().tolist() == [rows * progress.work(width) for rows, width in sizes]
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "mpnet", "gpt2"])
+@pytest.mark.parametrize("task", ["text-classification", "token-classification"])
+def test_recorded_steps_learn_what_others_learn(task, model_type, tmp_path, monkeypatch):
+    """With the recording itself replaced, which needs a GPU."""
+    source = find_model(str(make_model(tmp_path / model_type, model_type)))
+    config = Config(task=task, max_length=64, batch_size=8, precision="float32", eval_strategy="epoch")
+    tokenizer = model.load_tokenizer(source, config)
+    lengths = np.arange(13) * 4 + 3
+    columns = {"input_ids": [list(range(5, 5 + length)) for length in lengths]}
+    labels = np.arange(13) % 2
+    if task == "token-classification":
+        columns["labels"], labels = [[0, 1, 0] * (length // 3) + [-100] * (length % 3) for length in lengths], None
+    tokens = Tokens(Dataset.from_dict(columns), lengths, labels)
+    data = SimpleNamespace(train=SimpleNamespace(labels=labels), validation=None, label_names=["O", "B-x"])
+    ran = []
+
+    def record(module, inputs, pool):
+        def run(*given):
+            ran.append(inputs[0].shape)
+            assert all(a.shape == b.shape for a, b in zip(inputs, given, strict=True))
+            return module(*given)
+
+        return run
+
+    def train(name):
+        torch.manual_seed(0)
+        lora = model.add_lora(model.build_base(source, data.label_names, config), config)
+        trainer = training.build_trainer(lora, tokenizer, tokens, tokens, data, config, tmp_path / name / "checkpoints")
+        trainer.optimizer = torch.optim.SGD(
+            lora.parameters(), lr=0.5
+        )  # AdamW would blow up what is rounded in gradients of nearly 0
+        monkeypatch.setattr(trainer, "compute_metrics", lambda found: {"accuracy": 0.5, "f1": 0.5})
+        training.train(trainer)
+        assert "forward" not in vars(lora)
+        return {name: p.detach() for name, p in lora.named_parameters() if p.requires_grad}
+
+    plain = train("plain")
+    monkeypatch.setattr(graphs, "apply_to", lambda config: True)
+    monkeypatch.setattr(graphs, "LENGTHS", 2)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    for name, weights in train("recorded").items():
+        torch.testing.assert_close(weights, plain[name], rtol=1e-3, atol=1e-5)
+    assert ran == [(7, 56), (7, 32)]
 
 
 # --- interrupted runs ---------------------------------------------------------------------------------------------------
