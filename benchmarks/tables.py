@@ -365,7 +365,8 @@ def gpu_table() -> str:
         lines += ["", "; ".join(f"{way}: {about}" for way, about in record["steps"].items()) + ".", "", _measured_on(record)]
         if profile := record.get("profile"):
             steps = (
-                f"{way} {one['kernels_per_step']:,} kernels, {one['gpu_ms_per_step']} ms of the GPU" for way, one in profile.items()
+                f"{way} {one['kernels_per_step']:,} launches, {one['gpu_ms_per_step']} ms of the GPU"
+                for way, one in profile.items()
             )
             lines[-1] += f" A step, mean of the first 20, whose texts are the longest: {'; '.join(steps)}."
         tables.append("\n".join(lines))

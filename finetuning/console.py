@@ -25,6 +25,8 @@ def quiet_libraries() -> None:
     huggingface_hub.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # model.py ties them
+    for start in ("Attempting to run cuBLAS", "The AccumulateGrad node's stream"):  # while CUDA graphs are recorded: harmless
+        warnings.filterwarnings("ignore", message=start)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|torch|peft)\.")
 
 

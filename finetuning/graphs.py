@@ -4,6 +4,7 @@ What is recorded runs again at the same addresses, on tensors of the same shape.
 recorded once; then forward and backward are one start each. https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
+import gc
 import sys
 import time
 
@@ -57,10 +58,12 @@ class Graphs(TrainerCallback):
             padding = dict.fromkeys(names, 0) | {"input_ids": self.trainer.processing_class.pad_token_id}
             model.forward = padded(model, graphs, rows, padding)
             said = f"training steps recorded as CUDA graphs in {time.perf_counter() - started:.1f} s"
+        gc.collect()  # what a failed recording left
         tqdm.write(said, file=sys.stdout)
 
     def on_train_end(self, args, state, control, model, **_) -> None:
         vars(model).pop("forward", None)
+        gc.collect()  # here: a process that loads batches fails when it deletes a graph that it was forked with
 
 
 class _Logits(torch.nn.Module):

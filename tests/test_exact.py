@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import weakref
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,7 +112,7 @@ def test_recorded_steps_learn_what_others_learn(task, model_type, tmp_path, monk
         columns["labels"], labels = [[0, 1, 0] * (length // 3) + [-100] * (length % 3) for length in lengths], None
     tokens = Tokens(Dataset.from_dict(columns), lengths, labels)
     data = SimpleNamespace(train=SimpleNamespace(labels=labels), validation=None, label_names=["O", "B-x"])
-    ran = []
+    ran, alive = [], weakref.WeakSet()
 
     def record(module, inputs, pool):
         def run(*given):
@@ -119,6 +120,8 @@ def test_recorded_steps_learn_what_others_learn(task, model_type, tmp_path, monk
             assert all(a.shape == b.shape for a, b in zip(inputs, given, strict=True))
             return module(*given)
 
+        run.itself = run  # as a graph's functions hold each other
+        alive.add(run)
         return run
 
     def train(name):
@@ -141,6 +144,19 @@ def test_recorded_steps_learn_what_others_learn(task, model_type, tmp_path, monk
     for name, weights in train("recorded").items():
         torch.testing.assert_close(weights, plain[name], rtol=1e-3, atol=1e-5)
     assert ran == [(7, 56), (7, 32)]
+    assert not alive, "a process that loads batches fails when it deletes a graph that it was forked with"
+
+
+def test_a_model_that_can_not_be_recorded_trains_without_graphs(call, tiny_flags, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be ...")
+
+    monkeypatch.setattr(graphs, "apply_to", lambda config: True)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", fail)
+    run = call("fine_tune.py", *tiny_flags)
+    said = "cuda_graphs: this model can't be recorded, and trains without (operation not permitted when stream is capturing)"
+    assert run.code == 0 and said in run.out.splitlines()
 
 
 # --- interrupted runs ---------------------------------------------------------------------------------------------------
