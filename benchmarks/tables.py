@@ -373,6 +373,9 @@ def gpu_table() -> str:
     return "\n\n".join(tables)
 
 
+MISSED = "not reached"
+
+
 def time_table() -> str:
     """Minutes until the accuracy was reached for good: time_to_accuracy.py, for each machine in results/time-*.json."""
     tables = []
@@ -380,7 +383,7 @@ def time_table() -> str:
         targets = [f"minutes to {target:.0%}" for target in record["targets"]]
         lines = [f"| what runs | {' | '.join(targets)} | accuracy at the end | after minutes |", "|---|--:|--:|--:|--:|"]
         for way, runs in _by_way(record).items():
-            cells = [", ".join(_minutes_to(target, run["marks"]) for run in runs) for target in record["targets"]]
+            cells = [_minutes_to(target, [run["marks"] for run in runs]) for target in record["targets"]]
             last = [run["marks"][-1] for run in runs]
             cells += [", ".join(f"{mark['accuracy']:.2%}" for mark in last)]
             cells += [", ".join(f"{mark['seconds'] / 60:.1f}" for mark in last)]
@@ -400,16 +403,16 @@ def time_sentence() -> str:
     ways = {way: [run["marks"] for run in runs] for way, runs in _by_way(record).items()}
     ours = ways.pop("first command")
 
-    def of_seed(marks: list[dict]) -> str:
-        missed = f"not reached ({marks[-1]['accuracy']:.2%} after {marks[-1]['seconds'] / 60:.0f} minutes, then given up)"
-        return missed if marks[-1]["accuracy"] < low else _minutes_to(low, marks)
+    def of_way(runs: list[list[dict]]) -> str:
+        minutes = _minutes_to(low, runs)
+        ends = ", ".join(f"{marks[-1]['accuracy']:.2%}" for marks in runs)
+        return f"{minutes}, given up after {record['minutes']} minutes at {ends}" if minutes == MISSED else minutes
 
-    others = "; ".join(f"{way}: {', '.join(map(of_seed, runs))}" for way, runs in ways.items())
+    others = "; ".join(f"{way}: {of_way(runs)}" for way, runs in ways.items())
     run = record["runs"][0]
     return (
         f"Minutes from the start of the process until {low:.0%} of {run['n']:,} of {run['dataset']} ({run['split']}) get their label, "
-        f"{_model_of(run)}: the first command **{', '.join(_minutes_to(low, marks) for marks in ours)}** ({high:.0%}: "
-        f"{', '.join(_minutes_to(high, marks) for marks in ours)}); {others}. "
+        f"{_model_of(run)}: the first command **{_minutes_to(low, ours)}** ({high:.0%}: {_minutes_to(high, ours)}); {others}. "
         f"{run['environment']['hardware']}, a figure a seed ([how](results/README.md#how-long-until-it-is-good))."
     )
 
@@ -425,9 +428,10 @@ def _model_of(run: dict) -> str:
     return f"{Path(run['model']['name']).name}{_stand_in(run['model']['origin'])}"
 
 
-def _minutes_to(target: float, marks: list[dict]) -> str:
-    reached = [*itertools.takewhile(lambda mark: mark["accuracy"] >= target, reversed(marks))]
-    return f"{reached[-1]['seconds'] / 60:.1f}" if reached else "not reached"
+def _minutes_to(target: float, runs: list[list[dict]]) -> str:
+    """Of each run, a list of its marks, the first from which on none misses the target; one word where none has such."""
+    reached = [[*itertools.takewhile(lambda mark: mark["accuracy"] >= target, reversed(marks))] for marks in runs]
+    return ", ".join(f"{marks[-1]['seconds'] / 60:.1f}" if marks else MISSED for marks in reached) if any(reached) else MISSED
 
 
 def steps_table() -> str:
