@@ -503,7 +503,8 @@ def translation_sentence() -> str:
 
 
 def _records(kind: str) -> list[dict]:
-    return [json.loads(file.read_text()) for file in sorted((ROOT / "results").glob(f"{kind}-*.json"))]
+    files = (ROOT / "results").glob(f"{kind}-*.json")
+    return [json.loads(file.read_text()) for file in sorted(files, key=lambda file: file.stem)]
 
 
 def scale_table() -> str:
