@@ -7,6 +7,7 @@ recorded once; then forward and backward are one start each. https://docs.pytorc
 import gc
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch.nn.functional import pad
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import ModelOutput
 
 from config import Config
 from finetuning.batches import count_steps
@@ -41,6 +43,7 @@ class Graphs(TrainerCallback):
     """Records when training begins: then the weights are where they stay, and no thread that loads batches speaks to the GPU."""
 
     def __init__(self, trainer: Trainer) -> None:
+        """`trainer` is the one it is added to: of it are the rows of a step, their lengths and what fills them up."""
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, model, **_) -> None:
@@ -78,7 +81,10 @@ class _Logits(torch.nn.Module):
 
 
 def record(model: torch.nn.Module, names: list[str], rows: int, lengths: list[int]) -> dict[int, torch.nn.Module]:
-    """For each of `lengths` the model on inputs of that many tokens, (rows, tokens) each, `names` in their order."""
+    """For each of `lengths` the model on inputs of that many tokens, (rows, tokens) each, `names` in their order; it gives logits.
+
+    Raises `RuntimeError` where the model asks the GPU what to do next, or memory is too small.
+    """
     graphs, pool = {}, torch.cuda.graph_pool_handle()
     for tokens in reversed(lengths):  # in one pool, as no two are at work at a time: the shorter find room in the longest
         inputs = {name: torch.zeros(rows, tokens, dtype=torch.long, device=model.device) for name in names}
@@ -87,11 +93,13 @@ def record(model: torch.nn.Module, names: list[str], rows: int, lengths: list[in
     return graphs
 
 
-def padded(model: torch.nn.Module, graphs: dict[int, torch.nn.Module], rows: int, padding: dict[str, int]):
-    """The model's `forward` through `graphs`, where it trains and its inputs fit in."""
+def padded(
+    model: torch.nn.Module, graphs: dict[int, torch.nn.Module], rows: int, padding: dict[str, int]
+) -> Callable[..., ModelOutput]:
+    """The model's `forward` through `graphs`, where it trains and its inputs fit in; `padding` is what each input is filled up with."""
     plain = model.forward
 
-    def forward(**inputs) -> SequenceClassifierOutput:
+    def forward(**inputs) -> ModelOutput:
         here, tokens = inputs["input_ids"].shape
         fitting = [length for length in graphs if length >= tokens]
         if not model.training or here > rows or not fitting:
