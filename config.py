@@ -162,7 +162,7 @@ class Config:
     precision: Literal["auto", "bf16", "float32"] = HfArg(default="auto", help="auto: bf16 where the hardware has it")
     cuda_graphs: bool = HfArg(
         default=True,
-        help="on one CUDA GPU, where texts or words get labels: record a step for a few lengths, and start it as a whole; twice as fast or more",
+        help="on one CUDA GPU, where texts or words get labels: record a step for a few lengths, and start it as a whole; about twice as fast for small models",
     )
 
     # --- evaluation while training -----------------------------------------------------------------------------------

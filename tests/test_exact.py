@@ -118,6 +118,8 @@ def test_recorded_steps_learn_what_others_learn(task, model_type, tmp_path, monk
         def run(*given):
             ran.append(inputs[0].shape)
             assert all(a.shape == b.shape for a, b in zip(inputs, given, strict=True))
+            mask = given[module.names.index("attention_mask")]
+            assert mask.any(dim=1).all(), "a row that attends to nothing gives no number, on a GPU"
             return module(*given)
 
         run.itself = run  # as a graph's functions hold each other
@@ -128,9 +130,8 @@ def test_recorded_steps_learn_what_others_learn(task, model_type, tmp_path, monk
         torch.manual_seed(0)
         lora = model.add_lora(model.build_base(source, data.label_names, config), config)
         trainer = training.build_trainer(lora, tokenizer, tokens, tokens, data, config, tmp_path / name / "checkpoints")
-        trainer.optimizer = torch.optim.SGD(
-            lora.parameters(), lr=0.5
-        )  # AdamW would blow up what is rounded in gradients of nearly 0
+        # AdamW would blow up what is rounded in gradients of nearly 0
+        trainer.optimizer = torch.optim.SGD(lora.parameters(), lr=0.5)
         monkeypatch.setattr(trainer, "compute_metrics", lambda found: {"accuracy": 0.5, "f1": 0.5})
         training.train(trainer)
         assert "forward" not in vars(lora)
