@@ -1,7 +1,7 @@
-"""A page to try a finished run on: type a text, see what the model makes of it: a label and the words that decided, or the entities.
+"""A web page to try a finished run: type a text and see the model's answer.
 
     python app.py                the run that finished last, on http://127.0.0.1:7860
-    python app.py outputs/RUN    another one
+    python app.py outputs/RUN    another run
 
 Needs requirements-extras.txt. As a Space on the Hub it runs unchanged, with the run folder beside it.
 """
@@ -23,26 +23,37 @@ def main() -> None:
     except ImportError as error:
         raise UserError("app.py needs Gradio: pip install -r requirements-extras.txt") from error
 
-    from finetuning import console, labelling, run_folder
-    from finetuning.cards import METHODS
+    from finetuning import console, processes, tasks
+    from finetuning.results import run_folder
+    from finetuning.results.cards import METHODS
+    from finetuning.use.predicting import load_engine
 
     console.quiet_libraries()
-    run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir))
+    processes.start()
+    run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir), tasks.pick)
     if run.config.text_pair_column:
-        raise UserError(f"{run.folder} judges pairs of texts and the page takes one: use predict.py --file")
-    labeller = labelling.Labeller(run)
+        raise UserError(f"{run.folder} reads pairs of texts and the page takes one text: use predict.py --file")
+    predictor = load_engine(run, "torch")
+    predictor.options = run.task.options
+    components = {
+        "label": gradio.Label,
+        "highlight": gradio.HighlightedText,
+        "text": lambda label: gradio.Textbox(label=label, lines=5),
+        "json": gradio.JSON,
+    }
 
     def answer(text: str):
         if not text.strip():
             raise gradio.Error("Type a text first.", print_exception=False)
-        return run.task.demo(labeller.model, labeller.tokenizer, text, run)
+        values = [value for _, _, value in run.task.widgets(predictor, text, run.label_names, run.calibration)]
+        return values if len(values) > 1 else values[0]
 
     with gradio.Blocks(title=run.folder.name) as page:
         gradio.Markdown(f"# {run.folder.name}\n`{run.record['model']['name']}`, {METHODS[run.config.method]}.")
         text = gradio.Textbox(label="Text", lines=5, max_lines=12)
         button = gradio.Button("Go", variant="primary")
-        outputs = run.task.demo_outputs()
-        gradio.Examples(run.task.EXAMPLES, text)
+        outputs = [components[kind](label=caption) for kind, caption in run.task.widget_kinds()]
+        gradio.Examples([*run.task.examples], text)
         button.click(answer, text, outputs)
     page.launch()
 

@@ -1,18 +1,19 @@
-"""Turn a finished run into models that need neither peft nor this repository.
+"""Export a finished run as models that need neither peft nor this repository.
 
     python export.py                         the run that finished last
     python export.py outputs/RUN --formats merged
     python export.py --push_to_hub ME/NAME --private     upload what was written
 
-merged   the adapter merged into the base, for plain transformers (safetensors)
-onnx     the same for ONNX Runtime, any batch and length; needs requirements-extras.txt
+merged   the adapter merged into the base model, for plain transformers (safetensors)
+onnx     the same for ONNX Runtime, any batch size and length; needs requirements-extras.txt
 int8     the same with 8-bit weights, smaller and often faster on a CPU
-ctranslate2, ctranslate2-int8     of translation: for CTranslate2, as it is and with 8-bit weights; likewise
+ctranslate2, ctranslate2-int8     translation: for CTranslate2, in float32 and with 8-bit weights; likewise
 
-Writes outputs/RUN/export/ with export.json, which compares each with the run's model on held-out rows. A model that does
-not agree is not written.
+Writes outputs/RUN/export/ with export.json, which compares each format with the run's model on held-out rows. A format that does
+not agree is not written, and the exit code is 1.
 """
 
+import sys
 from pathlib import Path
 
 from finetuning.cli import Parser, exit_cleanly
@@ -26,19 +27,25 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("run", nargs="?", type=Path, help="a run folder; not given: the newest in --output_dir")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, help="which to write; all that the task knows by default")
-    parser.add_argument("--rows", type=int, default=200, help="held-out rows to compare on")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, help="which to write; not given: all that the task knows")
+    parser.add_argument("--rows", type=int, default=500, help="held-out rows to compare on")
     parser.add_argument("--push_to_hub", metavar="REPO", help="upload what was written there, as ME/NAME")
-    parser.add_argument("--private", action="store_true", help="with --push_to_hub: where nobody else sees it")
+    parser.add_argument("--private", action="store_true", help="with --push_to_hub: only you can see it")
     arguments = parser.parse_args()
     if arguments.push_to_hub and "merged" not in (arguments.formats or ["merged"]):
-        raise UserError("--push_to_hub needs the merged model, beside which ONNX lies: add merged to --formats")
+        raise UserError("--push_to_hub needs the merged model: add merged to --formats")
 
-    from finetuning import cards, console, exporting, run_folder
+    from finetuning import console, processes, tasks
+    from finetuning.results import cards, run_folder
+    from finetuning.use import exporting
 
     console.quiet_libraries()
-    run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir))
-    console.show_exports(exporting.export(run, arguments.formats, arguments.rows), run.folder / "export")
+    processes.start()
+    run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir), tasks.pick)
+    exports = exporting.export(run, arguments.formats, arguments.rows)
+    console.show_exports(exports, run.folder / "export")
+    if failed := [export["format"] for export in exports[1:] if not export["agrees"]]:
+        sys.exit(f"{', '.join(failed)}: not written, because it does not agree with the run's model on {arguments.rows:,} rows")
     if arguments.push_to_hub:
         files = exporting.files_for_the_hub(run.folder / "export")
         print(f"pushed to {cards.push_to_hub(files, arguments.push_to_hub, arguments.private, 'Add model and card')}")

@@ -1,16 +1,17 @@
-"""Fine-tune a model of texts with LoRA: their labels, the entities in them, their words, or their translation.
+"""Fine-tune a text model with LoRA: to label texts, find named entities, predict words, or translate.
 
-python fine_tune.py                                  a laptop's share of IMDb
-python fine_tune.py --preset full                    all of it, for the best figure
+python fine_tune.py                                  part of IMDb, for a laptop
+python fine_tune.py --preset full                    all of IMDb, for the best result
 python fine_tune.py --preset smoke                   seconds: does it run?
 python fine_tune.py --dataset_name reviews.csv       your own texts and labels
+python fine_tune.py --dataset_name ratings.csv --problem_type regression    a number per text
 python fine_tune.py --preset ner                     named entities
-python fine_tune.py --preset pretrain                further pre-training on texts without their labels
-python fine_tune.py --task causal-lm --model_name gpt2 --dataset_name texts.txt   a GPT goes on in the style of texts
+python fine_tune.py --preset pretrain                further pre-training on texts without labels
+python fine_tune.py --task causal-lm --model_name gpt2 --dataset_name texts.txt   continue texts in their style
 python fine_tune.py --preset translation
-python fine_tune.py --learning_rate 5e-4 --lora_r 8  any field of config.py is a flag
-python fine_tune.py --resume outputs/RUN             go on with an interrupted run
-python fine_tune.py --search 20                      look for better settings, on validation
+python fine_tune.py --learning_rate 5e-4 --lora_r 8  every field of config.py is a flag
+python fine_tune.py --resume outputs/RUN             continue an interrupted run
+python fine_tune.py --search 20                      search for better settings, on validation
 """
 
 import time
@@ -25,75 +26,76 @@ def main() -> None:
     config, arguments = parse_config(about=__doc__)
 
     # The libraries take seconds to import: a mistyped flag should not have to wait for them.
-    from finetuning import batches, console, data, fast, model, processes, run_folder, search, sources, tokenizing, training
-    from finetuning.tasks import task_of
+    from finetuning import console, processes, tasks
+    from finetuning.data import sources, splits, tokens
+    from finetuning.model import base, lora
+    from finetuning.results import metrics, run_folder
+    from finetuning.speed.precision import pick_precision
+    from finetuning.training import batches, search, trainer
+    from finetuning.training.prediction import Predictor
 
     console.quiet_libraries()
     processes.start()
 
-    # Settings and sources: all that can be wrong is found out before anything slow starts.
-    origin = {"model": None, "dataset": None}
+    # Settings and sources: everything that can be wrong is found before anything slow starts.
+    origins = {"model": None, "dataset": None}
     if arguments.resume:
-        folder, config, origin = run_folder.reopen(Path(arguments.resume))
-    model_source = sources.find_model(config.model_name, origin["model"])
-    model.read_model_config(model_source, config)
+        run = run_folder.reopen(Path(arguments.resume), tasks.pick)
+        folder, config, origins = run.folder, run.config, run.origins
+    task = tasks.pick(config)
+    model_source = sources.find_model(config.model_name, origins["model"])
+    base.read_model_config(task, model_source, config)
     if not arguments.resume:
         folder = run_folder.choose_folder(config, model_source)
-    precision, why = fast.pick_precision(config.precision)
+    precision, reason = pick_precision(config.precision)
 
-    # Rows, then tokens.
-    rows = data.load_data(config, origin["dataset"])
-    config = rows.config  # the labels say whether a text has one or several
-    console.show_sources(model_source, rows)
-    tokenizer = model.load_tokenizer(model_source, config)
-    train, validation = (tokenizing.encode(split, tokenizer, config) for split in (rows.train, rows.validation))
-    console.show_cut(train, config)
-    batches.check_shares(len(train), config)
+    # Rows, then tokens. The rows may settle the task: labels in lists are several per text.
+    data = splits.load_data(task, config, origins["dataset"], arguments.given)
+    task, config = data.task, data.config
+    console.show_sources(model_source, data)
+    tokenizer = base.load_tokenizer(task, model_source, config)
+    encoded = {name: tokens.encode(task, getattr(data, name), tokenizer, config) for name in ("train", "validation")}
+    console.show_truncated(task, encoded["train"].lengths, config)
+    batches.check_step_size(len(encoded["train"]), config)
 
     if arguments.search:
-        return search.search(arguments.search, config, model_source, tokenizer, train, validation, rows)
+        return search.search(arguments.search, model_source, tokenizer, encoded, data)
 
     # The base model with its adapter.
-    base = model.build_base(model_source, rows.label_names, config)
-    lora = model.add_lora(base, config)
-    trainable, total = model.count_parameters(lora)
-    print(f"trains {trainable:,} of {total:,} parameters ({trainable / total:.2%}), {precision}: {why}")
+    model = lora.add_lora(task, base.build_base(task, model_source, data.label_names, config), config)
+    trainable, total = lora.count_parameters(model)
+    print(f"train  {trainable:,} of {total:,} parameters ({trainable / total:.2%}), {precision}: {reason}")
 
-    # Train; the best checkpoint by validation is the one that stays.
+    # Train; the best checkpoint by validation is kept.
     if arguments.resume:
-        run_folder.check_same_data(folder, rows)
+        run_folder.check_same_data(folder, data)
     else:
-        run_folder.start_run(folder, config, model_source, rows)
-    trainer = training.build_trainer(lora, tokenizer, train, validation, rows, config, folder / "checkpoints")
+        run_folder.start_run(folder, model_source, data)
+    fine_tuner = trainer.build_trainer(model, tokenizer, encoded, data, folder / "checkpoints")
     seconds_before = time.perf_counter() - started
     with resumable(folder):
-        seconds = training.train(trainer)
+        seconds = trainer.train(fine_tuner)
 
-    task, best = task_of(config), training.best_validation(trainer, config)
-    predictions = task.predict(lora, tokenizer, validation, config)
-    calibrated = task.calibrate(predictions, rows.validation)
-    best |= {
-        "ci95": task.interval(predictions, rows.validation),
-        "n": len(rows.validation),
-        "split": rows.validation_split,
+    # Calibrate on validation, and save.
+    predictor = Predictor(task, model, tokenizer, config)
+    predictions = task.validate(predictor, encoded["validation"])
+    best = trainer.best_validation(fine_tuner) | {
+        "ci95": metrics.interval(task.metrics[0], task.statistics(predictions, data.validation, {})),
+        "n": len(data.validation),
+        "split": data.validation_split,
     }
-    run_folder.finish_run(
-        folder,
-        lora,
-        tokenizer,
-        model_source.name,
-        calibrated
-        | {
-            "validation": best,
-            "seconds": {"before_training": seconds_before, "training": seconds},
-            "precision": precision,
-            "peak_memory_gib": run_folder.peak_memory_gib(),
-            "trainable_parameters": trainable,
-            "total_parameters": total,
-            "log_history": trainer.state.log_history,
-        },
-    )
-    console.show_trained(folder, task.METRICS[0], best, seconds)
+    record = {
+        "calibration": task.calibrate(predictions, data.validation),
+        "validation": best,
+        "seconds": {"before_training": seconds_before, "training": seconds},
+        "precision": precision,
+        "peak_memory_gib": run_folder.peak_memory_gib(),
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "log_history": fine_tuner.state.log_history,
+    }
+    run_folder.finish_run(folder, predictor, model_source.name, record)
+    console.show_trained(folder, task, best, seconds)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,12 @@ def main() -> None:
     from datasets import Dataset
     from transformers import pipeline
 
-    from finetuning import console, data, exporting, labelling, run_folder
+    from finetuning import console
+    from finetuning.data import splits as data
+    from finetuning.results import run_folder
     from finetuning.tasks.text_classification import clean
+    from finetuning.use import exporting
+    from finetuning.use import predicting as labelling
 
     console.quiet_libraries()
     run = run_folder.open_run(arguments.run)

@@ -1,10 +1,10 @@
 """Which recipe is best, and what it reaches: named experiments, each one or more runs of fine_tune.py.
 
-    python benchmarks/quality.py --list            what there is, and the minutes each took
+    python benchmarks/quality.py --list            the experiments, and the minutes each took
     python benchmarks/quality.py recipe            run a study, an experiment of it (recipe/base), one seed (recipe/base/0)
     python benchmarks/tables.py                    the tables of the READMEs from the records
 
-A finished run leaves a record in results/quality/ and is not run again. What the studies are stands in studies.py.
+A finished run leaves a record in results/quality/ and is not run again. The studies are described in studies.py.
 """
 
 import argparse
@@ -19,30 +19,49 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from studies import STUDIES, TFIDF, pretrained  # noqa: E402
+from studies import STUDIES, TFIDF, pretrained
 
-from config import Config  # noqa: E402
+from config import Config
+
+if TYPE_CHECKING:
+    from finetuning.data.splits import Data
+    from finetuning.task import Evaluation, Statistics
 
 RECORDS = ROOT / "results" / "quality"
-OF_THE_MACHINE = ("dataset_name", "output_dir", "run_name", "report_to")  # settings that a record leaves out
+MACHINE_SETTINGS = ("dataset_name", "output_dir", "run_name", "report_to")  # a record leaves them out
 
 
-def runs(names: list[str]) -> list[tuple[str, str, int]]:
-    """(study, experiment, seed) of all that `names` ask for: "study", "study/experiment", "study/experiment/seed"; none is everything."""
-    known = [(study, name, seed) for study, s in STUDIES.items() for seed in s.seeds for name in s.experiments]
+class Run(NamedTuple):
+    study: str
+    experiment: str
+    seed: int
 
-    def called(run: tuple) -> set[str]:
+
+class Measured(NamedTuple):
+    """What a run gives: `about` goes into its record as it is."""
+
+    data: "Data"
+    evaluation: "Evaluation"
+    about: dict
+
+
+def runs(names: list[str]) -> list[Run]:
+    """Return the runs that `names` ask for: "study", "study/experiment" or "study/experiment/seed"; all for []."""
+    known = [Run(study, name, seed) for study, s in STUDIES.items() for seed in s.seeds for name in s.experiments]
+
+    def names_of(run: Run) -> set[str]:
         return {"/".join(map(str, run[:length])) for length in (1, 2, 3)}
 
-    if wrong := [name for name in names if not any(name in called(run) for run in known)]:
-        sys.exit(f"unknown: {', '.join(wrong)}; --list shows what there is")
-    return [run for run in known if not names or called(run) & set(names)]
+    if unknown := [name for name in names if not any(name in names_of(run) for run in known)]:
+        sys.exit(f"unknown: {', '.join(unknown)}; --list shows the experiments")
+    return [run for run in known if not names or names_of(run) & set(names)]
 
 
 def record_file(study: str, name: str, seed: int) -> Path:
@@ -50,155 +69,126 @@ def record_file(study: str, name: str, seed: int) -> Path:
 
 
 def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
-    """Train one experiment with one seed; what it reaches on the study's split, and how each row comes out."""
-    from finetuning import data, run_folder
+    """Train one experiment with one seed, and return its record: what it reaches on the study's split, and each row's statistics."""
+    from finetuning.results import evaluation, metrics, run_folder
 
-    settings = (
-        dict(dataset_name="stanfordnlp/imdb", length_warmup=0.0)
-        | STUDIES[study].common
-        | STUDIES[study].experiments[name]
-        | dict(seed=seed)
-    )
-    settings |= dict(dataset_name=str(Path(dataset_name).resolve())) if dataset_name else {}
-    split = STUDIES[study].split
-    started = time.perf_counter()
-    environment = run_folder.environment()
+    settings = dict(dataset_name="stanfordnlp/imdb", length_warmup=0.0) | STUDIES[study].common | STUDIES[study].experiments[name]
+    settings |= dict(seed=seed) | (dict(dataset_name=str(Path(dataset_name).resolve())) if dataset_name else {})
+    started, environment, split = time.perf_counter(), run_folder.environment(), STUDIES[study].split
     if settings.get("method") == TFIDF:
-        rows = data.load_data(Config(**settings | dict(method="lora")))
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:  # so that its peak of memory is its own
-            logits, about = alone.submit(tfidf, rows, split).result()
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:  # so that its peak of memory is its own
+            data, evaluated, about = process.submit(tfidf, settings, split).result()
     else:
         kept = ROOT / pretrained(study, name) if STUDIES[study].keep and seed == 0 else None
-        rows, logits, about = fine_tuned(settings, split, kept)
-    measured = getattr(rows, split)
-    unseen = ~np.isin(measured.hashes, [*rows.train.hashes, *rows.validation.hashes])  # those whose text was not trained on
-    of_tasks = {"token-classification": of_entities, "masked-lm": of_documents, "causal-lm": of_documents, "translation": of_pairs}
-    found, each = of_tasks.get(settings.get("task"), of_labels)(logits, measured, rows.label_names, unseen)
-    if split != "test":
-        found.pop("unseen", None)
+        data, evaluated, about = fine_tuned(settings, split, kept)
+    evaluated, statistics = evaluation.measure(data.task, evaluated)
+    measured = {key: value for key, value in evaluated.metrics.items() if key not in ("calibration", *evaluated.calibration)}
+    if split == "test":  # without the texts that were trained on
+        unseen = ~np.isin(data.test.hashes, [*data.train.hashes, *data.validation.hashes])
+        metric = data.task.metrics[0]
+        value = metrics.value(metric, metrics.select(statistics, unseen)) if unseen.any() else None
+        measured["unseen"] = {metric.name: value, "n": int(unseen.sum())}
     return {
         "study": study,
         "experiment": name,
         "seed": seed,
-        "settings": {knob: value for knob, value in settings.items() if knob not in OF_THE_MACHINE},
-        "split": rows.test_split if split == "test" else f"validation, {rows.validation_split}",
-        **found,
+        "settings": {name: value for name, value in settings.items() if name not in MACHINE_SETTINGS},
+        "split": data.test_split if split == "test" else f"validation, {data.validation_split}",
+        **measured,
+        **lower_cased_bleu(evaluated),
         **about,
         "minutes": (time.perf_counter() - started) / 60,
         "dataset": {
-            "name": rows.source.name,
-            "origin": rows.source.origin,
-            "sha256": rows.sha256,
-            "train": len(rows.train),
-            "validation": len(rows.validation),
+            "name": data.source.name,
+            "origin": data.source.origin,
+            "sha256": data.sha256,
+            "train": len(data.train),
+            "validation": len(data.validation),
         },
         "environment": environment,
-        **each,
+        "statistics": as_text(statistics),
     }
 
 
-def of_labels(logits: np.ndarray, measured, label_names: list[str], unseen: np.ndarray) -> tuple[dict, dict]:
-    """Figures, and the numbers of the rows that are wrong, on one line."""
-    from finetuning.tasks.text_classification import classification_metrics
-
-    found = classification_metrics(logits, measured.labels, label_names)
-    found = {key: found[key] for key in ("accuracy", "accuracy_ci95", "loss", "n", "label_names", "confusion_matrix")}
-    right = logits.argmax(axis=-1) == measured.labels
-    found["unseen"] = {"accuracy": float(right[unseen].mean()) if unseen.any() else None, "n": int(unseen.sum())}
-    return found, {"wrong": " ".join(map(str, measured.rows[~right]))}
-
-
-def of_entities(logits: list[np.ndarray], measured, label_names: list[str], unseen: np.ndarray) -> tuple[dict, dict]:
-    """Figures, and of each row its entities that are right, predicted and there, on one line."""
-    from finetuning import entities
-    from finetuning.tasks import token_classification as task
-
-    found = task.measure(logits, measured, None, label_names, dict(temperature=1.0))
-    found = {key: value for key, value in found.items() if key not in ("temperature", "calibration")}
-    spans = ([entities.entities(codes) for codes in both] for both in (task.gold_of(measured), task.decide(logits, {})))
-    counts = entities.counts(*spans)
-    found["unseen"] = {"f1": float(entities.f1(*counts[unseen].T)), "n": int(unseen.sum())}
-    return found, {"counts": " ".join("/".join(map(str, row)) for row in counts)}
-
-
-def of_documents(documents: np.ndarray, measured, label_names: list[str], unseen: np.ndarray) -> tuple[dict, dict]:
-    """Figures of a language model, and each document's loss and number of tokens, on one line."""
-    from finetuning.tasks.causal_lm import lm_metrics
-
-    found = lm_metrics(documents)
-    found["unseen"] = {"perplexity": lm_metrics(documents[unseen])["perplexity"] if unseen.any() else None, "n": int(unseen.sum())}
-    return found, {"documents": " ".join(f"{-mean:.4f}/{n:.0f}" for mean, n in documents)}
-
-
-def of_pairs(found, measured, label_names: list[str], unseen: np.ndarray) -> tuple[dict, dict]:
-    """Figures, those of lower-cased tokens too, as papers on Multi30k have them; and what BLEU counts of each pair, on one line."""
+def lower_cased_bleu(evaluated: "Evaluation") -> dict:
+    """Return the BLEU of lower-cased tokens, as papers on Multi30k give it; {} for other tasks than translation."""
+    if evaluated.config.task != "translation":
+        return {}
     from sacrebleu.metrics import BLEU
     from sacremoses import MosesTokenizer
 
-    from finetuning.tasks import translation as task
+    from finetuning.tasks.translation import references
 
-    pairs, split = (found.texts, task.references(measured)), MosesTokenizer("en").tokenize
+    split = MosesTokenizer("en").tokenize
+    pairs = evaluated.predictions.texts, references(evaluated.split)
     tokens = [[split(text.lower(), escape=False, return_str=True) for text in texts] for texts in pairs]
-    figures = task.measure(found, measured, None, label_names, {})
-    lower = {"bleu_lower_tokens": BLEU(tokenize="none").corpus_score(tokens[0], [tokens[1]]).score}
-    counted = [BLEU().corpus_score([text], [[reference]]) for text, reference in zip(*pairs, strict=True)]
-    rows = ("/".join(map(str, (*one.counts, *one.totals, one.sys_len, one.ref_len))) for one in counted)
-    return figures | lower, {"bleu_counts": " ".join(rows)}
+    return {"bleu_lower_tokens": BLEU(tokenize="none").corpus_score(tokens[0], [tokens[1]]).score}
 
 
-def fine_tuned(settings: dict, split: str, kept: Path | None = None):
-    """Rows, predictions and what the run says of itself, through fine_tune.py and the code of evaluate.py.
+def fine_tuned(settings: dict, split: str, kept: Path | None = None) -> Measured:
+    """Train with fine_tune.py and predict as evaluate.py does; return the data, the evaluation, and what the run says of itself.
 
-    `kept` is where the merged model goes, if it stays.
+    `kept`: where the merged model is copied to.
     """
-    from finetuning import data, exporting, run_folder, tokenizing
+    from finetuning import tasks
+    from finetuning.data import splits, tokens
+    from finetuning.results import run_folder
+    from finetuning.task import Evaluation
+    from finetuning.use import exporting
 
     with tempfile.TemporaryDirectory() as folder:
-        flags = [part for knob, value in settings.items() for part in (f"--{knob}", str(value))]
+        flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
         script = [sys.executable, str(ROOT / "fine_tune.py"), *flags, "--output_dir", folder, "--run_name", "run"]
         done = subprocess.run(script, capture_output=True, text=True, cwd=ROOT)
         if done.returncode:
             sys.exit(f"{settings}:\n{done.stderr[-3000:]}")
-        run = run_folder.open_run(Path(folder) / "run")
-        rows = data.load_data(run.config, run.record["dataset"]["origin"])
-        lora, tokenizer, source = run_folder.load_model(run)
-        tokens = tokenizing.encode(getattr(rows, split), tokenizer, run.config)
-        logits = run.task.predict(lora, tokenizer, tokens, run.config, show_progress=False)
-        said = run.training
+        run = run_folder.open_run(Path(folder) / "run", tasks.pick)
+        data = splits.load_data(run.task, run.config, run.origins["dataset"])
+        source = run_folder.find_base_model(run)
+        predictor = run_folder.load_predictor(run, source, show_progress=False)
+        measured = getattr(data, split)
+        encoded = tokens.encode(run.task, measured, predictor.tokenizer, run.config)
+        predictions = run.task.predict(predictor, encoded)
+        evaluated = Evaluation(predictions, measured, encoded.lengths, data.label_names, run.calibration, run.config)
         about = {
-            "config": {knob: value for knob, value in asdict(run.config).items() if knob not in OF_THE_MACHINE},
+            "config": {name: value for name, value in asdict(run.config).items() if name not in MACHINE_SETTINGS},
             "model": source.name,
             "model_origin": source.origin,
             "model_sha256": source.sha256,
-            "validation": said["validation"],
-            "trainable_parameters": said["trainable_parameters"],
-            "total_parameters": said["total_parameters"],
-            "training_seconds": said["seconds"]["training"],
-            "peak_memory_gib": said["peak_memory_gib"],
+            **{key: run.training[key] for key in ("validation", "trainable_parameters", "total_parameters", "peak_memory_gib")},
+            "training_seconds": run.training["seconds"]["training"],
             "saved_mib": (run.folder / "adapter" / run_folder.ADAPTER_FILES[1]).stat().st_size / 2**20,
         }
         if kept:
             exporting.export(run, ["merged"], n=50)
             shutil.copytree(run.folder / "export" / "merged", kept, dirs_exist_ok=True)
-    return rows, logits, about
+    return Measured(data, evaluated, about)
 
 
-def tfidf(rows, split: str):
-    """Rows' logits and the figures of TF-IDF over words and pairs of words with logistic regression."""
+def tfidf(settings: dict, split: str) -> Measured:
+    """Return what `fine_tuned` does, of TF-IDF over words and pairs of words with logistic regression."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    from finetuning import run_folder
-    from finetuning.tasks.text_classification import texts
+    from finetuning import tasks
+    from finetuning.data import splits
+    from finetuning.data.text import clean
+    from finetuning.results import run_folder
+    from finetuning.task import Evaluation
 
+    config = Config(**settings | dict(method="lora"))
+    data = splits.load_data(tasks.pick(config), config)
+    measured = getattr(data, split)
+    texts = [clean(part.columns()["text"]) for part in (data.train, measured)]
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), min_df=3, sublinear_tf=True), LogisticRegression(C=10, max_iter=1000))
     started = time.perf_counter()
-    model.fit(texts(rows.train.columns()), rows.train.labels)
+    model.fit(texts[0], data.train.labels)
     seconds = time.perf_counter() - started
-    logits = model.predict_log_proba(texts(getattr(rows, split).columns())).astype(np.float32)
-    weights = model[-1].coef_.size + 1
-    return logits, {
+    logits, weights = model.predict_log_proba(texts[1]).astype(np.float32), model[-1].coef_.size + 1
+    lengths = np.array([len(text.split()) for text in texts[1]])
+    evaluated = Evaluation(logits, measured, lengths, data.label_names, dict(temperature=1.0), config)
+    about = {
         "model": "TF-IDF, 1-2-grams, min_df 3, sublinear; logistic regression, C 10",
         "model_origin": "scikit-learn",
         "trainable_parameters": weights,
@@ -207,6 +197,46 @@ def tfidf(rows, split: str):
         "peak_memory_gib": run_folder.peak_memory_gib(),
         "saved_mib": len(pickle.dumps(model)) / 2**20,
     }
+    return Measured(data, evaluated, about)
+
+
+# --- statistics of rows --------------------------------------------------------------------------------------------------
+
+
+def as_text(statistics: "Statistics") -> dict[str, str]:
+    """Return statistics as a record keeps them, a text each: blanks between rows, slashes between a row's numbers."""
+    rows = {name: np.asarray(values).reshape(len(values), -1).tolist() for name, values in statistics.items() if name != "rows"}
+    return {name: " ".join("/".join(f"{number:.6g}" for number in row) for row in values) for name, values in rows.items()}
+
+
+def from_text(text: str) -> np.ndarray:
+    """Return what `as_text` made a text of, (rows,) or (rows, k)."""
+    rows = np.array([row.split("/") for row in text.split()], dtype=np.float64)
+    return rows[:, 0] if rows.shape[1] == 1 else rows
+
+
+def statistics_of(records: list[dict]) -> "list[Statistics]":
+    """Return the per-row statistics of records on the same rows.
+
+    Older records have other fields in place of `statistics`: `wrong` has the numbers in the file of the rows that are wrong; `counts`
+    the correct, predicted and actual entities of each sentence; `documents` the loss per token and the tokens of each;
+    `bleu_counts` what BLEU counts of each pair.
+    """
+    wrong_rows = sorted({row for record in records for row in record.get("wrong", "").split()})
+
+    def read(record: dict) -> "Statistics":
+        if "statistics" in record:
+            return {name: from_text(text) for name, text in record["statistics"].items()}
+        if "wrong" in record:  # where the other rows are does not matter: all records have them right
+            return {"correct": np.r_[~np.isin(wrong_rows, record["wrong"].split()), np.ones(record["n"] - len(wrong_rows))]}
+        if "counts" in record:
+            return dict(zip(("true_positives", "predicted", "actual"), from_text(record["counts"]).T, strict=True))
+        if "documents" in record:
+            loss, tokens = from_text(record["documents"]).T
+            return {"loss": loss * tokens, "tokens": tokens}
+        return {"bleu": np.roll(from_text(record["bleu_counts"]), 2, axis=1)}  # sacreBLEU has the two lengths first
+
+    return [{"rows": np.ones(record["n"])} | read(record) for record in records]
 
 
 def main() -> None:
@@ -214,25 +244,26 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="a study, or study/experiment; none: all")
     parser.add_argument("--list", action="store_true", help="show them and what each took, and run nothing")
     parser.add_argument(
-        "--dataset_name", help="a copy of the studies' data, IMDb, CoNLL-2003 or Multi30k, with its official splits"
+        "--dataset_name", help="a copy of the studies' data (IMDb, CoNLL-2003, Multi30k, STS-B) with its official splits"
     )
     arguments = parser.parse_args()
     for study, name, seed in runs(arguments.names):
-        file = record_file(study, name, seed)
+        file, result = record_file(study, name, seed), "not run yet"
         if not file.exists() and not arguments.list:
-            from finetuning import console, run_folder
+            from finetuning import console
+            from finetuning.disk import write_json
 
             console.quiet_libraries()
-            found = measure(study, name, seed, arguments.dataset_name)
+            record = measure(study, name, seed, arguments.dataset_name)
             file.parent.mkdir(parents=True, exist_ok=True)
-            run_folder.write_json(file, found)
-        record = json.loads(file.read_text()) if file.exists() else None
-        split = STUDIES[study].split
-        said = "not run yet"
-        if record:
-            metric = next(name for name in ("f1", "accuracy", "perplexity", "bleu") if name in record)
-            said = f"{record['minutes']:5.1f} min  {split} {metric} {record[metric]:.4f}, loss {record['loss']:.4f}"
-        print(f"{f'{study}/{name}':<42} seed {seed}  {said}", flush=True)
+            write_json(file, record)
+        if file.exists():
+            record = json.loads(file.read_text())
+            metric = next(name for name in record if name in ("accuracy", "f1", "perplexity", "bleu", "spearman"))
+            result = (
+                f"{record['minutes']:5.1f} min  {STUDIES[study].split} {metric} {record[metric]:.4f}, loss {record['loss']:.4f}"
+            )
+        print(f"{f'{study}/{name}':<42} seed {seed}  {result}", flush=True)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def make_rows(file: Path, rows: int) -> None:
     from pyarrow.parquet import ParquetWriter
 
     from config import PRESETS, Config
-    from finetuning import data
+    from finetuning.data import splits as data
     from finetuning.tasks import text_classification
 
     reviews = data.load_data(Config(**PRESETS["full"])).train
@@ -75,7 +75,8 @@ def watched(script: str, flags: list[str]) -> dict:
     """Run a script in this process, fine_tune.py to its third step; its memory and seconds."""
     from transformers import TrainerCallback
 
-    from finetuning import tokenizing, training
+    from finetuning.data import tokens as tokenizing
+    from finetuning.training import trainer as training
 
     process, found, done = psutil.Process(), {"uss_gib": 0.0, "anonymous_gib": 0.0}, threading.Event()
 
@@ -196,7 +197,8 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
 
-    from finetuning import console, run_folder
+    from finetuning import console
+    from finetuning.results import run_folder
 
     console.quiet_libraries()
     file = ROOT / "results" / f"scale-{arguments.name}.json"

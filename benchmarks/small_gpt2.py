@@ -27,7 +27,8 @@ def main() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
     from config import ALL_ROWS, Config
-    from finetuning import console, data
+    from finetuning import console
+    from finetuning.data import splits as data
     from finetuning.tasks.text_classification import clean
 
     console.quiet_libraries()

@@ -1,10 +1,10 @@
-"""A small translation model that has learned nothing yet, for where no pre-trained one can be had: its own tokenizer, random weights.
+"""Make a small translation model with random weights and a tokenizer of its own, for training from scratch.
 
     python benchmarks/small_translator.py outputs/small-translator --dataset_name bentrevett/multi30k --columns en de
     python fine_tune.py --preset translation --model_name outputs/small-translator --method full
 
-Marian's classes in the shape of arXiv 2105.14462's Transformer-Tiny. The tokenizer, byte pairs of all the columns together, is
-made from the training rows alone.
+Marian's classes with the sizes of Transformer-Tiny (arXiv 2105.14462). The tokenizer, byte-pair encoding of all columns together,
+is trained on the training rows only.
 """
 
 import argparse
@@ -14,21 +14,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-WORDS = 10_000
+VOCABULARY = 10_000
 SHAPE = dict(d_model=128, layers=4, attention_heads=4, ffn_dim=256)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where the model goes")
+    parser.add_argument("folder", type=Path, help="where the model is saved")
     parser.add_argument("--dataset_name", default="bentrevett/multi30k", help="as for fine_tune.py")
-    parser.add_argument("--columns", nargs="+", default=["en", "de"], help="its languages")
+    parser.add_argument("--columns", nargs="+", default=["en", "de"], help="columns with texts, a language each")
     arguments = parser.parse_args()
 
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerFast, set_seed
 
-    from finetuning import console, sources
+    from finetuning import console
+    from finetuning.data import sources
 
     console.quiet_libraries()
     rows = sources.find_rows(arguments.dataset_name)[0]["train"]
@@ -37,17 +38,19 @@ def main() -> None:
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
     bpe.decoder = decoders.Metaspace()
     texts = (text for column in arguments.columns for text in rows[column])
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=WORDS, special_tokens=["</s>", "<unk>"], show_progress=False))
+    bpe.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["</s>", "<unk>"], show_progress=False)
+    )
     bpe.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 0)])
-    bpe.add_special_tokens(["<pad>"])  # the last, as Marian has it: the decoder begins with it, and its embedding is zero
+    bpe.add_special_tokens(["<pad>"])  # the last token, as in Marian: the decoder starts with it, and its embedding is zero
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     set_seed(0)
-    both = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in SHAPE.items() if name != "d_model"}
+    sizes = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in SHAPE.items() if name != "d_model"}
     model = MarianMTModel(
         MarianConfig(
             vocab_size=len(tokenizer),
             d_model=SHAPE["d_model"],
-            **both,
+            **sizes,
             activation_function="relu",
             scale_embedding=True,
             max_position_embeddings=256,

@@ -89,8 +89,13 @@ def product(step: str, model_path: str, reviews, max_length: int):
     import numpy as np
 
     from config import Config
-    from finetuning import batches, fast, model, sources, tokenizing, training
+    from finetuning.data import sources
+    from finetuning.data import tokens as tokenizing
+    from finetuning.model import lora as model
+    from finetuning.speed import fast
     from finetuning.tasks import text_classification
+    from finetuning.training import batches
+    from finetuning.training import trainer as training
 
     on_gpu = not fast.on_cpu() or step in set(WAYS) - set(STEPS)
     last = "ours" if on_gpu else step
@@ -139,7 +144,9 @@ def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
     import numpy as np
 
     from config import Config
-    from finetuning import console, data, run_folder
+    from finetuning import console
+    from finetuning.data import splits as data
+    from finetuning.results import run_folder
 
     console.quiet_libraries()
     torch.manual_seed(0)
@@ -226,7 +233,7 @@ def start_up() -> dict:
     import psutil
     from transformers import TrainerCallback
 
-    from finetuning import training
+    from finetuning.training import trainer as training
 
     class Stop(TrainerCallback):
         def on_step_begin(self, *_, **__) -> None:
@@ -252,7 +259,7 @@ def save_shape(model_type: str, folder: str) -> str:
     """A model's true shape with random weights, and the stand-in's tokenizer, whose vocabulary is that of BERT and DistilBERT."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-    from finetuning.sources import find_model
+    from finetuning.data.sources import find_model
 
     path = f"{folder}/{model_type}"
     AutoModel.from_config(AutoConfig.for_model(model_type)).save_pretrained(path)
@@ -288,8 +295,8 @@ def main() -> None:
         print(json.dumps(start_up() if step == "start-up" else measure(step, rest[0], *map(int, rest[1:]))))
         return
 
-    from finetuning import run_folder
-    from finetuning.sources import find_model
+    from finetuning.data.sources import find_model
+    from finetuning.results import run_folder
 
     with tempfile.TemporaryDirectory() as folder:
         models, steps = (MODELS, STEPS) if arguments.device == "cpu" else (SHAPES, WAYS)

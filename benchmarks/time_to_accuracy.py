@@ -35,7 +35,7 @@ class Enough(Exception):
 
 
 def first_command(clock, seed: int, folder: str) -> None:
-    from finetuning import training
+    from finetuning.training import trainer as training
 
     build = training.build_trainer
 
@@ -53,7 +53,8 @@ def tutorial(clock, seed: int, folder: str, max_length: int) -> None:
     from speed import tutorial
 
     from config import Config
-    from finetuning import data, sources
+    from finetuning.data import sources
+    from finetuning.data import splits as data
 
     config = Config()
     rows = data.load_data(config).train
@@ -76,7 +77,12 @@ def measure(way: str, seed: int, minutes: float) -> dict:
     from transformers import TrainerCallback
 
     from config import Config
-    from finetuning import console, data, model, run_folder, sources, tokenizing
+    from finetuning import console
+    from finetuning.data import sources
+    from finetuning.data import splits as data
+    from finetuning.data import tokens as tokenizing
+    from finetuning.model import lora as model
+    from finetuning.results import run_folder
     from finetuning.tasks import text_classification
 
     console.quiet_libraries()
@@ -137,7 +143,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.worker, *arguments.seeds, arguments.minutes)))
         return
 
-    from finetuning import run_folder
+    from finetuning.results import run_folder
 
     file = ROOT / "results" / f"time-{arguments.name}.json"
     record = json.loads(file.read_text()) if file.exists() else {"targets": TARGETS, "minutes": arguments.minutes, "runs": []}

@@ -1,4 +1,4 @@
-"""The parts behind fine_tune.py, evaluate.py and predict.py, one concern a file.
+"""The code behind the scripts, in folders by stage; task.py is the interface of the tasks, tasks/ has one file for each kind.
 
-config -> sources -> data (rows) -> tokenizing -> batches -> model -> training -> metrics, plots -> run_folder, page
+config -> data (rows, tokens) -> model -> training -> results (metrics, report) -> use (new texts, exports)
 """

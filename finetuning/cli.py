@@ -17,15 +17,15 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from config import ONLY, PRESETS, Config
+from config import PRESETS, Config
 from finetuning.errors import Terminated, UserError
 
 
 def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     """Decorate a script's main: exit code 2 and one message for a wrong call or input, 130 for Ctrl-C, 143 for SIGTERM.
 
-    Any other exception keeps its traceback and Python's exit code 1: it is ours to mend, not the user's. Where several
-    processes run, the first one speaks.
+    Any other exception keeps its traceback and Python's exit code 1: the mistake is ours, not the user's. Of several processes, the
+    first one prints.
     """
 
     @functools.wraps(main)
@@ -56,12 +56,12 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
 
 @contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Say how to go on with the run in `folder` if what is done inside does not come to its end."""
+    """Print how to continue the run in `folder` if the block is interrupted."""
     try:
         yield
     except BaseException as error:
-        if _speaks() or _lost_another(error):
-            print(f"\ninterrupted: python fine_tune.py --resume {folder} goes on from the last checkpoint", file=sys.stderr)
+        if _prints() or _lost_another(error):
+            print(f"\ninterrupted: python fine_tune.py --resume {folder} continues from the last checkpoint", file=sys.stderr)
         raise
 
 
@@ -69,29 +69,29 @@ def _terminate(*_) -> None:
     raise Terminated
 
 
-def _speaks() -> bool:
-    return os.environ.get("RANK", "0") == "0"  # torchrun's word for the first of all processes
+def _prints() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # torchrun's number of the process
 
 
 def _lost_another(error: BaseException) -> bool:
-    """Whether torch.distributed could not reach another process, over gloo or NCCL."""
+    """Return whether torch.distributed could not reach another process, over gloo or NCCL."""
     return any(base.__name__ == "DistError" for base in type(error).__mro__) or "/gloo/" in str(error)
 
 
 def _cannot_write(error: Exception) -> bool:
-    """No room or no right to write, as Python, safetensors and torch.save say it."""
+    """Return whether there is no space or no permission to write, as Python, safetensors and torch.save report it."""
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
     return getattr(error, "errno", None) in codes or any(words in str(error) for words in ("No space left", "inline_container"))
 
 
 def _stop(message: str, code: int) -> int:
-    if _speaks():
+    if _prints():
         print(message, file=sys.stderr)
     return code
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Examples as they were written; beside each flag what it takes, and its default if it has one."""
+    """Keeps the examples' line breaks; shows each flag's type, and its default if it has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
@@ -105,7 +105,7 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, with its errors as `UserError`s; the help begins with a script's first line and ends with its examples."""
+    """argparse's parser, whose errors are `UserError`s; the help begins with a script's first line and ends with its examples."""
 
     def __init__(self, about: str | None = None) -> None:
         super().__init__(**_described(about), allow_abbrev=False)
@@ -138,13 +138,14 @@ def _group(parser: argparse.ArgumentParser) -> None:
 def parse_config(args: Sequence[str] | None = None, about: str | None = None) -> tuple[Config, argparse.Namespace]:
     """Read the flags of fine_tune.py; `about` is its docstring, for the help.
 
-    Returns the checked `Config` and a namespace with `preset`, `resume` and `search`, which are not part of a run's settings.
-    Raises `UserError` for an unknown flag, and for a value of the wrong type or out of range.
+    Return the checked `Config`, and a namespace with `preset`, `resume` and `search`, which are not part of a run's settings, and with
+    `given`, the names of the settings that were given as flags. Raise `UserError` for an unknown flag, and for a value of the wrong
+    type or out of range.
     """
     usage = "python fine_tune.py [--preset NAME] [--any_setting VALUE ...]"
     parser = _ConfigParser(Config, usage=usage, allow_abbrev=False, **_described(about))
     parser.add_argument("--preset", choices=PRESETS, default="laptop", help="a named set of defaults, see config.py")
-    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run folder, with its own settings")
+    parser.add_argument("--resume", metavar="RUN", help="continue an interrupted run folder, with its own settings")
     parser.add_argument("--search", metavar="N", type=int, help="N trials of Optuna over SEARCH_SPACE of config.py, on validation")
     _group(parser)
     known, unknown = parser.parse_known_args(args)
@@ -158,31 +159,31 @@ def parse_config(args: Sequence[str] | None = None, about: str | None = None) ->
         raise UserError(f"preset {known.preset!r} in config.py names unknown fields: {', '.join(sorted(wrong))}")
     parser.set_defaults(**PRESETS[known.preset])
     config, extra = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
+    words = sys.argv[1:] if args is None else args
+    flags = (word[2:].partition("=")[0] for word in map(str, words) if word.startswith("--"))
+    extra.given = {flag.replace("-", "_") for flag in flags}  # --train-samples is --train_samples
     if extra.resume and config != Config():
-        raise UserError("--resume goes on with the run's own settings: leave the other flags out")
+        raise UserError("--resume continues with the run's own settings: leave the other flags out")
     if extra.search is not None and (extra.search < 1 or extra.resume):
         raise UserError(
-            "--search takes the number of trials, at least 1; the same command again goes on with a search, without --resume"
+            "--search takes the number of trials, at least 1; the same command again continues a search, without --resume"
         )
     check(config)
     return config, extra
 
 
 def check(config: Config) -> None:
-    """Check each value by itself and with its neighbours, before anything slow starts; raises `UserError`."""
+    """Check each value by itself and together with others, before anything slow starts. Raise `UserError`."""
 
     def require(condition: bool, name: str, what: str) -> None:
         if not condition:
             raise UserError(f"{name}={getattr(config, name)} is out of range: it must be {what}")
 
-    for name, task in ONLY.items():
-        if config.task != task and getattr(config, name) != getattr(Config, name):
-            raise UserError(f"{name}={getattr(config, name)} is not for {config.task}: leave it out")
     for name in ("lora_r", "lora_alpha", "batch_size", "eval_batch_size", "gradient_accumulation_steps", "num_beams"):
         require(getattr(config, name) is None or getattr(config, name) >= 1, name, "at least 1")
     for name in ("train_samples", "val_samples", "test_samples", "early_stopping_patience", "seed", "split_seed"):
         require(0 <= getattr(config, name) < 2**32, name, "0 or more")
-    require(0 <= config.length_warmup <= 1, "length_warmup", "a share, from 0 to 1")
+    require(0 <= config.length_warmup <= 1, "length_warmup", "a fraction from 0 to 1")
     for name in ("dropout", "lora_dropout", "label_smoothing_factor"):
         require(0 <= getattr(config, name) < 1, name, "at least 0 and below 1")
     for name in ("test_fraction", "validation_fraction", "mlm_probability"):
@@ -197,7 +198,7 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if value is not None:
             lowest = value >= 0 if name == "warmup_steps" else value > 0
-            require(lowest and (value < 1 or value == int(value)), name, "a whole number of steps, or a share below 1")
+            require(lowest and (value < 1 or value == int(value)), name, "a whole number of steps, or a fraction below 1")
     if config.eval_strategy == "steps" and config.save_steps is not None:
         every = config.save_steps / config.eval_steps
         same_kind = (config.save_steps < 1) == (config.eval_steps < 1)
@@ -224,17 +225,5 @@ def check(config: Config) -> None:
         raise UserError(f"quantization={config.quantization} leaves weights that can't be trained: set method to lora")
     if config.train_embeddings and config.method != "lora":
         raise UserError(f"train_embeddings is for LoRA, and method is {config.method}: leave it out (full trains them anyway)")
-    if config.length_warmup not in (0, Config.length_warmup) and (config.task != Config.task or config.text_pair_column):
-        raise UserError(f"length_warmup={config.length_warmup} is for labels of single texts: leave it out")
-    if config.text_pair_column and config.augmentation != "none":
-        raise UserError(f"augmentation={config.augmentation} is for single texts: set it to none, or leave text_pair_column out")
-    if config.metric_for_best_model:
-        from finetuning.tasks import task_of
-
-        known = task_of(config).METRICS
-        if config.metric_for_best_model not in known:
-            raise UserError(
-                f"metric_for_best_model={config.metric_for_best_model} is not known for {config.task}: {', '.join(known)}"
-            )
     if config.run_name is not None and (config.run_name in ("", ".", "..") or "/" in config.run_name or "\\" in config.run_name):
         raise UserError(f"run_name={config.run_name!r} must be a plain folder name; output_dir says where the folder goes")

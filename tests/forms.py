@@ -1,4 +1,4 @@
-"""Sentences with entities that are made on the spot, and the forms in which people keep such."""
+"""Sentences with entities that are made on the spot, and the formats in which people keep such sentences."""
 
 import json
 from pathlib import Path
@@ -7,90 +7,102 @@ import numpy as np
 import pandas as pd
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from finetuning import entities
+from finetuning.data.spans import tag_names
+from finetuning.results.entities import entities
 
 LOOKS = ["fine", "dull", "warm", "clever"]
+TYPES = ["LOOK", "NUM"]
 
 
 def make_sentences(n: int = 120) -> tuple[list[list[str]], list[list[str]]]:
-    """Words and IOB2 tags: numbers are of the type NUM, several in a row one entity; some adjectives are LOOK."""
+    """Return words and IOB2 tags. Numbers have the type NUM, several in a row are one entity; some adjectives have the type LOOK."""
     generator, words, tags = np.random.default_rng(0), [], []
     for i in range(n):
-        sentence, its = [], []
+        sentence, sentence_tags = [], []
         for part in generator.permutation(["a", "number", "look", "film", "the"])[: 3 + i % 3]:
             new = {"number": generator.integers(60, size=1 + i % 3), "look": [generator.choice(LOOKS)]}.get(part, [part])
-            of = {"number": "NUM", "look": "LOOK"}.get(part)
+            name = {"number": "NUM", "look": "LOOK"}.get(part)
             sentence += map(str, new)
-            its += ["O"] if of is None else [f"B-{of}", *[f"I-{of}"] * (len(new) - 1)]
+            sentence_tags += ["O"] if name is None else [f"B-{name}", *[f"I-{name}"] * (len(new) - 1)]
         words.append([*sentence, "we", str(i)])
-        tags.append([*its, "O", "B-NUM"])
+        tags.append([*sentence_tags, "O", "B-NUM"])
     return words, tags
 
 
 def as_iob1(tags: list[str]) -> list[str]:
-    """B only where the entity before is of the same type."""
-    before = ["O", *tags]
-    return [f"I{t[1:]}" if t[:2] == "B-" and before[i][2:] != t[2:] else t for i, t in enumerate(tags)]
+    """Return tags with B only where the entity before has the same type."""
+    previous = ["O", *tags]
+    return [f"I{tag[1:]}" if tag[:2] == "B-" and previous[i][2:] != tag[2:] else tag for i, tag in enumerate(tags)]
 
 
 def as_ends(tags: list[str], last: str, single: str) -> list[str]:
-    """IOBES or BILOU."""
-    found = []
-    for tag, after in zip(tags, [*tags[1:], "O"], strict=True):
-        ends = tag != "O" and after != f"I{tag[1:]}"
-        found.append(f"{single if tag[0] == 'B' else last}{tag[1:]}" if ends else tag)
-    return found
+    """Return tags with other letters for the last word of an entity, and for an entity of a single word: IOBES or BILOU."""
+    changed = []
+    for tag, following in zip(tags, [*tags[1:], "O"], strict=True):
+        ends = tag != "O" and following != f"I{tag[1:]}"
+        changed.append(f"{single if tag[0] == 'B' else last}{tag[1:]}" if ends else tag)
+    return changed
 
 
 def as_columns(words: list[list[str]], tags: list[list[str]]) -> str:
-    sentences = ["".join(f"{w} X {t}\n" for w, t in zip(*both, strict=True)) for both in zip(words, tags, strict=True)]
-    return "-DOCSTART- -X- O\n\n" + "\n".join(sentences)
+    """Return a CoNLL file's text."""
+    lines = ["".join(f"{word} X {tag}\n" for word, tag in zip(*row, strict=True)) for row in zip(words, tags, strict=True)]
+    return "-DOCSTART- -X- O\n\n" + "\n".join(lines)
 
 
 def spans_of(words: list[str], tags: list[str]) -> list[tuple[int, int, str]]:
-    starts = np.cumsum([0, *(len(word) + 1 for word in words)])
-    codes = np.array([task_codes[tag] for tag in tags])
-    return [(int(starts[first]), int(starts[end] - 1), ["LOOK", "NUM"][t]) for first, end, t in entities.entities(codes)]
-
-
-task_codes = {name: code for code, name in enumerate(entities.tag_names(["LOOK", "NUM"]))}
+    """Return (start, end, type) of each entity in the words, joined with spaces."""
+    starts, names = np.cumsum([0, *(len(word) + 1 for word in words)]), tag_names(TYPES)
+    sentence = entities(np.array([names.index(tag) for tag in tags]))
+    return [(int(starts[entity.first]), int(starts[entity.end] - 1), TYPES[entity.type]) for entity in sentence]
 
 
 def write_forms(folder: Path) -> Path:
-    """The same sentences in every form that is read, a file each, and CoNLL-2003's own in the folder eng."""
+    """Write the same sentences in every format that is read, a file each, and as CoNLL-2003's own files in the folder eng."""
     words, tags = make_sentences()
-    for name, its in (
+    for name, scheme in (
         ("iob2.conll", tags),
-        ("iob1.txt", [as_iob1(one) for one in tags]),
-        ("iobes.bio", [as_ends(one, "E", "S") for one in tags]),
-        ("bilou.iob", [as_ends(one, "L", "U") for one in tags]),
+        ("iob1.txt", [as_iob1(row) for row in tags]),
+        ("iobes.bio", [as_ends(row, "E", "S") for row in tags]),
+        ("bilou.iob", [as_ends(row, "L", "U") for row in tags]),
     ):
-        (folder / name).write_text(as_columns(words, its))
+        (folder / name).write_text(as_columns(words, scheme))
     (folder / "windows.conll").write_bytes(("\ufeff" + as_columns(words, tags)).replace(" ", "\t").replace("\n", "\r\n").encode())
     names = ["O", "I-NUM", "B-NUM", "B-LOOK", "I-LOOK"]
     numbers = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=names))})
     Dataset.from_dict({"tokens": words, "ner_tags": tags}, features=numbers).to_parquet(folder / "numbers.parquet")
     pd.DataFrame({"words": words, "tags": tags}).to_json(folder / "words.jsonl", orient="records", lines=True)
-    texts, spans = [" ".join(one) for one in words], [spans_of(*both) for both in zip(words, tags, strict=True)]
-
-    def write(name: str, rows: list[dict]) -> None:
-        (folder / name).write_text("\n".join(map(json.dumps, rows)))
-
-    both = list(zip(texts, spans, strict=True))
-    write("doccano.jsonl", [{"id": 1, "text": text, "label": its} for text, its in both])
-    as_fields = [[dict(start=s, end=e, label=name) for s, e, name in its] for its in spans]
-    write(
-        "prodigy.jsonl",
-        [{"text": t, "tokens": [{"text": "x", "id": 0}], "spans": its} for t, its in zip(texts, as_fields, strict=True)],
-    )
-    offsets = [[dict(id=1, start_offset=s, end_offset=e, label=name) for s, e, name in its] for its in spans]
-    write("relations.jsonl", [{"text": t, "entities": its} for t, its in zip(texts, offsets, strict=True)])
-    results = [
-        [{"type": "labels", "value": dict(start=s, end=e, text=t[s:e], labels=[name])} for s, e, name in its] for t, its in both
-    ]
-    studio = [{"data": {"text": t}, "annotations": [{"result": its}]} for t, its in zip(texts, results, strict=True)]
-    (folder / "studio.json").write_text(json.dumps(studio))
+    write_tools(folder, [(" ".join(row), spans_of(row, row_tags)) for row, row_tags in zip(words, tags, strict=True)])
     (folder / "eng").mkdir()
     for ending, part in (("train", slice(0, 80)), ("testa", slice(80, 100)), ("testb", slice(100, 120))):
         (folder / "eng" / f"eng.{ending}").write_text(as_columns(words[part], tags[part]))
     return folder
+
+
+def write_tools(folder: Path, rows: list[tuple[str, list[tuple[int, int, str]]]]) -> None:
+    """Write texts with their spans as annotation tools do: Doccano, two of its variants, Prodigy and Label Studio."""
+
+    def write(name: str, lines: list[dict]) -> None:
+        (folder / name).write_text("\n".join(map(json.dumps, lines)))
+
+    write("doccano.jsonl", [{"id": 1, "text": text, "label": spans} for text, spans in rows])
+    fields = [[dict(start=start, end=end, label=name) for start, end, name in spans] for _, spans in rows]
+    tokens = [{"text": "x", "id": 0}]
+    write("prodigy.jsonl", [{"text": text, "tokens": tokens, "spans": its} for (text, _), its in zip(rows, fields, strict=True)])
+    offsets = [[dict(id=1, start_offset=start, end_offset=end, label=name) for start, end, name in spans] for _, spans in rows]
+    write("relations.jsonl", [{"text": text, "entities": its} for (text, _), its in zip(rows, offsets, strict=True)])
+    studio = [
+        {
+            "data": {"text": text},
+            "annotations": [
+                {
+                    "result": [
+                        {"type": "labels", "value": dict(start=start, end=end, text=text[start:end], labels=[name])}
+                        for start, end, name in spans
+                    ]
+                }
+            ],
+        }
+        for text, spans in rows
+    ]
+    (folder / "studio.json").write_text(json.dumps(studio))

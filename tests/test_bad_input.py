@@ -1,4 +1,4 @@
-"""A mistake of the user's ends with exit code 2 and a message that names the knob and the remedy."""
+"""A mistake of the user's ends with exit code 2 and a message that names the setting and the remedy."""
 
 import gzip
 import io
@@ -22,6 +22,7 @@ def bad(tmp_path, data_file):
     rows.rename(columns={"sentiment": "xyz"}).to_csv(folder / "no_label.csv", index=False)
     rows.assign(sentiment="good").to_csv(folder / "one_class.csv", index=False)
     rows.assign(sentiment=[i / 7 for i in range(80)]).to_csv(folder / "decimals.csv", index=False)
+    rows.assign(sentiment=3.5).to_csv(folder / "equal.csv", index=False)
     rows.assign(sentiment=[f"id{i}" for i in range(80)]).to_csv(folder / "ids.csv", index=False)
     rows.assign(review=["  "] + rows.review.tolist()[1:]).to_csv(folder / "blank_text.csv", index=False)
     rows.assign(review=[None] + rows.review.tolist()[1:]).to_csv(folder / "missing_text.csv", index=False)
@@ -62,6 +63,8 @@ def bad(tmp_path, data_file):
         (["--max_length", "4"], ["max_length=4", "at least 8"]),
         (["--context", "neighbours"], ["context=neighbours", "leave it out"]),
         (["--val_samples", "900"], ["val_samples=900", "8 rows", "validation_fraction"]),
+        (["--val_samples=500"], ["val_samples=500", "8 rows", "validation_fraction"]),  # the translation preset's number
+        (["--val-samples", "1000"], ["val_samples=1,000", "8 rows", "validation_fraction"]),  # the default
         (["--train_samples", "57"], ["train_samples=57", "56 rows", "0 for all"]),
         (["--train_samples", "1"], ["train_samples=1", "one class", "raise it"]),
         (["--gradient_accumulation_steps", "100"], ["gradient_accumulation_steps=100", "56 training rows", "raise batch_size"]),
@@ -80,7 +83,7 @@ def bad(tmp_path, data_file):
         (["--dataset_name", "bad/no_text.csv"], ["abc, sentiment", "text_column"]),
         (["--dataset_name", "bad/no_label.csv"], ["review, xyz", "label_column"]),
         (["--dataset_name", "bad/one_class.csv"], ["one class only", "'good'"]),
-        (["--dataset_name", "bad/decimals.csv"], ["label_column=sentiment", "decimal"]),
+        (["--dataset_name", "bad/decimals.csv"], ["label_column=sentiment", "decimal", "--problem_type regression"]),
         (["--dataset_name", "bad/ids.csv"], ["label_column=sentiment", "80 different values"]),
         (["--dataset_name", "bad/blank_text.csv"], ["1 of 80 rows", "empty text (row 0)", "on_bad_rows"]),
         (["--dataset_name", "bad/missing_text.csv"], ["1 of 80 rows", "empty text (row 0)", "on_bad_rows"]),
@@ -104,15 +107,22 @@ def bad(tmp_path, data_file):
         (["--text_pair_column", "second"], ["text_pair_column=second", "review, sentiment"]),
         (["--text_pair_column", "sentiment"], ["text_pair_column is 'sentiment'", "different columns"]),
         (["--text_pair_column", "review", "--augmentation", "crop"], ["augmentation=crop", "text_pair_column"]),
-        (["--length_warmup", "50"], ["length_warmup=50", "share, from 0 to 1"]),
-        (["--length_warmup", "0.3", "--task", "causal-lm"], ["length_warmup=0.3", "labels of single texts"]),
+        (["--text_pair_column", "review", "--length_warmup", "0.3"], ["length_warmup=0.3", "labels of single texts"]),
+        (["--length_warmup", "50"], ["length_warmup=50", "a fraction from 0 to 1"]),
+        (["--length_warmup", "0.3", "--task", "causal-lm"], ["length_warmup=0.3", "not for causal-lm", "leave it out"]),
         (["--label_column", "good,bad"], ["label_column=good,bad", "review, sentiment"]),
         (["--label_column", "sentiment,"], ["label_column=sentiment,", "review, sentiment"]),
         (["--label_column", "sentiment,sentiment"], ["label_column", "one column"]),
         (["--label_column", "sentiment,review"], ["label_column", "0 and 1"]),
         (["--test_split", "dev"], ["test_split", "dev", "train"]),
         (["--problem_type", "multi_label_classification", "--dataset_name", "bad/decimals.csv"], ["sentiment", "lists, or texts"]),
-        (["--problem_type", "multi"], ["--problem_type", "multi_label_classification"]),
+        (["--problem_type", "multi"], ["problem_type=multi", "multi_label_classification", "regression"]),
+        (["--task", "translation", "--problem_type", "multi_label_classification"], ["problem_type=multi", "task=translation", "leave it out"]),
+        (["--task", "translation", "--problem_type", "regression"], ["problem_type=regression", "task=translation", "leave it out"]),
+        (["--task", "causal-lm", "--problem_type", "single_label_classification"], ["problem_type=single", "leave it out"]),
+        (["--problem_type", "regression"], ["label_column=sentiment", "more than numbers"]),
+        (["--problem_type", "regression", "--class_weights", "balanced"], ["class_weights=balanced", "regression", "leave it out"]),
+        (["--problem_type", "regression", "--dataset_name", "bad/equal.csv"], ["label_column=sentiment", "are equal"]),
         (["--report_to", "tensorbord"], ["report_to=tensorbord", "tensorboard", "wandb"]),
         (["--search", "0"], ["--search", "at least 1"]),
     ],
@@ -141,18 +151,18 @@ def test_an_existing_run_is_never_overwritten(call, tiny_flags, tmp_path):
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 157824 vs 157716"),
     ],
 )
-def test_a_full_disk_is_said_so_and_the_run_can_go_on(error, call, tiny_flags, monkeypatch):
+def test_a_full_disk_is_an_error_with_a_remedy_and_the_run_can_continue(error, call, tiny_flags, monkeypatch):
     def full(*_, **__):
         raise error
 
     with monkeypatch.context() as patched:
         patched.setattr(transformers.Trainer, "_save_optimizer_and_scheduler", full)
-        result = call("fine_tune.py", *tiny_flags)
+        result = call("fine_tune.py", *tiny_flags, "--num_train_epochs", 2)
     assert result.code == 2 and "make room and --resume" in result.err
-    assert call("fine_tune.py", "--resume", "outputs/run").code == 0, "the half-written checkpoint is passed over"
+    assert call("fine_tune.py", "--resume", "outputs/run").code == 0, "the half-written checkpoint is ignored"
 
 
-def test_an_architecture_that_is_not_known_lists_its_linear_layers(call, tiny_flags, tmp_path):
+def test_for_an_unknown_architecture_the_linear_layers_are_listed(call, tiny_flags, tmp_path):
     unknown = make_model(tmp_path / "convbert", "convbert")
     result = call("fine_tune.py", *tiny_flags, "--model_name", unknown)
     assert result.code == 2 and "not known for convbert" in result.err and "self.query" in result.err
@@ -210,7 +220,7 @@ def test_predict(arguments, words, call, tmp_path):
 
 
 def test_a_small_data_set_needs_no_flags_for_its_size(call, tiny_flags, tmp_path):
-    """The defaults ask for thousands of rows; where there are fewer, all are used. Missing values elsewhere do not matter."""
+    """The defaults ask for thousands of rows; of smaller data sets all are used. Missing values in other columns do not matter."""
     make_rows().assign(other=None).to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
     assert len(pd.read_json(tmp_path / "rows.jsonl", lines=True)) == 80
     result = call("fine_tune.py", *tiny_flags, "--dataset_name", "rows.jsonl", "--num_train_epochs", "1")

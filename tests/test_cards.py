@@ -14,7 +14,9 @@ from conftest import BAD, GOOD, make_model, make_pairs, make_rows
 from huggingface_hub import ModelCard
 from test_tasks import pairs, sentences, tagged  # noqa: F401  (fixtures)
 
-from finetuning import data, run_folder, sources
+from finetuning.data import sources
+from finetuning.data import splits as data
+from finetuning.results import run_folder
 
 STRANGER = """
 import json

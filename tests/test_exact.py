@@ -1,8 +1,9 @@
-"""The same steps, and the same end, whatever happens on the way."""
+"""Training steps depend on nothing but the data and the settings, and a run ends the same however often it was interrupted."""
 
 import os
 import shutil
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,150 +18,193 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from config import Config
-from finetuning import graphs, model, progress, tokenizing, training
-from finetuning.batches import Batches, TrainingRows, short_steps, steps_of_epoch
-from finetuning.sources import find_model
-from finetuning.tasks import text_classification
-from finetuning.tokenizing import Tokens
+from finetuning import tasks
+from finetuning.data.sources import find_model
+from finetuning.data.tokens import Tokens, tokenize_texts
+from finetuning.model.base import build_base, load_tokenizer
+from finetuning.model.lora import add_lora
+from finetuning.speed import cuda_graphs
+from finetuning.task import Metric
+from finetuning.tasks.classification import SingleLabel
+from finetuning.training import progress, trainer
+from finetuning.training.batches import Batches, TrainingRows, short_steps, steps_of_epoch
 
 LENGTHS = np.random.default_rng(0).integers(3, 257, size=5003)
 
 
-def test_an_epochs_steps_hold_every_row_once_and_depend_on_nothing_drawn_before():
+# --- steps ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_steps_of_an_epoch_hold_each_row_once_and_depend_on_nothing_drawn_before():
     for by_length in (True, False):
         steps = steps_of_epoch(LENGTHS, 32, seed=1, epoch=2, by_length=by_length)
         assert sorted(np.concatenate(steps)) == list(range(5003)) and len(steps) == 157
-        assert {len(rows) for rows in steps} == {31, 32}, "no small rest, whose gradient would count as much as a whole step's"
+        assert {len(rows) for rows in steps} == {31, 32}, "no small last step, whose gradient would count as much as a full step's"
         torch.manual_seed(7), np.random.seed(7)
         again = steps_of_epoch(LENGTHS, 32, seed=1, epoch=2, by_length=by_length)
         assert all(map(np.array_equal, steps, again))
         for other in (dict(seed=2, epoch=2), dict(seed=1, epoch=3)):
             assert not all(map(np.array_equal, steps, steps_of_epoch(LENGTHS, 32, **other, by_length=by_length)))
     spread = [np.ptp(LENGTHS[rows]) for rows in steps_of_epoch(LENGTHS, 32, 1, 2)]
-    assert np.mean(spread) < 20, "texts of like length"
-    assert LENGTHS[steps_of_epoch(LENGTHS, 32, 1, 2)[0]].max() == LENGTHS.max(), "memory that is too small shows at once"
+    assert np.mean(spread) < 20, "the texts of a step have similar lengths"
+    assert LENGTHS[steps_of_epoch(LENGTHS, 32, 1, 2)[0]].max() == LENGTHS.max(), "too little memory shows at once"
 
 
-def test_mixed_steps_are_the_same_ones_in_any_order_with_the_longest_first():
-    steps, mixed = (steps_of_epoch(LENGTHS, 32, 1, 2, mixed=mixed) for mixed in (False, True))
-    assert {tuple(sorted(rows)) for rows in steps} == {tuple(sorted(rows)) for rows in mixed}
+def test_mixed_steps_are_the_same_steps_in_random_order_with_the_longest_first():
+    sorted_steps, mixed = (steps_of_epoch(LENGTHS, 32, 1, 2, mixed=mixed) for mixed in (False, True))
+    assert {tuple(sorted(rows)) for rows in sorted_steps} == {tuple(sorted(rows)) for rows in mixed}
     assert LENGTHS[mixed[0]].max() == LENGTHS.max()
-    falls, stays = (np.corrcoef(range(49), [LENGTHS[rows].mean() for rows in one[1:50]])[0, 1] for one in (steps, mixed))
-    assert falls < -0.9 and abs(stays) < 0.5
+
+    def trend(steps: list[np.ndarray]) -> float:
+        return np.corrcoef(range(49), [LENGTHS[rows].mean() for rows in steps[1:50]])[0, 1]
+
+    assert trend(sorted_steps) < -0.9 and abs(trend(mixed)) < 0.5
 
 
 @pytest.mark.parametrize(("passes", "processes"), [(1, 1), (4, 1), (1, 3), (4, 2)])
-def test_passes_and_processes_share_a_steps_rows_out(passes, processes):
-    shares = []
+def test_forward_passes_and_processes_divide_the_rows_of_a_step(passes, processes):
+    batches_of_process = []
     for process in range(processes):
         batches = Batches(LENGTHS, 32, 5, True, False, passes, processes, process, lambda: 1)
-        shares.append(list(batches))
-        assert len(shares[-1]) == len(batches)
+        batches_of_process.append(list(batches))
+        assert len(batches_of_process[-1]) == len(batches)
     steps = steps_of_epoch(LENGTHS, 32, 5, 1)
     for i, rows in enumerate(steps):
-        parts = [share[i * passes + k] for k in range(passes) for share in shares]
+        parts = [batches[i * passes + k] for k in range(passes) for batches in batches_of_process]
         assert [key for part in parts for key in part] == [(len(steps) + i, 1, row) for row in rows.tolist()] and all(parts)
 
 
-def test_while_lengths_warm_up_texts_are_cut_as_the_run_cuts_them_but_for_the_first_step(model_dir):
+def test_length_warmup_cuts_texts_as_the_run_cuts_them_in_all_its_steps_but_the_first(model_dir):
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     config = Config(max_length=256, num_train_epochs=2, length_warmup=0.5, batch_size=8)
     texts = [" ".join(make_rows().review[: 4 + 4 * row]) for row in range(32)]
-    whole, lengths = tokenizing.tokenize_texts(texts, tokenizer, config)
-    short, _ = tokenizing.tokenize_texts(texts, tokenizer, replace(config, max_length=128))
-    tokens = Tokens(Dataset.from_dict({"input_ids": whole}), lengths)
-    rows = TrainingRows(tokens, None, text_classification.shorten(tokenizer, config, 128), short_steps(8, config.length_warmup))
-    for epoch, step, expected in ((0, 0, whole), (0, 1, short), (0, 3, short), (1, 4, whole), (1, 7, whole)):
-        found = rows.__getitems__([(step, epoch, row) for row in range(32)])
-        assert [item["input_ids"] for item in found] == expected, f"step {step} of 8"
-    assert short != whole
+    full, lengths = tokenize_texts(texts, tokenizer, config)
+    short, _ = tokenize_texts(texts, tokenizer, replace(config, max_length=128))
+    tokens = Tokens(Dataset.from_dict({"input_ids": full}), lengths)
+    rows = TrainingRows(tokens, None, SingleLabel().shorten(tokenizer, config, 128), short_steps(8, config.length_warmup))
+    for epoch, step, expected in ((0, 0, full), (0, 1, short), (0, 3, short), (1, 4, full), (1, 7, full)):
+        items = rows.__getitems__([(step, epoch, row) for row in range(32)])
+        assert [item["input_ids"] for item in items] == expected, f"step {step} of 8"
+    assert short != full
 
 
-def test_a_run_reads_short_texts_first_and_its_bar_knows(model_dir, tmp_path):
-    config = Config(max_length=256, num_train_epochs=2, length_warmup=0.5, batch_size=8)
-    source = find_model(str(model_dir))
-    tokenizer = model.load_tokenizer(source, config)
-    texts = [" ".join(make_rows().review[: 40 + row]) for row in range(32)]
-    tokens = Tokens(
-        Dataset.from_dict({"input_ids": tokenizing.tokenize_texts(texts, tokenizer, config)[0]}),
-        np.full(32, 256),
-        np.arange(32) % 2,
-    )
-    data = SimpleNamespace(train=SimpleNamespace(labels=tokens.labels), validation=None, label_names=["bad", "good"])
-    base = model.build_base(source, data.label_names, replace(config, max_length=64))  # its positions
-    lora = model.add_lora(base, config)
-    trainer = training.build_trainer(lora, tokenizer, tokens, tokens, data, config, tmp_path / "checkpoints")
-    sizes = []
-    for trainer.state.global_step in (0, 4):
-        sizes += [batch["input_ids"].shape for batch in trainer.get_train_dataloader()]
-    assert sizes == [(8, 256)] + [(8, 128)] * 3 + [(8, 256)] * 4
-    (bar,) = (callback for callback in trainer.callback_handler.callbacks if isinstance(callback, progress.Training))
-    assert bar.work_of_steps().tolist() == [rows * progress.work(width) for rows, width in sizes]
+def build_trainer(tokens: Tokens, data: SimpleNamespace, folder: Path, model_path: Path, **changes) -> trainer.FineTuner:
+    """Return a trainer of a model with LoRA that validates on its training tokens; `changes` to the settings of the model."""
+    source, config = find_model(str(model_path)), data.config
+    base = build_base(data.task, source, data.label_names, replace(config, **changes))
+    tokenizer = load_tokenizer(data.task, source, config)
+    splits = {"train": tokens, "validation": tokens}
+    return trainer.build_trainer(add_lora(data.task, base, config), tokenizer, splits, data, folder / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rows", "widths"),
+    [
+        (2, 32, [256] + [128] * 3 + [256] * 4),
+        (0.5, 160, [256] + [128] * 4 + [256] * 5),  # ten steps, half of them short; not ten of the twenty of an epoch
+    ],
+    ids=str,
+)
+def test_a_run_reads_short_texts_in_its_first_steps_and_the_progress_bar_knows(epochs, rows, widths, model_dir, tmp_path):
+    config = Config(max_length=256, num_train_epochs=epochs, length_warmup=0.5, batch_size=8)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    ids, _ = tokenize_texts([" ".join(make_rows().review[: 40 + row % 32]) for row in range(rows)], tokenizer, config)
+    tokens = Tokens(Dataset.from_dict({"input_ids": ids}), np.full(rows, 256), np.arange(rows) % 2)
+    labels = SimpleNamespace(labels=tokens.labels)
+    data = SimpleNamespace(task=SingleLabel(), config=config, train=labels, validation=None, label_names=["bad", "good"])
+    fine_tuner = build_trainer(tokens, data, tmp_path, model_dir, max_length=64)  # its positions
+    shapes, steps_per_epoch = [], rows // 8
+    for fine_tuner.state.global_step in range(0, len(widths), steps_per_epoch):
+        shapes += [tuple(batch["input_ids"].shape) for batch in fine_tuner.get_train_dataloader()]
+    assert shapes[: len(widths)] == [(8, width) for width in widths]
+    assert fine_tuner.count_all_steps() == len(widths)
+    (bar,) = (callback for callback in fine_tuner.callback_handler.callbacks if isinstance(callback, progress.Training))
+    work = bar.trainer.work_of_steps()[: len(widths)]
+    assert work.tolist() == [8 * progress.work(width) for width in widths]
+
+
+# --- CUDA graphs ---------------------------------------------------------------------------------------------------------
+
+
+class Graphs:
+    """Stands in for `torch.cuda.make_graphed_callables`, which needs a GPU: what it returns calls the model itself."""
+
+    def __init__(self) -> None:
+        self.shapes, self.alive = [], weakref.WeakSet()
+
+    def record(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], pool) -> Callable:
+        def run(*given: torch.Tensor) -> torch.Tensor:
+            self.shapes.append(tuple(inputs[0].shape))
+            assert all(a.shape == b.shape for a, b in zip(inputs, given, strict=True))
+            mask = given[module.input_names.index("attention_mask")]
+            assert mask.any(dim=1).all(), "a fully masked row gives NaN on a GPU"
+            return module(*given)
+
+        run.itself = run  # a graph's functions refer to each other
+        self.alive.add(run)
+        return run
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "mpnet", "gpt2"])
-@pytest.mark.parametrize("task", ["text-classification", "token-classification"])
-def test_recorded_steps_learn_what_others_learn(task, model_type, tmp_path, monkeypatch):
-    """With the recording itself replaced, which needs a GPU."""
-    source = find_model(str(make_model(tmp_path / model_type, model_type)))
-    config = Config(task=task, max_length=64, batch_size=8, precision="float32", eval_strategy="epoch")
-    tokenizer = model.load_tokenizer(source, config)
+@pytest.mark.parametrize("task_name", ["text-classification", "token-classification"])
+def test_recorded_steps_train_the_same_weights_as_plain_steps(task_name, model_type, tmp_path, monkeypatch):
+    folder = make_model(tmp_path / model_type, model_type)
+    config = Config(task=task_name, max_length=64, batch_size=8, precision="float32", eval_strategy="epoch")
+
+    class WithoutMetrics(type(tasks.pick(config))):
+        """Predicts in each validation, and measures nothing."""
+
+        metrics = (Metric("accuracy", lambda sums: 0.5), Metric("loss", lambda sums: 0.5, better="lower"))
+
+        def validate(self, predictor, tokens):
+            return list(predictor.outputs(tokens))
+
+        def statistics(self, predictions, split, calibration):
+            assert sum(len(positions) for positions, _ in predictions) == 13
+            return {"rows": np.ones(13)}
+
     lengths = np.arange(13) * 4 + 3
     columns = {"input_ids": [list(range(5, 5 + length)) for length in lengths]}
     labels = np.arange(13) % 2
-    if task == "token-classification":
+    if task_name == "token-classification":
         columns["labels"], labels = [[0, 1, 0] * (length // 3) + [-100] * (length % 3) for length in lengths], None
-    tokens = Tokens(Dataset.from_dict(columns), lengths, labels)
-    data = SimpleNamespace(train=SimpleNamespace(labels=labels), validation=None, label_names=["O", "B-x"])
-    ran, alive = [], weakref.WeakSet()
+    tokens, rows = Tokens(Dataset.from_dict(columns), lengths, labels), SimpleNamespace(labels=labels)
+    data = SimpleNamespace(task=WithoutMetrics(), config=config, train=rows, validation=rows, label_names=["O", "B-x"])
 
-    def record(module, inputs, pool):
-        def run(*given):
-            ran.append(inputs[0].shape)
-            assert all(a.shape == b.shape for a, b in zip(inputs, given, strict=True))
-            mask = given[module.names.index("attention_mask")]
-            assert mask.any(dim=1).all(), "a row that attends to nothing gives no number, on a GPU"
-            return module(*given)
-
-        run.itself = run  # as a graph's functions hold each other
-        alive.add(run)
-        return run
-
-    def train(name):
+    def train(name: str) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        lora = model.add_lora(model.build_base(source, data.label_names, config), config)
-        trainer = training.build_trainer(lora, tokenizer, tokens, tokens, data, config, tmp_path / name / "checkpoints")
-        # AdamW would blow up what is rounded in gradients of nearly 0
-        trainer.optimizer = torch.optim.SGD(lora.parameters(), lr=0.5)
-        monkeypatch.setattr(trainer, "compute_metrics", lambda found: {"accuracy": 0.5, "f1": 0.5})
-        training.train(trainer)
+        fine_tuner = build_trainer(tokens, data, tmp_path / name, folder)
+        lora = fine_tuner.model
+        # AdamW would magnify the rounding of gradients of nearly 0
+        fine_tuner.optimizer = torch.optim.SGD(lora.parameters(), lr=0.5)
+        trainer.train(fine_tuner)
         assert "forward" not in vars(lora)
         return {name: p.detach() for name, p in lora.named_parameters() if p.requires_grad}
 
-    plain = train("plain")
-    monkeypatch.setattr(graphs, "apply_to", lambda config: True)
-    monkeypatch.setattr(graphs, "LENGTHS", 2)
+    plain, graphs = train("plain"), Graphs()
+    monkeypatch.setattr(cuda_graphs, "apply_to", lambda task, config: True)
+    monkeypatch.setattr(cuda_graphs, "MAX_LENGTHS", 2)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", graphs.record)
     for name, weights in train("recorded").items():
         torch.testing.assert_close(weights, plain[name], rtol=1e-3, atol=1e-5)
-    assert ran == [(7, 56), (7, 32)]
-    assert not alive, "a process that loads batches fails when it deletes a graph that it was forked with"
+    assert graphs.shapes == [(7, 56), (7, 32)]
+    assert not graphs.alive, "a process that loads batches fails when it deletes a graph that it was forked with"
 
 
 def test_a_model_that_can_not_be_recorded_trains_without_graphs(call, tiny_flags, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be ...")
 
-    monkeypatch.setattr(graphs, "apply_to", lambda config: True)
+    monkeypatch.setattr(cuda_graphs, "apply_to", lambda task, config: True)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", fail)
     run = call("fine_tune.py", *tiny_flags)
-    said = "cuda_graphs: this model can't be recorded, and trains without (operation not permitted when stream is capturing)"
-    assert run.code == 0 and said in run.out.splitlines()
+    message = "cuda_graphs: this model can't be recorded and trains without them (operation not permitted when stream is capturing)"
+    assert run.code == 0 and message in run.out.splitlines(), run.err
 
 
-# --- interrupted runs ---------------------------------------------------------------------------------------------------
+# --- interrupted runs ----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -178,12 +222,12 @@ CASES = {
     "in an evaluation, with dropout": Case(dict(dropout=0.1, lora_dropout=0.1), (Death(EVALUATION, 3),)),
     "while a checkpoint is written": Case(deaths=(Death("torch:save", 7, half=True),)),
     "while its state is written": Case(deaths=(Death("transformers.trainer:TrainerState.save_to_json", 3, half=True),)),
-    "before it is marked as whole": Case(deaths=(Death("finetuning.checkpoints:write_json", 3),)),
+    "before it is marked as complete": Case(deaths=(Death("finetuning.training.checkpoints:write_json", 3),)),
     "while an older one is deleted": Case(deaths=(Death("shutil:rmtree", half=True),)),
-    "after the last step": Case(deaths=(Death("finetuning.metrics:fit_temperature"),)),
+    "after the last step": Case(deaths=(Death("finetuning.tasks.classification:fit_temperature"),)),
     "after early stopping": Case(
         dict(num_train_epochs=9, early_stopping_patience=2, learning_rate=1e-5, metric_for_best_model="accuracy"),
-        (Death("finetuning.metrics:fit_temperature"),),
+        (Death("finetuning.tasks.classification:fit_temperature"),),
     ),
     "while early stopping waits": Case(
         dict(num_train_epochs=9, early_stopping_patience=2, learning_rate=1e-5, metric_for_best_model="accuracy"),
@@ -211,13 +255,14 @@ SLOW = {
     for death in [
         *(Death(STEP, passes * case.flags.get("gradient_accumulation_steps", 1)) for passes in (2, 6, 9, 14, 20)),
         Death(EVALUATION, 2),
-        Death("finetuning.checkpoints:write_json", 2),
+        Death("finetuning.training.checkpoints:write_json", 2),
     ]
 }
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> dict:
+    """Outcomes of uninterrupted runs by their settings, and the folder that they are in."""
     return {"folder": tmp_path_factory.mktemp("undisturbed")}
 
 
@@ -230,38 +275,40 @@ def test_a_killed_run_ends_bit_for_bit_like_an_undisturbed_one(name, undisturbed
     if key not in undisturbed:
         run = f"run-{len(undisturbed)}"
         flags = flags_of(case.flags, model_dir, data_file, run)
-        found = apart.run(undisturbed["folder"], "fine_tune.py", *flags, processes=case.processes)
-        assert {code for code, _ in found} == {0}, found
+        ends = apart.run(undisturbed["folder"], "fine_tune.py", *flags, processes=case.processes)
+        assert {code for code, _ in ends} == {0}, ends
         undisturbed[key] = outcome(undisturbed["folder"] / "outputs" / run)
     flags, folder = flags_of(case.flags, model_dir, data_file, "run"), tmp_path
     for death in case.deaths:
-        found = apart.run(folder, "fine_tune.py", *flags, processes=case.processes, death=death)
-        assert found.pop(death.process)[0] == -9, found
-        assert all(code == 1 and f"--resume {Path('outputs/run')} goes on" in said for code, said in found), "the others say why"
-        moved = tmp_path / f"{folder.name}-moved"  # another working directory, and another place
-        shutil.move(folder / "outputs", moved / "outputs") if moved.mkdir() is None else None
+        ends = apart.run(folder, "fine_tune.py", *flags, processes=case.processes, death=death)
+        assert ends.pop(death.process)[0] == -9, ends
+        hint = f"--resume {Path('outputs/run')} continues from the last checkpoint"
+        assert all(code == 1 and hint in printed for code, printed in ends), "the other processes say why they end"
+        moved = tmp_path / f"{folder.name}-moved"  # another working directory, and another place of the run folder
+        moved.mkdir()
+        shutil.move(folder / "outputs", moved / "outputs")
         folder, flags = moved, ["--resume", "outputs/run"]
-    found = apart.run(folder, "fine_tune.py", *flags, processes=case.processes)
-    assert {code for code, _ in found} == {0}, found
+    ends = apart.run(folder, "fine_tune.py", *flags, processes=case.processes)
+    assert {code for code, _ in ends} == {0}, ends
     expected, ended = undisturbed[key], outcome(folder / "outputs" / "run")
     assert expected["adapter"].keys() == ended["adapter"].keys()
     assert all(torch.equal(tensor, ended["adapter"][name]) for name, tensor in expected["adapter"].items())
     assert ended | {"adapter": None} == expected | {"adapter": None}
-    assert {file.name for file in (folder / "outputs").iterdir()} == {"run"} and not os.path.exists(
-        folder / "outputs/run/checkpoints"
-    )
+    assert {file.name for file in (folder / "outputs").iterdir()} == {"run"}
+    assert not os.path.exists(folder / "outputs/run/checkpoints")
 
 
-def test_a_run_killed_while_tokenising_starts_that_step_again(model_dir, tmp_path):
+def test_a_run_killed_while_tokenizing_starts_that_step_again(model_dir, tmp_path):
     make_rows(3000).to_csv(tmp_path / "rows.csv", index=False)
     flags = flags_of(dict(num_train_epochs=0.1), model_dir, tmp_path / "rows.csv", "run")
-    ((code, _),) = apart.run(tmp_path, "fine_tune.py", *flags, death=Death("finetuning.tasks.text_classification:tokenize", 2))
+    in_second_batch = Death("transformers:PreTrainedTokenizerFast.__call__", 5)
+    ((code, _),) = apart.run(tmp_path, "fine_tune.py", *flags, death=in_second_batch)
     assert code == -9 and not (tmp_path / "outputs" / "run").exists()
-    ((code, said),) = apart.run(tmp_path, "fine_tune.py", *flags)
-    assert code == 0, said
+    ((code, printed),) = apart.run(tmp_path, "fine_tune.py", *flags)
+    assert code == 0, printed
 
 
-# --- accumulation and several processes ---------------------------------------------------------------------------------
+# --- accumulation and several processes ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -274,20 +321,18 @@ def test_a_run_killed_while_tokenising_starts_that_step_again(model_dir, tmp_pat
     ],
     ids=str,
 )
-def test_accumulation_and_processes_change_nothing_but_the_rounding(
-    settings, processes, undisturbed, model_dir, data_file, tmp_path
-):
+def test_accumulation_and_processes_change_nothing_but_the_rounding(settings, processes, model_dir, data_file, tmp_path):
     common = dict(num_train_epochs=6, learning_rate=1e-3)
     smoothing = {k: v for k, v in settings.items() if k == "label_smoothing_factor"}
-    found = []
-    for name, flags, several in (("whole", dict(batch_size=32) | smoothing, 1), ("shared", settings, processes)):
+    outcomes = []
+    for name, flags, several in (("undivided", dict(batch_size=32) | smoothing, 1), ("divided", settings, processes)):
         flags = flags_of(common | flags, model_dir, data_file, name)
-        codes = apart.run(tmp_path, "fine_tune.py", *flags, processes=several)
-        assert {code for code, _ in codes} == {0}, codes
-        found.append(outcome(tmp_path / "outputs" / name))
-    whole, shared = found
-    assert len(whole["log"]) == len(shared["log"]) > 10
-    for a, b in zip(whole["log"], shared["log"], strict=True):
+        ends = apart.run(tmp_path, "fine_tune.py", *flags, processes=several)
+        assert {code for code, _ in ends} == {0}, ends
+        outcomes.append(outcome(tmp_path / "outputs" / name))
+    undivided, divided = outcomes
+    assert len(undivided["log"]) == len(divided["log"]) > 10
+    for a, b in zip(undivided["log"], divided["log"], strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
-    for name, tensor in whole["adapter"].items():
-        torch.testing.assert_close(shared["adapter"][name], tensor, rtol=1e-3, atol=1e-5)
+    for name, tensor in undivided["adapter"].items():
+        torch.testing.assert_close(divided["adapter"][name], tensor, rtol=1e-3, atol=1e-5)

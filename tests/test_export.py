@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from finetuning import exporting, model
+from finetuning.model import lora as model
+from finetuning.use import exporting
 
 TEXTS = ["a fine film", "a dull film without a heart and a thin plot", "moving"]
 

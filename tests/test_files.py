@@ -1,4 +1,4 @@
-"""Files as people have them give the rows that a plain csv gives, and what was guessed or left out is said."""
+"""Files of many formats and encodings give the rows that a plain csv gives, with notes on what was guessed or left out."""
 
 import gzip
 import json
@@ -11,13 +11,19 @@ import pytest
 from conftest import make_rows
 
 from config import Config
-from finetuning.data import load_data
+from finetuning import tasks
+from finetuning.data.files import guess_encoding
+from finetuning.data.splits import Data, load_data
 from finetuning.errors import UserError
-from finetuning.files import guess_encoding
 
 ROWS = make_rows().assign(review=lambda rows: rows.review + ", très déjà vu à la façon d'un rêve")
 CSV = ROWS.to_csv(index=False)
 RECORDS = ROWS.to_dict("records")
+
+
+def load(path, **settings) -> Data:
+    config = Config(dataset_name=str(path), **settings)
+    return load_data(tasks.pick(config), config)
 
 
 def in_zip(file):
@@ -26,7 +32,7 @@ def in_zip(file):
         packed.writestr("__MACOSX/inside/._rows.csv", "of the system")
 
 
-FORMS = {  # name: what writes it
+FORMATS = {  # file name -> function that writes it
     "semicolons.csv": lambda file: ROWS.to_csv(file, index=False, sep=";"),
     "bars.csv": lambda file: ROWS.to_csv(file, index=False, sep="|"),
     "tabs.csv": lambda file: ROWS.to_csv(file, index=False, sep="\t"),
@@ -49,16 +55,15 @@ FORMS = {  # name: what writes it
 }
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", FORMATS)
 def test_the_rows_are_those_of_a_plain_csv(name, tmp_path):
     (tmp_path / "plain.csv").write_text(CSV)
-    FORMS[name](tmp_path / name)
-    plain, found = (load_data(Config(dataset_name=str(tmp_path / file))) for file in ("plain.csv", name))
-    assert found.sha256 == plain.sha256 and found.test.columns() == plain.test.columns()
+    FORMATS[name](tmp_path / name)
+    plain, data = load(tmp_path / "plain.csv"), load(tmp_path / name)
+    assert data.sha256 == plain.sha256 and data.test.columns() == plain.test.columns()
     assert not plain.remarks
-    assert any("not UTF-8" in remark and "'très'" in remark for remark in found.remarks) == name.startswith(
-        ("latin", "spreadsheet")
-    )
+    guessed = any("not UTF-8" in remark and "'très'" in remark for remark in data.remarks)
+    assert guessed == name.startswith(("latin", "spreadsheet"))
 
 
 def test_splits_by_the_names_of_files_and_keys(tmp_path):
@@ -67,9 +72,9 @@ def test_splits_by_the_names_of_files_and_keys(tmp_path):
         rows.to_csv(tmp_path / "folder" / f"{split}.csv", index=False, sep=";", encoding="cp1252")
     (tmp_path / "folder" / "README.md").write_text("no rows")
     (tmp_path / "keys.json").write_text(json.dumps({"train": RECORDS[:60], "test": RECORDS[60:]}))
-    found = [load_data(Config(dataset_name=str(tmp_path / name))) for name in ("folder", "keys.json")]
-    assert all((len(one.test), one.test_split) == (20, "official test") for one in found)
-    assert found[0].sha256 == found[1].sha256
+    folder, keys = load(tmp_path / "folder"), load(tmp_path / "keys.json")
+    assert all((len(data.test), data.test_split) == (20, "official test") for data in (folder, keys))
+    assert folder.sha256 == keys.sha256
 
 
 @pytest.mark.parametrize(
@@ -89,10 +94,10 @@ def test_an_encoding_is_guessed_from_the_text(encoding, text, tmp_path):
     assert text.encode(encoding).decode(guess) == text and word in text
 
 
-def test_the_encoding_that_is_given_is_taken(tmp_path):
+def test_the_encoding_that_is_given_is_used(tmp_path):
     (tmp_path / "rows.csv").write_bytes(CSV.replace("très", "tr\u0148s").encode("cp1250", errors="replace"))
-    found = load_data(Config(dataset_name=str(tmp_path / "rows.csv"), encoding="cp1250"))
-    assert "tr\u0148s" in found.test.columns()["text"][0] and not found.remarks
+    data = load(tmp_path / "rows.csv", encoding="cp1250")
+    assert "tr\u0148s" in data.test.columns()["text"][0] and not data.remarks
 
 
 GAPS = ROWS.assign(
@@ -102,28 +107,24 @@ GAPS = ROWS.assign(
 
 def test_rows_that_lack_something_are_refused_with_their_numbers_or_left_out(tmp_path):
     GAPS.to_csv(tmp_path / "gaps.csv", index=False)
-    config = Config(dataset_name=str(tmp_path / "gaps.csv"))
-    with pytest.raises(
-        UserError, match=r"2 of 80 rows .* empty text \(row 0, 1\); 1 of 80 .* without a label \(row 79\).*on_bad_rows"
-    ):
-        load_data(config)
-    config.on_bad_rows = "skip"
-    found = load_data(config)
-    rows = sorted([*found.train.rows, *found.validation.rows, *found.test.rows])
-    assert rows == [*range(2, 79)] and len(found.remarks) == 2 and all("left out" in remark for remark in found.remarks)
+    problems = r"2 of 80 rows .* empty text \(row 0, 1\); 1 of 80 .* without a label \(row 79\).*on_bad_rows"
+    with pytest.raises(UserError, match=problems):
+        load(tmp_path / "gaps.csv")
+    data = load(tmp_path / "gaps.csv", on_bad_rows="skip")
+    rows = sorted([*data.train.rows, *data.validation.rows, *data.test.rows])
+    assert rows == [*range(2, 79)] and len(data.remarks) == 2 and all("left out" in remark for remark in data.remarks)
 
 
-def test_what_is_doubtful_in_the_labels_is_said(tmp_path):
+def test_doubtful_labels_are_noted(tmp_path):
     twice = pd.concat([ROWS, ROWS[:3].assign(sentiment="bad")])
     twice.to_csv(tmp_path / "twice.csv", index=False)
-    (said,) = load_data(Config(dataset_name=str(tmp_path / "twice.csv"))).remarks
-    assert "2 texts come with more than one label" in said and "rows 0, 2, 80, 82 of train" in said
+    (remark,) = load(tmp_path / "twice.csv").remarks
+    assert "2 texts come with more than one label" in remark and "rows 0, 2, 80, 82 of train" in remark
     ROWS.assign(sentiment=[*ROWS.sentiment[:-1], "rare"]).to_csv(tmp_path / "rare.csv", index=False)
-    found = load_data(Config(dataset_name=str(tmp_path / "rare.csv")))
-    assert found.remarks == ["no validation row has the label 'rare'", "no test row has the label 'rare'"]
+    assert load(tmp_path / "rare.csv").remarks == ["no validation row has the label 'rare'", "no test row has the label 'rare'"]
 
 
-def test_files_that_cannot_be_read_say_why(tmp_path):
+def test_files_that_cannot_be_read_are_refused_with_the_reason(tmp_path):
     (tmp_path / "sheet.csv").write_bytes(os.urandom(4000) + b"\0")
     (tmp_path / "two.zip").write_bytes(b"")
     with zipfile.ZipFile(tmp_path / "two.zip", "w") as packed:
@@ -148,13 +149,13 @@ def test_files_that_cannot_be_read_say_why(tmp_path):
         ("wrong.csv", "set encoding", dict(encoding="utf-8")),
     ):
         with pytest.raises(UserError, match=words):
-            load_data(Config(dataset_name=str(tmp_path / name), **settings))
+            load(tmp_path / name, **settings)
 
 
 def test_predict_reads_the_same_files(call, tiny_flags, tmp_path):
     assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", "1").code == 0
     for name in ("spreadsheet.csv", "sheet.xlsx", "packed.zip", "under_a_key.json"):
-        FORMS[name](tmp_path / name)
+        FORMATS[name](tmp_path / name)
         result = call("predict.py", "--file", name, "--out", f"{name}.jsonl")
         assert result.code == 0 and "80 rows written" in result.out, result.err
         assert pd.read_json(f"{name}.jsonl", lines=True).review.tolist() == ROWS.review.tolist()

@@ -1,4 +1,4 @@
-"""Language models: what they are asked, what their perplexity is of, how they go on, and what a classifier takes over."""
+"""Language models: how texts are cut into blocks, what their perplexity is, how they continue texts, and what a classifier takes over."""
 
 import json
 from dataclasses import replace
@@ -13,11 +13,20 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from config import Config
-from finetuning import data, labelling, model, run_folder, tokenizing
+from finetuning import tasks
+from finetuning.data.sources import find_model, find_rows
+from finetuning.data.splits import load_data
+from finetuning.data.tokens import encode
 from finetuning.errors import UserError
-from finetuning.metrics import mean_of_all
-from finetuning.sources import find_model, find_rows
-from finetuning.tasks import causal_lm, masked_lm
+from finetuning.model.base import build_base, load_tokenizer
+from finetuning.model.generation import continue_text
+from finetuning.model.lora import add_lora
+from finetuning.results import metrics as results
+from finetuning.results.run_folder import open_run
+from finetuning.tasks.classification import SingleLabel
+from finetuning.tasks.language_modeling import CausalLM, MaskedLM
+from finetuning.training.prediction import Predictor
+from finetuning.use.predicting import Answers
 
 FLAGS = ["--batch_size", 8, "--max_length", 16, "--early_stopping_patience", 0, "--eval_steps", 0.5, "--run_name", "run"]
 LEARN = ["--method", "full", "--learning_rate", 0.01, "--num_train_epochs", 6]
@@ -45,8 +54,8 @@ def test_a_gpt_goes_through_all_the_scripts(gpt, data_file, call, tmp_path):
     assert 1 < metrics["perplexity"] < 20 and metrics["perplexity"] == pytest.approx(np.exp(metrics["loss"]))
     page = (run / "report.html").read_text()
     assert (
-        all(one["actual"] for one in metrics["samples"])
-        and any(one["model"] for one in metrics["samples"])
+        all(sample["actual"] for sample in metrics["samples"])
+        and any(sample["model"] for sample in metrics["samples"])
         and "The hardest" in page
         and "each token predicted once" in page
     )
@@ -56,31 +65,35 @@ def test_a_gpt_goes_through_all_the_scripts(gpt, data_file, call, tmp_path):
     assert np.average(test.loss, weights=test.tokens) == pytest.approx(metrics["loss"])
     assert pd.read_csv(run / "errors.csv").loss.is_monotonic_decreasing
 
-    said = [json.loads(call("predict.py", "--json", *texts, "--temperature", "0").out.splitlines()[0])["continuation"]
-            for texts in (["we loved every", "a fine film"], ["we loved every"])]  # fmt: skip
-    assert said[0] == said[1] and said[0].split()[0] == "minute", "as all texts go on, whatever else is asked"
-    drawn = [call("predict.py", "a", "--seed", seed, "--temperature", 2, "--max_new_tokens", 12).out for seed in (1, 1, 2)]
-    assert drawn[0] == drawn[1] != drawn[2]
+    greedy = [
+        json.loads(call("predict.py", "--json", *texts, "--temperature", "0").out.splitlines()[0])["continuation"]
+        for texts in (["we loved every", "a fine film"], ["we loved every"])
+    ]
+    assert greedy[0] == greedy[1] and greedy[0].split()[0] == "minute", "as all texts continue, whatever the other texts are"
+    sampled = [call("predict.py", "a", "--seed", seed, "--temperature", 2, "--max_new_tokens", 12).out for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
     assert len(call("predict.py", "a", "--max_new_tokens", 2, "--temperature", 0).out.split()) <= 3
-    labeller = labelling.Labeller(run_folder.open_run(run))
-    shown = causal_lm.demo(labeller.model, labeller.tokenizer, "we hated every", labeller.run)
-    assert shown.startswith("we hated every") and len(shown) > 20, "what app.py shows"
+    answers = Answers(open_run(run, tasks.pick))
+    ((kind, _, text),) = answers.run.task.widgets(answers.predictor, "we hated every", [], {})
+    assert kind == "text" and text.startswith("we hated every") and len(text) > 20, "what app.py shows"
     long = call("predict.py", "a film " * 60, "--max_new_tokens", 4)
-    assert long.code == 0, "of a prompt longer than the model can read its end is read"
+    assert long.code == 0, "of a prompt that is longer than the model can read, its end is read"
     refused = call("predict.py", "a", "--max_new_tokens", 100)
-    assert refused.code == 2 and "max_new_tokens=100" in refused.err and "64 positions" in refused.err
+    assert refused.code == 2 and "--max_new_tokens 100" in refused.err and "64 positions" in refused.err
     pd.DataFrame({"text": ["a fine", "we"]}).to_csv("in.csv", index=False)
     assert call("predict.py", "--file", "in.csv", "--out", "out.csv").code == 0
     assert pd.read_csv("out.csv").continuation.str.len().min() > 1
 
     lora = call("fine_tune.py", *flags, "--run_name", "lora")
     assert lora.code == 0, lora.err
-    assert all("lora_" in name for name in load_file("outputs/lora/adapter/adapter_model.safetensors")), "words stay as they are"
+    assert all("lora_" in name for name in load_file("outputs/lora/adapter/adapter_model.safetensors")), (
+        "the embeddings stay as they are"
+    )
     assert call("evaluate.py", "outputs/lora").code == 0
     compared = call("evaluate.py", run, "outputs/lora")
-    assert compared.code == 0 and "nats a token" in compared.out
+    assert compared.code == 0 and "perplexity" in compared.out
     refused = call("export.py", run, "--formats", "onnx")
-    assert refused.code == 2 and "causal-lm is exported as merged only" in refused.err
+    assert refused.code == 2 and "merged only" in refused.err
     exported = call("export.py", run)
     assert exported.code == 0, exported.err
     plain = transformers.AutoModelForCausalLM.from_pretrained(run / "export" / "merged")
@@ -88,7 +101,7 @@ def test_a_gpt_goes_through_all_the_scripts(gpt, data_file, call, tmp_path):
     own = call("fine_tune.py", *flags, "--model_name", run / "export" / "merged", "--run_name", "on")
     assert own.code == 0, own.err
     first = next(log for log in json.loads((tmp_path / "outputs/on/training.json").read_text())["log_history"] if "loss" in log)
-    assert first["loss"] < 1.5 * metrics["loss"] + 0.5, "it goes on where the run before ended"
+    assert first["loss"] < 1.5 * metrics["loss"] + 0.5, "it continues where the run before ended"
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -99,14 +112,14 @@ def test_pretrain_merge_classify(method, bert, data_file, call, tiny_flags, tmp_
     assert call("evaluate.py").code == 0
     run = tmp_path / "outputs" / "pretrained"
     metrics = json.loads((run / "metrics.json").read_text())
-    assert len(metrics["samples"]) == 6 and "Perplexity is of hidden tokens" in (run / "report.html").read_text()
-    assert method == "lora" or metrics["perplexity"] < 60, "less than guessing has; LoRA on random weights learns next to nothing"
-    said = json.loads(call("predict.py", "--json", "we [MASK] every minute of it").out)
-    assert len(said["words"][0]) == 5 and sum(guess["probability"] for guess in said["words"][0]) <= 1
-    labeller = labelling.Labeller(run_folder.open_run(run))
-    shown = masked_lm.demo(labeller.model, labeller.tokenizer, "we [MASK] every [MASK] of it", labeller.run)
-    assert [len(guesses) for guesses in shown] == [5, 5], "what app.py shows"
-    missing = call("predict.py", "no word is hidden")
+    assert len(metrics["samples"]) == 6 and "Perplexity is per masked token" in (run / "report.html").read_text()
+    assert method == "lora" or metrics["perplexity"] < 60, "better than guessing; LoRA on random weights learns next to nothing"
+    words = json.loads(call("predict.py", "--json", "we [MASK] every minute of it").out)["words"]
+    assert len(words[0]) == 5 and sum(guess["probability"] for guess in words[0]) <= 1
+    answers = Answers(open_run(run, tasks.pick))
+    ((kind, _, words),) = answers.run.task.widgets(answers.predictor, "we [MASK] every [MASK] of it", [], {})
+    assert kind == "json" and [len(guesses) for guesses in words] == [5, 5], "what app.py shows"
+    missing = call("predict.py", "no word is masked")
     assert missing.code == 2 and "[MASK]" in missing.err
     exported = call("export.py", run, "--formats", "merged")
     assert exported.code == 0, exported.err
@@ -121,76 +134,101 @@ def test_pretrain_merge_classify(method, bert, data_file, call, tiny_flags, tmp_
     assert transformers.pipeline("fill-mask", str(merged))("we <|endoftext|> it")
 
 
-def test_rows_are_held_out_as_a_classifier_of_the_same_data_holds_them_out(data_file):
-    splits = [data.load_data(Config(dataset_name=str(data_file), task=task)) for task in ("text-classification", "masked-lm")]
-    for name in ("train", "validation", "test"):
-        a, b = (getattr(one, name) for one in splits)
-        assert a.rows.tolist() == b.rows.tolist()
+@pytest.mark.parametrize("task", [CausalLM(), MaskedLM()])
+def test_a_language_model_holds_out_the_rows_that_a_classifier_of_the_same_data_holds_out(task, tmp_path):
+    rows = make_rows(120)
+    rows.loc[::7, "sentiment"] = None
+    rows.loc[3::10, "review"] = " "
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    config = Config(dataset_name=str(tmp_path / "rows.csv"), on_bad_rows="skip")
+    classified, read = (load_data(task, replace(config, task=task.name)) for task in (SingleLabel(), task))
+    for name in ("validation", "test"):
+        assert getattr(read, name).rows.tolist() == getattr(classified, name).rows.tolist()
+    filled = set(rows.index[rows.review.str.strip() != ""])
+    assert set(read.train.rows) == filled - {*read.validation.rows, *read.test.rows}, "rows without a label are for training"
+    assert {*range(0, 120, 7)} & filled <= {*read.train.rows.tolist()} and not {*classified.train.rows} & {*range(0, 120, 7)}
+
+
+@pytest.mark.parametrize("labels", [None, [1.5, 2.5] * 40, ["only one"] * 80], ids=["no column", "no classes", "one class"])
+def test_labels_that_no_classifier_could_use_make_no_difference(labels, tmp_path):
+    rows = make_rows().drop(columns="sentiment")
+    (rows if labels is None else rows.assign(label=labels)).to_csv(tmp_path / "rows.csv", index=False)
+    data = load_data(CausalLM(), Config(task="causal-lm", dataset_name=str(tmp_path / "rows.csv")))
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [56, 8, 16]
+    assert not data.train.labels.any()
+
+
+def test_a_text_column_with_the_usual_name_of_a_label(tmp_path):
+    make_rows().rename(columns={"review": "target"}).to_csv(tmp_path / "rows.csv", index=False)
+    data = load_data(CausalLM(), Config(task="causal-lm", dataset_name=str(tmp_path / "rows.csv"), text_column="target"))
+    assert len(data.test) == 16 and set(data.train.labels) == {0, 1}
 
 
 def test_every_token_of_a_document_is_predicted_once(gpt):
-    tokenizer = model.load_tokenizer(find_model(str(gpt)), Config(task="causal-lm"))
-    config = Config(task="causal-lm", max_length=8)
+    task, config = CausalLM(), Config(task="causal-lm", max_length=8)
+    tokenizer = load_tokenizer(task, find_model(str(gpt)), config)
     texts = ["we loved every minute of it", "a", "a fine film with a warm heart . a dull film"]
-    found = causal_lm.tokenize({"text": texts}, tokenizer, config)
-    assert max(found["length"]) == 8 and [rows[0] for rows in found["rows"]] == sorted(rows[0] for rows in found["rows"])
-    batch = causal_lm.collator(tokenizer, config)([{"input_ids": ids} for ids in found["input_ids"]])
+    blocks = task.tokenize({"text": texts}, tokenizer, config)
+    rows = [row for (row,) in blocks["rows"]]
+    assert max(blocks["length"]) == 8 and rows == sorted(rows)
+    batch = task.collate([{"input_ids": ids} for ids in blocks["input_ids"]], tokenizer, config)
     for row, text in enumerate(texts):
-        blocks = [i for i, rows in enumerate(found["rows"]) if rows == [row]]
-        asked = [token for i in blocks for token in batch["targets"][i].tolist() if token >= 0]
-        assert asked == tokenizer(text, truncation=False, padding=False)["input_ids"] + [tokenizer.eos_token_id]
+        targets = [token for i in np.flatnonzero(np.array(rows) == row) for token in batch["targets"][i].tolist() if token >= 0]
+        assert targets == tokenizer(text, truncation=False, padding=False)["input_ids"] + [tokenizer.eos_token_id]
     assert (batch["labels"] >= 0).sum() == (batch["targets"] >= 0).sum()
 
 
 @pytest.mark.parametrize("model_type", [name for name in TINY if name != "convbert"])  # whose convolution reads padding
 def test_the_loss_is_that_of_the_plain_model(model_type, data_file, tmp_path):
-    source, task = (
-        find_model(str(make_model(tmp_path / "tiny", model_type))),
-        "causal-lm" if model_type in DECODERS else "masked-lm",
-    )
-    config = Config(task=task, dataset_name=str(data_file), max_length=12, precision="float32", eval_batch_size=4)
-    tokenizer, rows = model.load_tokenizer(source, config), data.load_data(config)
-    tokens, plain = tokenizing.encode(rows.test, tokenizer, config), model.build_base(source, [], config).eval()
-    of_task = causal_lm if task == "causal-lm" else masked_lm
-    found = of_task.predict(model.add_lora(plain, replace(config, method="full")).eval(), tokenizer, tokens, config, False)
-    sums, counts = np.zeros(len(rows.test)), np.zeros(len(rows.test))
+    source, task = find_model(str(make_model(tmp_path / "tiny", model_type))), CausalLM() if model_type in DECODERS else MaskedLM()
+    config = Config(task=task.name, dataset_name=str(data_file), max_length=12, precision="float32", eval_batch_size=4)
+    tokenizer, test = load_tokenizer(task, source, config), load_data(task, config).test
+    tokens, plain = encode(task, test, tokenizer, config), build_base(task, source, [], config).eval()
+    model = add_lora(task, plain, replace(config, method="full")).eval()
+    predictions = task.predict(Predictor(task, model, tokenizer, config, show_progress=False), tokens)
+    expected = np.zeros((len(test), 3))
     for block, row in zip(tokens.inputs, tokens.rows, strict=True):
         ids = torch.tensor([block["input_ids"]])
-        targets = torch.tensor(block["targets"] if task == "masked-lm" else [*block["input_ids"][1:], -100])
+        targets = torch.tensor(block["targets"] if task.name == "masked-lm" else [*block["input_ids"][1:], -100])
         with torch.no_grad():
-            likely = plain(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].log_softmax(dim=-1)
-        here = targets >= 0
-        sums[row] += float(likely[here, targets[here]].sum())
-        counts[row] += int(here.sum())
-    np.testing.assert_allclose(found, np.stack([sums / counts, counts], axis=1), rtol=1e-5)
+            log_probabilities = plain(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].log_softmax(dim=-1)
+        predicted = targets >= 0
+        log_likelihood = float(log_probabilities[predicted, targets[predicted]].sum())
+        expected[row] += [log_likelihood, int(predicted.sum()), ids.shape[1]]
+    sums, counts, read = expected.T
+    np.testing.assert_allclose(predictions, np.stack([sums / counts, counts, read], axis=1), rtol=1e-5)
+    statistics = task.statistics(predictions, test, {})
+    np.testing.assert_allclose(results.value(task.metrics[0], statistics), np.exp(-sums.sum() / counts.sum()), rtol=1e-5)
 
 
-def test_the_hidden_tokens_are_the_same_in_every_evaluation_and_others_in_every_epoch(bert):
-    config = Config(task="masked-lm", max_length=42)
-    tokenizer = model.load_tokenizer(find_model(str(bert)), config)
+def test_masked_tokens_are_the_same_in_every_evaluation_and_others_in_every_epoch(bert):
+    task, config = MaskedLM(), Config(task="masked-lm", max_length=42)
+    tokenizer = load_tokenizer(task, find_model(str(bert)), config)
     text = "a fine film with a warm heart " * 12
-    once, again = (masked_lm.tokenize({"text": texts}, tokenizer, config) for texts in ([text, "we"], ["it", text]))
+    once, again = (task.tokenize({"text": texts}, tokenizer, config) for texts in ([text, "we"], ["it", text]))
     assert np.array_equal(once["input_ids"][0], again["input_ids"][1]) and once["length"][:2] == [42, 42]
     blocks = [{name: np.array(once[name][i]).tolist() for name in ("input_ids", "targets")} for i in range(3)]
-    assert [sum(target >= 0 for target in block["targets"]) for block in blocks] == [6, 6, 1], "15 %, and one at least"
-    change = masked_lm.change(tokenizer, config)
+    assert [sum(target >= 0 for target in block["targets"]) for block in blocks] == [6, 6, 1], "15 %, and at least one"
+    augment = task.augment(tokenizer, config)
 
-    def whole(block: dict) -> np.ndarray:
+    def original(block: dict) -> np.ndarray:
         return np.where(np.array(block["targets"]) >= 0, block["targets"], block["input_ids"])
 
-    assert tokenizer.decode(whole(blocks[0])[1:-1]).startswith("a fine film with a warm heart a fine")
-    drawn = [change(blocks[0], epoch, 7) for epoch in (0, 1, 0)]
-    assert drawn[0] == drawn[2] != drawn[1] and all(np.array_equal(whole(one), whole(blocks[0])) for one in drawn)
-    special = np.isin(whole(blocks[0]), tokenizer.all_special_ids)
-    places = np.concatenate([np.flatnonzero(np.array(change(blocks[0], epoch, 0)["targets"]) >= 0) for epoch in range(200)])
+    assert tokenizer.decode(original(blocks[0])[1:-1]).startswith("a fine film with a warm heart a fine")
+    epochs = [augment(blocks[0], epoch, 7) for epoch in (0, 1, 0)]
+    assert epochs[0] == epochs[2] != epochs[1]
+    assert all(np.array_equal(original(block), original(blocks[0])) for block in epochs)
+    special = np.isin(original(blocks[0]), tokenizer.all_special_ids)
+    masked = [augment(blocks[0], epoch, 0) for epoch in range(200)]
+    places = np.concatenate([np.flatnonzero(np.array(block["targets"]) >= 0) for block in masked])
     assert not special[places].any() and len({*places.tolist()}) == 40
-    masks = np.concatenate([np.array(change(blocks[0], epoch, 0)["input_ids"]) for epoch in range(200)]) == tokenizer.mask_token_id
-    assert 0.75 < masks.sum() / len(places) < 0.85
+    masks = sum(block["input_ids"].count(tokenizer.mask_token_id) for block in masked)
+    assert 0.75 < masks / len(places) < 0.85
 
 
 def test_documents_of_text_files(tmp_path):
     def texts(path) -> dict:
-        return {name: rows["text"][:] for name, rows in find_rows(str(path), readers=causal_lm.READERS)[0].items()}
+        return {name: rows["text"][:] for name, rows in find_rows(str(path), readers=CausalLM.readers)[0].items()}
 
     (tmp_path / "lines.txt").write_text("one\ntwo\nthree\n", encoding="utf-8-sig")
     (tmp_path / "paragraphs.txt").write_text("\n\none\nmore\n\ntwo\n")
@@ -259,28 +297,30 @@ def test_a_tokenizer_that_knows_no_end_of_a_text_is_refused(bert, data_file, cal
 def test_an_option_out_of_range_is_refused(option):
     name, value = option.split()
     with pytest.raises(UserError, match=f"--{name} .* out of range"):
-        causal_lm.answer(None, None, {"text": ["a"]}, None, **{name: float(value)})
+        continue_text(None, None, [], CausalLM.options | {name: float(value)})
 
 
-def test_empty_rows_are_left_out_and_counted(tmp_path):
-    make_rows(40).assign(review=lambda rows: rows.review.where(rows.index % 10 > 0, "  ")).to_csv(
-        tmp_path / "rows.csv", index=False
-    )
-    found = data.load_data(Config(dataset_name=str(tmp_path / "rows.csv"), task="causal-lm"))
-    assert sum(map(len, (found.train, found.validation, found.test))) == 36 and found.remarks == [
-        "4 empty texts of split train left out"
-    ]
+def test_empty_rows_are_left_out_and_the_others_keep_their_numbers(tmp_path):
+    rows = make_rows(40)
+    rows.loc[::10, "review"] = ["  ", None, "", "<br />"]
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    data = load_data(CausalLM(), Config(dataset_name=str(tmp_path / "rows.csv"), task="causal-lm"))
+    assert data.remarks == ["4 empty texts of split train left out"]
+    splits = (data.train, data.validation, data.test)
+    assert sorted(row for split in splits for row in split.rows) == [row for row in range(40) if row % 10]
+    assert all(split.columns()["text"] == rows.review[split.rows].tolist() for split in splits)
     pd.DataFrame({"text": ["", " "] * 20}).to_csv(tmp_path / "rows.csv", index=False)
     with pytest.raises(UserError, match="text_column"):
-        data.load_data(Config(dataset_name=str(tmp_path / "rows.csv"), task="causal-lm"))
+        load_data(CausalLM(), Config(dataset_name=str(tmp_path / "rows.csv"), task="causal-lm"))
 
 
-def test_the_interval_of_a_mean_over_items_holds_what_it_says():
-    rng, inside = np.random.default_rng(0), 0
-    for _ in range(300):
-        counts = rng.integers(5, 200, size=150)
-        means = 3 + rng.normal(size=150) * 0.3 + (counts < 50) * 0.5  # short documents are harder
-        mean, low, high = mean_of_all(means, counts)
-        inside += low < 3 + 0.5 * 1215 / 19890 < high  # of counts 5 to 199 those below 50 sum to 1,215 of 19,890
-        assert mean == pytest.approx((means * counts).sum() / counts.sum())
-    assert 0.91 < inside / 300 < 0.98
+def test_the_interval_of_the_loss_covers_the_true_loss():
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(100):
+        tokens = rng.integers(5, 200, size=150)
+        means = 3 + rng.normal(size=150) * 0.3 + (tokens < 50) * 0.5  # short documents are harder
+        statistics = CausalLM().statistics(np.stack([-means, tokens, tokens], axis=1), None, {})
+        low, high = results.interval(CausalLM.metrics[1], statistics)
+        covered += low < 3 + 0.5 * 1215 / 19890 < high  # of the numbers 5 to 199 those below 50 sum to 1,215 of 19,890
+        assert results.value(CausalLM.metrics[1], statistics) == pytest.approx((means * tokens).sum() / tokens.sum())
+    assert covered >= 88

@@ -11,38 +11,20 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 
-from finetuning import metrics, plots
-from finetuning.tasks import text_classification
+from finetuning.results import metrics, plots
+from finetuning.task import Metric
+
+ACCURACY = Metric("accuracy", lambda sums: sums["correct"] / sums["rows"], proportion=True)
 
 
-def logits_for(labels, predictions, k=2):
-    return np.eye(k)[predictions] * 2.0
+def correct(*right) -> dict[str, np.ndarray]:
+    """Statistics of rows that are right or wrong."""
+    return {"rows": np.ones(len(right)), "correct": np.array(right)}
 
 
 def test_accuracy_goes_through_the_evaluate_library_in_spite_of_the_script_of_that_name():
-    assert "site-packages" in metrics.evaluate.__file__ and (ROOT / "evaluate.py").exists()
-    assert issubclass(metrics.Accuracy, metrics.evaluate.Metric) and sys.modules["evaluate"] is metrics.evaluate
-    assert metrics.Accuracy(keep_in_memory=True).compute(predictions=[0, 1, 1, 1], references=[0, 1, 0, 1]) == {"accuracy": 0.75}
-
-
-def test_two_labels():
-    labels = np.array([0] * 50 + [1] * 50)
-    predictions = np.array([0] * 45 + [1] * 5 + [0] * 10 + [1] * 40)
-    found = text_classification.classification_metrics(logits_for(labels, predictions), labels, ["neg", "pos"])
-    assert found["confusion_matrix"] == [[45, 5], [10, 40]], "rows actual, columns predicted"
-    assert found["accuracy"] == 0.85 and found["n"] == 100
-    assert (found["precision"], found["recall"]) == pytest.approx((40 / 45, 40 / 50))
-    assert found["f1"] == pytest.approx(80 / 95) and found["f1_macro"] == pytest.approx((90 / 105 + 80 / 95) / 2)
-    assert found["roc_auc"] == pytest.approx((0.9 + 0.8) / 2)
-    right, wrong = -np.log(1 / (1 + np.exp(-2))), -np.log(1 / (1 + np.exp(2)))
-    assert found["loss"] == pytest.approx(0.85 * right + 0.15 * wrong)
-
-
-def test_more_labels_and_one_that_is_missing_from_the_test():
-    labels = np.array([0, 0, 1, 1])
-    found = text_classification.classification_metrics(logits_for(labels, np.array([0, 0, 1, 2]), k=3), labels, ["a", "b", "c"])
-    assert found["averaged"] == "macro" and found["roc_auc"] is None
-    assert found["recall"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert metrics.accuracy(np.array([0, 1, 1, 1]), np.array([0, 1, 0, 1])) == 0.75
+    assert "site-packages" in sys.modules["evaluate"].__file__ and (ROOT / "evaluate.py").exists()
 
 
 @pytest.mark.parametrize(
@@ -56,13 +38,22 @@ def test_wilson_interval_against_newcombe_1998_table_1(correct, n, low, high):
 def test_a_paired_difference_counts_the_rows_that_one_alone_gets_right():
     a = np.array([True] * 90 + [False] * 10)
     b = np.array([True] * 80 + [False] * 10 + [True] * 2 + [False] * 8)  # 10 rows a alone, 2 rows b alone
-    found = metrics.paired_difference(a, b)
-    assert found["difference"] == pytest.approx(0.08)
-    assert found["mcnemar_p"] == [pytest.approx(2 * (1 + 12 + 66) / 2**12)], "12 tosses, 2 or fewer of one kind, either side"
+    difference = metrics.difference(ACCURACY, [correct(*a)], [correct(*b)])
+    assert difference["difference"] == pytest.approx(0.08)
+    assert difference["mcnemar_p"] == [pytest.approx(2 * (1 + 12 + 66) / 2**12)], "12 tosses, 2 or fewer of one kind, either side"
     by_normal = 1.96 * np.std(a.astype(float) - b) / 10
-    assert found["difference_ci95"] == pytest.approx([0.08 - by_normal, 0.08 + by_normal], abs=0.02)
-    seeds = metrics.paired_difference(np.stack([a, b]), np.stack([b, b]))
+    assert difference["difference_ci95"] == pytest.approx([0.08 - by_normal, 0.08 + by_normal], abs=0.02)
+    seeds = metrics.difference(ACCURACY, [correct(*a), correct(*b)], [correct(*b), correct(*b)])
     assert seeds["difference"] == pytest.approx(0.04) and seeds["mcnemar_p"][1] == 1
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
+    loss = np.random.default_rng(0).exponential(size=500)
+    mean = Metric("loss", lambda sums: sums["loss"] / sums["rows"], better="lower")
+    error = 1.96 * loss.std() / 500**0.5
+    interval = metrics.interval(mean, {"rows": np.ones(500), "loss": loss})
+    assert interval == pytest.approx([loss.mean() - error, loss.mean() + error], abs=0.02)
+    assert metrics.interval(mean, {"rows": np.ones(1), "loss": loss[:1]}) is None
 
 
 def test_temperature_scaling_against_scikit_learn():
@@ -88,29 +79,33 @@ def test_temperature_scaling_against_scikit_learn():
         overconfident, labels
     )
     np.testing.assert_allclose(softmax(overconfident / temperature, axis=1), scaled.predict_proba(overconfident), atol=2e-3)
-    before, after = (metrics.calibration(softmax(x, axis=1), labels) for x in (overconfident, overconfident / temperature))
+    before, after = (calibration(softmax(x, axis=1), labels) for x in (overconfident, overconfident / temperature))
     assert before["expected_calibration_error"] > 0.1 > 0.03 > after["expected_calibration_error"]
+
+
+def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> dict:
+    return metrics.reliability(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, bins)
 
 
 def test_calibration_error_by_hand():
     confident = [[0.9, 0.1]] * 8 + [[0.1, 0.9]] * 2  # 0.9 sure, right in 7 of 10
     unsure = [[0.6, 0.4]] * 10  # 0.6 sure, right in 8 of 10
     labels = np.array([0] * 6 + [1] * 2 + [1, 0] + [0] * 8 + [1] * 2)
-    found = metrics.calibration(np.array(confident + unsure), labels, bins=10)
+    found = calibration(np.array(confident + unsure), labels, bins=10)
     assert found["expected_calibration_error"] == pytest.approx((10 * 0.2 + 10 * 0.2) / 20)
     assert [(b["n"], b["accuracy"]) for b in found["bins"]] == [(10, pytest.approx(0.8)), (10, pytest.approx(0.7))]
     assert metrics.fit_temperature(np.array([[4.0, 0.0]] * 8), np.zeros(8, dtype=int)) > 1, "eight that are right"
-    assert metrics.calibration(np.eye(2), np.array([0, 1]))["expected_calibration_error"] == 0, "a probability of 1 has a bin"
+    assert calibration(np.eye(2), np.array([0, 1]))["expected_calibration_error"] == 0, "a probability of 1 has a bin"
 
 
-def test_accuracy_by_length_counts_every_text_once():
+def test_groups_of_lengths_count_every_text_once():
     lengths = np.array([3, 64, 65, 128, 300, 512, 513, 2000])
-    right = np.array([True, True, True, False, True, True, False, False])
-    found = metrics.accuracy_by_length(right, lengths)
-    assert [(row["above"], row["up_to"], row["n"], row["accuracy"]) for row in found] == [
+    rows = correct(True, True, True, False, True, True, False, False)
+    groups = metrics.groups(ACCURACY, rows, lengths, (0, 64, 128, 256, 512))
+    assert [(group["above"], group["up_to"], group["n"], group["accuracy"]) for group in groups] == [
         (0, 64, 2, 1.0), (64, 128, 2, 0.5), (256, 512, 2, 1.0), (512, None, 2, 0.0),
     ]  # fmt: skip
-    assert found[0]["accuracy_ci95"] == metrics.wilson_interval(2, 2)
+    assert groups[0]["accuracy_ci95"] == metrics.wilson_interval(2, 2)
 
 
 def test_the_plot_is_a_picture_even_with_many_labels_and_empty_rows(tmp_path):
@@ -118,7 +113,7 @@ def test_the_plot_is_a_picture_even_with_many_labels_and_empty_rows(tmp_path):
         names = [f"label {i}" for i in range(k)]
         counts = np.diag(range(k)).tolist()
         about = dict(model="tiny", model_origin="hub", dataset="rows", dataset_origin="hub", split="held out from train", n=3)
-        title = plots.title("accuracy", about | dict(accuracy=1.0, accuracy_ci95=[0.5, 1.0]))
+        title = plots.title(ACCURACY, about | dict(accuracy=1.0, accuracy_ci95=[0.5, 1.0]))
         plots.plot_confusion_matrix(counts, (names, names), title, tmp_path / "p.png")
         picture = matplotlib.image.imread(tmp_path / "p.png")
         assert min(picture.shape[:2]) > 600 and picture[..., :3].std() > 0.05

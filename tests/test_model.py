@@ -11,11 +11,12 @@ from datasets import Dataset
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from config import Config
-from finetuning import fast, model
+from finetuning.data.sources import find_model
+from finetuning.data.tokens import Tokens
 from finetuning.errors import UserError
-from finetuning.sources import find_model
+from finetuning.model import lora as model
+from finetuning.speed import fast
 from finetuning.tasks import text_classification
-from finetuning.tokenizing import Tokens
 
 CONFIG = Config(max_length=32, lora_r=4, precision="float32")
 # Linear layers by target: query-value, attention, mlp. Both layers of ALBERT are one.

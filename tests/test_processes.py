@@ -1,4 +1,4 @@
-"""Several processes make one run, with one voice; a plain start uses one GPU."""
+"""Several processes make one run, and the first one prints; a plain start uses one GPU."""
 
 import json
 import os
@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import ModuleType
 
 import apart
 import numpy as np
@@ -16,30 +18,33 @@ import pytest
 from conftest import ROOT, make_rows
 
 from finetuning import processes
+from finetuning.errors import UserError
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
-def test_one_run_folder_one_writer_one_voice_and_every_row_once_in_its_order(tiny_flags, tmp_path):
+def test_several_processes_write_one_run_and_predict_each_row_once_in_its_order(tiny_flags, tmp_path):
     trained = apart.run(tmp_path, "fine_tune.py", *tiny_flags, "--precision", "float32", processes=2)
     assert [code for code, _ in trained] == [0, 0], trained
-    assert trained[0][1].count("run folder:") == 1 and not trained[1][1].strip(), "the second is not heard"
+    assert trained[0][1].count("run folder:") == 1 and not trained[1][1].strip(), "the second process prints nothing"
     (run,) = (tmp_path / "outputs").iterdir()
     assert json.loads((run / "config.json").read_text())["environment"]["hardware"].startswith("2 processes")
-    found = {}
-    for several in (1, 2):
-        evaluated = apart.run(tmp_path, "evaluate.py", processes=several)
-        assert {code for code, _ in evaluated} == {0} and all(not said.strip() for _, said in evaluated[1:]), evaluated
-        found[several] = pd.read_parquet(run / "predictions.parquet"), json.loads((run / "metrics.json").read_text())
-    (one, alone), (two, shared) = found[1], found[2]
-    assert one.drop(columns=["logits", "probability"]).equals(two.drop(columns=["logits", "probability"])) and len(one) == 16
-    np.testing.assert_allclose(np.stack(one.logits), np.stack(two.logits), rtol=1e-4, atol=1e-5)
-    assert alone["accuracy"] == shared["accuracy"] > 0.9
+    evaluations = []
+    for number in (1, 2):
+        evaluated = apart.run(tmp_path, "evaluate.py", processes=number)
+        assert {code for code, _ in evaluated} == {0}, evaluated
+        assert all(not printed.strip() for _, printed in evaluated[1:]), evaluated
+        evaluations.append((pd.read_parquet(run / "predictions.parquet"), json.loads((run / "metrics.json").read_text())))
+    (alone, metrics_alone), (together, metrics_together) = evaluations
+    rounded = ["logits", "probability"]
+    assert alone.drop(columns=rounded).equals(together.drop(columns=rounded)) and len(alone) == 16
+    np.testing.assert_allclose(np.stack(alone.logits), np.stack(together.logits), rtol=1e-4, atol=1e-5)
+    assert metrics_alone["accuracy"] == metrics_together["accuracy"] > 0.9
     make_rows(26).to_csv(tmp_path / "in.csv", index=False)
-    for several in (1, 2):
-        done = apart.run(tmp_path, "predict.py", "--file", "in.csv", "--out", f"out-{several}.csv", processes=several)
-        assert {code for code, _ in done} == {0}, done
-    labelled = [pd.read_csv(tmp_path / f"out-{several}.csv") for several in (1, 2)]
+    for number in (1, 2):
+        ends = apart.run(tmp_path, "predict.py", "--file", "in.csv", "--out", f"out-{number}.csv", processes=number)
+        assert {code for code, _ in ends} == {0}, ends
+    labelled = [pd.read_csv(tmp_path / f"out-{number}.csv") for number in (1, 2)]
     assert labelled[1].review.tolist() == make_rows(26).review.tolist()
     pd.testing.assert_frame_equal(*labelled, rtol=1e-4)
 
@@ -58,12 +63,12 @@ def test_one_run_folder_one_writer_one_voice_and_every_row_once_in_its_order(tin
 )
 def test_a_mistake_is_one_message_and_exit_code_2(flags, words, tiny_flags, tmp_path):
     (tmp_path / "outputs" / "taken").mkdir(parents=True)
-    (first, said), (second, silence) = apart.run(tmp_path, "fine_tune.py", *tiny_flags, *flags, processes=2)
-    assert (first, second) == (2, 2), said + silence
-    assert said.count("error: ") == 1 and words in said and "Traceback" not in said and not silence.strip()
+    (first, message), (second, silence) = apart.run(tmp_path, "fine_tune.py", *tiny_flags, *flags, processes=2)
+    assert (first, second) == (2, 2), message + silence
+    assert message.count("error: ") == 1 and words in message and "Traceback" not in message and not silence.strip()
 
 
-def test_the_first_decides_for_all_and_different_files_are_refused(tmp_path):
+def test_the_first_process_decides_for_all_and_different_data_are_refused(tmp_path):
     (tmp_path / "script.py").write_text(
         "import os\n"
         "from finetuning import processes\n"
@@ -81,62 +86,82 @@ def test_the_first_decides_for_all_and_different_files_are_refused(tmp_path):
         "    processes.require_same('data', os.environ['RANK'])\n"
         "main()\n"
     )
-    (first, said), (second, _) = apart.run(tmp_path, tmp_path / "script.py", processes=2)
-    assert (first, second) == (2, 2) and "different data" in said
+    (first, message), (second, _) = apart.run(tmp_path, tmp_path / "script.py", processes=2)
+    assert (first, second) == (2, 2) and "different data" in message
     assert [(tmp_path / f"decided-{rank}").read_text() for rank in (0, 1)] == ["by 0", "by 0"]
 
 
-def test_a_plain_start_with_several_gpus_uses_one_and_says_how_to_use_all(monkeypatch, capsys):
+def test_a_plain_start_with_several_gpus_uses_one_and_says_on_stderr_how_to_use_all(monkeypatch, capsys):
     monkeypatch.setattr(processes.torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(sys, "argv", ["fine_tune.py", "--preset", "full"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5,7")
     processes.start()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
-    assert "torchrun --nproc_per_node 4 fine_tune.py --preset full" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "torchrun --nproc_per_node 4 fine_tune.py --preset full" in printed.err
+    assert printed.out == "", "`predict.py --json` prints nothing but JSON"
 
 
-def test_a_killed_rank_ends_the_others_and_the_run_goes_on_with_another_number_of_processes(tiny_flags, tmp_path):
+@pytest.mark.parametrize("script", ["fine_tune.py", "evaluate.py", "predict.py", "export.py", "app.py"])
+def test_each_script_joins_the_processes_before_it_reads_anything(script, call, monkeypatch):
+    def stop():
+        raise UserError("processes.start was called")
+
+    monkeypatch.setattr(processes, "start", stop)
+    monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))  # of app.py
+    result = call(script)
+    assert result.code == 2 and "processes.start was called" in result.err
+
+
+def first_checkpoint(process: subprocess.Popen, folder: Path) -> None:
+    """Read what a run prints, a line for each validation, until there is a checkpoint."""
+    for _ in process.stdout:
+        if list(folder.glob("checkpoints/checkpoint-*/whole.json")):
+            break
+
+
+def test_a_killed_process_ends_the_others_and_the_run_continues_with_another_number_of_processes(tiny_flags, tmp_path):
     flags = [*tiny_flags, "--num_train_epochs", "4000", "--eval_steps", "5", "--max_length", "16"]
     command = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", str(ROOT / "fine_tune.py"), *flags]
     started = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "outputs" / "run"
-    for _ in started.stdout:  # a line for each validation: read on until there is a checkpoint
-        if list(folder.glob("checkpoints/checkpoint-*/whole.json")):
-            break
+    first_checkpoint(started, folder)
     second = next(p for p in psutil.Process(started.pid).children(recursive=True) if p.environ().get("RANK") == "1")
     second.kill()
     killed = time.monotonic()
-    said = started.communicate(timeout=60)[1]
+    messages = started.communicate(timeout=60)[1]
     assert started.returncode == 1 and time.monotonic() - killed < 60
-    assert "--resume outputs/run goes on from the last checkpoint" in said
+    assert "--resume outputs/run continues from the last checkpoint" in messages
     config = json.loads((folder / "config.json").read_text())
-    config["config"]["num_train_epochs"] = 0.01  # the rest would take minutes; the checkpoint is beyond this already
+    config["config"]["num_train_epochs"] = 0.01  # the rest would take minutes; the checkpoint is already beyond this
     (folder / "config.json").write_text(json.dumps(config))
-    ((code, said),) = apart.run(tmp_path, "fine_tune.py", "--resume", "outputs/run")
-    assert code == 0 and json.loads((folder / "training.json").read_text())["validation"]["step"] >= 5, said
+    ((code, printed),) = apart.run(tmp_path, "fine_tune.py", "--resume", "outputs/run")
+    assert code == 0 and json.loads((folder / "training.json").read_text())["validation"]["step"] >= 5, printed
 
 
-def test_two_machines_are_two_torchruns(tiny_flags, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = ["--master_addr", "127.0.0.1", "--master_port", str(free.getsockname()[1])]
+def test_a_run_on_two_machines_is_two_torchruns(tiny_flags, tmp_path):
     flags = [*tiny_flags, "--num_train_epochs", "1"]
-    agents = [
-        subprocess.Popen(
-            [*TORCHRUN, "--nnodes", "2", "--node_rank", node, *address, str(ROOT / "fine_tune.py"), *flags],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for node in "01"
-    ]
-    said = [agent.communicate(timeout=120)[0] for agent in agents]
-    assert [agent.returncode for agent in agents] == [0, 0], said
-    assert "run folder:" in said[0] and "run folder:" not in said[1] and (tmp_path / "outputs" / "run" / "adapter").is_dir()
+    with socket.socket() as reserved:  # until both have ended, so that no other test takes the port
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        address = ["--master_addr", "127.0.0.1", "--master_port", str(reserved.getsockname()[1])]
+        agents = [
+            subprocess.Popen(
+                [*TORCHRUN, "--nnodes", "2", "--node_rank", node, *address, str(ROOT / "fine_tune.py"), *flags],
+                cwd=tmp_path,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for node in "01"
+        ]
+        printed = [agent.communicate(timeout=240)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], printed
+    assert "run folder:" in printed[0] and "run folder:" not in printed[1]
+    assert (tmp_path / "outputs" / "run" / "adapter").is_dir()
 
 
-def test_sigterm_is_an_interruption_that_can_be_resumed(tiny_flags, tmp_path):
+def test_sigterm_interrupts_a_run_that_can_be_resumed(tiny_flags, tmp_path):
     death = apart.Death("transformers:Trainer.training_step", 10, signal=signal.SIGTERM)
-    ((code, said),) = apart.run(tmp_path, "fine_tune.py", *tiny_flags, death=death)
-    assert code == 143 and "--resume outputs/run goes on" in said and "Traceback" not in said
+    ((code, printed),) = apart.run(tmp_path, "fine_tune.py", *tiny_flags, death=death)
+    assert code == 143 and "--resume outputs/run continues from the last checkpoint" in printed and "Traceback" not in printed

@@ -10,14 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, make_rows
-from datasets import Dataset
+from conftest import ROOT, make_model, make_pairs, make_rows
 from safetensors.torch import load_file
-from scipy.special import softmax
 
-from config import Config
-from finetuning import data, progress, run_folder, tokenizing
-from finetuning.tasks import text_classification
+from finetuning import tasks
+from finetuning.data.splits import load_data
+from finetuning.data.tokens import encode
+from finetuning.results import metrics, run_folder
+from finetuning.training import progress
+from finetuning.training.trainer import FineTuner
 
 
 @pytest.fixture
@@ -32,8 +33,8 @@ def run(call, tiny_flags, tmp_path):
 
 def test_a_run_folder_holds_all_that_is_needed_to_judge_repeat_and_use_it(run):
     assert {file.name for file in run.iterdir()} == {
-        "config.json", "training.json", "adapter", "metrics.json", "predictions.parquet", "errors.csv", "report.html", "curves.json",
-        *[f"{name}.png" for name in ("confusion_matrix", "training", "roc", "precision_recall", "reliability", "by_length")],
+        "config.json", "training.json", "adapter", "metrics.json", "predictions.parquet", "statistics.parquet", "errors.csv",
+        "report.html", "curves.json", *[f"{name}.png" for name in ("confusion_matrix", "training", "roc", "precision_recall", "reliability", "by_length")],
     }  # fmt: skip
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["accuracy"] > 0.9, "two kinds of texts that differ in every word must be told apart"
@@ -51,23 +52,25 @@ def test_a_run_folder_holds_all_that_is_needed_to_judge_repeat_and_use_it(run):
     assert record["config"]["learning_rate"] == 0.01 and record["environment"]["versions"]["peft"]
     assert record["dataset"]["rows"] == {"train": 56, "validation": 8, "test": 16}
     adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
-    assert adapter["base_model_name_or_path"] == "tiny-distilbert", "no path of this machine in what is shared"
+    assert adapter["base_model_name_or_path"] == "tiny-distilbert", "what is published names no path of this machine"
 
 
 def test_predictions_line_up_with_the_rows_of_the_test_split(run, data_file, call):
     predictions = pd.read_parquet(run / "predictions.parquet")
     texts = pd.read_csv(data_file).loc[predictions.row]
     assert (texts.sentiment.to_numpy() == predictions.label.to_numpy()).all()
-    for (_, row), text in list(zip(predictions.iterrows(), texts.review, strict=True))[:5]:  # one by one: no order, no padding
+    for (_, row), text in list(zip(predictions.iterrows(), texts.review, strict=True))[
+        :5
+    ]:  # one at a time, so without order and padding
         (line,) = call("predict.py", "--json", text).out.splitlines()
         alone = json.loads(line)
         assert alone["label"] == row.prediction
         assert alone["probability"] == pytest.approx(row.probability, abs=0.02)
-    assert predictions.tokens.is_monotonic_increasing is False, "the rows are in their own order, not by length"
+    assert not predictions.tokens.is_monotonic_increasing, "the rows are in their own order, not by length"
 
 
 @pytest.mark.parametrize(
-    "knob",
+    "setting",
     [
         ("--class_weights", "balanced"),
         ("--augmentation", "crop"),
@@ -80,12 +83,12 @@ def test_predictions_line_up_with_the_rows_of_the_test_split(run, data_file, cal
     ],
     ids=" ".join,
 )
-def test_what_a_knob_trains_is_saved_and_evaluated(knob, call, tiny_flags, tmp_path):
-    trained = call("fine_tune.py", *tiny_flags, "--num_train_epochs", 1, *knob)
+def test_a_model_trained_with_each_setting_is_saved_and_evaluated(setting, call, tiny_flags, tmp_path):
+    trained = call("fine_tune.py", *tiny_flags, "--num_train_epochs", 1, *setting)
     assert trained.code == 0, trained.err
     evaluated = call("evaluate.py")
     assert evaluated.code == 0, evaluated.err
-    name, value = knob
+    name, value = setting
     record = json.loads((tmp_path / "outputs" / "run" / "metrics.json").read_text())["run"]
     assert str(record["config"][name.removeprefix("--")]) == value
 
@@ -93,19 +96,20 @@ def test_what_a_knob_trains_is_saved_and_evaluated(knob, call, tiny_flags, tmp_p
 @pytest.mark.parametrize(
     "flags", [["--eval_steps", 2, "--save_steps", 14], ["--eval_steps", 7]], ids=lambda flags: " ".join(map(str, flags))
 )
-def test_what_is_said_of_the_kept_checkpoint_is_true_of_the_saved_adapter(flags, call, tiny_flags, tmp_path):
+def test_the_saved_adapter_has_the_metrics_that_the_record_gives_for_its_checkpoint(flags, call, tiny_flags, tmp_path):
     """The best validation of twelve epochs at a rate too high is not the last one, nor one where a checkpoint was due."""
     more = ["--learning_rate", 0.03, "--metric_for_best_model", "loss", "--precision", "float32"]
     trained = call("fine_tune.py", *tiny_flags, *more, *flags)
     assert trained.code == 0, trained.err
-    run = run_folder.open_run(tmp_path / "outputs" / "run")
-    said = run.training["validation"]
-    assert said["step"] < 84
-    rows = data.load_data(run.config, "local path")
-    lora, tokenizer, _ = run_folder.load_model(run)
-    logits = text_classification.predict(lora, tokenizer, tokenizing.encode(rows.validation, tokenizer, run.config), run.config)
-    found = text_classification.classification_metrics(logits, rows.validation.labels, rows.label_names)
-    assert found["loss"] == pytest.approx(said["loss"], rel=1e-4) and found["accuracy"] == said["accuracy"]
+    run = run_folder.open_run(tmp_path / "outputs" / "run", tasks.pick)
+    recorded = run.training["validation"]
+    assert recorded["step"] < 84
+    rows = load_data(run.task, run.config, "local path").validation
+    predictor = run_folder.load_predictor(run, run_folder.find_base_model(run), show_progress=False)
+    predictions = run.task.predict(predictor, encode(run.task, rows, predictor.tokenizer, run.config))
+    statistics = run.task.statistics(predictions, rows, {})
+    of_adapter = {metric.name: metrics.value(metric, statistics) for metric in run.task.metrics}
+    assert of_adapter["loss"] == pytest.approx(recorded["loss"], rel=1e-4) and of_adapter["accuracy"] == recorded["accuracy"]
 
 
 def test_both_layers_of_the_head_are_saved_with_the_adapter(run):
@@ -116,17 +120,13 @@ def test_both_layers_of_the_head_are_saved_with_the_adapter(run):
 
 
 def test_a_new_process_predicts_what_the_model_did_before_it_was_saved(call, tiny_flags, data_file, tmp_path, monkeypatch):
-    texts = pd.read_csv(data_file).review[:10]
+    texts = pd.read_csv(data_file).review[:10].tolist()
     before, finish = [], run_folder.finish_run
 
-    def predict_then_finish(folder, model, tokenizer, *rest):
-        config = Config(**json.loads((folder / "config.json").read_text())["config"])
-        ids, lengths = tokenizing.tokenize_texts(texts.tolist(), tokenizer, config)
-        logits = text_classification.predict(
-            model, tokenizer, tokenizing.Tokens(Dataset.from_dict({"input_ids": ids}), lengths), config
-        )
-        before.extend(softmax(logits / rest[-1]["temperature"], axis=-1).max(axis=-1))
-        finish(folder, model, tokenizer, *rest)
+    def predict_then_finish(folder, predictor, base_name, training):
+        batch, names = {"text": texts}, json.loads((folder / "config.json").read_text())["dataset"]["label_names"]
+        before.extend(predictor.task.answers(predictor, batch, names, training["calibration"])["probability"])
+        finish(folder, predictor, base_name, training)
 
     monkeypatch.setattr(run_folder, "finish_run", predict_then_finish)
     assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", 3).code == 0
@@ -155,7 +155,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_the_same_rows(run, ca
     assert (read("run").row == read("other").row).all()
 
 
-def test_ctrl_c_keeps_the_last_checkpoint_and_resume_goes_on_from_it(tiny_flags, tmp_path, call):
+def test_ctrl_c_keeps_the_last_checkpoint_and_resume_continues_from_it(tiny_flags, tmp_path, call):
     command = [
         sys.executable,
         str(ROOT / "fine_tune.py"),
@@ -167,7 +167,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_resume_goes_on_from_it(tiny_flags,
         "--max_length",
         "16",
     ]
-    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (a shell's background job ignores Ctrl-C)
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (a background job of a shell ignores Ctrl-C)
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     folder = tmp_path / "outputs" / "run"
     for _ in process.stdout:  # a line for each validation: read on until there is a checkpoint
@@ -181,23 +181,23 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_resume_goes_on_from_it(tiny_flags,
     assert call("evaluate.py").code == 2, "an unfinished run is not the newest finished one"
 
     config = json.loads((folder / "config.json").read_text())
-    config["config"]["num_train_epochs"] = 0.01  # the rest would take minutes; the checkpoint is beyond this already
+    config["config"]["num_train_epochs"] = 0.01  # the rest would take minutes; the checkpoint is already beyond this
     (folder / "config.json").write_text(json.dumps(config))
     resumed = call("fine_tune.py", "--resume", "outputs/run")
     assert resumed.code == 0, resumed.err
-    assert json.loads((folder / "training.json").read_text())["validation"]["step"] >= 5, "went on, did not start over"
+    assert json.loads((folder / "training.json").read_text())["validation"]["step"] >= 5, "it continued and did not start again"
     assert call("evaluate.py", "outputs/run").code == 0
     assert call("fine_tune.py", "--resume", "outputs/run").code == 2
 
 
-def test_an_end_that_was_cut_off_can_be_resumed(call, tiny_flags, tmp_path):
+def test_a_run_that_ended_before_it_was_marked_as_finished_can_be_resumed(call, tiny_flags, tmp_path):
     assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", 1).code == 0
-    (tmp_path / "outputs" / "run" / "training.json").unlink()  # the adapter was in place, the mark of a finished run was not
+    (tmp_path / "outputs" / "run" / "training.json").unlink()  # as if a kill came after the adapter was saved
     assert call("fine_tune.py", "--resume", "outputs/run").code == 0
     assert call("evaluate.py", "outputs/run").code == 0
 
 
-def test_evaluation_refuses_rows_that_changed_since_training(run, data_file, call, tmp_path, model_dir, tiny_flags):
+def test_evaluation_refuses_rows_that_changed_since_training(call, tmp_path, tiny_flags):
     copy = tmp_path / "copy.csv"
     make_rows().to_csv(copy, index=False)
     assert call("fine_tune.py", *tiny_flags, "--dataset_name", copy, "--run_name", "copy", "--num_train_epochs", 1).code == 0
@@ -206,17 +206,19 @@ def test_evaluation_refuses_rows_that_changed_since_training(run, data_file, cal
     assert changed.code == 2 and "has changed since training" in changed.err
 
 
-def test_a_search_goes_on_where_it_was_and_prints_a_preset(call, tiny_flags, tmp_path, monkeypatch):
+def test_a_search_continues_where_it_ended_and_prints_a_preset(call, tiny_flags, tmp_path, monkeypatch):
     space = {"learning_rate": (1e-4, 1e-2), "lora_r": [2, 4], "batch_size": [4, 8]}
     space |= {"num_train_epochs": [3]}  # more steps than the settings have
-    monkeypatch.setattr("finetuning.search.SEARCH_SPACE", space)
+    monkeypatch.setattr("finetuning.training.search.SEARCH_SPACE", space)
     flags = [*tiny_flags[:-2], "--num_train_epochs", "2"]
     first = call("fine_tune.py", *flags, "--search", 2)
     assert first.code == 0, first.err
-    assert "0 trials there, 2 to go" in first.out and "trial 1: " in first.out
+    assert "0 trials are finished, 2 are left" in first.out and "trial 1: " in first.out
     more = call("fine_tune.py", *flags, "--search", 3)
-    assert "2 trials there, 1 to go" in more.out and "trial 2: " in more.out and "trial 1:" not in more.out
-    assert "0 trials there" in call("fine_tune.py", *flags, "--seed", 1, "--search", 1).out, "other settings are another search"
+    assert "2 trials are finished, 1 are left" in more.out and "trial 2: " in more.out and "trial 1:" not in more.out
+    assert "0 trials are finished" in call("fine_tune.py", *flags, "--seed", 1, "--search", 1).out, (
+        "other settings are another search"
+    )
     (line,) = [line.strip() for line in more.out.splitlines() if line.strip().startswith('"searched": ')]
     (preset,) = eval("{" + line + "}").values()
     assert set(preset) >= {"learning_rate", "lora_r", "batch_size"} and preset["lora_r"] in (2, 4)
@@ -225,7 +227,49 @@ def test_a_search_goes_on_where_it_was_and_prints_a_preset(call, tiny_flags, tmp
     assert call("fine_tune.py", *flags, *[part for name, value in preset.items() for part in (f"--{name}", value)]).code == 0
 
 
-def test_training_speaks_in_aligned_lines_without_control_characters(call, tiny_flags, tmp_path):
+def spy_on_evaluations(monkeypatch) -> list:
+    """Return a list that gets, at each validation of a search, the trial's optimizer and the names of its model's parameters."""
+    seen, evaluate = [], FineTuner.evaluate
+
+    def spy(self, *arguments, **named):
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        seen.append((self.optimizer, names))
+        return evaluate(self, *arguments, **named)
+
+    monkeypatch.setattr(FineTuner, "evaluate", spy)
+    return seen
+
+
+def test_the_trials_of_a_search_train_with_loraplus(call, tiny_flags, monkeypatch):
+    seen = spy_on_evaluations(monkeypatch)
+    monkeypatch.setattr("finetuning.training.search.SEARCH_SPACE", {"learning_rate": (1e-4, 1e-2)})
+    result = call("fine_tune.py", *tiny_flags, "--num_train_epochs", 1, "--loraplus_lr_ratio", 8, "--search", 1)
+    assert result.code == 0, result.err
+    optimizer, names = seen[-1]
+    rates = {names[id(p)]: group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
+    of_a, of_b = ({rate for name, rate in rates.items() if part in name} for part in ("lora_A", "lora_B"))
+    assert len(of_a) == len(of_b) == 1 and of_b.pop() == pytest.approx(8 * of_a.pop())
+
+
+@pytest.mark.parametrize("task", ["text-classification", "translation"])
+def test_a_search_scores_the_model_of_the_trial(task, call, tiny_flags, tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+    flags = [*tiny_flags, "--num_train_epochs", 1]
+    if task == "translation":
+        make_pairs(60).to_csv(tmp_path / "pairs.csv", index=False)
+        columns = ["--source_column", "low", "--target_column", "high"]
+        paths = ["--model_name", make_model(tmp_path / "marian", "marian"), "--dataset_name", tmp_path / "pairs.csv"]
+        flags += ["--task", task, *columns, *paths]
+    monkeypatch.setattr("finetuning.training.search.SEARCH_SPACE", {"learning_rate": (1e-4, 1e-1)})
+    result = call("fine_tune.py", *flags, "--metric_for_best_model", "loss", "--search", 3)
+    assert result.code == 0, result.err
+    storage = f"sqlite:///{tmp_path / 'outputs' / 'search.db'}"
+    (name,) = optuna.get_all_study_names(storage)
+    trials = optuna.load_study(study_name=name, storage=storage).trials
+    assert len({trial.value for trial in trials}) == 3, "three learning rates give three models"
+
+
+def test_training_prints_aligned_lines_without_control_characters(call, tiny_flags, tmp_path):
     result = call("fine_tune.py", *tiny_flags)
     lines = result.out.splitlines()
     header = next(i for i, line in enumerate(lines) if "validation loss" in line)
@@ -240,13 +284,13 @@ def test_training_speaks_in_aligned_lines_without_control_characters(call, tiny_
     assert "{" not in result.out and not set("\r\x1b") & {*result.out, *result.err} and "%|" not in result.err
 
 
-def test_the_time_to_go_is_of_the_work_that_is_left():
+def test_the_remaining_time_is_that_of_the_remaining_work():
     """Long steps first: half of the steps are three quarters of the work."""
-    shown = progress.Training(None, 3.0, "accuracy")
+    shown = progress.Training(None, None)
     shown.work = np.array([3.0, 3.0, 1.0, 1.0] * 2)
     args, state = SimpleNamespace(eval_strategy="steps"), SimpleNamespace(max_steps=8, global_step=2, eval_steps=4)
     shown.spent, shown.done, shown.validation = 6.0, 6.0, None
-    assert shown.left(args, state) == pytest.approx(2 + 8 + 2 * 3 * progress.FORWARD)
+    assert shown.left(args, state) == pytest.approx(2 + 8 + 2 * 3 * progress.FORWARD_FRACTION)
     shown.validation = 5.0
     assert shown.left(args, state) == pytest.approx(2 + 8 + 2 * 5)
     assert progress.work(256) > 2 * progress.work(128), "attention: a text of twice the tokens takes more than twice the time"
@@ -268,4 +312,4 @@ def test_help_is_in_the_sections_of_config_and_ends_with_examples(call):
     ]
     places = [result.out.index(f"\n{section}\n") for section in sections]
     assert places == sorted(places) and result.out.index("--lora_r INT") > places[4] and "(default: 16)" in result.out
-    assert result.out.rstrip().endswith("look for better settings, on validation") and "None" not in result.out
+    assert result.out.rstrip().endswith("search for better settings, on validation") and "None" not in result.out

@@ -14,7 +14,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-from finetuning import data, fast, run_folder, tokenizing
+from finetuning.data import splits as data
+from finetuning.data import tokens as tokenizing
+from finetuning.results import run_folder
+from finetuning.speed import fast
 from finetuning.tasks import text_classification
 
 SHARED = ROOT.parent / "shared"

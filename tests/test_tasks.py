@@ -16,12 +16,15 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from config import PRESETS, Config
-from finetuning import data, model, run_folder, tasks, tokenizing
+from finetuning import tasks
 from finetuning.cli import parse_config
+from finetuning.data import splits as data
+from finetuning.data import tokens as tokenizing
+from finetuning.data.sources import find_model
 from finetuning.errors import UserError
-from finetuning.metrics import wilson_interval
-from finetuning.sources import find_model
-from finetuning.tasks import multi_label, text_classification
+from finetuning.model import lora as model
+from finetuning.results import run_folder
+from finetuning.results.metrics import wilson_interval
 
 CONFIGS = [Config(), Config(problem_type="multi_label_classification"), Config(task="token-classification")]
 CONFIGS += [Config(task=task) for task in ("causal-lm", "masked-lm", "translation")]
@@ -126,23 +129,6 @@ def test_pairs_of_texts_go_through_all_the_scripts(model_type, pairs, call, tiny
     assert alone.code == 2 and "text_pair_column=hypothesis" in alone.err
     assert call("export.py", run.folder, "--formats", "merged").code == 0
     assert call("app.py", run.folder).code == 2
-
-
-def test_a_pair_is_cut_where_it_is_longer_and_says_which_token_is_of_which_text(tmp_path):
-    tokenizer = model.load_tokenizer(find_model(str(make_model(tmp_path / "bert", "bert"))), Config())
-    config = Config(text_pair_column="b", max_length=12)
-    rows = text_classification.tokenize({"text": ["a " * 20, "a"], "text_pair": ["we loved it", "it"]}, tokenizer, config)
-    assert rows["length"].tolist()[0] > 20 and [len(ids) for ids in rows["input_ids"]] == [12, rows["length"][1]]
-    assert rows["input_ids"][0][-4:-1] == tokenizer.convert_tokens_to_ids(["we", "loved", "it"])
-    assert [len(types) for types in rows["token_type_ids"]] == [len(ids) for ids in rows["input_ids"]]
-
-
-@pytest.mark.parametrize("second", [None, "we loved every minute of it"], ids=["a text", "a pair"])
-def test_a_longer_text_is_refused_where_truncation_is_error(second, tmp_path):
-    tokenizer = model.load_tokenizer(find_model(str(make_model(tmp_path / "bert", "bert"))), Config())
-    batch = {"text": ["a film", "a " * 20]} | ({"text_pair": [second, second]} if second else {})
-    with pytest.raises(UserError, match="tokens is longer than max_length=12: raise it, or set truncation to head"):
-        text_classification.tokenize(batch, tokenizer, Config(text_pair_column=second and "b", max_length=12, truncation="error"))
 
 
 TELLING = {"good": ["warm", "clever", "loved", "funny"], "bad": ["dull", "poor", "hated", "boring"]}
@@ -272,52 +258,6 @@ def test_each_kind_resumes_bit_for_bit_runs_on_two_processes_and_stops_early(
     assert code == 0, said
     log = json.loads((tmp_path / "outputs" / "stopped" / "training.json").read_text())["log_history"]
     assert log[-1]["step"] == 15, "nothing was gained at steps 10 and 15 of 63"
-
-
-def test_metrics_of_several_labels_by_hand():
-    labels = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 0]], dtype=np.float32)
-    predicted = np.array([[1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 1, 0]])
-    found = multi_label.multi_label_metrics((predicted * 2 - 1) * 3.0, predicted == 1, labels, ["a", "b", "c"])
-    assert found["accuracy"] == 0.5 and (found["precision"], found["recall"]) == (3 / 4, 3 / 4)
-    assert found["f1_macro"] == pytest.approx((1 + 2 / 3 + 0) / 3) and [one["n"] for one in found["by_label"]] == [2, 2, 0]
-    wrong, right = np.log1p(np.exp(3)), np.log1p(np.exp(-3))
-    assert found["loss"] == pytest.approx((2 * wrong + 10 * right) / 12)
-
-
-def test_what_is_measured_of_several_labels_is_decided_by_temperature_and_threshold_and_loses_as_trained():
-    logits, labels = np.array([[2.0, -1.0], [0.5, 3.0]], dtype=np.float32), np.array([[1, 0], [0, 1]], dtype=np.float32)
-    test = data.Split(None, np.arange(2), labels, None)
-    for threshold, accuracy in ((0.5, 0.5), (0.6, 1.0)):  # at a temperature of 2 the third of them is 0.56
-        calibrated = dict(temperature=2.0, threshold=threshold)
-        found = multi_label.measure(logits, test, np.array([5, 5]), ["a", "b"], calibrated)
-        assert found["accuracy"] == accuracy
-        assert found["loss"] == pytest.approx(np.log1p(np.exp([-2, -1, 0.5, -3])).mean())
-
-
-def test_the_loss_of_several_labels_smooths_and_weighs():
-    labels = torch.tensor([[1.0, 0], [0, 0], [0, 0], [1, 1]])
-    logits = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
-    yes, no = (torch.nn.functional.softplus(sign * logits) for sign in (-1, 1))
-
-    def loss(**settings) -> float:
-        return float(multi_label.loss(labels.numpy(), 2, Config(**settings))(logits, labels))
-
-    assert loss() == pytest.approx(float((labels * yes + (1 - labels) * no).sum()), rel=1e-5)
-    soft = 0.8 * labels + 0.1
-    assert loss(label_smoothing_factor=0.2) == pytest.approx(float((soft * yes + (1 - soft) * no).sum()), rel=1e-5)
-    weights = torch.tensor([1.0, 3.0])  # two of four have the first label, one of four the second
-    expected = (weights * labels * yes + (1 - labels) * no).sum()
-    assert loss(class_weights="balanced") == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_balanced_classes_weigh_the_same_and_a_text_one_in_the_mean():
-    labels = np.array([0] * 90 + [1] * 10)
-    logits = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
-    plain = text_classification.loss(labels, 2, Config())
-    balanced = text_classification.loss(labels, 2, Config(class_weights="balanced"))
-    of = [[float(loss(logits[labels == k], torch.tensor(labels[labels == k]))) for k in (0, 1)] for loss in (plain, balanced)]
-    assert of[1] == pytest.approx([of[0][0] * 100 / 180, of[0][1] * 100 / 20])
-    assert float(balanced(torch.zeros(100, 2), torch.tensor(labels))) == pytest.approx(100 * np.log(2))
 
 
 def test_another_split_may_serve_as_the_test(tmp_path):

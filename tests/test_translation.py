@@ -1,26 +1,38 @@
-"""Translation: what is read and in which forms, languages, what is learned, how it is measured, and what bad input leads to."""
+"""Translation: which data are read, languages, training, search, metrics, and messages for bad input."""
 
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import datasets
+import numpy as np
 import pandas as pd
 import pytest
 import sentencepiece
 import torch
 import transformers
-from apart import flags_of  # noqa: F401
 from conftest import TRANSLATORS, make_model, make_pairs
 from huggingface_hub import ModelCard
-from sacrebleu.metrics import BLEU
+from peft.tuners.lora import Linear as LoraLinear
+from sacrebleu.metrics import BLEU, CHRF, TER
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
 from config import Config
-from finetuning import beam_search, data, fast, labelling, languages, model, run_folder, tokenizing
+from finetuning.data import languages, splits
+from finetuning.data import tokens as tokenizing
+from finetuning.data.sources import find_model
 from finetuning.errors import UserError
-from finetuning.sources import find_model
-from finetuning.tasks import translation
+from finetuning.model import base as base_models
+from finetuning.model import lora
+from finetuning.results import bleu, metrics, run_folder
+from finetuning.speed import beam_search
+from finetuning.tasks import pick
+from finetuning.tasks.translation import Translation, Translations
+from finetuning.training.prediction import Predictor
+from finetuning.use.predicting import load_engine
 
+TASK = Translation()
 CONFIG = Config(task="translation", max_length=16, lora_r=4, precision="float32", eval_batch_size=4)
 COLUMNS = ["--source_column", "low", "--target_column", "high"]
 FLAGS = ["--task", "translation", *COLUMNS, "--max_length", 16, "--batch_size", 16, "--early_stopping_patience", 0]
@@ -53,22 +65,23 @@ def test_translation_goes_through_all_the_scripts(marian, pairs, call, tmp_path,
         (run / f"{name}.txt").read_text().splitlines() for name in ("sources", "references", "translations")
     )
     assert BLEU().corpus_score(translations, [references]).score == pytest.approx(metrics["bleu"]), "as any other tool scores them"
-    there = pd.read_csv(pairs).set_index("low").high
-    assert references == [there[source] for source in sources], "in the order of the rows"
+    targets = pd.read_csv(pairs).set_index("low").high
+    assert references == [targets[source] for source in sources], "in the order of the rows"
     test = pd.read_parquet(run / "predictions.parquet")
     assert test.reference.tolist() == references and pd.read_csv(run / "errors.csv").chrf.is_monotonic_increasing
     page = (run / "report.html").read_text()
     assert "The worst" in page and "By length of the source" in page and metrics["chrf_signature"] in page
+    assert "beam search with 5 beams" in page and "longer sources are cut to 16 tokens (truncation=head)" in page
     card = ModelCard.load(run / "adapter" / "README.md")
     assert card.data.pipeline_tag == "translation" and f"BLEU {metrics['bleu']:.2f}" in card.text
 
-    said = call("predict.py", *sources[:5])
-    assert said.code == 0 and said.out.splitlines() == translations[:5]
+    predicted = call("predict.py", *sources[:5])
+    assert predicted.code == 0 and predicted.out.splitlines() == translations[:5]
     (tmp_path / "in.txt").write_text("\n".join([sources[0], "", sources[1]]) + "\n")
     lines = call("predict.py", "--file", "in.txt").out.splitlines()
     assert lines == [translations[0], "", translations[1]], "a line in, a line out"
-    found = [json.loads(line) for line in call("predict.py", "--json", "--num_beams", 1, *sources[:3]).out.splitlines()]
-    assert [one["source"] for one in found] == sources[:3] and all(one["score"] < 0 for one in found)
+    answers = [json.loads(line) for line in call("predict.py", "--json", "--num_beams", 1, *sources[:3]).out.splitlines()]
+    assert [answer["source"] for answer in answers] == sources[:3] and all(answer["score"] < 0 for answer in answers)
     assert call("predict.py", "--file", pairs, "--out", "out.csv").code == 0
     out = pd.read_csv("out.csv")
     assert (out.translation == out.high).mean() > 0.8
@@ -77,12 +90,14 @@ def test_translation_goes_through_all_the_scripts(marian, pairs, call, tmp_path,
     assert call("predict.py", "--file", "nested.json", "--text_column", "translation.low").out.splitlines() == translations[:3]
     wrong = call("predict.py", "--num_beams", 0, "1 2")
     assert wrong.code == 2 and "--num_beams 0" in wrong.err
-    labeller = labelling.Labeller(run_folder.open_run(run))
-    alone = [translation.demo(labeller.model, labeller.tokenizer, source, labeller.run) for source in sources[:20]]
-    assert alone == translations[:20], "what app.py shows, one by one, is what was made in batches"
+    predictor = load_engine(run_folder.open_run(run, pick), "torch")
+    alone = [TASK.widgets(predictor, source, [], {})[0] for source in sources[:20]]
+    assert alone == [("text", "Translation", text) for text in translations[:20]], (
+        "app.py shows, one by one, what was made in batches"
+    )
 
     rounded = call("export.py", "--formats", "ctranslate2-int8")  # 8 bits may cost so small a network too much
-    assert rounded.code == 0 or "does not agree" in rounded.err and not (run / "export").exists()
+    assert rounded.code == 0 or "does not agree" in rounded.out + rounded.err
     shutil.rmtree(run / "export", ignore_errors=True)
     exported = call("export.py", "--formats", "merged", "ctranslate2")
     assert exported.code == 0, exported.err
@@ -93,7 +108,9 @@ def test_translation_goes_through_all_the_scripts(marian, pairs, call, tmp_path,
     assert lora.code == 0, lora.err
     assert call("evaluate.py", "outputs/lora").code == 0
     compared = call("evaluate.py", run, "outputs/lora")
-    assert compared.code == 0 and "paired bootstrap" in compared.out
+    assert compared.code == 0 and "paired bootstrap" in compared.out and "chrf" in compared.out, compared.err
+    differing = pd.read_csv(run / "against-lora.csv")
+    assert {"row", "source", "reference", "translation_a", "translation_b", "chrf_a", "chrf_b"} <= {*differing}
     assert call("fine_tune.py", *flags, "--method", "head").code == 2
 
 
@@ -106,13 +123,29 @@ def batch_of(n=6, tokens=12, pad=0):
     return {"input_ids": ids, "attention_mask": mask, "targets": targets}
 
 
+def with_lora(folder, config):
+    return lora.add_lora(TASK, base_models.build_base(TASK, find_model(str(folder)), [], config), config)
+
+
 def built(folder, config=CONFIG):
-    lora = model.add_lora(model.build_base(find_model(str(folder)), [], config), config)
+    """Return a model with random LoRA weights in place of zeros."""
+    model = with_lora(folder, config)
     torch.manual_seed(1)
-    for parameter in lora.parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)
-    return lora.eval()
+    return model.eval()
+
+
+def predictor_of(folder, config=CONFIG, **generation):
+    source = find_model(str(folder))
+    base = base_models.build_base(TASK, source, [], config).eval()
+    base.generation_config.update(**generation)
+    return Predictor(TASK, base, base_models.load_tokenizer(TASK, source, config), config, show_progress=False)
+
+
+def loss_of(scores):
+    return TASK.loss_function(None, 0, replace(CONFIG, label_smoothing_factor=0.1))(scores, None)
 
 
 @pytest.mark.parametrize("trained", ["lora", "full", "lora and embeddings"])
@@ -123,15 +156,14 @@ def test_a_translator_is_adapted_reloads_merges_and_scores_as_the_plain_model(mo
     if trained == "lora":
         mlp = 12 if model_type in ("mt5", "umt5") else 8
         for target, count in {"query-value": 12, "attention": 24, "mlp": mlp, "all-linear": 24 + mlp}.items():
-            lora = model.add_lora(model.build_base(find_model(str(folder)), [], config), replace(config, target_modules=target))
-            adapted = [name for name, module in lora.named_modules() if isinstance(module, fast.LoraLinear)]
+            model = with_lora(folder, replace(config, target_modules=target))
+            adapted = [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
             assert len(adapted) == count, adapted
             assert not any("lm_head" in name or "embed" in name for name in adapted)
     tuned, rows = built(folder, config), batch_of()
     tuned.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
-    reloaded = model.load_adapter(
-        model.build_base(find_model(str(folder)), [], replace(config, seed=9)), tmp_path / "adapter", config
-    )
+    fresh = base_models.build_base(TASK, find_model(str(folder)), [], replace(config, seed=9))
+    reloaded = lora.load_adapter(fresh, tmp_path / "adapter", config)
     with torch.no_grad():
         scores = tuned(**rows).logits
         assert torch.equal(reloaded(**rows).logits, scores)
@@ -145,12 +177,11 @@ def test_a_translator_is_adapted_reloads_merges_and_scores_as_the_plain_model(mo
     read = torch.nn.functional.pad(rows["targets"].clip(min=0)[:, :-1], (1, 0), value=start)
     with torch.no_grad():
         logits = merged(input_ids=rows["input_ids"], attention_mask=rows["attention_mask"], decoder_input_ids=read).logits
-    likely, here = logits.log_softmax(dim=-1), rows["targets"] >= 0
-    chosen = likely.gather(2, rows["targets"].clip(min=0)[..., None])[..., 0].where(here, 0).sum(dim=1)
-    expected = torch.stack([chosen, likely.mean(dim=-1).where(here, 0).sum(dim=1), here.sum(dim=1).float()], dim=1)
-    torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-3)
-    made = [beam_search.search(one, rows["input_ids"], rows["attention_mask"], 3, 8) for one in (tuned, merged)]
-    assert torch.equal(*made)
+    log_probabilities, mask = logits.log_softmax(dim=-1), rows["targets"] >= 0
+    chosen = log_probabilities.gather(2, rows["targets"].clip(min=0)[..., None])[..., 0].where(mask, 0).sum(dim=1)
+    mean = log_probabilities.mean(dim=-1).where(mask, 0).sum(dim=1)
+    torch.testing.assert_close(scores, torch.stack([chosen, mean, mask.sum(dim=1).float()], dim=1), rtol=1e-3, atol=1e-3)
+    assert torch.equal(*(beam_search.search(model, rows["input_ids"], rows["attention_mask"], 3, 8) for model in (tuned, merged)))
 
 
 ENDS = list(range(4, 96, 4))  # so many that random weights end soon, some rows long before others
@@ -165,7 +196,7 @@ SEARCHES = [
 
 
 @pytest.mark.parametrize("model_type", TRANSLATORS)
-def test_the_search_finds_what_the_libraries_finds(model_type, tmp_path):
+def test_the_search_gives_the_results_of_generate(model_type, tmp_path):
     base = AutoModelForSeq2SeqLM.from_pretrained(make_model(tmp_path / model_type, model_type)).eval()
     torch.manual_seed(1)
     for parameter in base.parameters():
@@ -181,62 +212,66 @@ def test_the_search_finds_what_the_libraries_finds(model_type, tmp_path):
                 decoder_start_token_id=base.config.decoder_start_token_id,
                 **{name: value for name, value in settings.items() if name != "num_beams"},
             )
-            assert beam_search.honours(base.generation_config)
-            asked = dict(num_beams=settings["num_beams"], max_new_tokens=9, forced_bos_token_id=first)
-            found, expected = (
-                [until_the_end(row) for row in one.tolist()]
-                for one in (beam_search.search(base, **inputs, **asked), base.generate(**inputs, **asked)[:, 1:])
-            )
-            assert found == expected
-            lengths |= set(map(len, found))
+            assert beam_search.supports(base.generation_config)
+            options = dict(num_beams=settings["num_beams"], max_new_tokens=9, forced_bos_token_id=first)
+            ids = beam_search.search(base, **inputs, **options), base.generate(**inputs, **options)[:, 1:]
+            ours, theirs = ([until_the_end(row) for row in batch.tolist()] for batch in ids)
+            assert ours == theirs
+            lengths |= set(map(len, ours))
     assert len(lengths) > 1, "all ended together"
 
 
 def until_the_end(ids: list[int]) -> list[int]:
-    ends = [place for place, word in enumerate(ids) if word in ENDS]
+    ends = [place for place, token in enumerate(ids) if token in ENDS]
     return ids[: ends[0] + 1] if ends else ids
 
 
-@pytest.mark.parametrize("asked", [dict(no_repeat_ngram_size=3), dict(bad_words_ids=[[5, 6]]), dict(repetition_penalty=1.5)])
-def test_what_the_search_does_not_do_is_left_to_the_library(asked):
+@pytest.mark.parametrize("settings", [dict(no_repeat_ngram_size=3), dict(bad_words_ids=[[5, 6]]), dict(repetition_penalty=1.5)])
+def test_settings_that_the_search_lacks_are_left_to_generate(settings):
     ends = dict(decoder_start_token_id=0, eos_token_id=1, pad_token_id=0)
-    assert beam_search.honours(GenerationConfig(**ends)) and not beam_search.honours(GenerationConfig(**ends, **asked))
+    assert beam_search.supports(GenerationConfig(**ends)) and not beam_search.supports(GenerationConfig(**ends, **settings))
 
 
-def test_what_is_left_to_the_library_is_not_drawn_by_chance(marian):
-    config = replace(CONFIG, source_column="low", target_column="high")
-    source = find_model(str(marian))
-    base, tokenizer = model.build_base(source, [], config).eval(), model.load_tokenizer(source, config)
-    base.generation_config.update(do_sample=True, temperature=5.0, no_repeat_ngram_size=5)
-    tokens = translation.tokens_of({"source": ["1 2 3", "4 5 6 7"]}, tokenizer, config)
-    drawn = [translation.translate(base, tokenizer, tokens, config, 1, False) for _ in range(3)]
-    assert not beam_search.honours(base.generation_config) and drawn[0] == drawn[1] == drawn[2]
+def test_generate_does_not_sample(marian):
+    predictor = predictor_of(marian, do_sample=True, temperature=5.0, no_repeat_ngram_size=5)
+    tokens = tokenizing.encode_batch(TASK, {"source": ["1 2 3", "4 5 6 7"]}, predictor.tokenizer, CONFIG)
+    first, second = (TASK.translate(predictor, tokens, 1) for _ in range(2))
+    assert not beam_search.supports(predictor.model.generation_config) and first == second
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_without_speedups_generate_makes_the_same_translations(num_beams, marian, monkeypatch):
+    texts, translations, calls = [f"{i} {i % 7} {i % 3}" * (1 + i % 3) for i in range(20)], [], []
+    search = beam_search.search
+    monkeypatch.setattr(beam_search, "search", lambda *arguments, **options: calls.append(1) or search(*arguments, **options))
+    for speedups in (True, False):
+        predictor = predictor_of(marian, replace(CONFIG, speedups=speedups))
+        tokens = tokenizing.encode_batch(TASK, {"source": texts}, predictor.tokenizer, CONFIG)
+        translations.append((TASK.translate(predictor, tokens, num_beams), len(calls)))
+    (ours, our_calls), (theirs, all_calls) = translations
+    assert ours == theirs and our_calls == all_calls > 0
 
 
 @pytest.mark.parametrize("model_type", TRANSLATORS)
-def test_the_fast_road_has_the_libraries_gradients(model_type, tmp_path, monkeypatch):
-    folder, found = make_model(tmp_path / model_type, model_type), []
-    for own in (False, True):
-        if own:  # peft's and PyTorch's own code
-            monkeypatch.setattr(fast, "on_cpu", lambda: False)
-            monkeypatch.setattr(fast, "fuse_lora", lambda model: None)
-        lora = built(folder).train()
-        scores = lora(**batch_of()).logits
-        translation.loss(None, 0, replace(CONFIG, label_smoothing_factor=0.1))(scores, None).backward()
-        found.append({name: p.grad for name, p in lora.named_parameters() if p.grad is not None})
-    ours, stock = found
-    assert ours.keys() == stock.keys() and len(ours) > 20
+def test_speedups_keep_the_libraries_gradients(model_type, tmp_path):
+    folder, gradients = make_model(tmp_path / model_type, model_type), []
+    for speedups in (True, False):
+        model = built(folder, replace(CONFIG, speedups=speedups)).train()
+        loss_of(model(**batch_of()).logits).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    ours, plain = gradients
+    assert ours.keys() == plain.keys() and len(ours) > 20
     for name, gradient in ours.items():
-        torch.testing.assert_close(gradient, stock[name], rtol=1e-3, atol=float(1e-4 * stock[name].abs().max()))
+        torch.testing.assert_close(gradient, plain[name], rtol=1e-3, atol=float(1e-4 * plain[name].abs().max()))
 
 
 def test_weights_that_the_base_model_keeps_frozen_stay_so_in_full_fine_tuning(marian):
     tuned = built(marian, replace(CONFIG, method="full"))
     frozen = [name for name, p in tuned.named_parameters() if not p.requires_grad]
     assert len(frozen) == 2 and all("embed_positions" in name for name in frozen)
-    words = tuned.get_base_model()
-    embeddings = words.model.modules_to_save["default"]
-    assert words.lm_head.weight is embeddings.shared.weight is embeddings.decoder.embed_tokens.weight
+    base = tuned.get_base_model()
+    trained = base.model.modules_to_save["default"]
+    assert base.lm_head.weight is trained.shared.weight is trained.decoder.embed_tokens.weight
 
 
 def test_the_loss_is_smoothed_as_pytorch_has_it(marian):
@@ -251,8 +286,46 @@ def test_the_loss_is_smoothed_as_pytorch_has_it(marian):
     expected = torch.nn.functional.cross_entropy(
         plain.flatten(0, 1), rows["targets"].flatten(), label_smoothing=0.1, reduction="sum"
     )
-    found = translation.loss(None, 0, replace(CONFIG, label_smoothing_factor=0.1))(scores, None)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(loss_of(scores), expected, rtol=1e-4, atol=1e-3)
+
+
+# --- metrics -------------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_equal_sacrebleus_on_all_rows_and_on_any_subset():
+    references = [f"the man number {i} rides a {'white ' * (i % 3)}horse , at {i}:30 ." for i in range(60)]
+    texts = [" ".join(word for n, word in enumerate(text.split()) if (n * 7 + i) % 5) for i, text in enumerate(references)]
+    predictions = Translations(np.stack([np.linspace(-2, -1, 60), np.arange(1, 61)], axis=1), texts, references, {})
+    statistics = TASK.statistics(predictions, split_of(references), {})
+    for rows in (np.arange(60), np.arange(60) % 3 == 1, np.array([5])):
+        part = metrics.select(statistics, rows)
+        chosen = np.arange(60)[rows]
+        corpus = [texts[i] for i in chosen], [[references[i] for i in chosen]]
+        for metric, scorer in zip(TASK.metrics, (BLEU(), CHRF(), TER()), strict=False):
+            assert metrics.value(metric, part) == scorer.corpus_score(*corpus).score, metric.name
+    assert metrics.value(bleu.GREEDY_BLEU, statistics) == pytest.approx(100), "the references themselves"
+    means, counts = predictions.scores.T
+    assert metrics.value(TASK.metrics[-1], statistics) == pytest.approx(-np.average(means, weights=counts))
+
+
+def test_intervals_are_close_to_sacrebleus():
+    references = [f"the man number {i} rides a {'white ' * (i % 3)}horse , at {i}:30 ." for i in range(200)]
+    texts = [" ".join(word for n, word in enumerate(text.split()) if (n * 7 + i * i) % 5) for i, text in enumerate(references)]
+    statistics = TASK.statistics(Translations(np.ones((200, 2)), texts, texts, {}), split_of(references), {})
+    for metric, scorer in zip(TASK.metrics, (BLEU(), CHRF(), TER()), strict=False):
+        theirs = scorer.corpus_score(texts, [references], n_bootstrap=1000)
+        low, high = metrics.interval(metric, statistics)
+        assert [low, high] == pytest.approx([theirs._mean - theirs._ci, theirs._mean + theirs._ci], abs=0.1 * (high - low))
+
+
+def test_signatures_name_one_reference_and_no_bootstrap():
+    assert bleu.signatures()["bleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
+
+
+def split_of(references):
+    raw = datasets.Dataset.from_dict({"source": references, "target": references})
+    rows = np.arange(len(references))
+    return splits.Split(raw, rows, np.zeros_like(rows), rows.astype(np.uint64))
 
 
 # --- languages -----------------------------------------------------------------------------------------------------------
@@ -305,26 +378,26 @@ FORMS = {  # what is before and behind the source and the target, and the first 
 @pytest.mark.parametrize("names", [("en", "de"), ("English", "German"), ("eng", "deu")])
 def test_a_model_of_many_languages_is_told_which_two(kind, names, tokenizers):
     config = replace(CONFIG, source_lang=names[0], target_lang=names[1], max_length=40)
-    found = translation.tokenize({"source": ["a man"], "target": ["ein mann"]}, tokenizers[kind], config)
+    examples = TASK.tokenize({"source": ["a man"], "target": ["ein mann"]}, tokenizers[kind], config)
     before, behind, target_before, target_behind, first = FORMS[kind]
-    tokens, targets = (tokenizers[kind].convert_ids_to_tokens(found[side][0]) for side in ("input_ids", "targets"))
+    tokens, targets = (tokenizers[kind].convert_ids_to_tokens(examples[side][0]) for side in ("input_ids", "targets"))
     assert tokens[: len(before)] == before and tokens[-len(behind) :] == behind
     assert targets[: len(target_before)] == target_before and targets[-len(target_behind) :] == target_behind
-    told = languages.direction(tokenizers[kind], config)["first"]
-    assert (told is not None and tokenizers[kind].convert_ids_to_tokens(told)) == (first or False)
+    forced = languages.set_direction(tokenizers[kind], config)["forced_bos_token_id"]
+    assert (None if forced is None else tokenizers[kind].convert_ids_to_tokens(forced)) == first
 
 
 def test_t5_is_told_the_languages_by_their_names(tokenizers):
     config = replace(CONFIG, source_lang="en", target_lang="deu")
-    assert languages.direction(tokenizers["t5"], config)["prefix"] == "translate English to German: "
-    with pytest.raises(UserError, match="source_lang=None is no language"):
-        languages.direction(tokenizers["t5"], CONFIG)
+    assert languages.set_direction(tokenizers["t5"], config)["prefix"] == "translate English to German: "
+    with pytest.raises(UserError, match="source_lang=None is not a language"):
+        languages.set_direction(tokenizers["t5"], CONFIG)
 
 
 @pytest.mark.parametrize("kind", FORMS)
 def test_a_language_that_the_model_lacks_is_refused_with_those_it_has(kind, tokenizers):
     with pytest.raises(UserError, match=r"target_lang=Klingon is not a language of .*de.*fr"):
-        languages.direction(tokenizers[kind], replace(CONFIG, source_lang="en", target_lang="Klingon"))
+        languages.set_direction(tokenizers[kind], replace(CONFIG, source_lang="en", target_lang="Klingon"))
 
 
 # --- forms of data, and bad input ----------------------------------------------------------------------------------------
@@ -335,10 +408,10 @@ def parallel(tmp_path_factory):
     """The same pairs with their splits in all the forms that are read."""
     folder = tmp_path_factory.mktemp("forms")
     rows = make_pairs(90).rename(columns={"low": "en", "high": "de"})
-    splits = {"train": rows[:60], "validation": rows[60:75], "test": rows[75:]}
+    parts = {"train": rows[:60], "validation": rows[60:75], "test": rows[75:]}
     for kind in ("csv", "jsonl", "parquet", "nested", "lines", "packed"):
         (folder / kind).mkdir()
-    for name, part in splits.items():
+    for name, part in parts.items():
         part.to_csv(folder / "csv" / f"{name}.csv", index=False)
         part.to_json(folder / "jsonl" / f"{name}.jsonl", orient="records", lines=True)
         part.to_parquet(folder / "parquet" / f"{name}.parquet")
@@ -355,21 +428,20 @@ def parallel(tmp_path_factory):
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "nested", "lines", "packed"])
 def test_all_forms_give_the_same_pairs(form, parallel):
     config = replace(CONFIG, source_column="en", target_column="de")
-    expected = data.load_data(replace(config, dataset_name=str(parallel / "csv")))
-    found = data.load_data(replace(config, dataset_name=str(parallel / form)))
-    assert found.sha256 == expected.sha256 and (found.config.source_lang, found.config.target_lang) == ("en", "de")
-    assert found.validation_split == "official validation" and found.test.columns() == expected.test.columns()
+    expected, data = (splits.load_data(TASK, replace(config, dataset_name=str(parallel / name))) for name in ("csv", form))
+    assert data.sha256 == expected.sha256 and (data.config.source_lang, data.config.target_lang) == ("en", "de")
+    assert data.validation_split == "official validation" and data.test.columns() == expected.test.columns()
 
 
 def test_one_of_two_files_line_by_line_is_enough(parallel):
-    found = data.load_data(replace(CONFIG, dataset_name=str(parallel / "lines" / "train.en"), source_lang="English", source_column="en",
-                                   target_column="de"))  # fmt: skip
-    assert len(found.train) + len(found.validation) + len(found.test) == 60 and found.config.source_lang == "English"
+    config = replace(CONFIG, source_lang="English", source_column="en", target_column="de")
+    data = splits.load_data(TASK, replace(config, dataset_name=str(parallel / "lines" / "train.en")))
+    assert len(data.train) + len(data.validation) + len(data.test) == 60 and data.config.source_lang == "English"
 
 
 def test_languages_find_their_columns(parallel):
-    found = data.load_data(replace(CONFIG, dataset_name=str(parallel / "nested"), source_lang="de", target_lang="en"))
-    assert (found.config.source_column, found.config.target_column) == ("translation.de", "translation.en")
+    data = splits.load_data(TASK, replace(CONFIG, dataset_name=str(parallel / "nested"), source_lang="de", target_lang="en"))
+    assert (data.config.source_column, data.config.target_column) == ("translation.de", "translation.en")
 
 
 def rows_with(**changed) -> pd.DataFrame:
@@ -381,17 +453,31 @@ def rows_with(**changed) -> pd.DataFrame:
 
 def loaded(tmp_path, train, **settings):
     train.to_csv(tmp_path / "pairs.csv", index=False)
-    return data.load_data(replace(CONFIG, dataset_name=str(tmp_path / "pairs.csv"), **settings))
+    return splits.load_data(TASK, replace(CONFIG, dataset_name=str(tmp_path / "pairs.csv"), **settings))
+
+
+def numbers_of(data) -> set[int]:
+    return {int(row) for split in (data.train, data.validation, data.test) for row in split.rows}
 
 
 def test_doubtful_pairs_are_counted_and_left_out_only_where_asked(tmp_path):
     rows = rows_with(r3=("21 22 23", "1 2 3"), r5=("1 2", "21 22 " * 40), r7=("8 9 8", "8 9 8"))
-    kept, without = (loaded(tmp_path, rows, on_bad_rows=choice) for choice in ("error", "skip"))
-    assert sum(len(split) for split in (kept.train, kept.validation, kept.test)) == 100
-    said = "\n".join(kept.remarks)
-    assert "1 of 100 pairs of split train have changed sides" in said and "row 3" in said
-    assert "absurdly different lengths (row 5)" in said and "equal texts on both sides (row 7)" in said
-    assert sum(len(split) for split in (without.train, without.validation, without.test)) == 98, "equal ones may be right"
+    kept, skipped = (loaded(tmp_path, rows, on_bad_rows=choice) for choice in ("error", "skip"))
+    assert numbers_of(kept) == {*range(100)}
+    remarks = "\n".join(kept.remarks)
+    assert "1 of 100 pairs of split train seem to have swapped sides (row 3)" in remarks and "left out" not in remarks
+    assert "absurdly different lengths (row 5)" in remarks and "equal texts on both sides (row 7)" in remarks
+    assert numbers_of(skipped) == {*range(100)} - {3, 5}, "equal texts may be right; numbers are those of the file"
+    assert ["left out" in remark for remark in skipped.remarks] == [False, True, True]
+    numbered = {int(row): text for row, text in zip(skipped.train.rows, skipped.train.columns()["source"], strict=True)}
+    assert all(rows.source[row] == text for row, text in numbered.items())
+
+
+def test_a_split_without_a_single_good_pair_is_refused(tmp_path):
+    rows_with()[:60].to_csv(tmp_path / "train.csv", index=False)
+    rows_with()[60:].assign(target="21 22 " * 40).to_csv(tmp_path / "test.csv", index=False)
+    with pytest.raises(UserError, match="split test: all pairs have sides of absurdly different lengths: check source and target"):
+        splits.load_data(TASK, replace(CONFIG, dataset_name=str(tmp_path), on_bad_rows="skip"))
 
 
 def test_empty_sides_are_refused_with_their_rows_or_left_out(tmp_path):
@@ -403,39 +489,41 @@ def test_empty_sides_are_refused_with_their_rows_or_left_out(tmp_path):
 
 def test_equal_sources_stay_on_one_side_of_a_split(tmp_path):
     rows = pd.concat([rows_with(), rows_with().assign(target="27 26")])
-    found = loaded(tmp_path, rows)
-    held_out = {*found.test.columns()["source"], *found.validation.columns()["source"]}
-    assert len(held_out) > 20 and not held_out & {*found.train.columns()["source"]}
+    data = loaded(tmp_path, rows)
+    held_out = {*data.test.columns()["source"], *data.validation.columns()["source"]}
+    assert len(held_out) > 20 and not held_out & {*data.train.columns()["source"]}
 
 
-def test_columns_that_changed_places_in_one_split_are_refused(tmp_path):
+def test_columns_that_are_swapped_in_one_split_are_refused(tmp_path):
     rows = rows_with()
     rows[:60].to_csv(tmp_path / "train.csv", index=False)
     rows[60:].rename(columns={"source": "target", "target": "source"}).to_csv(tmp_path / "test.csv", index=False)
-    with pytest.raises(UserError, match="split test: source and target have changed places"):
-        data.load_data(replace(CONFIG, dataset_name=str(tmp_path)))
+    with pytest.raises(UserError, match="split test: source and target are swapped"):
+        splits.load_data(TASK, replace(CONFIG, dataset_name=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
-    "flags, said",
+    "flags, message",
     [
         (["--target_column", "low"], "source_column and target_column are both 'low'"),
-        (["--target_column", "other"], "target_column=other is not there; the columns are low, high"),
+        (["--target_column", "other"], "target_column=other is not a column; the columns are low, high"),
         (["--text_column", "low"], "text_column=low is not for translation"),
+        (["--method", "head"], "method=head is not for translation"),
+        (["--metric_for_best_model", "f1"], "metric_for_best_model=f1 is not known for translation: bleu, chrf, ter, loss"),
         (["--context", "neighbours"], "context=neighbours is not for translation"),
         (["--augmentation", "crop"], "augmentation=crop is not for translation"),
-        (["--task", "text-classification"], "source_column=low is not for text-classification"),
+        (["--task", "text-classification"], "source_column=low is not for single_label_classification"),
         (["--num_beams", 0], "num_beams=0 is out of range"),
         (["--truncation", "error", "--max_length", 8], "tokens is longer than max_length=8"),
         (["--max_length", 65], "beyond the 64 positions"),
     ],
 )
-def test_bad_settings_are_refused(flags, said, marian, pairs, call):
+def test_bad_settings_are_refused(flags, message, marian, pairs, call):
     rows = pd.read_csv(pairs)
     rows.loc[0, "low"] = "1 2 3 4 5 6 7 1 2 3 4"
     rows.to_csv("pairs.csv", index=False)
     result = call("fine_tune.py", *FLAGS, "--model_name", marian, "--dataset_name", "pairs.csv", *flags)
-    assert result.code == 2 and said in result.err and "Traceback" not in result.err
+    assert result.code == 2 and message in result.err and "Traceback" not in result.err
 
 
 def test_a_text_that_is_cut_is_counted(marian, pairs, call):
@@ -460,7 +548,26 @@ def test_a_text_that_is_cut_is_counted(marian, pairs, call):
     ]
     result = call("fine_tune.py", *FLAGS, *flags)
     assert result.code == 0 and "280 training texts (100.0%) to max_length=8" in result.out, result.out
-    assert call("evaluate.py").code == 0
+    evaluated = call("evaluate.py", "outputs/long")
+    assert evaluated.code == 0 and "longer sources are cut to 8 tokens (truncation=head)" in evaluated.out
+    assert "80 pairs have a side of more than 8 tokens" in Path("outputs/long/report.html").read_text()
+
+
+def test_the_remark_tells_how_this_run_translated():
+    config = dict(num_beams=1, truncation="error", max_length=30)
+    metrics = {"run": {"config": config}, "greedy": {"bleu": 20.0}, "bleu_signature": "nrefs:1"}
+    remark = TASK.remark(metrics)
+    assert "greedy search, into at most 30 tokens. Compared" in remark and "beam" not in remark
+    metrics["run"]["config"] = config | dict(num_beams=4, truncation="tail")
+    remark = TASK.remark(metrics)
+    assert "beam search with 4 beams" in remark and "(truncation=tail)" in remark and "BLEU of greedy search: 20.00" in remark
+
+
+def test_scores_read_the_same_part_of_a_long_text_as_the_translation(marian):
+    text, tail = "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20", "6 7 8 9 10 11 12 13 14 15 16 17 18 19 20"
+    predictor = predictor_of(marian, replace(CONFIG, truncation="tail"))
+    first, second = (TASK.answers(predictor, {"source": [source]}, [], {}) for source in (text, tail))
+    assert first == second
 
 
 def test_a_script_that_the_tokenizer_does_not_know_is_refused(marian, tmp_path, call):
@@ -476,19 +583,20 @@ def test_a_script_that_the_tokenizer_does_not_know_is_refused(marian, tmp_path, 
 def test_files_that_are_not_line_for_line_are_refused(tmp_path):
     (tmp_path / "a.en").write_text("1\n2\n3\n")
     (tmp_path / "a.de").write_text("21\n22\n")
-    with pytest.raises(UserError, match="a.de has 2, a.en has 3 lines"):
-        data.load_data(replace(CONFIG, dataset_name=str(tmp_path)))
+    with pytest.raises(UserError, match="a.de has 2.*a.en has 3"):
+        splits.load_data(TASK, replace(CONFIG, dataset_name=str(tmp_path)))
     (tmp_path / "a.de").unlink()
-    with pytest.raises(UserError, match="there is en only"):
-        data.load_data(replace(CONFIG, dataset_name=str(tmp_path)))
+    with pytest.raises(UserError, match="en"):
+        splits.load_data(TASK, replace(CONFIG, dataset_name=str(tmp_path)))
 
 
 def test_the_tokens_of_a_split_are_those_of_its_languages(tokenizers, parallel, tmp_path):
     tokenizers["mbart50"].save_pretrained(tmp_path / "mbart50")
     config = replace(CONFIG, dataset_name=str(parallel / "csv"), source_column="en", target_column="de", max_length=40)
-    rows, found = data.load_data(config), []
+    data, inputs = splits.load_data(TASK, config), []
     for lang in ("de", "fr"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "mbart50")
-        found.append(tokenizing.encode(rows.test, tokenizer, replace(rows.config, target_lang=lang)).inputs)
-    assert found[0]["input_ids"] == found[1]["input_ids"] and found[0]["targets"][0][1:] == found[1]["targets"][0][1:]
-    assert tokenizer.convert_ids_to_tokens([one["targets"][0][0] for one in found]) == ["de_DE", "fr_XX"]
+        inputs.append(tokenizing.encode(TASK, data.test, tokenizer, replace(data.config, target_lang=lang)).inputs)
+    german, french = inputs
+    assert german["input_ids"] == french["input_ids"] and german["targets"][0][1:] == french["targets"][0][1:]
+    assert tokenizer.convert_ids_to_tokens([part["targets"][0][0] for part in inputs]) == ["de_DE", "fr_XX"]

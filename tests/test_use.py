@@ -13,7 +13,9 @@ from conftest import BAD, GOOD, ROOT, make_rows
 from hub import hub_that_takes_uploads
 from huggingface_hub import ModelCard
 
-from finetuning import explanation, labelling, run_folder
+from finetuning.results import run_folder
+from finetuning.use import explaining as explanation
+from finetuning.use import predicting as labelling
 
 WORDS = [set(" ".join(texts).replace(",", "").split()) for texts in (GOOD, BAD)]
 ONLY = [sorted(WORDS[0] - WORDS[1]), sorted(WORDS[1] - WORDS[0])]

@@ -1,0 +1,1 @@
+"""From files to token ids: sources -> files -> text, labels, spans, pairs -> splits -> tokens."""

@@ -1,0 +1,55 @@
+"""Changes to training texts that keep their label, drawn anew each epoch. They work on token ids and cost almost no time."""
+
+from collections.abc import Callable
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from config import Config
+from finetuning.data.tokens import special_tokens
+
+
+def drop_tokens(ids: list[int], rng: np.random.Generator, probability: float = 0.1) -> list[int]:
+    """Drop each token with this probability."""
+    return [token for token, stays in zip(ids, rng.random(len(ids)) >= probability, strict=True) if stays]
+
+
+def crop(ids: list[int], rng: np.random.Generator, shortest: float = 0.7) -> list[int]:
+    """Return a random window with a fraction of at least `shortest` of the tokens."""
+    length = rng.integers(int(np.ceil(shortest * len(ids))), len(ids), endpoint=True)
+    start = rng.integers(len(ids) - length, endpoint=True)
+    return ids[start : start + length]
+
+
+def shuffle_sentences(ids: list[int], rng: np.random.Generator, ends: set[int]) -> list[int]:
+    """Return the sentences, each of which ends with one of the tokens `ends`, in random order."""
+    cuts = [position + 1 for position, token in enumerate(ids) if token in ends]
+    sentences = [ids[start:end] for start, end in zip([0, *cuts], [*cuts, len(ids)], strict=True)]
+    return [token for i in rng.permutation(len(sentences)) for token in sentences[i]]
+
+
+Change = Callable[[list[int], int, int], list[int]]  # (ids, epoch, row) -> ids
+
+
+def augmentation(tokenizer: PreTrainedTokenizerBase, config: Config) -> Change | None:
+    """Return a function that changes a text as `config.augmentation` asks, or None if nothing is changed.
+
+    A text's change depends on (seed, epoch, row) and on nothing drawn before. Special tokens stay in their places.
+    """
+    if config.augmentation == "none":
+        return None
+    first, last = special_tokens(tokenizer)
+    ends = set(tokenizer.convert_tokens_to_ids([".", "!", "?"])) - {tokenizer.unk_token_id}
+
+    def change(ids: list[int], epoch: int, row: int) -> list[int]:
+        rng = np.random.default_rng([config.seed, epoch, row])
+        text = ids[first : len(ids) - last]
+        if config.augmentation == "token-dropout":
+            text = drop_tokens(text, rng)
+        elif config.augmentation == "crop":
+            text = crop(text, rng)
+        else:
+            text = shuffle_sentences(text, rng, ends)
+        return ids[:first] + text + ids[len(ids) - last :]
+
+    return change

@@ -1,0 +1,73 @@
+"""Documents as language models read them: in blocks of at most `max_length` tokens, none with tokens of two documents."""
+
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from config import Config
+from finetuning.data.text import clean
+from finetuning.data.tokens import special_tokens
+from finetuning.errors import UserError
+
+
+def token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the token ids of texts, neither truncated nor with special tokens."""
+    settings = dict(add_special_tokens=False, padding=False, truncation=False, verbose=False)
+    return tokenizer(clean(texts), return_attention_mask=False, return_token_type_ids=False, **settings)["input_ids"]
+
+
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that a text begins with for a causal model: its own, or the one for the end of the text before."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the ids of the special tokens before and after a text."""
+    ids, (first, last) = tokenizer("a")["input_ids"], special_tokens(tokenizer)
+    return ids[:first], ids[len(ids) - last :]
+
+
+def causal_blocks(ids: list[int], tokenizer: PreTrainedTokenizerBase, config: Config) -> Iterator[tuple[list[int]]]:
+    """Yield the token ids of each block of a document; `ids` are those of its text.
+
+    A block begins with the last token of the one before, so each token but the first is predicted once.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"task=causal-lm: the tokenizer of {config.model_name} has no token for the end of a text: set model_name to a decoder, "
+            "such as gpt2, or task to masked-lm"
+        )
+    ids = [start_token(tokenizer), *ids, tokenizer.eos_token_id]
+    for start in range(0, len(ids) - 1, config.max_length - 1):
+        yield (ids[start : start + config.max_length],)
+
+
+def masked_blocks(ids: list[int], tokenizer: PreTrainedTokenizerBase, config: Config) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield what `mask_tokens` returns for each block of a document; which tokens are masked depends on the block alone."""
+    if tokenizer.mask_token_id is None:
+        raise UserError(f"task=masked-lm: the tokenizer of {config.model_name} has no mask token: set task to causal-lm")
+    before, after = special_ids(tokenizer)
+    ids = ids or [tokenizer.unk_token_id]  # some characters give no token at all
+    width = config.max_length - len(before) - len(after)
+    for start in range(0, len(ids), width):
+        block = np.array([*before, *ids[start : start + width], *after])
+        yield mask_tokens(block, np.random.default_rng(zlib.crc32(block.tobytes())), tokenizer, config)
+
+
+def mask_tokens(
+    block: np.ndarray, rng: np.random.Generator, tokenizer: PreTrainedTokenizerBase, config: Config
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the token ids with `mlm_probability` of them masked, at least one, and the targets, -100 elsewhere; both (tokens,).
+
+    Of ten masked tokens eight become the mask token, one any other token, and one stays as it is (BERT, arXiv 1810.04805).
+    """
+    places = np.flatnonzero(~np.isin(block, tokenizer.all_special_ids))
+    places = places if len(places) else np.arange(len(block))
+    places = rng.permutation(places)[: max(1, round(config.mlm_probability * len(places)))]
+    kind, others = rng.random(len(places)), rng.integers(len(tokenizer), size=len(places))
+    masked, targets = block.copy(), np.full_like(block, -100)
+    targets[places] = block[places]
+    masked[places] = np.select([kind < 0.8, kind < 0.9], [tokenizer.mask_token_id, others], block[places])
+    return masked, targets

@@ -1,0 +1,76 @@
+"""Languages of a translation model: which it knows, by which codes, and how it is told the two of a run."""
+
+import contextlib
+import re
+
+import pycountry
+from transformers import M2M100Tokenizer, MarianTokenizer, PreTrainedTokenizerBase, T5Tokenizer
+
+from config import Config
+from finetuning.errors import UserError
+
+LANGUAGE_TOKEN = re.compile(r"(?:__|>>)?([a-z]{2,3}(?:_[A-Za-z]+)?)(?:__|<<)?")  # of M2M100, Marian, mBART and NLLB
+
+
+def language(name: str | None):
+    """Return ISO 639-3's entry for a language's name or code, such as German, de, deu or de_DE; None if there is none."""
+    name = (name or "").partition("_")[0].lower()
+    kinds = {2: ("alpha_2",), 3: ("alpha_3", "bibliographic")}.get(len(name))
+    if kinds:  # before names: "en" is the name of a language too
+        entries = (pycountry.languages.get(**{kind: name}) for kind in kinds)
+        return next((entry for entry in entries if entry), None)
+    with contextlib.suppress(LookupError):
+        return pycountry.languages.lookup(name)
+
+
+def known_languages(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return the model's code of each language that it has a token for -> that token; {} for a model of two languages."""
+    tokens = [*tokenizer.all_special_tokens]
+    if isinstance(tokenizer, MarianTokenizer):
+        tokens += tokenizer.supported_language_codes
+    if isinstance(tokenizer, M2M100Tokenizer):
+        tokens += tokenizer.lang_code_to_token.values()
+    matches = ((token, LANGUAGE_TOKEN.fullmatch(token)) for token in tokens)
+    return {match[1]: token for token, match in matches if match and language(match[1])}
+
+
+def set_direction(tokenizer: PreTrainedTokenizerBase, config: Config) -> dict:
+    """Set the tokenizer to the languages of a run, and return how the model is told, None for what it does not need.
+
+    `prefix` is put before a source, `forced_bos_token_id` is the first token of a translation, `src_lang` and `tgt_lang` are
+    the tokenizer's settings. Raise `UserError` for a language that the model does not know.
+    """
+    direction = dict.fromkeys(("prefix", "forced_bos_token_id", "src_lang", "tgt_lang"))
+    if isinstance(tokenizer, T5Tokenizer):
+        source, target = (_name(getattr(config, setting), setting) for setting in ("source_lang", "target_lang"))
+        return direction | {"prefix": f"translate {source} to {target}: "}
+    known = known_languages(tokenizer)
+    if not known:
+        return direction
+    target = _code(known, config.target_lang, "target_lang", config.model_name)
+    if not hasattr(tokenizer, "src_lang"):  # Marian's, of a model with several target languages
+        return direction | {"prefix": f"{known[target]} "}
+    source = _code(known, config.source_lang, "source_lang", config.model_name)
+    tokenizer.tgt_lang, tokenizer.src_lang = target, source
+    first = tokenizer.convert_tokens_to_ids(known[target])
+    return direction | {"forced_bos_token_id": first, "src_lang": source, "tgt_lang": target}
+
+
+def _name(given: str | None, setting: str) -> str:
+    """Return a language's English name, by which T5 knows it."""
+    if entry := language(given):
+        return entry.name
+    raise UserError(f"{setting}={given} is not a language: T5 needs it, so set it to a name or code, such as English or en")
+
+
+def _code(known: dict[str, str], given: str | None, setting: str, model: str) -> str:
+    """Return the model's code for a language that is given by name or code."""
+    wanted = language(given)
+    codes = [code for code in known if wanted and language(code) == wanted]
+    if given in known or len(codes) == 1:
+        return given if given in known else codes[0]
+    if codes:
+        problem = f"is several languages of {model}: {', '.join(codes)}"
+    else:
+        problem = f"is not a language of {model}, which knows {', '.join(sorted(known))}"
+    raise UserError(f"{setting}={given} {problem}: set {setting} to one of them")

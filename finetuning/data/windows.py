@@ -1,0 +1,72 @@
+"""Words as token ids: a label for each word, and windows that overlap where a text is longer than the model reads."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from finetuning.data.tokens import special_tokens
+
+IGNORED = -100  # label of a token that is not scored; the losses of PyTorch and transformers leave it out
+
+
+def tokenize(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, max_length: int, together: bool) -> dict[str, list]:
+    """Return windows of at most `max_length` tokens, each of one row, or of all rows of the batch one after the other (`together`).
+
+    The first sub-word of a word has the word's tag as its label. Neighbouring windows overlap, and a word has its label in one
+    window only, the one with more words on both sides of it. Words without tags have the label 0, which says where they are.
+    """
+    texts = zip(batch["text"], batch["starts"], batch["ends"], strict=True)
+    words = [[text[start:end] for start, end in zip(starts, ends, strict=True)] for text, starts, ends in texts]
+    tags = batch.get("tags") or [[0] * len(row) for row in words]
+    sequences = label_sub_words(words, tags, tokenizer)
+    if together:
+        sequences = [np.concatenate(sequences, axis=1)]
+
+    text, (first, last) = tokenizer("a")["input_ids"], special_tokens(tokenizer)
+    before, after = text[:first], text[len(text) - last :]
+    windows = {"input_ids": [], "labels": [], "rows": [], "length": []}
+    for sequence in sequences:
+        for ids, labels, rows in split(sequence, max_length - first - last):
+            windows["input_ids"].append([*before, *ids.tolist(), *after])
+            windows["labels"].append([IGNORED] * first + labels.tolist() + [IGNORED] * last)
+            windows["rows"].append(rows[labels >= 0].tolist())
+            windows["length"].append(first + len(ids) + last)
+    return windows
+
+
+def label_sub_words(words: list[list[str]], tags: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
+    """Return each row's sub-words, (3, sub-words): their token ids, their labels and the row's number."""
+    encoded = _encode(words, tokenizer)
+    dropped = [{*range(len(row))} - {*encoded.word_ids(number)} for number, row in enumerate(words)]
+    if any(dropped):  # the tokenizer gives no token for some characters
+        unknown = tokenizer.unk_token or "?"
+        words = [[unknown if i in gone else word for i, word in enumerate(row)] for row, gone in zip(words, dropped, strict=True)]
+        encoded = _encode(words, tokenizer)
+    sequences = []
+    for number, ids in enumerate(encoded["input_ids"]):
+        word = np.array(encoded.word_ids(number), dtype=int)
+        labels = np.where(np.diff(word, prepend=-1) != 0, np.array(tags[number])[word], IGNORED)
+        sequences.append(np.stack([ids, labels, np.full(len(ids), number)]))
+    return sequences
+
+
+def _encode(words: list[list[str]], tokenizer: PreTrainedTokenizerBase) -> BatchEncoding:
+    ids_only = dict(add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+    return tokenizer(words, is_split_into_words=True, padding=False, truncation=False, **ids_only)
+
+
+def split(sequence: np.ndarray, width: int) -> Iterator[np.ndarray]:
+    """Yield windows of at most `width` columns of `sequence`, (3, sub-words), as `label_sub_words` gives it.
+
+    A window shares a quarter of its columns with the next one; up to the middle of what they share the labels are in the first,
+    from there on in the second. The last window ends with the sequence.
+    """
+    length, step = sequence.shape[1], width - width // 4
+    starts = [*range(0, length - width, step), length - width] if length > width else [0]
+    middles = (np.array(starts[1:]) + starts[:-1] + width) / 2
+    window_of_label = np.searchsorted(middles, range(length), "right")
+    for number, start in enumerate(starts):
+        window = sequence[:, start : start + width].copy()
+        window[1, window_of_label[start : start + width] != number] = IGNORED
+        yield window

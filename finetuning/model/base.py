@@ -1,0 +1,125 @@
+"""The pre-trained model and its tokenizer: checked, loaded, given the task's head."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase, set_seed
+
+from config import Config
+from finetuning.data.sources import Source
+from finetuning.errors import UserError
+from finetuning.model.architectures import ARCHITECTURES
+from finetuning.speed import attention
+from finetuning.speed.precision import on_cpu
+from finetuning.task import Task
+
+
+def read_model_config(task: Task, source: Source, config: Config) -> PretrainedConfig:
+    """Return the model's own config. Raise `UserError` if the task has no model of this kind, or it has too few positions."""
+    try:
+        model_config = AutoConfig.from_pretrained(source.path)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"model_name: {source.path} holds no model config that transformers knows ({error})") from error
+    if type(model_config) not in task.auto_class._model_mapping:
+        raise UserError(f"model_name: transformers has no {config.task} for the kind of {source.name}, {model_config.model_type}")
+    if config.quantization == "4bit" and not (torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes")):
+        raise UserError("quantization=4bit needs a CUDA GPU and bitsandbytes (pip install bitsandbytes): set it to none")
+    architecture = ARCHITECTURES.get(model_config.model_type)
+    positions = getattr(model_config, "max_position_embeddings", None)  # models with relative positions have none
+    if positions is not None:
+        positions -= architecture.first_position if architecture else 0
+        if config.max_length > positions:
+            raise UserError(f"max_length={config.max_length} is beyond the {positions} positions of {source.name}: lower it")
+    return model_config
+
+
+def load_tokenizer(task: Task, source: Source, config: Config) -> PreTrainedTokenizerBase:
+    """Return the model's tokenizer, padding on the right, with the end-of-text token if it has none to pad with.
+
+    What its file says about truncation and padding is switched off. Raise `UserError` if the folder has no tokenizer.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.path, padding_side="right", **task.tokenizer_options)
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        raise UserError(f"model_name: {source.path} holds no tokenizer that transformers can load ({error})") from error
+    if tokenizer.pad_token is None:  # GPT-2, Llama
+        if tokenizer.eos_token is None:
+            raise UserError(f"model_name: the tokenizer in {source.path} has no token to pad with, and none for the end of a text")
+        tokenizer.pad_token = tokenizer.eos_token
+    if task.truncates:
+        tokenizer.model_max_length = config.max_length
+        tokenizer.truncation_side = "left" if config.truncation == "tail" else "right"
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, config: Config, folder: Path) -> None:
+    """Save the tokenizer so that programs that read tokenizer.json alone cut a text where the run did, and do not pad it."""
+    fast = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+    before = (fast.truncation, fast.padding) if fast else None
+    if fast:
+        fast.no_padding()
+        fast.no_truncation()
+        if task.truncates:
+            fast.enable_truncation(config.max_length, direction=tokenizer.truncation_side)
+    tokenizer.save_pretrained(str(folder))
+    if fast:
+        fast.no_truncation()
+        if before[0]:
+            fast.enable_truncation(**before[0])
+        if before[1]:
+            fast.enable_padding(**before[1])
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    for name in ("is_local", "local_files_only", "max_length", "pad_to_multiple_of", "stride"):
+        settings.pop(name, None)
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def build_base(task: Task, source: Source, label_names: list[str], config: Config) -> torch.nn.Module:
+    """Return the pre-trained model in float32 with the task's head, a new one, seeded, if the file has none.
+
+    Maps `input_ids` and `attention_mask`, (batch, tokens) each, to `logits`, for a text's label (batch, labels).
+    """
+    model_config = read_model_config(task, source, config)
+    if model_config.pad_token_id is None:  # a decoder finds a text's last token by it
+        model_config.pad_token_id = load_tokenizer(task, source, config).pad_token_id
+    model_config.use_cache = False
+    numbers = [name for name, value in model_config.to_dict().items() if type(value) in (float, int)]
+    dropouts = [name for name in numbers if "dropout" in name or name.endswith("pdrop")]
+    dropouts.append("classifier_dropout")  # some models take 0.1 if it is not given
+    for name, value in (task.model_settings(label_names) | dict.fromkeys(dropouts, config.dropout)).items():
+        setattr(model_config, name, value)
+    known = model_config.model_type in ARCHITECTURES  # others may pass arguments to attention that ours does not take
+    ours = config.speedups and on_cpu() and known and attention.has_sdpa(task.auto_class, model_config)
+    set_seed(config.seed)
+    return load(
+        task,
+        source.path,
+        config=model_config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        quantization_config=_four_bits() if config.quantization == "4bit" else None,
+        attn_implementation=attention.ATTENTION if ours else None,
+    )
+
+
+def load(task: Task, path: str | Path, **options) -> torch.nn.Module:
+    """Return a model of the task's class; `missing_weights`: names of the weights that its file lacks."""
+    model, info = task.auto_class.from_pretrained(path, output_loading_info=True, **options)
+    model.missing_weights = info["missing_keys"]
+    return task.adapt(model)
+
+
+def _four_bits() -> BitsAndBytesConfig:
+    """Return QLoRA's settings (arXiv 2305.14314); the new head stays as it is. Not tried yet."""
+    heads = ["classifier", "pre_classifier", "score", "pooler", "head"]
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=heads,
+    )

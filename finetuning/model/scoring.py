@@ -1,0 +1,66 @@
+"""Language models that return the log-likelihood of given tokens instead of logits over the vocabulary."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+from transformers.modeling_outputs import MaskedLMOutput
+
+WIDTH_MULTIPLE = 8  # tokens; tensor cores want it
+
+
+def log_likelihood(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the log-likelihood of each target, (n, 1); logits (n, vocabulary), targets (n,)."""
+    return -cross_entropy(logits, targets, reduction="none")[:, None]
+
+
+def scoring(
+    model: torch.nn.Module,
+    backbone: torch.nn.Module,
+    scores_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = log_likelihood,
+    inputs_of: Callable[[torch.Tensor], dict] = lambda targets: {},
+) -> torch.nn.Module:
+    """Return the model, changed so that a batch with `targets` (rows, tokens) gets sums of scores as its logits.
+
+    These have shape (rows, k + 1): k scores summed over the row's targets, then the number of targets. Targets are token ids,
+    -100 where there is none. `backbone` is the part whose `last_hidden_state` the language model's head reads. `scores_of`:
+    (logits (n, vocabulary), targets (n,)) -> scores (n, k). `inputs_of`: targets -> further inputs of the model.
+
+    The head computes only where there is a target, so no tensor of (all tokens, vocabulary) is ever in memory.
+    """
+    forward, waiting = model.forward, []  # waiting: the mask of the targets, until the backbone has run
+
+    def keep_targets(_, __, output):
+        if waiting:
+            output.last_hidden_state = output.last_hidden_state[waiting.pop()][None]
+        return output
+
+    @functools.wraps(forward)
+    def forward_with_targets(*args, targets: torch.Tensor | None = None, labels: torch.Tensor | None = None, **inputs):
+        if targets is None:
+            return forward(*args, **inputs)
+        mask = targets >= 0
+        waiting[:] = [mask]
+        logits = forward(*args, **(inputs | inputs_of(targets))).logits
+        logits = logits[mask] if waiting else logits[0]  # OPT's head reads a part of its backbone, past the hook
+        scores = scores_of(logits.float(), targets[mask])
+        sums = scores.new_zeros(len(targets), scores.shape[1]).index_add(0, mask.nonzero()[:, 0], scores)
+        return MaskedLMOutput(logits=torch.cat([sums, mask.sum(dim=1, keepdim=True).to(sums.dtype)], dim=1))
+
+    model.forward = forward_with_targets
+    backbone.register_forward_hook(keep_targets)
+    return model
+
+
+def padded(rows: list[list[int]], value: int) -> dict[str, torch.Tensor]:
+    """Return `input_ids`, padded with `value`, and their `attention_mask`, both (rows, tokens).
+
+    The number of tokens is that of the longest row, rounded up to a multiple of `WIDTH_MULTIPLE`.
+    """
+    width = -(-max(map(len, rows)) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+    tensors = [torch.tensor(row) for row in rows]
+    ids = pad_sequence([*tensors, torch.zeros(width, dtype=torch.long)], batch_first=True, padding_value=value)[:-1]
+    lengths = torch.tensor([len(row) for row in rows])
+    return {"input_ids": ids, "attention_mask": (torch.arange(width) < lengths[:, None]).long()}

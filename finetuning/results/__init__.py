@@ -1,0 +1,1 @@
+"""What a run leaves: run folder, metrics, evaluation, report page, pictures, model cards."""

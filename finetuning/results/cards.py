@@ -1,0 +1,115 @@
+"""Model cards and stand-alone loading code for published models; uploads to the Hub."""
+
+import json
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import CommitOperationAdd, EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from finetuning.data.sources import hub_answers
+from finetuning.errors import UserError
+from finetuning.processes import by_first
+from finetuning.results.report import template
+from finetuning.results.run_folder import Run
+
+METHODS = {"lora": "LoRA", "full": "all weights fine-tuned", "head": "only the head trained"}
+# The Hub's names of our metrics, for those that it knows.
+HUB_METRICS = {"accuracy": "accuracy", "f1": "f1", "perplexity": "perplexity", "bleu": "bleu"}
+HUB_METRICS |= {"mae": "mae", "pearson": "pearsonr", "spearman": "spearmanr"}
+
+
+def of_adapter(run: Run, metrics: dict) -> ModelCard:
+    """Return the adapter's README.md: the header that the Hub reads, the test metrics, code that needs only peft and transformers."""
+    load = _render(
+        "load_adapter.py.jinja",
+        auto_class=run.task.auto_class.__name__,
+        base_model=metrics["model"],
+        settings=run.task.model_settings(run.label_names),
+        ties_words=run.config.method == "full" and not run.label_names,
+    )
+    tags = ["lora", "peft"] if run.config.method == "lora" else ["peft"]
+    return _card(run, metrics, _code(run, load, run.calibration), library_name="peft", tags=tags)
+
+
+def of_export(run: Run, base_model: str, exports: dict) -> ModelCard:
+    """Return the merged model's README.md. `exports`: the content of export.json; the test metrics are given if there are any."""
+    load = _render("load_merged.py.jinja", auto_class=run.task.auto_class.__name__)
+    calibration = run.calibration | ({"temperature": None} if "temperature" in run.calibration else {})  # it is in the weights
+    pipeline = run.task.pipeline(run.config)
+    variables = dict(exports=exports, pipeline=pipeline, pipeline_tag=run.task.pipeline_tag)
+    file = run.folder / "metrics.json"
+    metrics = json.loads(file.read_text()) if file.is_file() else None
+    code = _code(run, load, calibration)
+    return _card(run, metrics, code, base_model=base_model, library_name="transformers", tags=None, variables=variables)
+
+
+def _code(run: Run, load: str, calibration: dict) -> str:
+    """Return Python that answers as predict.py does, with `model` and `tokenizer` from the lines `load`."""
+    variables = run.task.code_variables(run.config, calibration)
+    return _render(run.task.code_template, config=run.config, calibration=calibration, load=load, **variables)
+
+
+def _render(template_name: str, **variables) -> str:
+    return template(template_name).render(**variables).strip()
+
+
+def _card(
+    run: Run, metrics: dict | None, code: str, base_model: str | None = None, variables: dict | None = None, **header
+) -> ModelCard:
+    dataset, model = run.record["dataset"], run.record["model"]
+    names = [metric.name for metric in run.task.metrics if metric.name in HUB_METRICS] if metrics else []
+    data = ModelCardData(
+        base_model=base_model or model["name"],
+        datasets=[dataset["name"]] if dataset["origin"] == "hub" else None,
+        pipeline_tag=run.task.pipeline_tag,
+        metrics=[HUB_METRICS[name] for name in names] or None,
+        model_name=run.folder.name,
+        eval_results=[_result(run, metrics, name) for name in names] or None,
+        **header,
+    )
+    first = run.task.metrics[0]
+    content = _render(
+        "card.md.jinja",
+        header=data.to_yaml(),
+        name=run.folder.name,
+        method=METHODS[run.config.method],
+        run=run,
+        model=model,
+        dataset=dataset,
+        metrics=metrics,
+        headline=metrics and f"{first.label or first.name} {first.show(metrics[first.name])}",
+        interval=metrics and [first.show(end) for end in metrics[f"{first.name}_ci95"] or ()],
+        remark=metrics and run.task.remark(metrics),
+        code=code,
+        **variables or {},
+    )
+    return ModelCard(content + "\n")
+
+
+def _result(run: Run, metrics: dict, name: str) -> EvalResult:
+    dataset, split = run.record["dataset"], metrics["split"]
+    return EvalResult(
+        task_type=run.task.pipeline_tag,
+        dataset_type=dataset["name"],
+        dataset_name=f"{dataset['name']} ({dataset['origin']}; {split}, {metrics['n']:,} rows)",
+        dataset_split=split.removeprefix("official ") if split.startswith("official ") else "train",
+        metric_type=HUB_METRICS[name],
+        metric_value=metrics[name],
+    )
+
+
+@by_first
+def push_to_hub(files: dict[str, Path], repo: str, private: bool, message: str) -> str:
+    """Upload `files`, by their places in the repository, and return its address. Raise `UserError` if that fails."""
+    if not hub_answers():
+        raise UserError(f"push_to_hub={repo}: the Hugging Face Hub does not answer, so nothing was uploaded; the files here are complete")
+    try:
+        url = huggingface_hub.create_repo(repo, private=private or None, exist_ok=True)
+        operations = [CommitOperationAdd(place, file) for place, file in sorted(files.items())]
+        huggingface_hub.create_commit(url.repo_id, operations, commit_message=message)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise UserError(
+            f"push_to_hub={repo}: nothing was uploaded ({error}). Is it ME/NAME, and are you logged in (hf auth login)?"
+        ) from error
+    return str(url)

@@ -1,0 +1,252 @@
+"""Named entities: from scores of words' tags to entities, and how actual and predicted entities differ.
+
+A sentence's tags are codes, (words,), as in data/spans.py: 0 outside of entities, 1 + 2 t for the first word of an entity of type
+number t, 2 + 2 t for each further word (IOB2).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import log_softmax
+
+from finetuning.results.metrics import groups, reliability
+from finetuning.results.report import Spans
+from finetuning.task import Metric, Statistics, Sums
+
+ERRORS = ("boundary", "type", "boundary and type", "missed", "spurious")
+
+
+class Entity(NamedTuple):
+    """Words `first` to `end` - 1 of a sentence, and the number of their type."""
+
+    first: int
+    end: int
+    type: int
+
+
+Pair = tuple[Entity | None, Entity | None]  # (actual, predicted)
+
+
+# --- from scores to entities ---------------------------------------------------------------------------------------------
+
+
+def best_sequence(scores: np.ndarray) -> np.ndarray:
+    """Return the valid codes, (words,), with the highest sum of `scores`, (words, tags), by the algorithm of Viterbi (1967).
+
+    Codes are valid if each further word of an entity follows a word of that entity.
+    """
+    codes = scores.argmax(axis=-1)
+    previous = np.concatenate([[0], codes[:-1]])
+    if not ((codes > 0) & (codes % 2 == 0) & (previous != codes) & (previous != codes - 1)).any():
+        return codes
+    tags = np.arange(scores.shape[1])
+    further = (tags > 0) & (tags % 2 == 0)
+    forbidden = further & (tags[:, None] != tags) & (tags[:, None] != tags - 1)  # (previous tag, tag)
+    total, best_previous = np.where(further, -np.inf, scores[0]), []
+    for word_scores in scores[1:]:
+        paths = np.where(forbidden, -np.inf, total[:, None])
+        best_previous.append(paths.argmax(axis=0))
+        total = paths.max(axis=0) + word_scores
+    best = [int(total.argmax())]
+    for previous in reversed(best_previous):
+        best.append(int(previous[best[-1]]))
+    return np.array(best[::-1])
+
+
+def decode(logits: list[np.ndarray]) -> list[np.ndarray]:
+    """Return for each sentence the valid codes, (words,), that are most probable together; `logits` are (words, tags)."""
+    scores = log_softmax(np.concatenate(logits), axis=-1)
+    return [best_sequence(sentence) for sentence in np.split(scores, np.cumsum([len(sentence) for sentence in logits])[:-1])]
+
+
+def entities(codes: np.ndarray) -> list[Entity]:
+    """Return the entities of a sentence with valid codes."""
+    sentence = []
+    for first in np.flatnonzero(codes % 2).tolist():
+        end = first + 1
+        while end < len(codes) and codes[end] == codes[first] + 1:
+            end += 1
+        sentence.append(Entity(first, end, int(codes[first]) // 2))
+    return sentence
+
+
+def word_probabilities(logits: list[np.ndarray], codes: list[np.ndarray], temperature: float) -> list[np.ndarray]:
+    """Return the probability of each word's predicted tag, (words,) for each sentence."""
+    probabilities = (np.exp(log_softmax(sentence / temperature, axis=-1)) for sentence in logits)
+    return [sentence[np.arange(len(tags)), tags] for sentence, tags in zip(probabilities, codes, strict=True)]
+
+
+def entity_probabilities(words: list[np.ndarray], sentences: list[list[Entity]]) -> list[list[float]]:
+    """Return the probability of each entity: the lowest one of its words' predicted tags, (words,) for each sentence."""
+    return [
+        [float(probabilities[entity.first : entity.end].min()) for entity in sentence]
+        for probabilities, sentence in zip(words, sentences, strict=True)
+    ]
+
+
+# --- actual and predicted entities ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Actual and predicted tags and entities of sentences, a list item for each sentence."""
+
+    logits: list[np.ndarray]  # (words, tags)
+    actual_codes: list[np.ndarray]  # (words,)
+    predicted_codes: list[np.ndarray]
+    actual: list[list[Entity]]
+    predicted: list[list[Entity]]
+
+    @classmethod
+    def of(cls, logits: list[np.ndarray], actual_codes: list[np.ndarray]) -> "Comparison":
+        predicted_codes = decode(logits)
+        sides = ([entities(codes) for codes in sentences] for sentences in (actual_codes, predicted_codes))
+        return cls(logits, actual_codes, predicted_codes, *sides)
+
+    def counts(self, n_types: int) -> dict[str, np.ndarray]:
+        """Return how many entities of each type are right (`true_positives`), `predicted` and `actual`, each (sentences, types).
+
+        An entity is right if its first word, its last word and its type are (strict).
+        """
+        both = [[entity for entity in p if entity in {*a}] for a, p in zip(self.actual, self.predicted, strict=True)]
+        return {
+            name: np.array([np.bincount([entity.type for entity in sentence], minlength=n_types) for sentence in sentences])
+            for name, sentences in (("true_positives", both), ("predicted", self.predicted), ("actual", self.actual))
+        }
+
+    def pairs(self) -> list[list[Pair]]:
+        return [pair(actual, predicted) for actual, predicted in zip(self.actual, self.predicted, strict=True)]
+
+    def word_probabilities(self, temperature: float) -> list[np.ndarray]:
+        return word_probabilities(self.logits, self.predicted_codes, temperature)
+
+    def reliability(self, temperature: float) -> dict:
+        """Return how often predicted entities are right, by their probability, as `metrics.reliability` gives it."""
+        probabilities = entity_probabilities(self.word_probabilities(temperature), self.predicted)
+        right = [entity in a for a, p in zip(self.actual, self.predicted, strict=True) for entity in p]
+        return reliability(np.array([value for sentence in probabilities for value in sentence]), np.array(right, dtype=bool))
+
+    def errors(self, temperature: float) -> list["Error"]:
+        """Return the errors, the most probable first."""
+        wrong = [[pair for pair in sentence if pair[0] != pair[1]] for sentence in self.pairs()]
+        wrong_entities = [[predicted or actual for actual, predicted in sentence] for sentence in wrong]
+        probabilities = entity_probabilities(self.word_probabilities(temperature), wrong_entities)
+        errors = [
+            Error(position, *pair, probability)
+            for position, sentence in enumerate(zip(wrong, probabilities, strict=True))
+            for pair, probability in zip(*sentence, strict=True)
+        ]
+        return sorted(errors, key=lambda error: -error.probability)
+
+
+@dataclass(frozen=True)
+class Error:
+    """An entity that was missed, or one that was predicted and is not right."""
+
+    position: int  # of its sentence
+    actual: Entity | None
+    predicted: Entity | None
+    probability: float  # of the predicted tags of its words
+
+    @property
+    def type(self) -> str:
+        return error_type(self.actual, self.predicted)
+
+
+def pair(actual: list[Entity], predicted: list[Entity]) -> list[Pair]:
+    """Return each entity of a sentence once: beside the equal one, or the first free one that it overlaps, or None."""
+    free, pairs = list(actual), []
+    for entity in sorted(predicted, key=lambda entity: entity not in actual):  # equal ones first
+        overlapping = (other for other in free if other[0] < entity[1] and other[1] > entity[0])
+        partner = entity if entity in free else next(overlapping, None)
+        if partner:
+            free.remove(partner)
+        pairs.append((partner, entity))
+    return pairs + [(other, None) for other in free]
+
+
+def error_type(actual: Entity | None, predicted: Entity | None) -> str:
+    """Return which of `ERRORS` a pair is, or "right"."""
+    if actual is None or predicted is None:
+        return "spurious" if actual is None else "missed"
+    if actual == predicted:
+        return "right"
+    if actual[:2] == predicted[:2]:
+        return "type"
+    return "boundary" if actual[2] == predicted[2] else "boundary and type"
+
+
+def count_errors(pairs: list[list[Pair]]) -> dict[str, int]:
+    """Return how often each of `ERRORS` occurs."""
+    counts = Counter(error_type(actual, predicted) for sentence in pairs for actual, predicted in sentence)
+    return {name: counts[name] for name in ERRORS}
+
+
+def confusion_matrix(pairs: list[list[Pair]], n_types: int) -> np.ndarray:
+    """Return counts of entities, (types and spurious, types and missed); rows are actual types, columns predicted ones."""
+    counts = np.zeros((n_types + 1, n_types + 1), dtype=int)
+    for sentence in pairs:
+        for actual, predicted in sentence:
+            counts[actual.type if actual else -1, predicted.type if predicted else -1] += 1
+    return counts
+
+
+# --- metrics -------------------------------------------------------------------------------------------------------------
+
+
+def precision(sums: Sums) -> float:
+    predicted = np.sum(sums["predicted"])
+    return float(np.sum(sums["true_positives"]) / predicted) if predicted else 0.0
+
+
+def recall(sums: Sums) -> float:
+    actual = np.sum(sums["actual"])
+    return float(np.sum(sums["true_positives"]) / actual) if actual else 0.0
+
+
+def f1(sums: Sums) -> float:
+    p, r = precision(sums), recall(sums)
+    return 2 * (p * r) / (p + r) if p + r else 0.0
+
+
+F1 = Metric("f1", f1, format=".2%", label="Entity F1")
+
+
+def by_length(statistics: Statistics, edges: Sequence[int]) -> list[dict]:
+    """Return F1 by number of words, of the groups of sentences that have an entity."""
+    words, lengths = statistics["words"], []
+    for group in groups(F1, statistics, words, edges):
+        inside = (words > group["above"]) & (words <= (group["up_to"] or np.inf))
+        lengths.append(group | {"entities": int(statistics["actual"][inside].sum())})
+    return [group for group in lengths if group["entities"]]
+
+
+def by_type(statistics: Statistics, types: Sequence[str]) -> list[dict]:
+    """Return F1, precision, recall and the number of actual entities of each type that is actual or predicted anywhere."""
+    rows = []
+    for number, label in enumerate(types):
+        sums = {name: statistics[name][:, number].sum() for name in ("true_positives", "predicted", "actual")}
+        if sums["predicted"] or sums["actual"]:
+            scores = {"f1": f1(sums), "precision": precision(sums), "recall": recall(sums)}
+            rows.append({"label": label, **scores, "n": int(sums["actual"])})
+    return rows
+
+
+# --- entities in their text ----------------------------------------------------------------------------------------------
+
+
+def place_entities(row: dict, sentence: list[Entity], types: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Return (start, end, type) of each entity in its text, in characters. `row` has the words' `starts` and `ends`."""
+    return [(row["starts"][entity.first], row["ends"][entity.end - 1], types[entity.type]) for entity in sentence]
+
+
+def mark(text: str, spans: Sequence[tuple[int, int, str]]) -> Spans:
+    """Return a text in pieces; the piece from `start` to `end` of each of `spans`, (start, end, label), has the label."""
+    pieces, last = [], 0
+    for start, end, label in spans:
+        pieces += [(text[last:start], None), (text[start:end], label)]
+        last = end
+    return [piece for piece in (*pieces, (text[last:], None)) if piece[0]]

@@ -1,0 +1,111 @@
+"""What the report page shows of named entities: numbers, errors by kind, results by type and by length, calibration."""
+
+from functools import partial
+
+from finetuning.data.spans import types_of
+from finetuning.results import plots
+from finetuning.results.entities import F1, Comparison, Error, mark, place_entities
+from finetuning.results.report import MAX_EXAMPLES, Example, Picture, Section, Table
+from finetuning.task import Evaluation
+
+MARKED = ("actual_marked", "predicted_marked")
+COLUMNS = ["row", "error", "actual", "actual_text", "predicted", "predicted_text", "probability", *MARKED]  # of errors.csv
+
+
+def sections(evaluation: Evaluation, comparison: Comparison) -> list[Section]:
+    results = evaluation.metrics
+    return [
+        _summary(results),
+        *([_groups(results)] if results["by_type"] else []),  # else no entity is actual or predicted
+        *([_calibration(results)] if results["calibration"]["scaled"]["bins"] else []),  # else no entity is predicted
+        _examples(evaluation, comparison),
+    ]
+
+
+def describe(evaluation: Evaluation, comparison: Comparison, errors: list[Error]) -> list[dict]:
+    """Return a line with `COLUMNS` for each error; those of `MARKED` are the sentence in pieces, `Spans`."""
+    if not errors:
+        return []
+    types, rows = types_of(evaluation.label_names), evaluation.split.select([error.position for error in errors]).columns()
+    lines = []
+    for i, error in enumerate(errors):
+        row = {name: values[i] for name, values in rows.items()}
+        line = {"row": int(evaluation.split.rows[error.position]), "error": error.type, "probability": error.probability}
+        for side, entity, sentences in (
+            ("actual", error.actual, comparison.actual),
+            ("predicted", error.predicted, comparison.predicted),
+        ):
+            line[side] = types[entity.type] if entity else ""
+            line[f"{side}_text"] = row["text"][row["starts"][entity.first] : row["ends"][entity.end - 1]] if entity else ""
+            line[f"{side}_marked"] = mark(row["text"], place_entities(row, sentences[error.position], types))
+        lines.append(line)
+    return lines
+
+
+def describe_context(results: dict) -> str:
+    """Return which sentences were read together, given metrics.json."""
+    if results["context"] == "sentence":
+        return "Each sentence was read alone."
+    alone = "".join(f"; read alone, they have an F1 of {sample['f1_sentences_alone']:.2%}" for sample in results.get("samples", []))
+    return f"The sentences were read with their neighbours in the file{alone}."
+
+
+def _summary(results: dict) -> Section:
+    numbers = (
+        ("precision", f"{results['precision']:.2%}", ""),
+        ("recall", f"{results['recall']:.2%}", ""),
+        ("entities", f"{results['entities']:,}", ""),
+        ("words with the right tag", f"{results['accuracy']:.2%}", f"of {results['words']:,}"),
+    )
+    errors = Table(("error", "entities"), [(name, f"{n:,}") for name, n in results["errors"].items()], in_terminal=True)
+    names = ([*results["types"], "spurious"], [*results["types"], "missed"])
+    draw = partial(plots.plot_confusion_matrix, results["confusion_matrix"], names, plots.title(F1, results))
+    return Section(
+        text=f"An entity is right if its first word, its last word and its type are (strict). {describe_context(results)}",
+        numbers=numbers,
+        tables=(errors,),
+        pictures=(Picture("confusion_matrix", "whole entities: types, missed and spurious ones", draw),),
+    )
+
+
+def _groups(results: dict) -> Section:
+    scores = ("f1", "precision", "recall")
+    rows = [(row["label"], *(f"{row[name]:.2%}" for name in scores), f"{row['n']:,}") for row in results["by_type"]]
+    pictures = [Picture("by_label", "F1 by type", partial(plots.plot_by_label, results["by_type"]))]
+    if results["by_length"]:  # else no entity is actual
+        draw = partial(plots.plot_by_length, results["by_length"], F1, "words of the sentence")
+        pictures.append(Picture("by_length", "F1 by length of the sentence", draw))
+    table = Table(("type", "F1", "precision", "recall", "entities"), rows, in_terminal=True)
+    return Section("By type, and by length", tables=(table,), pictures=tuple(pictures))
+
+
+def _calibration(results: dict) -> Section:
+    sides = results["calibration"]["as_trained"], results["calibration"]["scaled"]
+    before, after = (f"{100 * side['expected_calibration_error']:.2f} %" for side in sides)
+    return Section(
+        "Calibration",
+        "The probability of an entity is the lowest one of its words. The expected calibration error is "
+        f"{before} as trained and {after} after dividing the logits by the temperature {results['temperature']:.3f}, "
+        "which was fitted on validation. predict.py gives the scaled probabilities.",
+        pictures=(
+            Picture(
+                "reliability", "how often a predicted entity is right, by its probability", partial(plots.plot_reliability, *sides)
+            ),
+        ),
+    )
+
+
+def _examples(evaluation: Evaluation, comparison: Comparison) -> Section:
+    errors, kinds = comparison.errors(evaluation.calibration["temperature"]), []
+    for kind, n in evaluation.metrics["errors"].items():
+        examples = []
+        for line in describe(evaluation, comparison, [error for error in errors if error.type == kind][:MAX_EXAMPLES]):
+            actual, predicted = (
+                f"{line[f'{side}_text']} ({line[side]})" if line[side] else "nothing" for side in ("actual", "predicted")
+            )
+            sides = (("actual", line["actual_marked"]), ("predicted", line["predicted_marked"]))
+            title = f"{actual} was predicted as {predicted} (row {line['row']})"
+            examples.append(Example(title, sides=sides, probability=line["probability"]))
+        if examples:
+            kinds.append((f"{kind}: {n:,}", examples))
+    return Section("The most confident errors", f"All {len(errors):,} are in errors.csv.", examples=tuple(kinds))

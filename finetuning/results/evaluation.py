@@ -1,0 +1,177 @@
+"""What evaluate.py writes into a run folder.
+
+metrics.json, report.html, *.png, predictions.parquet, statistics.parquet, errors.csv, and the task's own files
+adapter/README.md    the model card
+"""
+
+import os
+import tempfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pyarrow.parquet
+
+from finetuning.data.sources import Source
+from finetuning.data.splits import Data, Split
+from finetuning.disk import write_json
+from finetuning.errors import UserError
+from finetuning.processes import by_first
+from finetuning.results import cards, metrics, plots, report
+from finetuning.results.run_folder import Run, environment
+from finetuning.speed.precision import pick_precision
+from finetuning.task import Evaluation, Metric, Statistics, Task
+
+STATISTICS = "statistics.parquet"  # per-row statistics, in the order of predictions.parquet
+
+
+def measure(task: Task, evaluation: Evaluation) -> tuple[Evaluation, Statistics]:
+    """Return the evaluation with its metrics, each with a 95 % interval, and the per-row statistics behind them."""
+    statistics = task.statistics(evaluation.predictions, evaluation.split, evaluation.calibration)
+    measured = {}
+    for metric in task.metrics:
+        measured[metric.name] = metrics.value(metric, statistics)
+        if metric.interval:
+            measured[f"{metric.name}_ci95"] = metrics.interval(metric, statistics)
+    measured |= {"n": len(evaluation.split)} | ({"label_names": evaluation.label_names} if evaluation.label_names else {})
+    measured["by_length"] = metrics.groups(task.metrics[0], statistics, task.lengths(evaluation), task.length_edges)
+    measured |= evaluation.calibration
+    measured |= task.details(evaluation, statistics)
+    return replace(evaluation, metrics=measured), statistics
+
+
+def describe(run: Run, model: Source, data: Data, seconds: float) -> dict:
+    """Return what a reader of the metrics must know about them; `seconds` are those of the prediction."""
+    return {
+        "task": run.config.task,
+        "method": cards.METHODS[run.config.method],
+        "model": model.name,
+        "model_origin": model.origin,
+        "dataset": data.source.name,
+        "dataset_origin": data.source.origin,
+        "split": data.test_split,
+        "stand_in": run.stand_in,
+        "trainable_parameters": run.training["trainable_parameters"],
+        "total_parameters": run.training["total_parameters"],
+        "seconds": run.training["seconds"] | {"prediction": seconds},
+        "peak_memory_gib": run.training["peak_memory_gib"],
+        "precision_used": pick_precision(run.config.precision)[0],
+        "environment": environment(),
+        "run": run.record,
+        "validation": run.training["validation"],
+    }
+
+
+@by_first
+def write(run: Run, evaluation: Evaluation, statistics: Statistics) -> list[report.Section]:
+    """Write all files into the run folder, and return the sections of the page. All files are complete before the first is moved
+    to its place."""
+    task = run.task
+    sections = task.report(evaluation)
+    sections.insert(1, _training_section(run))
+    with tempfile.TemporaryDirectory(dir=run.folder, prefix=".evaluation-") as name:
+        folder = Path(name)
+        write_json(folder / "metrics.json", evaluation.metrics)
+        _write_table(folder / "predictions.parquet", {"row": evaluation.split.rows} | task.prediction_columns(evaluation))
+        _write_table(folder / STATISTICS, statistics)
+        report.write_csv(folder / "errors.csv", *task.errors(evaluation))
+        for file_name, text in task.files(evaluation).items():
+            (folder / file_name).write_text(text, encoding="utf-8")
+        headline, interval = show_headline(task, evaluation.metrics)
+        html = report.render(folder, sections, m=evaluation.metrics, headline=headline, interval=interval)
+        (folder / "report.html").write_text(html, encoding="utf-8")
+        for file in sorted(folder.iterdir()):
+            os.replace(file, run.folder / file.name)
+    cards.of_adapter(run, evaluation.metrics).save(run.folder / "adapter" / "README.md")
+    return sections
+
+
+def show_headline(task: Task, measured: dict) -> tuple[str, str]:
+    """Return the first metric and its interval, as text."""
+    metric = task.metrics[0]
+    interval = show_interval(metric, measured[f"{metric.name}_ci95"])
+    return f"{metric.label or metric.name} {metric.show(measured[metric.name])}", interval
+
+
+def show_interval(metric: Metric, interval: list[float] | None) -> str:
+    if interval is None:
+        return "no interval: one row"
+    return f"95 % interval {metric.show(interval[0])} to {metric.show(interval[1])}"
+
+
+def _write_table(path: Path, columns: dict) -> None:
+    """Write columns of one value per row, or of several, (rows, k), as parquet."""
+
+    def column(values):
+        if isinstance(values, np.ndarray) and values.ndim == 2:
+            return pyarrow.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
+        return values
+
+    pyarrow.parquet.write_table(pyarrow.table({name: column(values) for name, values in columns.items()}), path)
+
+
+def _training_section(run: Run) -> report.Section:
+    log, metric, kept = run.training["log_history"], run.task.metrics[0], run.training["validation"]
+    last, planned = log[-1], run.config.num_train_epochs
+    text = f"Training took {last['step']:,} steps, {last['epoch']:.3g} of {planned:g} epochs"
+    text += "; early stopping ended it." if last["epoch"] < planned - 0.01 else "."
+    caption = "losses, a validation metric and the learning rate at each step"
+    draw = partial(plots.plot_training, log, kept, metric)
+    return report.Section("Training", text, pictures=(report.Picture("training", caption, draw),))
+
+
+# --- two runs ------------------------------------------------------------------------------------------------------------
+
+
+@by_first
+def compare(a: Run, b: Run, test: Split) -> tuple[list[dict], Path]:
+    """Compare two evaluated runs on the same rows of `test`: for each metric its values, the difference and its interval.
+
+    Also write the rows where the predictions differ as csv, and return its path. Raise `UserError` if a run is not evaluated, or their
+    tasks or test rows are not the same.
+    """
+    predictions = [_read_predictions(run) for run in (a, b)]
+    same = a.task is b.task and a.record["dataset"]["sha256"] == b.record["dataset"]["sha256"]
+    if not same or not predictions[0].row.equals(predictions[1].row):
+        raise UserError(f"{a.folder} and {b.folder} were tested on different rows: only runs on the same rows can be compared")
+    statistics = [_read_statistics(run.folder / STATISTICS) for run in (a, b)]
+    results = []
+    for metric in a.task.metrics:
+        if metric.interval:
+            values = [metrics.value(metric, part) for part in statistics]
+            difference = metrics.difference(metric, statistics[:1], statistics[1:])
+            results.append({"metric": metric, "values": values, "n": len(test)} | difference)
+    file = a.folder / f"against-{b.folder.name}.csv"
+    file.unlink(missing_ok=True)
+    report.write_csv(file, *_differing(a.task, predictions, test))
+    return results, file
+
+
+def _differing(task: Task, predictions: list[pd.DataFrame], test: Split):
+    """Return the positions where the predictions differ, and a function that gives lines of a csv for some of them."""
+    a, b = (frame.drop(columns=[name for name in ("logits", "label", "reference") if name in frame]) for frame in predictions)
+    column = task.prediction_column
+    differ = np.flatnonzero([not np.array_equal(x, y) for x, y in zip(a[column], b[column], strict=True)])
+
+    def lines(positions: np.ndarray) -> pd.DataFrame:
+        rows = {"row": test.rows[positions]} | task.readable(test.select(positions).columns())
+        rows |= {name: predictions[0][name].iloc[positions].to_numpy() for name in ("label", "reference") if name in predictions[0]}
+        for name in a.columns.drop("row"):
+            rows |= {f"{name}_a": a[name].iloc[positions].to_numpy(), f"{name}_b": b[name].iloc[positions].to_numpy()}
+        return pd.DataFrame(rows)
+
+    return differ, lines
+
+
+def _read_predictions(run: Run) -> pd.DataFrame:
+    if not (run.folder / STATISTICS).is_file():
+        raise UserError(f"{run.folder} is not evaluated yet, or by an older version: python evaluate.py {run.folder}")
+    return pd.read_parquet(run.folder / "predictions.parquet")
+
+
+def _read_statistics(path: Path) -> Statistics:
+    frame = pd.read_parquet(path)
+    return {name: np.stack(frame[name]) if frame[name].dtype == object else frame[name].to_numpy() for name in frame}

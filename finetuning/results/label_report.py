@@ -1,0 +1,137 @@
+"""Metrics of labels as functions of summed statistics, and the parts of the report that tasks with labels share."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from scipy.special import softmax
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
+
+from finetuning.results import plots
+from finetuning.results.metrics import reliability
+from finetuning.results.report import Picture, Section, Table
+from finetuning.task import Metric, Sums
+
+MAX_TABLE_LABELS = 5  # in the terminal's confusion matrix; of more labels the most confused pairs are listed
+MAX_PAIRS = 10  # in that list
+MAX_TABLE_ROWS = 20  # of the table by label
+
+# Sums have `true_positives`, `predicted` and `actual`, (labels,) each: how many rows have the label in both, or in one.
+
+
+def f1_by_label(sums: Sums) -> np.ndarray:
+    """Return each label's F1, (labels,); 0 for a label that is neither given nor predicted."""
+    return 2 * sums["true_positives"] / np.maximum(sums["predicted"] + sums["actual"], 1)
+
+
+def f1_macro(sums: Sums) -> float:
+    return f1_by_label(sums).mean()
+
+
+def f1_micro(sums: Sums) -> float:
+    return 2 * sums["true_positives"].sum() / max((sums["predicted"] + sums["actual"]).sum(), 1)
+
+
+def f1_single(sums: Sums) -> float:
+    """Return the F1 of the second of two labels, or the mean over more."""
+    f1 = f1_by_label(sums)
+    return f1[1] if len(f1) == 2 else f1.mean()
+
+
+def mean_of(name: str) -> Callable[[Sums], float]:
+    return lambda sums: sums[name] / sums["rows"]
+
+
+ACCURACY = Metric("accuracy", mean_of("correct"), format=".2%", label="Accuracy", proportion=True)
+F1_MACRO = Metric("f1_macro", f1_macro)
+LOSS = Metric("loss", mean_of("loss"), better="lower")
+
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def details(logits: np.ndarray, labels: np.ndarray, names: list[str], probabilities: Pair) -> dict:
+    """Return the confusion matrix (rows actual, columns predicted), calibration, precision, recall and ROC AUC of one label per row.
+
+    `logits` and both `probabilities` (as trained, after scaling) are (rows, labels), `labels` (rows,). Of two labels, precision,
+    recall and ROC AUC are those of the second one; of more, macro averages. ROC AUC is None if no row has one of the labels.
+    """
+    predicted, k = logits.argmax(axis=-1), len(names)
+    average = {"average": "binary"} if k == 2 else {"average": "macro", "labels": list(range(k))}
+    precision, recall, _, _ = precision_recall_fscore_support(labels, predicted, zero_division=0, **average)
+    scores, roc_auc = softmax(logits.astype(np.float64), axis=-1), None
+    if len(np.unique(labels)) == k:
+        roc_auc = float(roc_auc_score(labels, scores[:, 1] if k == 2 else scores, multi_class="ovr"))
+    as_trained, scaled = (reliability(part.max(axis=-1), predicted == labels) for part in probabilities)
+    return {
+        "precision": float(precision),
+        "recall": float(recall),
+        "averaged": f"of {names[1]!r}" if k == 2 else "macro",
+        "roc_auc": roc_auc,
+        "confusion_matrix": confusion_matrix(labels, predicted, labels=list(range(k))).tolist(),
+        "calibration": {"as_trained": as_trained, "scaled": scaled},
+    }
+
+
+def details_of_several(predicted: np.ndarray, labels: np.ndarray, names: list[str], probabilities: Pair) -> dict:
+    """Return calibration, micro precision and recall, and the scores of each label; all arrays are (rows, labels)."""
+    precision, recall, _, _ = precision_recall_fscore_support(labels, predicted, average="micro", zero_division=0)
+    scores = precision_recall_fscore_support(labels, predicted, average=None, zero_division=0)
+    calibration = {}
+    for name, part in zip(("as_trained", "scaled"), probabilities, strict=True):
+        yes_or_no = np.stack([1 - part.ravel(), part.ravel()], axis=-1)
+        calibration[name] = reliability(yes_or_no.max(axis=-1), yes_or_no.argmax(axis=-1) == labels.ravel())
+    return {
+        "precision": float(precision),
+        "recall": float(recall),
+        "averaged": "micro",
+        "calibration": calibration,
+        "by_label": [
+            {"label": name, "f1": float(f1), "precision": float(p), "recall": float(r), "n": int(n)}
+            for name, p, r, f1, n in zip(names, *scores, strict=True)
+        ],
+    }
+
+
+def most_confused(counts: list[list[int]]) -> list[tuple[int, int]]:
+    """Return (actual, predicted) of the labels that were confused, the most frequent pair first."""
+    pairs = [(i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j]
+    return sorted(pairs, key=lambda pair: -counts[pair[0]][pair[1]])
+
+
+def confusion_table(counts: list[list[int]], names: list[str]) -> Table:
+    """Return the confusion matrix of few labels, and of more the most confused pairs."""
+    if len(names) <= MAX_TABLE_LABELS:
+        rows = [(name, *(f"{n:,}" for n in row)) for name, row in zip(names, counts, strict=True)]
+        return Table(("actual", *(f"predicted {name}" for name in names)), rows, in_terminal=True)
+    rows = [
+        (f"{names[i]}, predicted as {names[j]}", f"{counts[i][j]:,}", f"{counts[i][j] / sum(counts[i]):.1%}")
+        for i, j in most_confused(counts)[:MAX_PAIRS]
+    ]
+    return Table(("most confused", "rows", "of the label"), rows, in_terminal=True)
+
+
+def table_by_label(labels: list[dict]) -> Table:
+    """Return the scores of the first labels."""
+    scores = ("f1", "precision", "recall")
+    rows = [(label["label"], *(f"{label[name]:.4f}" for name in scores), f"{label['n']:,}") for label in labels[:MAX_TABLE_ROWS]]
+    return Table(("label", *scores, "rows"), rows, in_terminal=True)
+
+
+def ranking_section(curves: dict) -> Section:
+    """Return the section with the curves that `plots.curves` gives."""
+    roc = Picture("roc", "ROC", partial(plots.plot_roc, curves))
+    precision_recall = Picture("precision_recall", "precision and recall", partial(plots.plot_precision_recall, curves))
+    return Section("Ranking", pictures=(roc, precision_recall))
+
+
+def calibration_section(metrics: dict) -> Section:
+    as_trained, scaled = metrics["calibration"]["as_trained"], metrics["calibration"]["scaled"]
+    errors = [f"{100 * part['expected_calibration_error']:.2f} %" for part in (as_trained, scaled)]
+    text = (
+        "Of the predictions with a probability of 90 %, nine in ten should be correct. The expected calibration error is "
+        f"{errors[0]} as trained and {errors[1]} after dividing the logits by the temperature {metrics['temperature']:.3f}, "
+        "which was fitted on validation. predict.py gives the scaled probabilities."
+    )
+    draw = partial(plots.plot_reliability, as_trained, scaled)
+    return Section("Calibration", text, pictures=(Picture("reliability", "how often predictions are correct", draw),))

@@ -1,0 +1,114 @@
+"""Training steps as CUDA graphs: a GPU computes a small model faster than Python can start its kernels, some 800 per step.
+
+A recorded step runs again at the same addresses, on tensors of the same shape. So batches are padded to one of a few lengths, each
+recorded once; then forward and backward pass are one start each. https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+"""
+
+import gc
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from accelerate import PartialState
+from torch.nn.functional import pad
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import ModelOutput
+
+from config import Config
+from finetuning.speed.precision import uses_autocast
+from finetuning.task import Task
+
+MAX_LENGTHS = 8  # that are recorded
+
+
+def apply_to(task: Task, config: Config) -> bool:
+    """Return whether a run's steps can be recorded: nothing in them is random, and gradients come from one pass in one process,
+    as each pass overwrites those of the last."""
+    return (
+        config.cuda_graphs
+        and config.speedups
+        and torch.cuda.is_available()
+        and PartialState().num_processes == 1
+        and task.cuda_graphs
+        and config.padding == "longest"
+        and config.gradient_accumulation_steps == 1
+        and not (config.dropout or config.lora_dropout or uses_autocast(config))
+    )
+
+
+class Graphs(TrainerCallback):
+    """Records when training begins: then the weights stay in their places, and no thread that loads batches uses the GPU."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        """`trainer`: the `FineTuner` that this is added to."""
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, model, **_) -> None:
+        started, data = time.perf_counter(), self.trainer.train_dataset
+        input_names = [name for name in self.trainer.data_collator(data.__getitems__([(0, 0, 0)])) if name != "labels"]
+        steps = -(-len(data) // self.trainer.rows_per_step)
+        rows, longest = -(-len(data) // steps), self.trainer.lengths.max()
+        lengths = sorted({8 * -(-longest * part // (8 * MAX_LENGTHS)) for part in range(1, MAX_LENGTHS + 1)})
+        model.train()
+        try:
+            graphs = record(model, input_names, rows, lengths)
+        except RuntimeError as error:
+            message = f"cuda_graphs: this model can't be recorded and trains without them ({str(error).splitlines()[0]})"
+        else:
+            padding = dict.fromkeys(input_names, 0) | {"input_ids": self.trainer.processing_class.pad_token_id}
+            model.forward = padded(model, graphs, rows, padding)
+            message = f"training steps recorded as CUDA graphs in {time.perf_counter() - started:.1f} s"
+        gc.collect()  # what a failed recording left
+        tqdm.write(message, file=sys.stdout)
+
+    def on_train_end(self, args, state, control, model, **_) -> None:
+        vars(model).pop("forward", None)
+        gc.collect()  # in this process: one that loads batches fails when it deletes a graph that it was forked with
+
+
+class _Logits(torch.nn.Module):
+    """A model from tensors to a tensor, as `make_graphed_callables` needs it."""
+
+    def __init__(self, model: torch.nn.Module, input_names: list[str]) -> None:
+        super().__init__()
+        self.model, self.input_names, self.forward_of_model = model, input_names, model.forward
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.forward_of_model(**dict(zip(self.input_names, inputs, strict=True))).logits
+
+
+def record(model: torch.nn.Module, input_names: list[str], rows: int, lengths: list[int]) -> dict[int, torch.nn.Module]:
+    """Return for each of `lengths` the model on inputs (rows, tokens), in the order of `input_names`; it gives logits.
+
+    Raise `RuntimeError` if the model asks the GPU what to do next, or memory is too small.
+    """
+    graphs, pool = {}, torch.cuda.graph_pool_handle()
+    for tokens in reversed(lengths):  # in one pool, as only one runs at a time: the shorter ones find room in the longest
+        inputs = {name: torch.zeros(rows, tokens, dtype=torch.long, device=model.device) for name in input_names}
+        inputs["attention_mask"][:, :-1] = 1  # not all, or transformers would leave the mask out
+        graphs[tokens] = torch.cuda.make_graphed_callables(_Logits(model, input_names), tuple(inputs.values()), pool=pool)
+    return graphs
+
+
+def padded(
+    model: torch.nn.Module, graphs: dict[int, torch.nn.Module], rows: int, padding: dict[str, int]
+) -> Callable[..., ModelOutput]:
+    """Return the model's `forward` through `graphs`, used in training if the inputs fit; `padding`: the value that pads each input."""
+    plain = model.forward
+
+    def forward(**inputs) -> ModelOutput:
+        rows_given, tokens = inputs["input_ids"].shape
+        fitting = [length for length in graphs if length >= tokens]
+        if not model.training or rows_given > rows or not fitting:
+            return plain(**inputs)
+        length = min(fitting)
+        missing = (0, length - tokens, 0, rows - rows_given)
+        inputs = {name: pad(inputs[name], missing, value=value) for name, value in padding.items()}
+        inputs["attention_mask"][rows_given:] = 1  # a fully masked row would produce NaN
+        logits = graphs[length](*inputs.values())[:rows_given]
+        return SequenceClassifierOutput(logits=logits if logits.dim() == 2 else logits[:, :tokens])
+
+    return forward

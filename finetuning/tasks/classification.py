@@ -1,0 +1,331 @@
+"""Labels for each text, or for each pair of texts: exactly one (`SingleLabel`), or any number of them (`MultiLabel`)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import torch
+from datasets import Dataset, LargeList, List
+from scipy.special import expit, log_softmax, softmax
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from config import Config
+from finetuning.data.labels import encode_label_columns, encode_label_lists, encode_labels
+from finetuning.data.splits import Split
+from finetuning.data.text import shortened
+from finetuning.errors import UserError
+from finetuning.results import label_report, plots
+from finetuning.results.label_report import ACCURACY, F1_MACRO, LOSS
+from finetuning.results.metrics import accuracy, fit_temperature
+from finetuning.results.report import Picture, Section, Table
+from finetuning.task import Evaluation, Metric, Statistics, Task
+from finetuning.tasks.text_task import Labels, show_examples
+from finetuning.training.prediction import Predictor
+from finetuning.use import explaining
+
+MAX_EXAMPLE_PAIRS = 20  # of labels, with examples of the errors on the page
+MAX_LINE = 120  # characters of a text on a line of the page
+
+
+class SingleLabel(Labels):
+    """Exactly one label for each text: is a review good or bad, what is a message about?"""
+
+    problem_type = "single_label_classification"
+    metrics = (ACCURACY, Metric("f1", label_report.f1_single), F1_MACRO, LOSS)
+    labels_are_classes = True
+    code_template = "classification.py.jinja"
+
+    def settle(self, train: Dataset, config: Config) -> tuple[Task, Config]:
+        """Return the task and the problem type that the label column shows, if none was given."""
+        if config.problem_type:
+            return self, config
+        several = "," in (config.label_column or "") and config.label_column not in train.column_names
+        if not several:
+            label = self.columns(train.column_names, config)["label"]
+            several = isinstance(train.features[label], List | LargeList)
+        task = MultiLabel() if several else self
+        return task, replace(config, problem_type=task.problem_type)
+
+    def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dict[str, np.ndarray], list[str]]:
+        return encode_labels(raw, columns["label"])
+
+    def has_label(self, labels: np.ndarray) -> np.ndarray:
+        return labels >= 0
+
+    def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
+        """Return the cross entropy; with balanced classes the mean of the weights over the training rows is 1."""
+        weight = None
+        if config.class_weights == "balanced":
+            counts = np.bincount(train_labels, minlength=n_labels)
+            weight = torch.tensor(len(train_labels) / (np.count_nonzero(counts) * counts.clip(min=1)), dtype=torch.float32)
+
+        def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            on_device, smoothing = None if weight is None else weight.to(logits.device), config.label_smoothing_factor
+            return cross_entropy(logits.float(), labels, on_device, reduction="sum", label_smoothing=smoothing)
+
+        return loss
+
+    # --- predictions -----------------------------------------------------------------------------------------------------
+
+    def one_hot(self, labels: np.ndarray, n: int) -> np.ndarray:
+        return labels[:, None] == np.arange(n)
+
+    def losses(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return -log_softmax(logits.astype(np.float64), axis=-1)[np.arange(len(labels)), labels]
+
+    def probabilities(self, logits: np.ndarray, calibration: dict) -> np.ndarray:
+        return softmax(logits / calibration["temperature"], axis=-1)
+
+    def calibrate(self, predictions: np.ndarray, validation: Split) -> dict:
+        return {"temperature": fit_temperature(predictions, validation.labels)}
+
+    def decide(self, predictions: np.ndarray, calibration: dict) -> np.ndarray:
+        """Return the label with the highest logit, (rows,)."""
+        return predictions.argmax(axis=-1)
+
+    # --- results ---------------------------------------------------------------------------------------------------------
+
+    def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
+        """Return scores of `label_report.details`, and the accuracy as Hugging Face's `evaluate` computes it."""
+        logits, labels = evaluation.predictions, evaluation.split.labels
+        probabilities = softmax(logits, axis=-1), self.probabilities(logits, evaluation.calibration)
+        details = label_report.details(logits, labels, evaluation.label_names, probabilities)
+        return details | {"accuracy": accuracy(self.decide(logits, {}), labels)}
+
+    def answer_columns(self, evaluation: Evaluation) -> dict[str, np.ndarray]:
+        names, predicted = np.array(evaluation.label_names, dtype=object), self.decide(evaluation.predictions, {})
+        probability = self.probabilities(evaluation.predictions, evaluation.calibration).max(axis=-1)
+        return {"label": names[evaluation.split.labels], "prediction": names[predicted], "probability": probability}
+
+    def files(self, evaluation: Evaluation) -> dict[str, str]:
+        """Return curves.json, and the confusion matrix if the picture does not show all of it."""
+        files, names = super().files(evaluation), evaluation.label_names
+        if len(names) > plots.MAX_MATRIX_LABELS:
+            matrix = pd.DataFrame(evaluation.metrics["confusion_matrix"], index=names, columns=names)
+            files["confusion_matrix.csv"] = matrix.to_csv(index_label="actual")
+        return files
+
+    def report(self, evaluation: Evaluation) -> list[Section]:
+        metrics, names = evaluation.metrics, evaluation.label_names
+        labels, predicted = evaluation.split.labels, self.decide(evaluation.predictions, {})
+        title, counts = plots.title(ACCURACY, metrics), metrics["confusion_matrix"]
+        draw = partial(plots.plot_confusion_matrix, counts, (names, names), title)
+        validation, roc_auc = metrics["validation"], "not defined: a label is missing from the test"
+        if metrics["roc_auc"] is not None:
+            roc_auc = f"{metrics['roc_auc']:.4f}"
+        scores = (metrics["averaged"], f"{metrics['precision']:.4f}", f"{metrics['recall']:.4f}", roc_auc)
+        numbers = (
+            ("F1", f"{metrics['f1']:.4f}", metrics["averaged"]),
+            ("F1", f"{metrics['f1_macro']:.4f}", "macro"),
+            ("loss", f"{metrics['loss']:.4f}", ""),
+            ("validation accuracy", f"{validation['accuracy']:.4f}", f"{validation['n']:,} texts, {validation['split']}"),
+        )
+        tables = (
+            Table(("", "precision", "recall", "ROC AUC"), [scores], in_terminal=True),
+            label_report.confusion_table(counts, names),
+        )
+        wrong, lines = self.errors(evaluation)
+        examples = tuple(
+            (
+                f"{names[i]}, predicted as {names[j]}",
+                show_examples(lines, wrong[(labels[wrong] == i) & (predicted[wrong] == j)], show_line),
+            )
+            for i, j in label_report.most_confused(counts)[:MAX_EXAMPLE_PAIRS]
+        )
+        return [
+            Section(numbers=numbers, tables=tables, pictures=(Picture("confusion_matrix", "confusion matrix", draw),)),
+            *self.common_sections(evaluation),
+            Section("The most confident errors", f"All {len(wrong):,} are in errors.csv.", examples=examples),
+        ]
+
+    # --- use -------------------------------------------------------------------------------------------------------------
+
+    def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
+        """Return `prediction` and its `probability`."""
+        probabilities = self.probabilities(self.logits_of(predictor, batch), calibration)
+        prediction = [label_names[i] for i in probabilities.argmax(axis=-1)]
+        return {"prediction": prediction, "probability": probabilities.max(axis=-1).tolist()}
+
+    def as_json(self, inputs: dict[str, str], answer: dict) -> dict:
+        return inputs | {"label": answer["prediction"], "probability": round(answer["probability"], 6)}
+
+    def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
+        return f"{answer['prediction']:<{max(map(len, label_names))}}  {answer['probability']:.3f}  {shortened(inputs)}"
+
+    def widget_kinds(self) -> list[tuple[str, str]]:
+        return [("label", "Label and probability"), ("highlight", "Words for it (red) and against it (violet)")]
+
+    def widgets(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list[tuple[str, str, Any]]:
+        """Return each label's probability, and the words with their contributions, the largest of them 1."""
+        (probabilities,) = self.probabilities(self.logits_of(predictor, {"text": [text]}), calibration).tolist()
+        words = self.explain(predictor, text)
+        largest = max((abs(contribution) for _, contribution in words), default=1)
+        values = dict(zip(label_names, probabilities, strict=True)), [(f"{word} ", value / largest) for word, value in words]
+        return [(kind, caption, value) for (kind, caption), value in zip(self.widget_kinds(), values, strict=True)]
+
+    def explain(self, predictor: Predictor, text: str) -> list[tuple[str, float]]:
+        if predictor.config.text_pair_column:
+            return super().explain(predictor, text)
+        (text,) = self.readable({"text": [text]})["text"]
+        return explaining.explain(predictor.model, predictor.tokenizer, text, predictor.config)
+
+
+def show_line(row) -> str:
+    """Return the line of the page above an error's text."""
+    start = row.text[:MAX_LINE] + ("…" if len(row.text) > MAX_LINE else "")
+    return f"row {row.row}, {row.tokens} tokens{', truncated' if row.truncated else ''}: {start}"
+
+
+class MultiLabel(Labels):
+    """Any number of labels for each text. A text is correct if all its labels are."""
+
+    problem_type = "multi_label_classification"
+    metrics = (replace(ACCURACY, label="All labels correct:"), Metric("f1", label_report.f1_micro), F1_MACRO, LOSS)
+    code_template = "classification_several.py.jinja"
+
+    def columns(self, available: list[str], config: Config) -> dict[str, str]:
+        """Return one column with each text's labels, or several of 0 and 1, whose names are the labels."""
+        wanted = [name.strip() for name in (config.label_column or "").split(",")]
+        if len(wanted) == 1:
+            return super().columns(available, config)
+        if missing := [name for name in wanted if name not in available]:
+            raise UserError(
+                f"label_column={config.label_column}: no column {', '.join(missing)}; the columns are {', '.join(available)}"
+            )
+        return self.input_columns(available, config, config.text_column) | {f"label {name}": name for name in wanted}
+
+    def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dict[str, np.ndarray], list[str]]:
+        """Return 0 or 1, (rows, labels), float32, as the loss takes them."""
+        if "label" in columns:
+            return encode_label_lists(raw, columns["label"])
+        return encode_label_columns(raw, [column for name, column in columns.items() if name.startswith("label ")])
+
+    def strata(self, labels: np.ndarray) -> np.ndarray:
+        """Return a number for each set of labels."""
+        return np.unique(labels, axis=0, return_inverse=True)[1]
+
+    def contents(self, batch: dict[str, list], labels: np.ndarray) -> tuple[list[str], Sequence]:
+        return super().contents(batch, labels)[0], ["".join(map(str, row)) for row in labels.astype(int)]
+
+    def model_settings(self, label_names: list[str]) -> dict:
+        return super().model_settings(label_names) | {"problem_type": self.problem_type}
+
+    def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
+        """Return the sum of the losses of each label of each text; balanced: having a label weighs as much as not having it."""
+        weight = None
+        if config.class_weights == "balanced":
+            having = train_labels.sum(axis=0)
+            weight = torch.tensor((len(train_labels) - having) / having.clip(min=1))
+
+        def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            on_device = None if weight is None else weight.to(logits.device)
+            labels = labels * (1 - config.label_smoothing_factor) + config.label_smoothing_factor / 2
+            return binary_cross_entropy_with_logits(logits.float(), labels, pos_weight=on_device, reduction="sum")
+
+        return loss
+
+    # --- predictions -----------------------------------------------------------------------------------------------------
+
+    def one_hot(self, labels: np.ndarray, n: int) -> np.ndarray:
+        return labels.astype(bool)
+
+    def losses(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return the mean over the labels, (rows,)."""
+        losses = binary_cross_entropy_with_logits(torch.tensor(logits).double(), torch.tensor(labels).double(), reduction="none")
+        return losses.mean(dim=1).numpy()
+
+    def probabilities(self, logits: np.ndarray, calibration: dict) -> np.ndarray:
+        return expit(logits / calibration["temperature"])
+
+    def calibrate(self, predictions: np.ndarray, validation: Split) -> dict:
+        """Return the temperature, and the threshold with the best micro F1; of several the one nearest to a half."""
+        labels = validation.labels
+        yes_or_no = np.stack([np.zeros(predictions.size, dtype=predictions.dtype), predictions.ravel()], axis=-1)
+        temperature = fit_temperature(yes_or_no, labels.ravel().astype(int))
+        probabilities = expit(predictions / temperature)
+        thresholds = sorted(np.linspace(0.05, 0.95, 91), key=lambda threshold: abs(threshold - 0.5))
+        predicted = (probabilities >= threshold for threshold in thresholds)
+        f1 = [2 * (labels * chosen).sum() / max(1, labels.sum() + chosen.sum()) for chosen in predicted]
+        return {"temperature": temperature, "threshold": float(thresholds[np.argmax(f1)])}
+
+    def decide(self, predictions: np.ndarray, calibration: dict) -> np.ndarray:
+        """Return whether each label is given, (rows, labels)."""
+        return self.probabilities(predictions, calibration) >= calibration["threshold"] if calibration else predictions >= 0
+
+    # --- results ---------------------------------------------------------------------------------------------------------
+
+    def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
+        predicted = self.decide(evaluation.predictions, evaluation.calibration)
+        probabilities = expit(evaluation.predictions), self.probabilities(evaluation.predictions, evaluation.calibration)
+        return label_report.details_of_several(predicted, evaluation.split.labels, evaluation.label_names, probabilities)
+
+    def answer_columns(self, evaluation: Evaluation) -> dict[str, Any]:
+        """Return lists of labels, and the probability of the whole list, with the labels taken as independent."""
+        names = np.array(evaluation.label_names, dtype=object)
+        predicted = self.decide(evaluation.predictions, evaluation.calibration)
+        sets = [
+            pyarrow.array([names[row].tolist() for row in rows], pyarrow.list_(pyarrow.string()))
+            for rows in (evaluation.split.labels.astype(bool), predicted)
+        ]
+        probabilities = self.probabilities(evaluation.predictions, evaluation.calibration)
+        probability = np.where(predicted, probabilities, 1 - probabilities).prod(axis=1)
+        return {"label": sets[0], "prediction": sets[1], "probability": probability}
+
+    def report(self, evaluation: Evaluation) -> list[Section]:
+        metrics, (wrong, lines) = evaluation.metrics, self.errors(evaluation)
+        labels = metrics["by_label"]
+        numbers = [(f"{name}, micro", f"{metrics[name]:.4f}", "") for name in ("f1", "precision", "recall")]
+        numbers += [("f1, macro", f"{metrics['f1_macro']:.4f}", ""), ("loss", f"{metrics['loss']:.4f}", "")]
+        text = (
+            "A text is correct if all its labels are. A label is given from a probability of "
+            f"{metrics['threshold']:.2f} on: this threshold had the best micro F1 on validation."
+        )
+        picture = Picture("by_label", "F1 by label", partial(plots.plot_by_label, labels))
+
+        def show_labels(row) -> str:
+            return f"{row.actual or 'none'}, predicted as {row.predicted or 'none'} (row {row.row})"
+
+        examples = (("", show_examples(lines, wrong, show_labels)),)
+        return [
+            Section(text=text, numbers=tuple(numbers), tables=(label_report.table_by_label(labels),), pictures=(picture,)),
+            *self.common_sections(evaluation),
+            Section("The most confident errors", f"All {len(wrong):,} are in errors.csv.", examples=examples),
+        ]
+
+    def remark(self, metrics: dict) -> str:
+        scores = f"F1 {metrics['f1']:.4f} (micro) and {metrics['f1_macro']:.4f} (macro). "
+        return f"{scores}A label is given from a probability of {metrics['threshold']:.2f} on. {super().remark(metrics)}"
+
+    # --- use -------------------------------------------------------------------------------------------------------------
+
+    def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
+        """Return `prediction`, a list of labels, and their `probabilities`."""
+        probabilities = self.probabilities(self.logits_of(predictor, batch), calibration)
+        given = [np.flatnonzero(row >= calibration["threshold"]) for row in probabilities]
+        return {
+            "prediction": [[label_names[i] for i in labels] for labels in given],
+            "probabilities": [row[labels].tolist() for row, labels in zip(probabilities, given, strict=True)],
+        }
+
+    def as_json(self, inputs: dict[str, str], answer: dict) -> dict:
+        probabilities = [round(probability, 6) for probability in answer["probabilities"]]
+        return inputs | {"labels": dict(zip(answer["prediction"], probabilities, strict=True))}
+
+    def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
+        labels = [f"{name} {value:.3f}" for name, value in zip(answer["prediction"], answer["probabilities"], strict=True)]
+        return f"{', '.join(labels) or 'none'}: {shortened(inputs)}"
+
+    def widget_kinds(self) -> list[tuple[str, str]]:
+        return [("label", "Labels and their probabilities")]
+
+    def widgets(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list[tuple[str, str, Any]]:
+        (probabilities,) = self.probabilities(self.logits_of(predictor, {"text": [text]}), calibration).tolist()
+        return [("label", "Labels and their probabilities", dict(zip(label_names, probabilities, strict=True)))]
+
+    def pipeline(self, config: Config) -> tuple[str, str]:
+        arguments, difference = super().pipeline(config)
+        return f"{arguments}, top_k=None", f"{difference} It gives the probability of every label, and no threshold is applied."

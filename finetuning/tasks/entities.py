@@ -1,0 +1,288 @@
+"""Named entities: which words of a text are a person, a place, a product?
+
+Data sets are read in many formats (data/spans.py). The tag of a word is predicted at its first sub-word. Sentences that are too
+long for the model are read in overlapping windows (data/windows.py), so that every word counts in the metrics. The tags of a
+sentence are decoded together, so that they are valid (results/entities.py).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset, Features, List, Value
+from peft import TaskType
+from scipy.special import log_softmax
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification, PreTrainedTokenizerBase
+
+from config import Config
+from finetuning.data import spans, windows
+from finetuning.data.cache import read_columns
+from finetuning.data.files import conll
+from finetuning.data.spans import types_of
+from finetuning.data.splits import Split
+from finetuning.data.text import find_column
+from finetuning.data.tokens import Tokens, encode, encode_batch
+from finetuning.results.entities import (
+    F1,
+    Comparison,
+    by_length,
+    by_type,
+    confusion_matrix,
+    count_errors,
+    decode,
+    entities,
+    entity_probabilities,
+    mark,
+    place_entities,
+    precision,
+    recall,
+    word_probabilities,
+)
+from finetuning.results.entity_report import COLUMNS, MARKED, describe, describe_context, sections
+from finetuning.results.metrics import fit_temperature, value
+from finetuning.results.report import Section, show_spans
+from finetuning.task import Evaluation, Metric, Rows, Statistics, Task
+from finetuning.training.prediction import Predictor
+
+
+class Entities(Task):
+    name = pipeline_tag = "token-classification"
+    auto_class = AutoModelForTokenClassification
+    peft_type = TaskType.TOKEN_CLS
+    metrics = (
+        F1,
+        Metric("precision", precision, format=".2%", interval=False),
+        Metric("recall", recall, format=".2%", interval=False),
+        Metric("accuracy", lambda sums: sums["words_correct"] / sums["words"], format=".2%", label="Word accuracy", interval=False),
+        Metric("loss", lambda sums: sums["loss"] / sums["words"], better="lower", interval=False),
+    )
+    settings = ("text_column", "label_column", "context", "padding", "label_smoothing_factor")
+    token_settings = ("max_length", "context")
+    tokenizer_options = {"add_prefix_space": True}  # tokenizers of RoBERTa and GPT-2 know a word by the space before it
+    readers = dict.fromkeys((".txt", ".train", ".testa", ".testb"), ("conll", conll))
+    input_types = (str, list, dict)
+    cuda_graphs = True
+    truncates = False
+    length_edges = (0, 8, 16, 32, 64)
+    length_unit = "words"
+    export_formats = ("merged", "onnx", "int8")
+    options = {"context": None}  # which sentences are read together; None: as in training
+    examples = (
+        "Angela Merkel flew to Paris to meet the president of the European Commission.",
+        "Nokia moved its headquarters to Espoo in 1996, said the Helsingin Sanomat.",
+        "Inter Milan beat Blackburn Rovers 3-1 after two late goals by the Brazilian Ronaldo.",
+    )
+    code_template = "entities.py.jinja"
+
+    # --- rows ------------------------------------------------------------------------------------------------------------
+
+    def input_columns(self, available: list[str], config: Config, text_column: str | None) -> dict[str, str]:
+        return spans.input_columns(available, config, text_column)
+
+    def columns(self, available: list[str], config: Config) -> dict[str, str]:
+        label = find_column("label_column", config.label_column, (*spans.TAG_COLUMNS, *spans.SPAN_COLUMNS), available)
+        return self.input_columns(available, config, config.text_column) | {"label": label}
+
+    def read(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Rows:
+        return spans.read(raw, columns, config)
+
+    def contents(self, batch: dict[str, list], labels: np.ndarray) -> tuple[list[str], Sequence]:
+        return batch["text"], [" ".join(map(str, tags)) for tags in batch["tags"]]
+
+    def readable(self, batch: dict[str, list]) -> dict[str, list[str]]:
+        return {"text": batch["text"]}
+
+    # --- tokens and model ------------------------------------------------------------------------------------------------
+
+    def features(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Features:
+        """Return the columns of a window. `labels`: -100 where it has none; `rows`: those of the words that have their label in it."""
+        columns = {"input_ids": List(Value("int32")), "labels": List(Value("int16")), "rows": List(Value("int64"))}
+        return Features(columns | {"length": Value("int32")})
+
+    def tokenize(self, batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, list]:
+        """Return windows; with `context` "neighbours" one may hold several rows. Without tags the labels say where the words are."""
+        return windows.tokenize(batch, tokenizer, config.max_length, together=config.context == "neighbours")
+
+    def model_settings(self, label_names: list[str]) -> dict:
+        return {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
+
+    def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
+        multiple = None if config.padding == "max_length" else 8
+        pad = DataCollatorForTokenClassification(
+            tokenizer, padding=config.padding, max_length=config.max_length, pad_to_multiple_of=multiple
+        )
+        return pad(examples)
+
+    def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
+        def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            """Return the summed loss of all words; logits (windows, tokens, tags), labels (windows, tokens)."""
+            logits, labels = logits.flatten(0, 1).float(), labels.flatten()
+            return cross_entropy(logits, labels, reduction="sum", label_smoothing=config.label_smoothing_factor)
+
+        return loss
+
+    # --- predictions -----------------------------------------------------------------------------------------------------
+
+    def predict(self, predictor: Predictor, tokens: Tokens) -> list[np.ndarray]:
+        """Return the logits of each row's words, (words, tags), float32."""
+        window_logits: list = [None] * len(tokens)
+        window_labels = tokens.inputs.select_columns("labels")
+        for positions, batches in predictor.outputs(tokens):
+            outputs = (logits for batch in batches for logits in batch)
+            for position, labels, logits in zip(positions, window_labels[positions.tolist()]["labels"], outputs, strict=True):
+                window_logits[position] = logits[np.flatnonzero(np.array(labels) >= 0)]
+        return np.split(np.concatenate(window_logits), np.flatnonzero(np.diff(tokens.rows)) + 1)
+
+    def calibrate(self, predictions: list[np.ndarray], validation: Split) -> dict:
+        logits, codes = np.concatenate(predictions), np.concatenate(actual_codes(validation))
+        return {"temperature": fit_temperature(logits, codes)}
+
+    def decide(self, predictions: list[np.ndarray], calibration: dict) -> list[np.ndarray]:
+        """Return for each row the valid tags, (words,), that are most probable together."""
+        return decode(predictions)
+
+    def compare(self, predictions: list[np.ndarray], split: Split) -> Comparison:
+        return Comparison.of(predictions, actual_codes(split))
+
+    def statistics(self, predictions: list[np.ndarray], split: Split, calibration: dict) -> Statistics:
+        """Return numbers of words, and of entities by type, (rows, types); `loss` is summed over a row's words."""
+        comparison = self.compare(predictions, split)
+        words = np.array([len(codes) for codes in comparison.actual_codes])
+        row_of_word = np.repeat(np.arange(len(words)), words)
+        actual, predicted = (np.concatenate(codes) for codes in (comparison.actual_codes, comparison.predicted_codes))
+        log_probabilities = log_softmax(np.concatenate(predictions).astype(np.float64), axis=-1)
+        losses = -log_probabilities[np.arange(len(actual)), actual]
+        return {
+            "rows": np.ones(len(words), dtype=int),
+            "words": words,
+            "words_correct": np.bincount(row_of_word, actual == predicted, minlength=len(words)).astype(int),
+            "loss": np.bincount(row_of_word, losses, minlength=len(words)),
+        } | comparison.counts(len(types_of(split.raw.features["tags"].feature.names)))
+
+    def lengths(self, evaluation: Evaluation) -> np.ndarray:
+        return np.array([len(logits) for logits in evaluation.predictions])
+
+    # --- results ---------------------------------------------------------------------------------------------------------
+
+    def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
+        comparison, types = self.compare(evaluation.predictions, evaluation.split), types_of(evaluation.label_names)
+        pairs = comparison.pairs()
+        return {
+            "mode": "strict IOB2: span and type of a whole entity are exact",
+            "context": evaluation.config.context,
+            "words": int(statistics["words"].sum()),
+            "entities": int(statistics["actual"].sum()),
+            "types": types,
+            "temperature": evaluation.calibration["temperature"],
+            "by_type": by_type(statistics, types),
+            "by_length": by_length(statistics, self.length_edges),
+            "errors": count_errors(pairs),
+            "confusion_matrix": confusion_matrix(pairs, len(types)).tolist(),
+            "calibration": {
+                "as_trained": comparison.reliability(1.0),
+                "scaled": comparison.reliability(evaluation.calibration["temperature"]),
+            },
+        }
+
+    def samples(self, predictor: Predictor, split: Split) -> list[dict]:
+        """Return the F1 of the rows when each is read alone, if the run reads them with their neighbours."""
+        if predictor.config.context == "sentence":
+            return []
+        tokens = encode(self, split, predictor.tokenizer, replace(predictor.config, context="sentence"))
+        statistics = self.statistics(self.predict(predictor, tokens), split, {})
+        return [{"f1_sentences_alone": value(F1, statistics)}]
+
+    def prediction_columns(self, evaluation: Evaluation) -> dict[str, Any]:
+        """Return the words' tags, IOB2, and the probabilities of the predicted ones after temperature scaling."""
+        comparison, names = self.compare(evaluation.predictions, evaluation.split), evaluation.label_names
+        return {
+            "label": [[names[code] for code in codes] for codes in comparison.actual_codes],
+            "prediction": [[names[code] for code in codes] for codes in comparison.predicted_codes],
+            "probability": [words.tolist() for words in comparison.word_probabilities(evaluation.calibration["temperature"])],
+        }
+
+    def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
+        """Return an error for each entity that is not right, the most probable first."""
+        comparison = self.compare(evaluation.predictions, evaluation.split)
+        errors = comparison.errors(evaluation.calibration["temperature"])
+
+        def lines_of(numbers: np.ndarray) -> pd.DataFrame:
+            lines = describe(evaluation, comparison, [errors[number] for number in numbers])
+            return pd.DataFrame([line | {side: show_spans(line[side]) for side in MARKED} for line in lines], columns=COLUMNS)
+
+        return np.arange(len(errors)), lines_of
+
+    def report(self, evaluation: Evaluation) -> list[Section]:
+        return sections(evaluation, self.compare(evaluation.predictions, evaluation.split))
+
+    def remark(self, metrics: dict) -> str:
+        return (
+            f"Precision {metrics['precision']:.2%}, recall {metrics['recall']:.2%}, {metrics['entities']:,} entities; {metrics['mode']}. "
+            f"{describe_context(metrics)} A word's tag is that of its first sub-word; the tags of a sentence are decoded together, so that "
+            "they are valid IOB2."
+        )
+
+    # --- use -------------------------------------------------------------------------------------------------------------
+
+    def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
+        """Return the `entities` of each text: their `start` and `end` in it, `text`, `label` and `probability`.
+
+        The words of a list are joined with spaces. `predictor.options["context"]` says which rows are read together: "sentence",
+        each alone, or "neighbours", those of the batch; not given: as in training.
+        """
+        rows = [spans.place(value) for value in batch["text"]]
+        config = replace(predictor.config, context=predictor.options.get("context") or predictor.config.context)
+        tokens = encode_batch(self, {name: [row[name] for row in rows] for name in spans.PLACES}, predictor.tokenizer, config)
+        logits = self.predict(predictor, tokens)
+        codes, types = self.decide(logits, calibration), types_of(label_names)
+        sentences = [entities(tags) for tags in codes]
+        probabilities = entity_probabilities(word_probabilities(logits, codes, calibration["temperature"]), sentences)
+        return {
+            "entities": [
+                [
+                    {
+                        "start": start,
+                        "end": end,
+                        "text": row["text"][start:end],
+                        "label": label,
+                        "probability": round(probability, 6),
+                    }
+                    for (start, end, label), probability in zip(place_entities(row, sentence, types), values, strict=True)
+                ]
+                for row, sentence, values in zip(rows, sentences, probabilities, strict=True)
+            ]
+        }
+
+    def as_json(self, inputs: dict[str, str], answer: dict) -> dict:
+        return {"text": spans.place(inputs["text"])["text"], "entities": answer["entities"]}
+
+    def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
+        labels = [
+            (entity["start"], entity["end"], f"{entity['label']} {entity['probability']:.3f}") for entity in answer["entities"]
+        ]
+        return show_spans(mark(spans.place(inputs["text"])["text"], labels))
+
+    def widgets(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list[tuple[str, str, Any]]:
+        (answer,) = self.answers(predictor, {"text": [text]}, label_names, calibration)["entities"]
+        pieces = mark(text, [(entity["start"], entity["end"], entity["label"]) for entity in answer])
+        return [(*kind, value) for kind, value in zip(self.widget_kinds(), (pieces, answer), strict=True)]
+
+    def widget_kinds(self) -> list[tuple[str, str]]:
+        return [("highlight", "Entities"), ("json", "With their places and probabilities")]
+
+    def pipeline(self, config: Config) -> tuple[str, str]:
+        difference = (
+            "It decides on each word by itself, whereas `predict.py` decodes the tags of a sentence together, so that they are valid; "
+            "a text longer than the model's positions is an error."
+        )
+        return ', aggregation_strategy="first"', difference
+
+
+def actual_codes(split: Split) -> list[np.ndarray]:
+    """Return the tags of each row, (words,)."""
+    tags = read_columns(split.raw.select(split.rows), "tags")["tags"].combine_chunks()
+    return np.split(tags.flatten().to_numpy(), tags.value_lengths().to_numpy().cumsum()[:-1])

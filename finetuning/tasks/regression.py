@@ -1,0 +1,145 @@
+"""One number for each text, or pair of texts: a rating, a similarity."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from scipy.stats import rankdata
+from torch.nn.functional import mse_loss
+
+from config import Config
+from finetuning.data.cache import read_columns
+from finetuning.data.splits import Split
+from finetuning.data.text import shortened
+from finetuning.errors import UserError
+from finetuning.results import plots
+from finetuning.results.report import Picture, Section
+from finetuning.task import Evaluation, Metric, Statistics, Sums
+from finetuning.tasks.text_task import TextClassification, show_examples
+from finetuning.training.prediction import Predictor
+
+STRATA = 10  # of the labels: held-out rows have their distribution
+MOMENTS = ("x", "y", "xx", "yy", "xy")
+
+
+def _correlation(prefix: str) -> Callable[[Sums], float]:
+    """Return a function of summed moments: the correlation coefficient of x and y; 0 if one of them is constant."""
+
+    def value(sums: Sums) -> float:
+        n, (x, y, xx, yy, xy) = sums["rows"], (sums[f"{prefix}_{name}"] for name in MOMENTS)
+        variances = (n * xx - x * x) * (n * yy - y * y)
+        return (n * xy - x * y) / variances**0.5 if variances > 0 else 0.0
+
+    return value
+
+
+def _moments(prefix: str, x: np.ndarray, y: np.ndarray) -> Statistics:
+    return {f"{prefix}_{name}": values for name, values in zip(MOMENTS, (x, y, x * x, y * y, x * y), strict=True)}
+
+
+class Regression(TextClassification):
+    problem_type = "regression"
+    settings = tuple(name for name in TextClassification.settings if name not in ("class_weights", "label_smoothing_factor"))
+    metrics = (
+        Metric("rmse", lambda sums: (sums["squared_error"] / sums["rows"]) ** 0.5, better="lower", format=".4f", label="RMSE"),
+        Metric("mae", lambda sums: sums["absolute_error"] / sums["rows"], better="lower"),
+        Metric("pearson", _correlation("values")),
+        Metric("spearman", _correlation("ranks")),  # ranks are those among all rows, also in an interval or a group of rows
+        Metric("loss", lambda sums: sums["squared_error"] / sums["rows"], better="lower", interval=False),
+    )
+
+    def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dict[str, np.ndarray], list[str]]:
+        """Return each split's labels, (rows,) float32, NaN where one is missing; there are no names."""
+        labels = {}
+        for split, rows in raw.items():
+            column = read_columns(rows, columns["label"])[columns["label"]].to_pandas()
+            try:
+                labels[split] = column.astype("float32").to_numpy()
+            except (ValueError, TypeError) as error:
+                raise UserError(
+                    f"label_column={columns['label']}: split {split} holds more than numbers in it ({error})"
+                ) from error
+        if np.nanstd(labels["train"]) == 0:
+            raise UserError(f"label_column={columns['label']}: all numbers of train are equal: is it the right column?")
+        return labels, []
+
+    def strata(self, labels: np.ndarray) -> np.ndarray:
+        """Return the tenth of the labels that each label is in."""
+        return np.searchsorted(np.nanquantile(labels, np.arange(1, STRATA) / STRATA), labels)
+
+    def has_label(self, labels: np.ndarray) -> np.ndarray:
+        return np.isfinite(labels)
+
+    def model_settings(self, label_names: list[str]) -> dict:
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
+        return lambda logits, labels: mse_loss(logits[:, 0].float(), labels.float(), reduction="sum")
+
+    # --- predictions and results -----------------------------------------------------------------------------------------
+
+    def statistics(self, predictions: np.ndarray, split: Split, calibration: dict) -> Statistics:
+        predicted, actual = predictions[:, 0].astype(np.float64), split.labels.astype(np.float64)
+        error = predicted - actual
+        return {
+            "rows": np.ones(len(error)),
+            "squared_error": error**2,
+            "absolute_error": abs(error),
+            **_moments("values", predicted - actual.mean(), actual - actual.mean()),  # centred, for the precision of the sums
+            **_moments("ranks", rankdata(predicted), rankdata(actual)),
+        }
+
+    def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
+        return {"rmse_of_mean": float(evaluation.split.labels.std())}
+
+    def answer_columns(self, evaluation: Evaluation) -> dict:
+        predicted, actual = evaluation.predictions[:, 0], evaluation.split.labels
+        return {"label": actual, "prediction": predicted, "error": predicted - actual}
+
+    def worst(self, evaluation: Evaluation) -> np.ndarray:
+        return np.argsort(-abs(self.answer_columns(evaluation)["error"]), kind="stable")
+
+    def report(self, evaluation: Evaluation) -> list[Section]:
+        measured, order = evaluation.metrics, self.worst(evaluation)
+        numbers = [(metric.name, metric.show(measured[metric.name]), "") for metric in self.metrics]
+        numbers.append(
+            ("RMSE of the mean", f"{measured['rmse_of_mean']:.4f}", "if every answer were the mean of the test's labels")
+        )
+        draw = partial(_plot_scatter, evaluation.split.labels, evaluation.predictions[:, 0])
+        examples = show_examples(
+            self.errors(evaluation)[1], order, lambda row: f"row {row.row}: {row.actual:.3g}, predicted {row.predicted:.3g}"
+        )
+        return [
+            Section(pictures=(Picture("scatter", "predicted against actual value", draw),), numbers=tuple(numbers)),
+            self.length_section(evaluation),
+            Section("Largest errors", f"All {len(order):,} rows are in errors.csv.", examples=(("", examples),)),
+        ]
+
+    # --- use -------------------------------------------------------------------------------------------------------------
+
+    def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
+        """Return `prediction`, the number for each row."""
+        return {"prediction": [round(float(value), 6) for value in self.logits_of(predictor, batch)[:, 0]]}
+
+    def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
+        return f"{answer['prediction']:>8.4g}  {shortened(inputs)}"
+
+    def widgets(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list[tuple]:
+        (value,) = self.answers(predictor, {"text": [text]}, label_names, calibration)["prediction"]
+        return [("text", "Predicted value", f"{value:.4g}")]
+
+    def widget_kinds(self) -> list[tuple[str, str]]:
+        return [("text", "Predicted value")]
+
+
+def _plot_scatter(actual: np.ndarray, predicted: np.ndarray, path: Path) -> None:
+    figure, axes = plots.subplots(figsize=(5.4, 5.4))
+    ends = [min(actual.min(), predicted.min()), max(actual.max(), predicted.max())]
+    axes.plot(ends, ends, color="grey", linestyle=":", label="predicted = actual")
+    axes.scatter(actual, predicted, s=8, alpha=min(1.0, 50 / len(actual) ** 0.5), linewidths=0)
+    axes.set(xlabel="actual", ylabel="predicted", aspect="equal")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+    plots.save(figure, path)

@@ -1,0 +1,106 @@
+"""Which rows a training step sees: a function of (data, seed, epoch, effective batch size) and of nothing else.
+
+It does not depend on what was drawn before, so an interrupted run continues as if it had not been interrupted. It does not depend on
+the number of processes or `gradient_accumulation_steps` either, which only divide a step's rows.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from accelerate import PartialState
+
+from config import Config
+from finetuning.data.tokens import Tokens
+from finetuning.errors import UserError
+
+SHORT_LENGTH = 128  # tokens a text is truncated to during `length_warmup`
+STEPS_PER_WINDOW = 50  # steps whose rows are sorted by length together, as in transformers' LengthGroupedSampler
+
+
+def count_steps(rows: int, size: int) -> int:
+    """Return the number of steps of an epoch."""
+    return -(-rows // size)
+
+
+def check_step_size(rows: int, config: Config) -> None:
+    """Raise `UserError` if a step has too few rows for each process to have one in each of its forward passes."""
+    size, processes = config.batch_size * config.gradient_accumulation_steps, PartialState().num_processes
+    parts, least = config.gradient_accumulation_steps * processes, rows // count_steps(rows, size)
+    if least < parts:
+        raise UserError(
+            f"batch_size={config.batch_size}, gradient_accumulation_steps={config.gradient_accumulation_steps}: the steps of {rows:,} "
+            f"training rows have as few as {least}, which can't be divided among {config.gradient_accumulation_steps} forward "
+            f"passes of {processes} processes; raise batch_size, or lower the accumulation or the number of processes"
+        )
+
+
+def short_steps(steps: int, length_warmup: float) -> range:
+    """Return the steps of a run that read short texts. The first step does not: too little memory shows at once."""
+    return range(1, round(length_warmup * steps))
+
+
+def steps_of_epoch(
+    lengths: np.ndarray, size: int, seed: int, epoch: int, by_length: bool = True, mixed: bool = False
+) -> list[np.ndarray]:
+    """Return the rows of each step: all rows once, in as few steps of at most `size` as possible, which differ by one row at most.
+
+    With `by_length`, a step's rows are of similar `lengths` (rows,), and the step with the longest comes first, so that too little
+    memory shows at once. Lengths fall from step to step within a window, or with `mixed` come in random order.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
+    if by_length:
+        window = np.arange(len(order)) // (STEPS_PER_WINDOW * size)
+        order = order[np.lexsort([-lengths[order].astype(np.int64), window])]
+    steps = np.array_split(order, count_steps(len(order), size))
+    if mixed:
+        steps = [steps[i] for i in rng.permutation(len(steps))]
+    if by_length:
+        longest = int(np.argmax([lengths[rows].max() for rows in steps]))
+        steps[0], steps[longest] = steps[longest], steps[0]
+    return steps
+
+
+@dataclass
+class Batches:
+    """A batch sampler: this process's part of each step, as lists of (step of the run, epoch, row), one per forward pass."""
+
+    lengths: np.ndarray
+    size: int  # the effective batch size
+    seed: int
+    by_length: bool
+    mixed: bool
+    passes: int  # forward passes per step: gradient_accumulation_steps
+    processes: int
+    process: int
+    epoch: Callable[[], int]  # called when an epoch begins
+
+    def __len__(self) -> int:
+        return count_steps(len(self.lengths), self.size) * self.passes
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        epoch = self.epoch()
+        steps = steps_of_epoch(self.lengths, self.size, self.seed, epoch, self.by_length, self.mixed)
+        for step, rows in enumerate(steps, start=epoch * len(steps)):
+            for rows_of_pass in np.array_split(rows, self.passes):
+                yield [(step, epoch, row) for row in np.array_split(rows_of_pass, self.processes)[self.process].tolist()]
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """The examples that `Batches` names: `tokens`, changed by the task's `augment`, and in the steps `short` by its `shorten`."""
+
+    tokens: Tokens
+    augment: Callable[[dict, int, int], dict] | None = None
+    shorten: Callable[[dict], dict] | None = None
+    short: range = range(0)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitems__(self, keys: list[tuple[int, int, int]]) -> list[dict]:
+        items = self.tokens.__getitems__([row for *_, row in keys])
+        if self.augment:
+            items = [self.augment(item, epoch, row) for item, (_, epoch, row) in zip(items, keys, strict=True)]
+        return [self.shorten(item) if step in self.short else item for item, (step, *_) in zip(items, keys, strict=True)]

@@ -1,0 +1,125 @@
+"""What the terminal shows during training and prediction: one bar with the remaining time, a line for each validation.
+
+A file or a pipe gets the same lines, and no bar.
+"""
+
+import math
+import sys
+import time
+
+import numpy as np
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback
+
+from finetuning.task import Metric
+
+STEPS_BEFORE_ESTIMATE = 5  # and as many seconds, before the first estimate of the remaining time
+LONG_TRAINING = 5 * 60  # seconds; above it a message says what would shorten training
+FORWARD_FRACTION = 0.4  # of a training step's time, to predict as many tokens
+ATTENTION_TOKENS = 1_000  # length at which attention takes as long as all other layers: small encoders on a CPU
+
+
+def duration(seconds: float) -> str:
+    """Return a rounded duration: "40 s", "6 min", "2 h 10 min"."""
+    if seconds < 90:
+        return f"{max(5 * round(seconds / 5), 5)} s" if seconds > 10 else f"{max(round(seconds), 1)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def work(tokens: np.ndarray) -> np.ndarray:
+    """Return what the time for texts of so many tokens, padding included, is proportional to."""
+    return tokens * (1 + tokens / ATTENTION_TOKENS)
+
+
+class Training(TrainerCallback):
+    """Replaces the Trainer's own callbacks, which print a dictionary at each log."""
+
+    def __init__(self, trainer: Trainer, metric: Metric) -> None:
+        """`trainer`: the one that this is added to. `metric`: the one that is shown beside the losses."""
+        self.trainer, self.metric = trainer, metric
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        self.show = state.is_world_process_zero
+        self.spent, self.done, self.validation, self.steps, self.losses = 0.0, 0.0, None, 0, []
+        self.estimated = self.header = False
+        self.work = self.trainer.work_of_steps()
+        limit = self.trainer.config.max_length
+        self.work_of_validation = work(np.minimum(self.trainer.eval_dataset.lengths, limit)).sum()
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            disable=None if self.show else True,  # None: where it is no terminal
+            bar_format="{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} steps{postfix}",
+            leave=False,
+        )
+        self.since = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        now = time.perf_counter()
+        if self.steps:  # the first one warms up
+            self.spent += now - self.since
+            self.done += self.work[state.global_step - 1]
+        self.steps, self.since = self.steps + 1, now
+        self.bar.update(1)
+        if self.done:
+            left = self.left(args, state)
+            self.bar.set_postfix_str(f"{duration(left)} left", refresh=False)
+            if not self.estimated and self.show and min(self.steps, self.spent) > STEPS_BEFORE_ESTIMATE:
+                self.estimated = True
+                rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+                steps = f"{state.max_steps - state.global_step:,} steps of {rows:,} rows"
+                self.write(f"about {duration(left)} left on this machine: {steps}")
+                if left > LONG_TRAINING:
+                    self.write("(to shorten it, lower train_samples, max_length or num_train_epochs)")
+
+    def left(self, args, state) -> float:
+        """Return the seconds until the last step, its validation included."""
+        rate = self.spent / self.done
+        every = state.eval_steps if args.eval_strategy == "steps" else state.max_steps // math.ceil(args.num_train_epochs)
+        validations = state.max_steps // every - state.global_step // every
+        validation = self.validation or self.work_of_validation * FORWARD_FRACTION * rate
+        return rate * self.work[state.global_step : state.max_steps].sum() + validations * validation
+
+    def on_log(self, args, state, control, logs, **_) -> None:
+        self.losses += [logs["loss"]] if "loss" in logs else []
+
+    def on_evaluate(self, args, state, control, metrics, **_) -> None:
+        now = time.perf_counter()
+        self.validation, self.since = now - self.since, now
+        value, best = metrics[f"eval_{args.metric_for_best_model}"], state.best_metric
+        better = best is None or (value > best if args.greater_is_better else value < best)
+        if not self.show:
+            return
+        if not self.header:
+            self.header = True
+            self.write(
+                f"{'step':>14}{'epoch':>8}{'training loss':>16}{'validation loss':>18}{self.metric.name if self.metric.name != 'loss' else '':>12}"
+            )
+        loss, self.losses = (f"{np.mean(self.losses):.4f}" if self.losses else ""), []
+        shown = self.metric.show(metrics[f"eval_{self.metric.name}"]) if self.metric.name != "loss" else ""
+        self.write(
+            f"{f'{state.global_step:,}/{state.max_steps:,}':>14}{state.epoch:>8.2f}{loss:>16}{metrics['eval_loss']:>18.4f}{shown:>12}"
+            + ("  best so far" if better else "")
+        )
+
+    def on_save(self, args, state, control, **_) -> None:
+        self.since = time.perf_counter()
+
+    def on_train_end(self, args, state, control, **_) -> None:
+        self.bar.close()
+
+    def write(self, line: str) -> None:
+        self.bar.write(line.rstrip(), file=sys.stdout)
+        sys.stdout.flush()
+
+
+class Prediction(TrainerCallback):
+    """A bar over all rows, shown by the first process."""
+
+    def __init__(self, rows: int, show: bool) -> None:
+        self.bar = tqdm(total=rows, unit=" rows", disable=None if show and PartialState().is_main_process else True)
+
+    def on_prediction_step(self, args, *_, **__) -> None:
+        self.bar.update(min(args.per_device_eval_batch_size * args.world_size, self.bar.total - self.bar.n))

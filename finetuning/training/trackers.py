@@ -1,0 +1,106 @@
+"""Experiment trackers: a run's settings, losses and test metrics in one and the same tracker run.
+
+The Trainer's own callbacks send losses and validation metrics. This file adds the settings of config.py, the id by which a
+resumed run and evaluate.py find the tracker run again, and the test metrics. Trackers other than those of `SENDERS` get losses only.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback
+
+from config import Config
+from finetuning.disk import write_json
+from finetuning.processes import by_first
+
+IDS = "trackers.json"  # in the run folder: tracker -> id of its run
+
+
+def prepare(folder: Path, config: Config) -> None:
+    """Let the Trainer's callbacks write into the run folder, and continue the tracker run of an interrupted one."""
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "logs"))
+    if "wandb" in config.report_to:
+        os.environ |= {"WANDB_RUN_ID": _ids(folder).get("wandb", folder.name), "WANDB_RESUME": "allow"}
+
+
+class Settings(TrainerCallback):
+    """Sends the settings of config.py, and stores the trackers' ids."""
+
+    def __init__(self, folder: Path, config: Config, callbacks: Callable[[], list[TrainerCallback]]) -> None:
+        self.folder, self.config, self.callbacks = folder, config, callbacks
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        if not state.is_world_process_zero or self.config.report_to == "none":
+            return
+        settings, ids = {f"config/{name}": value for name, value in asdict(self.config).items()}, {}
+        for name in self.config.report_to.split(","):
+            if name == "tensorboard":
+                (writer,) = (callback.tb_writer for callback in self.callbacks() if isinstance(callback, TensorBoardCallback))
+                writer.add_text("config", f"```\n{json.dumps(asdict(self.config), indent=1)}\n```")
+            if name == "wandb":
+                import wandb
+
+                wandb.config.update(settings, allow_val_change=True)
+                ids[name] = wandb.run.id
+            if name == "trackio":
+                import trackio
+
+                trackio.config.update(settings, allow_val_change=True)
+        if (self.folder / "config.json").is_file():  # there is no run folder during a search
+            write_json(self.folder / IDS, ids)
+
+
+def _ids(folder: Path) -> dict[str, str]:
+    file = folder / IDS
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+@by_first
+def send_test(folder: Path, config: Config, metrics: dict) -> None:
+    """Send the test metrics, as test/NAME, and the pictures to the tracker run of training."""
+    numbers = {f"test/{name}": value for name, value in metrics.items() if isinstance(value, float)}
+    pictures = {file.stem: file for file in sorted(folder.glob("*.png"))}
+    step = metrics["validation"]["step"]
+    for name in config.report_to.split(","):
+        if name in SENDERS:
+            if importlib.util.find_spec(name):
+                SENDERS[name](folder, numbers, pictures, step)
+            else:
+                print(f"note: {name} is not installed, so the test metrics were not sent to it", file=sys.stderr)
+
+
+def _tensorboard(folder: Path, numbers: dict[str, float], pictures: dict[str, Path], step: int) -> None:
+    from matplotlib.image import imread
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(folder / "logs") as writer:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, step)
+        for name, file in pictures.items():
+            writer.add_image(f"test/{name}", imread(file)[..., :3], step, dataformats="HWC")
+
+
+def _wandb(folder: Path, numbers: dict[str, float], pictures: dict[str, Path], step: int) -> None:
+    import wandb
+
+    with wandb.init(project=os.getenv("WANDB_PROJECT", "huggingface"), id=_ids(folder)["wandb"], resume="allow") as run:
+        run.log(numbers | {f"test/{name}": wandb.Image(str(file)) for name, file in pictures.items()})
+
+
+def _trackio(folder: Path, numbers: dict[str, float], pictures: dict[str, Path], step: int) -> None:
+    import trackio
+
+    (before,) = (run.config for run in trackio.Api().runs("huggingface") if run.name == folder.name)
+    settings = {name: value for name, value in before.items() if not name.startswith("_")}  # or they would be lost
+    trackio.init(project="huggingface", name=folder.name, resume="allow", config=settings)
+    trackio.log(numbers | {f"test/{name}": trackio.Image(str(file)) for name, file in pictures.items()})
+    trackio.finish()
+
+
+SENDERS = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}

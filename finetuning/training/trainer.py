@@ -1,0 +1,243 @@
+"""Train with the Hugging Face Trainer."""
+
+import math
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerState
+
+from config import Config
+from finetuning.data.splits import Data
+from finetuning.data.tokens import Tokens
+from finetuning.speed import cuda_graphs
+from finetuning.speed.memory import give_back_freed_memory
+from finetuning.speed.precision import machine_arguments
+from finetuning.task import Metric, Task
+from finetuning.training import progress, trackers
+from finetuning.training.batches import SHORT_LENGTH, Batches, TrainingRows, count_steps, short_steps, steps_of_epoch
+from finetuning.training.checkpoints import Keeper, last_complete
+from finetuning.training.prediction import Predictor
+
+STEPS_BETWEEN_TRIMS = 50  # between two times that freed memory is given back to the system
+
+
+def chosen_metric(task: Task, config: Config) -> Metric:
+    """Return the metric that picks the checkpoint and stops training early."""
+    name = config.metric_for_best_model or task.metrics[0].name
+    return next(metric for metric in task.metrics if metric.name == name)
+
+
+def build_trainer(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, tokens: dict[str, Tokens], data: Data, checkpoints: Path
+) -> "FineTuner":
+    """Return a Trainer that keeps the best checkpoint by validation and stops early.
+
+    `tokens`: those of the splits "train" and "validation" of `data`. `checkpoints`: the folder for them.
+    """
+    task, config, train = data.task, data.config, tokens["train"]
+    trackers.prepare(checkpoints.parent, config)
+    shorten = task.shorten(tokenizer, config, SHORT_LENGTH) if config.length_warmup else None
+    trainer = FineTuner(
+        model=model,
+        args=training_arguments(task, config, checkpoints),
+        train_dataset=TrainingRows(train, task.augment(tokenizer, config), shorten),
+        eval_dataset=tokens["validation"],
+        data_collator=partial(task.collate, tokenizer=tokenizer, config=config),
+        processing_class=tokenizer,
+    )
+    trainer.set_up(data)
+    trainer.remove_callback(PrinterCallback)
+    for callback in (
+        _GiveBackMemory(),
+        progress.Training(trainer, chosen_metric(task, config)),
+        trackers.Settings(checkpoints.parent, config, lambda: trainer.callback_handler.callbacks),
+        trainer.keeper,
+    ):
+        trainer.add_callback(callback)
+    if cuda_graphs.apply_to(task, config):
+        trainer.add_callback(cuda_graphs.Graphs(trainer))
+    if config.early_stopping_patience:
+        trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
+    return trainer
+
+
+def training_arguments(task: Task, config: Config, checkpoints: Path) -> TrainingArguments:
+    """Return the Trainer's settings for `config`."""
+    metric = chosen_metric(task, config)
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        num_train_epochs=config.num_train_epochs,
+        per_device_train_batch_size=config.batch_size,  # of all processes together, see `FineTuner.get_train_dataloader`
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        eval_strategy=config.eval_strategy,
+        eval_steps=config.eval_steps,
+        save_strategy=config.eval_strategy,
+        save_steps=config.save_steps or config.eval_steps,
+        save_total_limit=2,  # and the best: the one before is complete while the next is written
+        load_best_model_at_end=True,
+        metric_for_best_model=metric.name,
+        greater_is_better=metric.better == "higher",
+        restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
+        logging_steps=0.05,
+        disable_tqdm=True,  # progress.py has its own
+        label_names=[],  # validation computes the task's statistics, not the Trainer's loss
+        eval_do_concat_batches=False,  # concatenating after each batch is quadratic in the rows
+        seed=config.seed,
+        report_to=config.report_to.split(","),
+        run_name=checkpoints.parent.name,
+        ddp_find_unused_parameters=False,
+        **machine_arguments(config),
+    )
+
+
+class FineTuner(Trainer):
+    """The Trainer on the steps of batches.py, with the task's loss and metrics.
+
+    The Trainer's own sampler draws from a generator that a resumed run finds in another state. What depends on the number of steps is
+    computed from `args`, which a search sets anew for each trial.
+    """
+
+    def set_up(self, data: Data) -> None:
+        """Take over what the task and the data decide. `self` is already built from the Trainer's arguments."""
+        self.data, self.task, self.config, self.keeper = data, data.task, data.config, Keeper()
+        self.loss_of = self.task.loss_function(data.train.labels, len(data.label_names), self.config)
+        self.compute_loss_func = self._loss_of_step
+
+    def _loss_of_step(self, outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
+        """Return this forward pass's part of the step's mean loss: passes and processes may hold unequal numbers of rows."""
+        return self.loss_of(outputs.logits, labels) / num_items_in_batch
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return AdamW, with the larger learning rate of LoRA's B that `loraplus_lr_ratio` asks for."""
+        if self.config.loraplus_lr_ratio == 1 or self.optimizer is not None:
+            return super().create_optimizer(model)
+        self.optimizer = create_loraplus_optimizer(
+            self.model,
+            torch.optim.AdamW,
+            lr=self.args.learning_rate,
+            loraplus_lr_ratio=self.config.loraplus_lr_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+        )
+        return self.optimizer
+
+    # --- steps -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def rows_per_step(self) -> int:
+        return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(training examples,) tokens that are read of each."""
+        return np.minimum(self.train_dataset.tokens.lengths, self.config.max_length)
+
+    @property
+    def by_length(self) -> bool:
+        return self.config.padding == "longest"
+
+    def count_all_steps(self) -> int:
+        """Return the number of steps of the run, as the Trainer computes it: a part of an epoch counts as such."""
+        return math.ceil(self.args.num_train_epochs * count_steps(len(self.train_dataset), self.rows_per_step))
+
+    def short_steps(self) -> range:
+        return short_steps(self.count_all_steps(), self.config.length_warmup if self.train_dataset.shorten else 0.0)
+
+    def _prepare_input(self, data):
+        """Copy a batch to the GPU without waiting until the GPU has finished its work."""
+        if isinstance(data, torch.Tensor) and self.args.device.type == "cuda":
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
+        """Count on the CPU if there is one process: a copy to the GPU would wait likewise."""
+        return super()._get_num_items_in_batch(batch_samples, device if self.args.world_size > 1 else torch.device("cpu"))
+
+    def get_train_dataloader(self) -> DataLoader:
+        args = self.args
+        batches = Batches(
+            self.lengths,
+            size=self.rows_per_step,
+            seed=args.seed,
+            by_length=self.by_length,
+            mixed=self.task.mixed_lengths,
+            passes=args.gradient_accumulation_steps,
+            processes=args.world_size,
+            process=args.process_index,
+            epoch=lambda: self.state.global_step // (len(batches) // args.gradient_accumulation_steps),
+        )
+        return DataLoader(
+            replace(self.train_dataset, short=self.short_steps()),
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            pin_memory=args.dataloader_pin_memory,
+            num_workers=args.dataloader_num_workers,
+        )
+
+    def work_of_steps(self) -> np.ndarray:
+        """Return what the time of each step of the run is proportional to, (steps,)."""
+        lengths, limit = self.lengths, self.config.max_length
+        steps = steps_of_epoch(lengths, self.rows_per_step, self.args.seed, 0, self.by_length, self.task.mixed_lengths)
+        longest = [lengths[rows].max() if self.by_length else limit for rows in steps]
+        rows = np.array([len(rows) for rows in steps])
+        full, short = (rows * progress.work(np.minimum(longest, most)) for most in (limit, SHORT_LENGTH))
+        number = np.arange(math.ceil(self.args.num_train_epochs) * len(steps))
+        return np.where(np.isin(number, self.short_steps()), short[number % len(steps)], full[number % len(steps)])
+
+    # --- validation ------------------------------------------------------------------------------------------------------
+
+    def evaluate(self, *_, **__) -> dict[str, float]:
+        """Return the task's metrics on the validation rows, with the Trainer's prefix `eval_`."""
+        started = time.perf_counter()
+        predictor = Predictor(self.task, self.model, self.processing_class, self.config, show_progress=False, trainer=self)
+        predictions = self.task.validate(predictor, self.eval_dataset)
+        statistics = self.task.statistics(predictions, self.data.validation, {})
+        sums = {name: values.sum(axis=0) for name, values in statistics.items()}
+        metrics = {f"eval_{metric.name}": float(metric.value(sums)) for metric in self.task.metrics}
+        metrics["eval_runtime"] = time.perf_counter() - started
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class _GiveBackMemory(TrainerCallback):
+    """Freed memory that is kept from step to step becomes fragmented where steps differ in size, and grows."""
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        if state.global_step % STEPS_BETWEEN_TRIMS == 0:
+            give_back_freed_memory()
+
+
+def train(trainer: FineTuner) -> float:
+    """Train, from the last checkpoint if there is one, until the model holds the best checkpoint's weights.
+
+    Return the seconds of training, those before an interruption included.
+    """
+    if checkpoint := last_complete(Path(trainer.args.output_dir)):
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:  # only the end was missing
+            trainer.state = state
+            trainer.keeper.on_train_begin(trainer.args, state, trainer.control)
+            trainer._load_best_model()
+            return trainer.keeper.seconds_before
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer.keeper.seconds()
+
+
+def best_validation(trainer: FineTuner) -> dict[str, float]:
+    """Return the validation metrics of the checkpoint that was kept, and its step."""
+    step = trainer.state.best_global_step
+    log = [entry for entry in trainer.state.log_history if entry["step"] == step and "eval_loss" in entry][-1]
+    return {"step": step} | {metric.name: log[f"eval_{metric.name}"] for metric in trainer.task.metrics}

@@ -1,0 +1,53 @@
+"""Which words decided a text's label, by integrated gradients."""
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from config import Config
+from finetuning.data.tokens import special_tokens, truncate
+
+STEPS = 32  # of the numerical integral
+
+
+def explain(model: PeftModel, tokenizer: PreTrainedTokenizerBase, text: str, config: Config) -> list[tuple[str, float]]:
+    """Return (word, contribution) in the order of the text, for the words that the model reads.
+
+    Contributions are integrated gradients (arXiv 1703.01365) of the label's logit minus the mean of the others, along the way from
+    padding to the text. Together with those of the special tokens they sum to the change that the text makes. Positive ones speak for
+    the label that the text gets.
+    """
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    first, last = special_tokens(tokenizer)
+    kept = truncate(list(range(len(encoded["input_ids"]))), config.max_length, config.truncation, first, last)
+    ids = torch.tensor([encoded["input_ids"][i] for i in kept], device=model.device)
+    contributions = _integrated_gradients(model, ids, _blank(ids, tokenizer.pad_token_id, first, last))
+    words = {}
+    for position, contribution in zip(kept, contributions, strict=True):
+        if (word := encoded.word_ids()[position]) is not None:
+            start, end = encoded["offset_mapping"][position]
+            so_far = words.get(word, (start, end, 0.0))
+            words[word] = (so_far[0], end, so_far[2] + contribution)
+    return [(text[start:end], contribution) for start, end, contribution in words.values()]
+
+
+def _blank(ids: torch.Tensor, pad_token_id: int, first: int, last: int) -> torch.Tensor:
+    """Return padding in place of the ids, (tokens,), with the special tokens kept."""
+    blank = torch.full_like(ids, pad_token_id)
+    blank[:first], blank[len(ids) - last :] = ids[:first], ids[len(ids) - last :]
+    return blank
+
+
+def _integrated_gradients(model: PeftModel, ids: torch.Tensor, blank: torch.Tensor) -> list[float]:
+    """Return the contribution of each of `ids`, (tokens,)."""
+    embed = model.get_input_embeddings()
+    end, start = embed(ids).detach().float(), embed(blank).detach().float()
+    fraction = (torch.arange(STEPS, device=ids.device) + 0.5) / STEPS
+    points = (start + fraction[:, None, None] * (end - start)).requires_grad_()
+    with torch.no_grad():
+        label = int(model(input_ids=ids[None]).logits.argmax())
+    mask = torch.ones(STEPS, len(ids), dtype=torch.long, device=ids.device)
+    logits = model(inputs_embeds=points.to(embed.weight.dtype), attention_mask=mask).logits
+    others = [i for i in range(logits.shape[1]) if i != label]
+    (gradient,) = torch.autograd.grad((logits[:, label] - logits[:, others].mean(dim=1)).sum(), points)
+    return (gradient.float().mean(dim=0) * (end - start)).sum(dim=-1).tolist()

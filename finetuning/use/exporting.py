@@ -1,0 +1,223 @@
+"""Exports of a run: merged into its base model, as ONNX, with 8-bit weights; each compared with the run's model."""
+
+import importlib.util
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from finetuning.data.splits import Data, Split, load_data, stratified
+from finetuning.data.tokens import encode
+from finetuning.disk import write_json
+from finetuning.errors import UserError
+from finetuning.model.base import load, save_tokenizer
+from finetuning.results import cards, metrics
+from finetuning.results.run_folder import ADAPTER_FILES, Run, check_same_data, find_base_model, load_predictor
+from finetuning.training.prediction import Predictor
+
+ONNX = ("onnx", "onnxscript", "onnxruntime")
+NEEDED_LIBRARIES = {"merged": (), "onnx": ONNX, "int8": ONNX, "ctranslate2": ("ctranslate2",), "ctranslate2-int8": ("ctranslate2",)}
+LARGEST_DIFFERENCE = 1e-3  # of a logit, in float32
+BATCH_SIZE = 16
+
+
+def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
+    """Write the exports and export.json into the run's folder `export`; return what it says of each, the run's model first.
+
+    Without `formats` it is all that the task knows. All are compared with the run's model on `n` rows of the test split, in float32. One
+    that does not agree (`agrees` is false) is not written. Raise `UserError` for a missing library, or an export that exists already.
+    """
+    formats = tuple(formats or run.task.export_formats)
+    _check(run, formats)
+    folder, partial = run.folder / "export", run.folder / "export.partial"
+    data = load_data(run.task, run.config, run.origins["dataset"])
+    check_same_data(run.folder, data)
+    strata = pd.DataFrame({"stratum": run.task.strata(data.test.labels)})
+    test = data.test.select(stratified(strata, min(n, len(data.test)), run.config.split_seed).index)
+
+    source = find_base_model(run)
+    in_float32 = replace(run, config=replace(run.config, precision="float32", eval_batch_size=BATCH_SIZE))
+    predictor = load_predictor(in_float32, source, show_progress=False)
+    comparison = _Comparison(run, predictor, test)
+    comparison.add("run", predictor.model, run.folder / "adapter" / ADAPTER_FILES[1])
+    comparison.time_usual(load_predictor(run, source, show_progress=False))
+
+    shutil.rmtree(partial, ignore_errors=True)
+    _write_merged(predictor, run, source.path, partial / "merged")
+    plain = load(run.task, partial / "merged", attn_implementation="eager").eval()
+    if "merged" in formats:
+        comparison.add("merged", plain, partial / "merged" / "model.safetensors")
+    if {"onnx", "int8"} & {*formats}:
+        write_onnx(plain, comparison.input_names, partial / "model.onnx")
+    if "onnx" in formats:
+        comparison.add("onnx", OnnxModel(partial / "model.onnx"), partial / "model.onnx")
+    if "int8" in formats:
+        from onnxruntime.quantization import quantize_dynamic
+
+        quantize_dynamic(partial / "model.onnx", partial / "model.int8.onnx", per_channel=True)
+        comparison.add("int8", OnnxModel(partial / "model.int8.onnx"), partial / "model.int8.onnx")
+    exporters = run.task.exporters()
+    for name in [name for name in formats if name in exporters]:
+        model = exporters[name](partial / "merged", partial / name, predictor.tokenizer)
+        comparison.add(name, model, partial / name / "model.bin")
+
+    _remove_unwanted(partial, {result["format"] for result in comparison.results if result.get("agrees")})
+    content = _record(comparison, data, test)
+    write_json(partial / "export.json", content)
+    if (partial / "merged").is_dir():
+        cards.of_export(run, source.name, content).save(partial / "merged" / "README.md")
+    partial.rename(folder)
+    return comparison.results
+
+
+def _check(run: Run, formats: tuple[str, ...]) -> None:
+    if unknown := [name for name in formats if name not in run.task.export_formats]:
+        known = ", ".join(run.task.export_formats)
+        raise UserError(f"--formats {' '.join(unknown)}: {run.config.task} is exported as {known} only")
+    libraries = {library for name in formats for library in NEEDED_LIBRARIES[name]}
+    if missing := sorted(library for library in libraries if not importlib.util.find_spec(library)):
+        raise UserError(f"--formats {' '.join(formats)}: {', '.join(missing)} missing: pip install -r requirements-extras.txt")
+    if run.config.quantization != "none":
+        raise UserError(f"{run.folder}: an adapter to weights of {run.config.quantization} can't be merged into them without loss")
+    if (run.folder / "export").exists():
+        raise UserError(f"{run.folder / 'export'} exists already; remove it to export again")
+
+
+class _Comparison:
+    """Measures models on the same rows; the first is the run's, with which the others are compared."""
+
+    def __init__(self, run: Run, predictor: Predictor, test: Split) -> None:
+        self.run, self.predictor, self.test = run, predictor, test
+        self.tokens = encode(run.task, test, predictor.tokenizer, run.config)
+        self.input_names = [*self.tokens.unlabelled().inputs.column_names, "attention_mask"]
+        self.temperature = run.calibration.get("temperature", 1.0)  # the exports have it in their weights
+        self.metric, self.results = run.task.metrics[0], []
+
+    def add(self, name: str, model: torch.nn.Module, file: Path) -> None:
+        """Predict with a model; `file` holds its weights."""
+        task, started = self.run.task, time.perf_counter()
+        predictor = Predictor(task, model, self.predictor.tokenizer, self.predictor.config, show_progress=False)
+        predictions = task.predict(predictor, self.tokens)
+        seconds = time.perf_counter() - started
+        calibration = self.run.calibration
+        if self.results and "temperature" in calibration:
+            calibration = calibration | {"temperature": 1.0}
+        statistics = task.statistics(predictions, self.test, calibration)
+        decisions = task.decide(predictions, calibration)
+        result = {"format": name, "rows_per_s": len(self.test) / seconds, "mib": file.stat().st_size / 2**20}
+        result[self.metric.name] = metrics.value(self.metric, statistics)
+        if self.results:
+            result |= self._agreement(name, predictions, statistics, decisions)
+        else:
+            self.reference, self.reference_statistics, self.reference_decisions = predictions, statistics, decisions
+        self.results.append(result)
+
+    def _agreement(self, name: str, predictions, statistics, decisions) -> dict:
+        """Return how far a model agrees with the run's.
+
+        8-bit weights may cost the fraction `int8_tolerance` of the first metric. They disagree if they certainly cost more: if the 95 %
+        interval of the paired difference is all above it. Other formats differ by rounding only.
+        """
+        result = {}
+        if len(decisions):
+            pairs = zip(decisions, self.reference_decisions, strict=True)
+            result["equal_labels"] = float(np.mean([np.array_equal(a, b) for a, b in pairs]))
+        pairs = zip(predictions, self.reference, strict=True)
+        result["largest_difference"] = max(float(abs(a - b / self.temperature).max()) for a, b in pairs)
+        if "int8" not in name:
+            return result | {"agrees": result["largest_difference"] <= LARGEST_DIFFERENCE}
+        difference = metrics.difference(self.metric, [self.reference_statistics], [statistics])
+        low, high = difference["difference_ci95"] or [difference["difference"]] * 2
+        loss = low if self.metric.better == "higher" else -high
+        allowed = self.run.task.int8_tolerance * abs(self.results[0][self.metric.name])
+        return result | {f"{self.metric.name}_difference_ci95": [low, high], "agrees": loss <= allowed}
+
+    def time_usual(self, predictor: Predictor) -> None:
+        """Measure how fast predict.py is with the run's model: its own precision and batch size."""
+        started = time.perf_counter()
+        self.run.task.predict(predictor, self.tokens)
+        self.results[0]["rows_per_s_usual"] = len(self.test) / (time.perf_counter() - started)
+
+
+def _write_merged(predictor: Predictor, run: Run, source_path: str, folder: Path) -> None:
+    """Merge the adapter into the base model, the temperature into its last layer, and save it for plain transformers."""
+    merged = predictor.model.merge_and_unload().eval()
+    if "temperature" in run.calibration:
+        _divide_logits(merged, run.calibration["temperature"])
+    if run.config.problem_type:  # a pipeline chooses softmax or sigmoid by it
+        merged.config.problem_type = run.config.problem_type
+    extra = run.task.extra_export_weights(source_path, merged)
+    merged.save_pretrained(folder, state_dict=merged.state_dict() | extra)
+    save_tokenizer(predictor.tokenizer, run.task, run.config, folder)
+
+
+def _divide_logits(model: torch.nn.Module, temperature: float) -> None:
+    """Divide the weights of the last layer, so that its logits are those that predict.py makes probabilities of."""
+    *_, head = (layer for layer in model.modules() if isinstance(layer, torch.nn.Linear))
+    with torch.no_grad():
+        for weights in head.parameters():
+            weights /= temperature
+
+
+def _remove_unwanted(partial: Path, wanted: set[str]) -> None:
+    """Delete what was needed on the way, or does not agree."""
+    files = {"merged": "merged", "onnx": "model.onnx", "int8": "model.int8.onnx"}
+    files |= {name: name for name in ("ctranslate2", "ctranslate2-int8")}
+    for path in (partial / file for name, file in files.items() if name not in wanted):
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+
+
+def _record(comparison: _Comparison, data: Data, test: Split) -> dict:
+    about = {"rows": len(test), "split": data.test_split, "label_names": data.label_names, "metric": comparison.metric.name}
+    return about | {"exports": comparison.results}
+
+
+def files_for_the_hub(folder: Path) -> dict[str, Path]:
+    """Return the files of exports by their places in a repository of the Hub: the merged model's on top, ONNX in a folder."""
+    others = {"onnx/model.onnx": folder / "model.onnx", "onnx/model_int8.onnx": folder / "model.int8.onnx"}
+    others |= {f"{file.parent.name}/{file.name}": file for file in folder.glob("ctranslate2*/*")}
+    merged = {file.name: file for file in (folder / "merged").iterdir()}
+    return merged | {place: file for place, file in others.items() if file.is_file()}
+
+
+class OnnxModel(torch.nn.Module):
+    """A session of ONNX Runtime in place of a model."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        super().__init__()
+        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None) -> dict:
+        batch = dict(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+        (logits,) = self.session.run(["logits"], {name: ids.cpu().numpy() for name, ids in batch.items() if ids is not None})
+        return {"logits": torch.from_numpy(logits)}
+
+
+def write_onnx(model: torch.nn.Module, input_names: list[str], path: Path) -> None:
+    """Write a model as ONNX, for any number of rows and tokens."""
+    example = {name: torch.ones(2, 16, dtype=torch.long) for name in input_names}
+    logging.disable(logging.WARNING)  # the exporter's advice is about other kinds of models
+    warnings.simplefilter("ignore", FutureWarning)
+    sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    torch.onnx.export(
+        model,
+        kwargs=example,
+        f=path,
+        input_names=input_names,
+        output_names=["logits"],
+        dynamic_shapes=dict.fromkeys(input_names, sizes),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
