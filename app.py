@@ -6,6 +6,7 @@
 Needs requirements-extras.txt. As a Space on the Hub it runs unchanged, with the run folder beside it.
 """
 
+import functools
 from pathlib import Path
 
 from finetuning.cli import Parser, exit_cleanly
@@ -38,7 +39,7 @@ def main() -> None:
     components = {
         "label": gradio.Label,
         "highlight": gradio.HighlightedText,
-        "text": lambda label: gradio.Textbox(label=label, lines=5),
+        "text": functools.partial(gradio.Textbox, lines=5),
         "json": gradio.JSON,
     }
 
@@ -52,7 +53,7 @@ def main() -> None:
         gradio.Markdown(f"# {run.folder.name}\n`{run.record['model']['name']}`, {METHODS[run.config.method]}.")
         text = gradio.Textbox(label="Text", lines=5, max_lines=12)
         button = gradio.Button("Go", variant="primary")
-        outputs = [components[kind](label=caption) for kind, caption in run.task.widget_kinds()]
+        outputs = [components[kind](label=caption, elem_id=kind) for kind, caption in run.task.widget_kinds()]
         gradio.Examples([*run.task.examples], text)
         button.click(answer, text, outputs)
     page.launch()

@@ -58,8 +58,7 @@ def main() -> None:
     evaluated = Evaluation(predictions, data.test, encoded.lengths, data.label_names, run.calibration, run.config)
     evaluated, statistics = evaluation.measure(task, evaluated)
     evaluated.metrics.update(evaluation.describe(run, model_source, data, seconds))
-    if samples := task.samples(predictor, data.test):
-        evaluated.metrics["samples"] = samples
+    evaluated.metrics.update(task.more_details(predictor, data.test))
     sections = evaluation.write(run, evaluated, statistics)
     console.show_metrics(run.folder, task, evaluated.metrics, sections)
     trackers.send_test(run.folder, run.config, evaluated.metrics)

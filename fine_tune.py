@@ -42,7 +42,7 @@ def main() -> None:
     if arguments.resume:
         run = run_folder.reopen(Path(arguments.resume), tasks.pick)
         folder, config, origins = run.folder, run.config, run.origins
-    task = tasks.pick(config)
+    task = tasks.pick(config, arguments.given)
     model_source = sources.find_model(config.model_name, origins["model"])
     base.read_model_config(task, model_source, config)
     if not arguments.resume:
@@ -77,10 +77,10 @@ def main() -> None:
         seconds = trainer.train(fine_tuner)
 
     # Calibrate on validation, and save.
-    predictor = Predictor(task, model, tokenizer, config)
+    predictor, metric = Predictor(task, model, tokenizer, config), trainer.chosen_metric(task, config)
     predictions = task.validate(predictor, encoded["validation"])
     best = trainer.best_validation(fine_tuner) | {
-        "ci95": metrics.interval(task.metrics[0], task.statistics(predictions, data.validation, {})),
+        "ci95": metrics.interval(metric, task.statistics(predictions, data.validation, {})),
         "n": len(data.validation),
         "split": data.validation_split,
     }
@@ -95,7 +95,7 @@ def main() -> None:
         "log_history": fine_tuner.state.log_history,
     }
     run_folder.finish_run(folder, predictor, model_source.name, record)
-    console.show_trained(folder, task, best, seconds)
+    console.show_trained(folder, metric, best, seconds)
 
 
 if __name__ == "__main__":

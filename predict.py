@@ -23,7 +23,7 @@ from finetuning.errors import UserError
 ENGINE = (
     "for labels and entities on a CPU; auto: OpenVINO if it is installed, from 1,500 texts on; int8: twice as fast, some labels differ"
 )
-CONTEXT = "entities: read each row alone, or with its neighbours; not given: as in training, and alone for texts given as arguments"
+CONTEXT = "entities: read each row alone, or with its neighbours; not given: as in training, and alone if it is not a row of a --file"
 TASK_OPTIONS = ("max_new_tokens", "temperature", "top_p", "seed", "num_beams", "context")
 
 
@@ -51,8 +51,8 @@ def main() -> None:
         if engine != "torch":
             print(f"engine {engine} (--engine torch: as the run was evaluated)", file=sys.stderr)
         options = {name: getattr(arguments, name) for name in TASK_OPTIONS if getattr(arguments, name) is not None}
-        if arguments.texts and "context" in run.task.options:
-            options.setdefault("context", "sentence")  # unlike the rows of a file they are no neighbours
+        if not arguments.file and "context" in run.task.options:
+            options.setdefault("context", "sentence")  # only the rows of a file are neighbours
         answers = predicting.Answers(run, engine, **options)
         if arguments.out:
             predicting.write_file(answers.add_to(rows, columns, show_progress=True), arguments.out)

@@ -2,30 +2,103 @@
 
     python benchmarks/engines.py outputs/RUN --name two-cores
 
-RUN is a run of text classification. Its test texts are labelled, or the first `--rows` of them, from words to labels, loading and
-building left out. Labels are compared with those of PyTorch in float32. Then texts are asked one at a time, as predict.py asks them,
-and a process each. Writes results/engines-NAME.json.
+RUN is a run of text classification. Its test texts are labelled, or the first `--rows` of them, from words to labels, without the time
+to load and build. Labels are compared with those of PyTorch in float32. Then texts are asked one at a time, as predict.py asks them,
+and one per process. Writes results/engines-NAME.json.
 """
 
 import argparse
 import functools
 import importlib.metadata
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from timeit import timeit
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+from common import ROOT, machine_file, python, save
 
-WARM = 64  # texts before the clock starts
+WARM_UP_TEXTS = 64
 ALONE = (20, 100, 400)  # tokens of the texts that are asked one at a time
-TIMES = 100  # so many of each
+TEXTS_ALONE = 100  # of each length
 PROCESSES = 5  # each asked one text
+
+Labeller = Callable[[list[str]], list[str]]
+
+
+def ours(run, engine: str = "torch", model=None) -> Labeller:
+    """Return what labels texts as predict.py does, with another model in place of the run's if one is given."""
+    from finetuning.use.predicting import load_engine
+
+    predictor = load_engine(run, engine)
+    predictor.model = model or predictor.model
+    return lambda texts: run.task.answers(predictor, {"text": texts}, run.label_names, run.calibration)["prediction"]
+
+
+def pipeline(folder: Path, max_length: int) -> Labeller:
+    """Return what labels texts by transformers' pipeline."""
+    from transformers import pipeline
+
+    classify = pipeline("text-classification", model=str(folder), device=-1)
+    return lambda texts: [answer["label"] for answer in classify(texts, batch_size=16, truncation=True, max_length=max_length)]
+
+
+def ways_of(run, folder: Path) -> dict[str, Callable[[], Labeller]]:
+    """Return by name functions that build what labels texts; the merged model and its ONNX files are written to `folder`."""
+    from onnxruntime.quantization import quantize_dynamic
+
+    from finetuning.results.run_folder import find_base_model, load_predictor
+    from finetuning.use.exporting import OnnxModel, write_onnx
+
+    exact = replace(run, config=replace(run.config, precision="float32"))
+    in_eights = replace(run, config=replace(run.config, eval_batch_size=8))
+    predictor = load_predictor(exact, find_base_model(run))
+    merged, files = predictor.model.merge_and_unload().eval(), {bits: folder / f"{bits}.onnx" for bits in ("float32", "int8")}
+    merged.set_attn_implementation("sdpa")
+    for part in (merged, predictor.tokenizer):
+        part.save_pretrained(folder / "merged")
+    write_onnx(merged, ["input_ids", "attention_mask"], files["float32"])
+    quantize_dynamic(files["float32"], files["int8"], per_channel=True)
+    return {
+        "ours, float32": lambda: ours(exact),
+        "transformers' pipeline, batches of 16": lambda: pipeline(folder / "merged", run.config.max_length),
+        "ONNX Runtime, float32, batches of 8": lambda: ours(in_eights, model=OnnxModel(files["float32"])),
+        "ONNX Runtime, 8 bits (dynamic), batches of 8": lambda: ours(in_eights, model=OnnxModel(files["int8"])),
+        "ours (--engine torch)": lambda: ours(run),
+        "OpenVINO (--engine openvino)": lambda: ours(run, "openvino"),
+        "OpenVINO, 8 bits (--engine int8)": lambda: ours(run, "int8"),
+    }
+
+
+def compare(ways: dict[str, Callable[[], Labeller]], texts: list[str], actual: np.ndarray) -> list[dict]:
+    """Return each way's speed, accuracy, and the fraction of labels that are those of the first way."""
+    results, reference = [], None
+    for way, build in ways.items():
+        started = time.perf_counter()
+        label = build()
+        label(texts[:WARM_UP_TEXTS])
+        built = time.perf_counter()
+        labels = np.array(label(texts))
+        result = {"texts_per_s": len(texts) / (time.perf_counter() - built), "seconds_to_build": built - started}
+        reference = labels if reference is None else reference
+        result |= {"accuracy": float((labels == actual).mean()), "equal_labels": float((labels == reference).mean())}
+        results.append({"way": way} | result)
+        print(f"{way:<46}" + "   ".join(f"{name} {value:.4g}" for name, value in result.items()), flush=True)
+    return results
+
+
+def time_alone(label: Labeller, texts: list[str], tokenizer) -> dict[int, dict[str, float]]:
+    """Return by number of tokens the milliseconds that one text takes, the median and the 95th percentile."""
+    ids, times = tokenizer(" ".join(texts), add_special_tokens=False)["input_ids"], {}
+    for n in ALONE:
+        pieces = [tokenizer.decode(ids[i * n : (i + 1) * n]) for i in range(TEXTS_ALONE)]
+        label(pieces[:1])
+        milliseconds = [1000 * timeit(functools.partial(label, [text]), number=1) for text in pieces]
+        times[n] = dict(zip(("p50_ms", "p95_ms"), np.percentile(milliseconds, [50, 95]).tolist(), strict=True))
+    return times
 
 
 def main() -> None:
@@ -35,97 +108,38 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     arguments = parser.parse_args()
 
-    import numpy as np
     import torch
-    from datasets import Dataset
-    from transformers import pipeline
 
-    from finetuning import console
-    from finetuning.data import splits as data
-    from finetuning.results import run_folder
-    from finetuning.tasks.text_classification import clean
-    from finetuning.use import exporting
-    from finetuning.use import predicting as labelling
+    from finetuning import console, tasks
+    from finetuning.data.splits import load_data
+    from finetuning.data.text import clean
+    from finetuning.model.base import load_tokenizer
+    from finetuning.results.run_folder import find_base_model, open_run
 
     console.quiet_libraries()
-    run = run_folder.open_run(arguments.run)
-    exact = replace(run, config=replace(run.config, precision="float32"))
-    rows = data.load_data(run.config, run.record["dataset"]["origin"])
-    test = rows.test.select(np.random.default_rng(0).permutation(len(rows.test))[: arguments.rows])
-    texts, gold = clean(test.columns()["text"]), np.array([rows.label_names[i] for i in test.labels])
-
-    def labeller(of, using: str = "torch"):
-        made = labelling.Labeller(of, using)
-        return lambda some: made.answer(Dataset.from_dict({"text": some}), {"text": "text"})["prediction"]
-
-    def onnx(file: Path, batch: int):
-        made = labelling.Labeller(replace(run, config=replace(run.config, eval_batch_size=batch)))
-        made.model = exporting._Onnx(file)
-        return lambda some: made.answer(Dataset.from_dict({"text": some}), {"text": "text"})["prediction"]
-
-    def plain(folder: Path):
-        made = pipeline("text-classification", model=str(folder), device=-1)
-        return lambda some: [one["label"] for one in made(some, batch_size=16, truncation=True, max_length=run.config.max_length)]
-
-    found = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model, tokenizer, _ = run_folder.load_model(exact)
-        merged = model.merge_and_unload().eval()
-        merged.set_attn_implementation("sdpa")
-        for part in (merged, tokenizer):
-            part.save_pretrained(folder / "merged")
-        exporting._write_onnx(merged.eval(), ["input_ids", "attention_mask"], folder / "model.onnx")
-        from onnxruntime.quantization import quantize_dynamic
-
-        quantize_dynamic(folder / "model.onnx", folder / "model.int8.onnx", per_channel=True)
-        ways = {
-            "ours, float32": lambda: labeller(exact),
-            "transformers' pipeline, batches of 16": lambda: plain(folder / "merged"),
-            "ONNX Runtime, float32, batches of 8": lambda: onnx(folder / "model.onnx", 8),
-            "ONNX Runtime, 8 bits (dynamic), batches of 8": lambda: onnx(folder / "model.int8.onnx", 8),
-            "ours (--engine torch)": lambda: labeller(run),
-            "OpenVINO (--engine openvino)": lambda: labeller(run, "openvino"),
-            "OpenVINO, 8 bits (--engine int8)": lambda: labeller(run, "int8"),
-        }
-        reference = None
-        for way, build in ways.items():
-            started = time.perf_counter()
-            label = build()
-            label(texts[:WARM])
-            built = time.perf_counter() - started
-            started = time.perf_counter()
-            labels = np.array(label(texts))
-            seconds = time.perf_counter() - started
-            reference = labels if reference is None else reference
-            about = {"texts_per_s": len(texts) / seconds, "seconds_to_build": built, "accuracy": float((labels == gold).mean())}
-            about["equal_labels"] = float((labels == reference).mean())
-            found.append({"way": way, **about})
-            print(f"{way:<46}" + "   ".join(f"{name} {value:.4g}" for name, value in about.items()), flush=True)
-    label, ids = labeller(run), tokenizer(" ".join(texts), add_special_tokens=False)["input_ids"]
-    alone = {}
-    for n in ALONE:
-        pieces = [tokenizer.decode(ids[i * n : (i + 1) * n]) for i in range(TIMES)]
-        label(pieces[:1])
-        p50, p95 = np.percentile([1000 * timeit(functools.partial(label, [text]), number=1) for text in pieces], [50, 95])
-        alone[n] = {"p50_ms": float(p50), "p95_ms": float(p95)}
-    command = [sys.executable, str(ROOT / "predict.py"), "--run", str(arguments.run), "A film to remember."]
-    first = statistics.median(
-        timeit(lambda: subprocess.run(command, check=True, capture_output=True), number=1) for _ in range(PROCESSES)
-    )
+    run = open_run(arguments.run, tasks.pick)
+    data = load_data(run.task, run.config, run.origins["dataset"])
+    test = data.test.select(np.random.default_rng(0).permutation(len(data.test))[: arguments.rows])
+    texts, actual = clean(test.columns()["text"]), np.array(data.label_names)[test.labels]
+    with tempfile.TemporaryDirectory() as folder:
+        ways = compare(ways_of(run, Path(folder)), texts, actual)
+    alone = time_alone(ours(run), texts, load_tokenizer(run.task, find_base_model(run), run.config))
+    command = [str(ROOT / "predict.py"), "--run", str(arguments.run), "A film to remember."]
+    first = statistics.median(timeit(lambda: python(*command), number=1) for _ in range(PROCESSES))
     print(f"one text alone: {alone}; from the start of the process to its label {first:.1f} s")
-    versions = {name: importlib.metadata.version(name) for name in ("openvino", "nncf", "onnxruntime")}
-    about = {
+    record = {
         "rows": len(texts),
-        "split": rows.test_split,
+        "split": data.test_split,
         "model": run.record["model"],
-        "dataset": rows.source.name,
-        "versions": versions,
+        "dataset": data.source.name,
+        "versions": {name: importlib.metadata.version(name) for name in ("openvino", "nncf", "onnxruntime")},
         "alone": alone,
         "seconds_to_first_label": first,
+        "max_length": run.config.max_length,
+        "threads": torch.get_num_threads(),
+        "ways": ways,
     }
-    record = about | {"max_length": run.config.max_length, "threads": torch.get_num_threads(), "ways": found}
-    run_folder.write_json(ROOT / "results" / f"engines-{arguments.name}.json", record | {"environment": run_folder.environment()})
+    save(machine_file("engines", arguments.name), record)
 
 
 if __name__ == "__main__":

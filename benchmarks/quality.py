@@ -68,12 +68,18 @@ def record_file(study: str, name: str, seed: int) -> Path:
     return RECORDS / study / f"{name.replace(', ', '_').replace(' ', '-')}-{seed}.json"
 
 
+def settings_of(study: str, name: str) -> dict:
+    """Return the settings of an experiment: those of fine_tune.py, but full-length texts from the first step on."""
+    settings = STUDIES[study].common | STUDIES[study].experiments[name]
+    return dict(dataset_name="stanfordnlp/imdb") | ({} if "task" in settings else dict(length_warmup=0.0)) | settings
+
+
 def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
     """Train one experiment with one seed, and return its record: what it reaches on the study's split, and each row's statistics."""
     from finetuning.results import evaluation, metrics, run_folder
 
-    settings = dict(dataset_name="stanfordnlp/imdb", length_warmup=0.0) | STUDIES[study].common | STUDIES[study].experiments[name]
-    settings |= dict(seed=seed) | (dict(dataset_name=str(Path(dataset_name).resolve())) if dataset_name else {})
+    settings = settings_of(study, name) | dict(seed=seed)
+    settings |= dict(dataset_name=str(Path(dataset_name).resolve())) if dataset_name else {}
     started, environment, split = time.perf_counter(), run_folder.environment(), STUDIES[study].split
     if settings.get("method") == TFIDF:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:  # so that its peak of memory is its own

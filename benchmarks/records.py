@@ -2,16 +2,12 @@
 
 import itertools
 import json
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
+from common import RESULTS
 from quality import record_file, statistics_of
 from studies import STUDIES
 
@@ -19,8 +15,6 @@ from config import Config
 from finetuning import tasks
 from finetuning.results import metrics
 from finetuning.task import Metric
-
-RESULTS = ROOT / "results"
 
 
 class Record(dict):
@@ -54,6 +48,15 @@ def experiments(*studies: str) -> list[Record]:
     return [record for record in records if record]
 
 
+def named(name: str) -> Record:
+    """Return results/NAME.json, or the experiment whose records are results/quality/NAME-SEED.json."""
+    if (file := RESULTS / f"{name}.json").exists():
+        return read(file)
+    study, _, stem = name.partition("/")
+    (found,) = (known for known in STUDIES[study].experiments if record_file(study, known, 0).stem == f"{stem}-0")
+    return experiment(study, found)
+
+
 def _mean(values: list):
     """Return the mean of numbers, also of those in lists and dictionaries; of other values the first."""
     first = values[0]
@@ -66,11 +69,8 @@ def _mean(values: list):
     return float(np.mean(values)) if isinstance(first, int | float) else first
 
 
-# --- fields of experiments -----------------------------------------------------------------------------------------------
-
-
 def metric_of(record: dict) -> Metric:
-    """Return the metric that the record's run was picked by."""
+    """Return the metric that the record's checkpoint was picked by."""
     settings = record.get("settings") or record["run"]["config"]
     task = tasks.pick(Config(task=settings.get("task", "text-classification"), problem_type=settings.get("problem_type")))
     name = settings.get("metric_for_best_model") or task.metrics[0].name
@@ -78,59 +78,60 @@ def metric_of(record: dict) -> Metric:
     return replace(metric, format=".2f") if name == "perplexity" else metric
 
 
-def in_points(metric: Metric) -> tuple[int, str]:
+def scale_of(metric: Metric) -> tuple[int, str]:
     """Return the factor and the format of differences: those of fractions are in points."""
     return (100, ".2f") if metric.format.endswith("%") else (1, metric.format)
 
 
-def reference_of(record: Record) -> Record | None:
+def reference(record: Record) -> Record | None:
     """Return the experiment that one is compared with, after `Study.reference`; None for that one itself."""
     study, _, start = STUDIES[record["study"]].reference.rpartition("/")
-    start = start.format(*record["experiment"].split(", "))
+    start = start.format(*record["parts"])
     others = [other for other in experiments(study or record["study"]) if start and other["experiment"].startswith(start)]
     return others[0] if others and others[0]["experiment"] != record["experiment"] else None
 
 
-def compared_with_reference(record: Record) -> dict:
-    """Return `metrics.difference` to the reference, of the seeds that both have; for BLEU also `p`. {} without a reference."""
-    metric, records = metric_of(record), (record, record["reference"])
-    if records[1] is None:
+def compared(record: Record) -> dict:
+    """Return `metrics.difference` to the reference, of the seeds that both have, with `p`, a value per seed. {} without a reference."""
+    metric, pair = metric_of(record), (record, record["reference"])
+    if pair[1] is None:
         return {}
-    seeds = {run["seed"] for run in records[0]["runs"]} & {run["seed"] for run in records[1]["runs"]}
-    statistics = statistics_of([run for each in records for run in each["runs"] if run["seed"] in seeds])
+    seeds = {run["seed"] for run in pair[0]["runs"]} & {run["seed"] for run in pair[1]["runs"]}
+    statistics = statistics_of([run for side in pair for run in side["runs"] if run["seed"] in seeds])
     a, b = statistics[: len(seeds)], statistics[len(seeds) :]
-    compared = metrics.difference(metric, a, b)
+    result = metrics.difference(metric, a, b)
+    result["p"] = result.pop("mcnemar_p", [])
     if metric.name == "bleu":  # as sacreBLEU's paired bootstrap test has it
         sizes = np.abs(metrics._resampled(metric, *a) - metrics._resampled(metric, *b))
-        compared["p"] = [(1 + np.sum(sizes - sizes.mean() > abs(compared["difference"]))) / (1 + len(sizes))]
-    return compared
+        result["p"] = [(1 + np.sum(sizes - sizes.mean() > abs(result["difference"]))) / (1 + len(sizes))]
+    return result
 
 
 def difference(record: Record) -> str:
     """Return the difference to the reference with its 95 % interval."""
-    if not (compared := record["compared"]):
+    if not (result := record["compared"]):
         return ""
-    factor, form = in_points(metric_of(record))
-    return "{} ({} to {})".format(*(f"{factor * n:+{form}}" for n in (compared["difference"], *compared["difference_ci95"])))
+    factor, form = scale_of(metric_of(record))
+    return "{} ({} to {})".format(*(f"{factor * n:+{form}}" for n in (result["difference"], *result["difference_ci95"])))
 
 
-def p_values(record: Record) -> str:
-    values = record["compared"].get("mcnemar_p") or record["compared"].get("p", [])
-    return ", ".join("< 0.001" if p < 0.001 else f"{p:.3f}" for p in values)
+def deviation(record: Record) -> float:
+    """Return the metric's standard deviation over seeds."""
+    metric = metric_of(record)
+    return scale_of(metric)[0] * float(np.std([run[metric.name] for run in record["runs"]], ddof=1))
 
 
 def score(record: Record) -> str:
     """Return the metric, its standard deviation over seeds, and its 95 % interval: the record's own, or that of the mean of seeds."""
     metric, runs = metric_of(record), record.get("runs", [record])
     low, high = record[f"{metric.name}_ci95"] if len(runs) == 1 else metrics.interval(metric, *statistics_of(runs))
-    spread = f" ± {record['deviation']:{in_points(metric)[1]}} over {len(runs)} seeds" if len(runs) > 1 else ""
+    spread = f" ± {record['deviation']:{scale_of(metric)[1]}} over {len(runs)} seeds" if len(runs) > 1 else ""
     return f"**{metric.show(record[metric.name])}**{spread} ({metric.show(low)} to {metric.show(high)})"
 
 
-def deviation(record: Record) -> float:
-    """Return the metric's standard deviation over seeds."""
-    metric = metric_of(record)
-    return in_points(metric)[0] * float(np.std([run[metric.name] for run in record["runs"]], ddof=1))
+def model_name(name: str, origin: str) -> str:
+    """Return the name of a model or data set without its folder; "" for scikit-learn's."""
+    return "" if origin == "scikit-learn" else Path(name).name + " (stand-in)" * (origin == "stand-in")
 
 
 def method(record: Record) -> str:
@@ -139,38 +140,10 @@ def method(record: Record) -> str:
     return f"{name}<br>{record['model_name']}".removesuffix("<br>")
 
 
-def trained(record: Record) -> str:
-    return f"{record['trainable_parameters']:,}" + (f" ({record['fraction']:.1%})" if record["fraction"] < 1 else "")
-
-
-def model_name(name: str, origin: str) -> str:
-    """Return the name of a model or data set without its folder; "" for scikit-learn's."""
-    return "" if origin == "scikit-learn" else Path(name).name + " (stand-in)" * (origin == "stand-in")
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
-
-
-# --- fields of machines' records -----------------------------------------------------------------------------------------
-
-
 def measured_on(record: Record) -> str:
     repeats = "each measured once" if record["repeats"] == 1 else f"medians of {record['repeats']} repeats"
     limit = np.median([row["matrix_product_tflops"] for row in record["rows"]])
     return f"{record['environment']['hardware']}, large bf16 matrix products {limit:.2f} TFLOP/s; {repeats}."
-
-
-def profiled(record: Record) -> str:
-    steps = (
-        f"{way} {step['kernels_per_step']:,} launches, {step['gpu_ms_per_step']} ms of the GPU"
-        for way, step in record["profile"].items()
-    )
-    return f"A step, mean of the first 20, whose texts are the longest: {'; '.join(steps)}."
-
-
-def one_text(record: Record) -> str:
-    return "; ".join(f"{n} tokens {time['p50_ms']:.0f} ms (p95 {time['p95_ms']:.0f})" for n, time in record["alone"].items())
 
 
 def by_way(record: Record) -> dict[str, dict[str, str]]:
@@ -178,15 +151,14 @@ def by_way(record: Record) -> dict[str, dict[str, str]]:
     ways = {}
     for run in record["runs"]:
         ways.setdefault(run["way"], []).append(run["marks"])
-    return {
-        way: {f"{target:.0%}": minutes_to(target, runs) for target in record["targets"]}
-        | {
+    for way, runs in ways.items():
+        last = [marks[-1] for marks in runs]
+        ways[way] = {f"{target:.0%}": minutes_to(target, runs) for target in record["targets"]} | {
             "way": way,
-            "ends": ", ".join(f"{marks[-1]['accuracy']:.2%}" for marks in runs),
-            "minutes": ", ".join(f"{marks[-1]['seconds'] / 60:.1f}" for marks in runs),
+            "ends": ", ".join(f"{mark['accuracy']:.2%}" for mark in last),
+            "minutes": ", ".join(f"{mark['seconds'] / 60:.1f}" for mark in last),
         }
-        for way, runs in ways.items()
-    }
+    return ways
 
 
 def minutes_to(target: float, runs: list[list[dict]]) -> str:
@@ -196,37 +168,36 @@ def minutes_to(target: float, runs: list[list[dict]]) -> str:
     return ", ".join(f"{marks[-1]['seconds'] / 60:.1f}" if marks else missed for marks in reached) if any(reached) else missed
 
 
-def gain_of_two_processes(record: Record) -> float:
-    one, two = (record["processes"][name]["train_reviews_per_s"] for name in ("one", "two"))
-    return two / one
-
-
 DERIVED = {
-    "score": score,
-    "score_in_lines": lambda record: record["score"].replace(" (", "<br>("),
-    "seeds": lambda record: ", ".join(metric_of(record).show(run[metric_of(record).name]) for run in record["runs"]),
-    "deviation": deviation,
-    "reference": reference_of,
-    "compared": compared_with_reference,
-    "difference": difference,
-    "p": p_values,
-    "difference_p": lambda record: record["difference"] and f"{record['difference']}<br>p {record['p']}",
-    "method": method,
-    "model_name": lambda record: model_name(record["model"], record["model_origin"]),
-    "data": lambda record: model_name(record["dataset"]["name"], record["dataset"]["origin"]),
-    "trained": trained,
-    "fraction": lambda record: record["trainable_parameters"] / record["total_parameters"],
-    "million_parameters": lambda record: record["total_parameters"] / 1e6,
-    "training_seconds": lambda record: record["seconds"]["training"],
-    "training_minutes": lambda record: record["training_seconds"] / 60,
-    "training": lambda record: duration(record["training_seconds"]),
-    "measured_on": measured_on,
-    "ways_of_gpu": lambda record: "; ".join(f"{way}: {about}" for way, about in record["steps"].items()),
-    "profile": lambda record: {},
-    "profiled": profiled,
-    "one_text": one_text,
-    "libraries": lambda record: ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
-    "by_way": by_way,
-    "trained_model": lambda record: model_name(*record["runs"][0]["model"].values()),
-    "gain_of_two_processes": gain_of_two_processes,
+    function.__name__: function for function in (reference, compared, difference, deviation, score, method, by_way, measured_on)
+}
+DERIVED |= {
+    "parts": lambda r: r["experiment"].split(", "),
+    "behind_first": lambda r: ", ".join(r["parts"][1:]),
+    "behind_second": lambda r: ", ".join(r["parts"][2:]),
+    "score_in_lines": lambda r: r["score"].replace(" (", "<br>("),
+    "seeds": lambda r: ", ".join(metric_of(r).show(run[metric_of(r).name]) for run in r["runs"]),
+    "p": lambda r: ", ".join("< 0.001" if p < 0.001 else f"{p:.3f}" for p in r["compared"].get("p", [])),
+    "difference_p": lambda r: r["difference"] and f"{r['difference']}<br>p {r['p']}",
+    "model_name": lambda r: model_name(r["model"], r["model_origin"]),
+    "data": lambda r: model_name(r["dataset"]["name"], r["dataset"]["origin"]),
+    "fraction": lambda r: r["trainable_parameters"] / r["total_parameters"],
+    "trained": lambda r: f"{r['trainable_parameters']:,}" + (f" ({r['fraction']:.1%})" if r["fraction"] < 1 else ""),
+    "million_parameters": lambda r: r["total_parameters"] / 1e6,
+    "training_seconds": lambda r: r["seconds"]["training"],
+    "training_minutes": lambda r: r["training_seconds"] / 60,
+    "training": lambda r: (
+        "{:.1f} min".format(r["training_minutes"]) if r["training_minutes"] >= 1 else f"{r['training_seconds']:.1f} s"
+    ),
+    "trained_model": lambda r: model_name(*r["runs"][0]["model"].values()),
+    "gain": lambda r: r["processes"]["two"]["train_reviews_per_s"] / r["processes"]["one"]["train_reviews_per_s"],
+    "ways_of_gpu": lambda r: "; ".join(f"{way}: {about}" for way, about in r["steps"].items()),
+    "launches": lambda r: "; ".join(
+        f"{way} {step['kernels_per_step']:,} launches, {step['gpu_ms_per_step']} ms of the GPU"
+        for way, step in r["profile"].items()
+    ),
+    "one_text": lambda r: "; ".join(
+        f"{n} tokens {time['p50_ms']:.0f} ms (p95 {time['p95_ms']:.0f})" for n, time in r["alone"].items()
+    ),
+    "libraries": lambda r: ", ".join(f"{name} {version}" for name, version in r["versions"].items()),
 }

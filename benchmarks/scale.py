@@ -1,4 +1,4 @@
-"""What many rows cost: memory, seconds to the first step and rows a second of tokenising, by the number of rows. What two
+"""What many rows cost: memory, seconds to the first step and rows tokenised per second, by the number of rows. What two
 processes bring on one machine.
 
     python benchmarks/scale.py --name NAME            writes results/scale-NAME.json; half an hour on two cores
@@ -6,20 +6,17 @@ processes bring on one machine.
     python benchmarks/scale.py --parts evaluation     one part alone; the record keeps the others
 
 Rows are IMDb's training reviews over and over, each copy with its number behind the text, so that no two are equal.
-fine_tune.py trains on all of them and is stopped after its third step: first with an empty cache, then again, as the second
-run of anybody would. evaluate.py evaluates a run of a few steps on as many test rows, of which it reads 16 tokens each, so
-that the prediction takes minutes. Memory is private to the process (USS): the most of what a thread saw five times a second,
-and of that what is not pages of files, which the system takes back when it needs them.
+fine_tune.py trains on all of them and is stopped after its third step: first with an empty cache, then again, as any second run.
+evaluate.py evaluates a run of a few steps on as many test rows, of which it reads 16 tokens each, so that the prediction takes
+minutes. Memory is private to the process (USS): the most of what a thread saw five times a second, and of that what is not pages of
+files, which the system takes back when it needs them.
 
 The same 1,600 reviews are trained on by one process with all cores and by two under torchrun with half of them each, in turns.
 """
 
 import argparse
 import json
-import os
-import runpy
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -27,11 +24,12 @@ import time
 from pathlib import Path
 
 import psutil
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from common import ROOT, fine_tune, machine_file, python, run_script, worker
+from transformers import TrainerCallback
 
 ROWS = (25_000, 100_000, 1_000_000)
+PARTS = ("processes", "training", "evaluation")
+SCRIPT = str(ROOT / "fine_tune.py")
 TRAINING = ["--train_samples", "0", "--output_dir", "outputs"]
 EVALUATION = [
     "--train_samples",
@@ -47,20 +45,23 @@ EVALUATION = [
     "--run_name",
     "run",
 ]
+SHARED = ["--train_samples", "1600", "--val_samples", "200", "--eval_strategy", "epoch", "--output_dir", ".", "--run_name", "run"]
 
 
 def make_rows(file: Path, rows: int) -> None:
-    """`rows` reviews with their labels as parquet, in an order where labels and lengths are mixed."""
+    """Write `rows` reviews with their labels as parquet, in an order where labels and lengths are mixed."""
     import numpy as np
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
     from config import PRESETS, Config
-    from finetuning.data import splits as data
-    from finetuning.tasks import text_classification
+    from finetuning import tasks
+    from finetuning.data.splits import load_data
+    from finetuning.data.text import clean
 
-    reviews = data.load_data(Config(**PRESETS["full"])).train
-    texts = np.array(text_classification.texts(reviews.columns()), dtype=object)
+    config = Config(**PRESETS["full"])
+    reviews = load_data(tasks.pick(config), config).train
+    texts = np.array(clean(reviews.columns()["text"]), dtype=object)
     schema = pyarrow.schema({"text": pyarrow.string(), "label": pyarrow.string()})
     with ParquetWriter(file, schema) as writer:
         for start in range(0, rows, 10_000):
@@ -71,120 +72,100 @@ def make_rows(file: Path, rows: int) -> None:
             writer.write_table(pyarrow.table({"text": written, "label": labels}, schema=schema))
 
 
+class Watch(TrainerCallback):
+    """Notes memory and seconds of this process, and stops its training after the third step."""
+
+    def __init__(self) -> None:
+        self.process, self.done, self.tokenised = psutil.Process(), threading.Event(), []
+        self.record = {"uss_gib": 0.0, "anonymous_gib": 0.0}
+
+    def look(self) -> None:
+        files = sum(part.private_clean for part in self.process.memory_maps() if part.path.endswith(".arrow"))
+        uss = self.process.memory_full_info().uss
+        for name, size in (("uss_gib", uss), ("anonymous_gib", uss - files)):
+            self.record[name] = max(self.record[name], size / 2**30)
+
+    def look_often(self) -> None:
+        while not self.done.wait(0.2):
+            self.look()
+
+    def on_step_begin(self, args, state, control, **_) -> None:
+        if state.global_step == 0:
+            self.record["seconds_to_first_step"] = self.seconds()
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        if state.global_step == 3:
+            raise SystemExit
+
+    def seconds(self) -> float:
+        return time.time() - self.process.create_time()
+
+    def time_encoding(self) -> None:
+        from finetuning.data import tokens
+
+        encode = tokens.encode
+
+        def timed(task, split, *arguments):
+            started = time.perf_counter()
+            encoded = encode(task, split, *arguments)
+            self.tokenised.append((len(split), time.perf_counter() - started))
+            return encoded
+
+        tokens.encode = timed
+
+
 def watched(script: str, flags: list[str]) -> dict:
-    """Run a script in this process, fine_tune.py to its third step; its memory and seconds."""
-    from transformers import TrainerCallback
-
-    from finetuning.data import tokens as tokenizing
-    from finetuning.training import trainer as training
-
-    process, found, done = psutil.Process(), {"uss_gib": 0.0, "anonymous_gib": 0.0}, threading.Event()
-
-    def look() -> None:
-        files = sum(part.private_clean for part in process.memory_maps() if part.path.endswith(".arrow"))
-        uss = process.memory_full_info().uss
-        found["uss_gib"] = max(found["uss_gib"], uss / 2**30)
-        found["anonymous_gib"] = max(found["anonymous_gib"], (uss - files) / 2**30)
-
-    def watch() -> None:
-        while not done.wait(0.2):
-            look()
-
-    class Stop(TrainerCallback):
-        def on_step_begin(self, args, state, control, **_) -> None:
-            if state.global_step == 0:
-                found["seconds_to_first_step"] = time.time() - process.create_time()
-
-        def on_step_end(self, args, state, control, **_) -> None:
-            if state.global_step == 3 and script == "fine_tune.py":
-                raise SystemExit
-
-    build, encode, seconds = training.build_trainer, tokenizing.encode, []
-
-    def with_stop(*arguments):
-        trainer = build(*arguments)
-        trainer.add_callback(Stop())
-        return trainer
-
-    def timed(split, *arguments):
-        started = time.perf_counter()
-        tokens = encode(split, *arguments)
-        seconds.append((time.perf_counter() - started, len(split)))
-        return tokens
-
-    training.build_trainer, tokenizing.encode = with_stop, timed
-    thread = threading.Thread(target=watch, daemon=True)
+    """Run a script in this process, fine_tune.py to its third step; return its memory and seconds."""
+    watch = Watch()
+    watch.time_encoding()
+    thread = threading.Thread(target=watch.look_often, daemon=True)
     thread.start()
-    sys.argv = [script, *flags]
     try:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
+        fine_tune(*flags, callback=watch) if script == "fine_tune.py" else run_script(script, *flags)
     except SystemExit as stop:
         if stop.code:
             raise
-    done.set()
+    watch.done.set()
     thread.join()
-    look()
-    took, rows = max(seconds, key=lambda pair: pair[1])
-    return found | {"tokenised_rows_per_s": rows / took, "seconds": time.time() - process.create_time()}
-
-
-def call(folder: Path, *command: str, **environment: str) -> str:
-    """Run a command in `folder` without the Hub; what it printed."""
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        sys.exit(done.stderr[-3000:])
-    return done.stdout
+    watch.look()
+    rows, seconds = max(watch.tokenised)
+    return watch.record | {"tokenised_rows_per_s": rows / seconds, "seconds": watch.seconds()}
 
 
 def training(rows: int) -> dict:
-    """fine_tune.py on `rows` rows, with an empty cache and again."""
-    with tempfile.TemporaryDirectory() as name:
-        make_rows(Path(name) / "train.parquet", rows)
-        script = ["fine_tune.py", "--dataset_name", "train.parquet", *TRAINING]
-        return {"rows": rows} | {state: watch(Path(name), *script, "--run_name", state) for state in ("cold", "warm")}
+    """Return what fine_tune.py needs for `rows` rows, with an empty cache and again."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_rows(Path(folder) / "train.parquet", rows)
+        command = ["fine_tune.py", "--dataset_name", "train.parquet", *TRAINING, "--run_name"]
+        return {"rows": rows} | {cache: worker(__file__, *command, cache, folder=folder) for cache in ("cold", "warm")}
 
 
 def evaluation(rows: int) -> dict:
-    """evaluate.py on `rows` test rows."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "rows").mkdir()
-        make_rows(folder / "rows" / "train.parquet", 5_000)
-        make_rows(folder / "rows" / "test.parquet", rows)
-        call(folder, str(ROOT / "fine_tune.py"), "--dataset_name", "rows", *EVALUATION)
-        return {"rows": rows} | watch(folder, "evaluate.py", "outputs/run")
+    """Return what evaluate.py needs for `rows` test rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "rows"
+        data.mkdir()
+        make_rows(data / "train.parquet", 5_000)
+        make_rows(data / "test.parquet", rows)
+        python(SCRIPT, "--dataset_name", "rows", *EVALUATION, folder=folder)
+        return {"rows": rows} | worker(__file__, "evaluate.py", "outputs/run", folder=folder)
 
 
-def watch(folder: Path, *script: str) -> dict:
-    """What `watched` says of a script, in a process of its own."""
-    return json.loads(call(folder, str(Path(__file__).resolve()), "--worker", *script).splitlines()[-1])
-
-
-def share_out(repeats: int = 3) -> dict:
-    """Reviews a second of training by one process and by two, and the validation loss that each ends with."""
+def processes(repeats: int = 3) -> dict:
+    """Return the reviews per second that one process and two train on, and the validation loss that each ends with."""
     ways = {"one": [], "two": ["-m", "torch.distributed.run", "--nproc_per_node", "2"]}
-    found = {name: [] for name in ways}
-    flags = ["--train_samples", "1600", "--val_samples", "200", "--eval_strategy", "epoch", "--output_dir", "."]
+    measured = {name: [] for name in ways}
     for repeat in range(repeats):
         for name, command in ways.items():
             with tempfile.TemporaryDirectory() as folder:
-                call(Path(folder), *command, str(ROOT / "fine_tune.py"), *flags, "--run_name", "run")
-                training = json.loads((Path(folder) / "run" / "training.json").read_text())
-                found[name].append((1600 / training["seconds"]["training"], training["validation"]["loss"]))
-                print(repeat + 1, name, "process", *found[name][-1], flush=True)
+                python(*command, SCRIPT, *SHARED, folder=folder)
+                run = json.loads((Path(folder) / "run" / "training.json").read_text())
+                measured[name].append((1600 / run["seconds"]["training"], run["validation"]["loss"]))
+                print(repeat + 1, name, "process", *measured[name][-1], flush=True)
     return {
-        name: {"train_reviews_per_s": statistics.median(rate for rate, _ in seen), "validation_loss": seen[0][1]}
-        for name, seen in found.items()
+        name: {"train_reviews_per_s": statistics.median(rate for rate, _ in runs), "validation_loss": runs[0][1]}
+        for name, runs in measured.items()
     }
-
-
-PARTS = ("processes", "training", "evaluation")
 
 
 def main() -> None:
@@ -198,18 +179,19 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from finetuning import console
-    from finetuning.results import run_folder
+    from finetuning.disk import write_json
+    from finetuning.results.run_folder import environment
 
     console.quiet_libraries()
-    file = ROOT / "results" / f"scale-{arguments.name}.json"
+    file = machine_file("scale", arguments.name)
     record = json.loads(file.read_text()) if file.exists() else {}
     for part in arguments.parts:
         measure = {"training": training, "evaluation": evaluation}.get(part)
-        found = {"sizes": [measure(rows) for rows in arguments.rows]} if measure else share_out()
-        record[part] = found | {"environment": run_folder.environment()}
+        record[part] = {"sizes": [measure(rows) for rows in arguments.rows]} if measure else processes()
+        record[part] |= {"environment": environment()}
         print(json.dumps(record[part], indent=1), flush=True)
         if arguments.name:
-            run_folder.write_json(file, record)
+            write_json(file, record)
 
 
 if __name__ == "__main__":

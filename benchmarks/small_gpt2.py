@@ -7,13 +7,11 @@ The tokenizer is made from the training rows of `--dataset_name` that fine_tune.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import common  # noqa: F401  the repository on the path
 
-WORDS = 8192
+VOCABULARY = 8192  # tokens
 SHAPE = dict(n_embd=256, n_layer=6, n_head=8, n_positions=512)
 
 
@@ -27,25 +25,22 @@ def main() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
     from config import ALL_ROWS, Config
-    from finetuning import console
-    from finetuning.data import splits as data
-    from finetuning.tasks.text_classification import clean
+    from finetuning import console, tasks
+    from finetuning.data.splits import load_data
+    from finetuning.data.text import clean
 
     console.quiet_libraries()
-    end = "<|endoftext|>"
-    rows = data.load_data(Config(task="causal-lm", dataset_name=arguments.dataset_name, **ALL_ROWS))
+    end, config = "<|endoftext|>", Config(task="causal-lm", dataset_name=arguments.dataset_name, **ALL_ROWS)
+    texts = clean(load_data(tasks.pick(config), config).train.columns()["text"])
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(clean(rows.train.columns()["text"]), vocab_size=WORDS, special_tokens=[end], show_progress=False)
+    bpe.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=[end], show_progress=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=end, bos_token=end)
     set_seed(0)
-    model = GPT2LMHeadModel(
-        GPT2Config(vocab_size=len(tokenizer), bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, **SHAPE)
-    )
+    special = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **special, **SHAPE))
     for part in (model, tokenizer):
         part.save_pretrained(arguments.folder)
-    print(
-        f"{arguments.folder}: {model.num_parameters():,} random parameters, {len(tokenizer):,} tokens from {len(rows.train):,} texts"
-    )
+    print(f"{arguments.folder}: {model.num_parameters():,} random parameters, {len(tokenizer):,} tokens from {len(texts):,} texts")
 
 
 if __name__ == "__main__":

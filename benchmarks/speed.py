@@ -4,41 +4,39 @@
     python benchmarks/speed.py --repeats 1     a quicker look
     python benchmarks/speed.py --device cuda --quick --name NAME    results/gpu-NAME.json: three models at 512 tokens, some minutes
 
-On a GPU each variant is a way of its own to run the same steps (WAYS); on a CPU each adds to the one before (STEPS).
+On a CPU each variant adds to the one before (STEPS); on a GPU each is another way to run the same steps (WAYS).
 
-Each measurement is a process of its own. The variants take turns (A B A B ...), and medians are reported. Rows are real
-IMDb reviews; the product trains on every eighth of the steps that batches.py makes of 3,200 reviews, so that their lengths
-are those of a whole epoch. The baseline pads every review to max_length, so that few of them tell its speed.
+Each measurement is a process of its own. The variants take turns (A B A B ...), and medians are reported. Rows are real IMDb
+reviews. Ours trains on every eighth of the steps that batches.py makes of 3,200 reviews, so that their lengths are those of a whole
+epoch. The baseline pads every review to max_length, so that a few of them suffice.
 """
 
 import argparse
 import functools
 import json
-import os
 import re
-import runpy
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import torch
+from common import fine_tune, machine_file, save, worker
+from transformers import TrainerCallback
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from config import Config
 
 MODELS = {"distilbert": "DistilBERT's shape, random weights", "stand-in": "all-MiniLM-L6-v2 (stand-in)"}
-SHAPES = {  # of a GPU
+SHAPES = {  # on a GPU
     "distilbert": MODELS["distilbert"],
     "bert": "BERT-base's shape, random weights",
     "gpt2": "GPT-2's shape, random weights",
 }
 LENGTHS = (512, 256)
-LADDER = ("distilbert", 256)  # where each step is measured, not the first and the last only
-STEPS = {  # what lies between the baseline and ours, each on top of those before it
+LADDER = ("distilbert", 256)  # where each step is measured; elsewhere only the first and the last
+STEPS = {  # from the baseline to ours, each on top of those before it
     "baseline": "float32, padded to max_length, dropout 0.1, LoRA on query and value, batches of 16",
     "no dropout": "neither the model's own nor LoRA's",
     "by length": "batches of like length, padded to their longest review",
@@ -49,8 +47,6 @@ STEPS = {  # what lies between the baseline and ours, each on top of those befor
     "attention": "some reviews at a time, so that their scores stay in the cache",
     "ours": "memory that was freed kept for the next step",
 }
-
-
 WAYS = {  # on a GPU
     "baseline": STEPS["baseline"],
     "peft": "batches of like length, bf16 autocast, LoRA on all linear layers by peft's own code",
@@ -60,18 +56,18 @@ WAYS = {  # on a GPU
 
 
 def tutorial(model_path: str, reviews, max_length: int, **settings):
-    """The baseline, as a tutorial writes it, on the stock libraries: a Trainer, a function that predicts, and lengths.
+    """Return a Trainer, a function that predicts, and lengths: the baseline, as a tutorial writes it, on the stock libraries.
 
-    `settings` are of its TrainingArguments.
+    `settings` are those of its TrainingArguments.
     """
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
-    from finetuning.tasks import text_classification
+    from finetuning.data.text import clean
 
     tokenizer = AutoTokenizer.from_pretrained(model_path)
-    rows = Dataset.from_dict({"text": text_classification.texts(reviews.columns()), "label": reviews.labels})
+    rows = Dataset.from_dict({"text": clean(reviews.columns()["text"]), "label": reviews.labels})
     rows = rows.map(lambda row: tokenizer(row["text"], truncation=True, padding="max_length", max_length=max_length), batched=True)
     model = AutoModelForSequenceClassification.from_pretrained(model_path, num_labels=2)
     names = {"distilbert": ["q_lin", "v_lin"], "gpt2": ["c_attn"]}.get(model.config.model_type, ["query", "value"])
@@ -79,80 +75,76 @@ def tutorial(model_path: str, reviews, max_length: int, **settings):
         model.config.pad_token_id = tokenizer.pad_token_id
     model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.1, target_modules=names))
     settings = dict(per_device_train_batch_size=16, per_device_eval_batch_size=16, num_train_epochs=1, report_to="none") | settings
-    arguments = TrainingArguments(**settings)
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    trainer = Trainer(model=model, args=TrainingArguments(**settings), train_dataset=rows)
     return trainer, lambda: trainer.predict(rows), [sum(mask) for mask in rows["attention_mask"]]
 
 
-def product(step: str, model_path: str, reviews, max_length: int):
-    """A variant through the product's own code, without the steps that come after `step`; returns what `tutorial` does."""
-    import numpy as np
+def leave_out(step: str) -> Config:
+    """Turn off in this process what comes after `step`; return the settings of `fine_tune.py` that remain."""
+    from finetuning import speed
+    from finetuning.speed import attention, precision
+    from finetuning.training import prediction, trainer
 
-    from config import Config
-    from finetuning.data import sources
-    from finetuning.data import tokens as tokenizing
-    from finetuning.model import lora as model
-    from finetuning.speed import fast
-    from finetuning.tasks import text_classification
-    from finetuning.training import batches
-    from finetuning.training import trainer as training
-
-    on_gpu = not fast.on_cpu() or step in set(WAYS) - set(STEPS)
-    last = "ours" if on_gpu else step
-    has = dict.fromkeys(STEPS, False) | dict.fromkeys(list(STEPS)[: list(STEPS).index(last) + 1], True)
-    settings = dict(
-        model_name=model_path, max_length=max_length, length_warmup=0.0, early_stopping_patience=0, cuda_graphs=step == "ours"
-    )
-    if not has["by length"]:
+    on_gpu = torch.cuda.is_available() or step not in STEPS
+    included = [*STEPS][: [*STEPS].index("ours" if on_gpu else step) + 1]
+    settings = dict(length_warmup=0.0, early_stopping_patience=0, cuda_graphs=step == "ours")
+    if "by length" not in included:
         settings |= dict(padding="max_length")
-    if not has["all linear"]:
+    if "all linear" not in included:
         settings |= dict(target_modules="query-value", lora_r=8, lora_alpha=16, batch_size=16)
-    if not has["bf16 weights"]:
+    if "bf16 weights" not in included:
         settings |= dict(precision="float32")
-        machine = training._machine
-        training._machine = lambda config: machine(config) | {"bf16": has["autocast"]}
-    if not has["fused LoRA"]:
-        fast.fuse_lora = lambda model: None
-    if not has["attention"]:
-        fast.ATTENTION = "sdpa"
+        arguments = precision.machine_arguments
+        for module in (trainer, prediction):
+            module.machine_arguments = lambda config: arguments(config) | {"bf16": "autocast" in included}
+    if "fused LoRA" not in included:
+        speed.fuse_lora = lambda *_, **__: None
+    if "attention" not in included:
+        attention.ATTENTION = "sdpa"
     if step == "peft":
-        fast.uses_autocast = training.uses_autocast = lambda config: True
-    if not has["ours"]:
-        fast.keep_freed_memory = lambda: None
-    config = Config(**settings)
-    source = sources.find_model(model_path)
-    tokenizer = model.load_tokenizer(source, config)
-    lora = model.add_lora(model.build_base(source, ["neg", "pos"], config), config)
-    lengths = np.minimum(tokenizing.encode(reviews, tokenizer, config).lengths, max_length)
-    steps = batches.steps_of_epoch(lengths, config.batch_size, seed=0, epoch=0, by_length=has["by length"])
-    share = 1 if on_gpu else 8
-    reviews = reviews.select(np.concatenate(steps[::share] if has["by length"] else steps[:3]))
-    rows = tokenizing.encode(reviews, tokenizer, config)
-    data = SimpleNamespace(train=reviews, label_names=["neg", "pos"])
-    trainer = training.build_trainer(lora, tokenizer, rows, rows, data, config, Path("checkpoints"))
+        speed.uses_autocast = precision.uses_autocast = lambda config: True
+    if "ours" not in included:
+        speed.keep_freed_memory = lambda: None
+    return Config(**settings)
+
+
+def product(step: str, model_path: str, reviews, max_length: int):
+    """Return what `tutorial` does, of fine_tune.py's own code without the steps that come after `step`."""
+    from finetuning import tasks
+    from finetuning.data import sources, splits, tokens
+    from finetuning.model import base, lora
+    from finetuning.training import batches, trainer
+    from finetuning.training.prediction import Predictor
+
+    config = replace(leave_out(step), model_name=model_path, max_length=max_length)
+    task, source = tasks.pick(config), sources.find_model(model_path)
+    tokenizer = base.load_tokenizer(task, source, config)
+    model = lora.add_lora(task, base.build_base(task, source, ["neg", "pos"], config), config)
+    lengths = np.minimum(tokens.encode(task, reviews, tokenizer, config).lengths, max_length)
+    by_length = config.padding == "longest"
+    steps = batches.steps_of_epoch(lengths, config.batch_size, seed=0, epoch=0, by_length=by_length)
+    every = 1 if torch.cuda.is_available() else 8
+    reviews = reviews.select(np.concatenate(steps[::every] if by_length else steps[:3]))
+    rows = tokens.encode(task, reviews, tokenizer, config)
+    data = splits.Data(reviews, reviews, reviews, task, config, ["neg", "pos"], [], source, "", "", "")
+    fine_tuner = trainer.build_trainer(model, tokenizer, {"train": rows, "validation": rows}, data, Path("checkpoints"))
     batches.steps_of_epoch = lambda lengths, size, *_: np.array_split(np.arange(len(lengths)), len(lengths) // size)  # that order
-    trainer.args.load_best_model_at_end = False
-    return (
-        trainer,
-        lambda: text_classification.predict(lora, tokenizer, rows, config),
-        np.minimum(rows.lengths, max_length).tolist(),
-    )
+    fine_tuner.args.load_best_model_at_end = False
+    predictor = Predictor(task, model, tokenizer, config)
+    return fine_tuner, lambda: task.predict(predictor, rows), np.minimum(rows.lengths, max_length).tolist()
 
 
 def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
     """Train and predict with one variant. Tokens and multiply-adds are those of the reviews, without padding."""
-    import numpy as np
-
-    from config import Config
-    from finetuning import console
-    from finetuning.data import splits as data
-    from finetuning.results import run_folder
+    from finetuning import console, tasks
+    from finetuning.data.splits import load_data
+    from finetuning.results.run_folder import peak_memory_gib
 
     console.quiet_libraries()
     torch.manual_seed(0)
-    reviews = data.load_data(Config(train_samples=rows)).train
+    config, on_gpu = Config(train_samples=rows), torch.cuda.is_available()
+    reviews = load_data(tasks.pick(config), config).train
     reviews = reviews.select(np.random.default_rng(0).permutation(len(reviews)))
-    on_gpu = torch.cuda.is_available()
     if step == "baseline":
         reviews = reviews.select(range(rows // 4 if on_gpu else 48))
     build = functools.partial(product, step) if step != "baseline" else tutorial
@@ -163,12 +155,10 @@ def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
     trainer.train()  # warm-up; on a GPU with all lengths, as its libraries plan each one anew
     trainer.args.max_steps = -1
     train_seconds, seconds_before = timed_training(trainer)
-    memory = run_folder.peak_memory_gib()
+    memory = peak_memory_gib()
     if on_gpu:
         predict()
-    predict_seconds = timed(predict)
-    rate = matrix_rate()
-    work = multiply_adds(trainer.model, lengths)
+    predict_seconds, rate = timed(predict), matrix_rate()
     return {
         "train_reviews_per_s": len(lengths) / train_seconds,
         "train_tokens_per_s": sum(lengths) / train_seconds,
@@ -177,26 +167,36 @@ def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
         "predict_tokens_per_s": sum(lengths) / predict_seconds,
         "peak_memory_gib": memory,
         "matrix_product_tflops": 2 * rate / 1e12,
-        "share_of_limit": work / train_seconds / rate,
+        "share_of_limit": multiply_adds(trainer.model, lengths) / train_seconds / rate,
     }
 
 
+class Start(TrainerCallback):
+    """Notes when the first epoch begins; `stop` ends the process at the first step with the seconds since its start."""
+
+    def __init__(self, stop: bool = False) -> None:
+        self.stop = stop
+
+    def on_epoch_begin(self, *_, **__) -> None:
+        self.at = time.perf_counter()
+
+    def on_step_begin(self, *_, **__) -> None:
+        if self.stop:
+            import psutil
+
+            raise SystemExit(json.dumps({"seconds_to_first_step": time.time() - psutil.Process().create_time()}))
+
+
 def timed_training(trainer) -> tuple[float, float]:
-    """Seconds of training, and those until the first epoch, in which CUDA graphs are recorded: once a run, however long it is."""
-    from transformers import TrainerCallback
-
-    class Started(TrainerCallback):
-        def on_epoch_begin(self, *_, **__) -> None:
-            self.at = time.perf_counter()
-
-    begun, started = time.perf_counter(), Started()
-    trainer.add_callback(started)
-    whole = timed(trainer.train)
-    return begun + whole - started.at, started.at - begun
+    """Return seconds of training, and those until the first epoch, in which CUDA graphs are recorded: once a run, however long it is."""
+    started, start = time.perf_counter(), Start()
+    trainer.add_callback(start)
+    seconds = timed(trainer.train)
+    return started + seconds - start.at, start.at - started
 
 
 def timed(call) -> float:
-    """Seconds that `call` takes, a GPU's work included."""
+    """Return the seconds that `call` takes, a GPU's work included."""
     started = time.perf_counter()
     call()
     if torch.cuda.is_available():
@@ -205,13 +205,13 @@ def timed(call) -> float:
 
 
 def matrix_rate() -> float:
-    """Multiply-adds a second of a large bf16 matrix product: the best of five, 4096 x 4096 x 4096."""
+    """Return the multiply-adds per second of a large bf16 matrix product: the best of five, 4096 x 4096 x 4096."""
     a, b = torch.randn(2, 4096, 4096, device="cuda" if torch.cuda.is_available() else "cpu").bfloat16()
     return 4096**3 / min(timed(lambda: a @ b) for _ in range(5))
 
 
 def multiply_adds(model, lengths: list[int]) -> float:
-    """Those that one training step over reviews of these lengths can't do without.
+    """Return those that one training step over reviews of these lengths can't do without.
 
     A frozen linear layer: one for each weight and token forward, one backward (the gradient of its input). An adapter:
     three (forward, input, weight). Attention: tokens x tokens x width, two products forward and four backward.
@@ -219,62 +219,62 @@ def multiply_adds(model, lengths: list[int]) -> float:
     """
     from transformers.pytorch_utils import Conv1D
 
-    frozen = adapter = 0
+    weights = {True: 0, False: 0}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear | Conv1D) and re.search(r"\.(layer|h)\.\d+\.", name):
-            adapter += module.weight.numel() if "lora_" in name else 0
-            frozen += module.weight.numel() if "lora_" not in name else 0
+            weights["lora_" in name] += module.weight.numel()
     width, layers = model.config.hidden_size, model.config.num_hidden_layers
-    return sum((2 * frozen + 3 * adapter) * n + 6 * layers * width * n * n for n in lengths)
+    return sum((2 * weights[False] + 3 * weights[True]) * n + 6 * layers * width * n * n for n in lengths)
 
 
 def start_up() -> dict:
-    """Seconds from the start of `python fine_tune.py` to its first training step, default settings, caches warm."""
-    import psutil
-    from transformers import TrainerCallback
-
-    from finetuning.training import trainer as training
-
-    class Stop(TrainerCallback):
-        def on_step_begin(self, *_, **__) -> None:
-            raise SystemExit(json.dumps({"seconds_to_first_step": time.time() - psutil.Process().create_time()}))
-
-    build = training.build_trainer
-
-    def with_stop(*arguments):
-        trainer = build(*arguments)
-        trainer.add_callback(Stop())
-        return trainer
-
-    training.build_trainer = with_stop
-    sys.argv = ["fine_tune.py", "--output_dir", "outputs", "--run_name", "start-up"]
+    """Return the seconds from the start of `python fine_tune.py` to its first training step, default settings, caches warm."""
     try:
-        runpy.run_path(str(ROOT / "fine_tune.py"), run_name="__main__")
+        fine_tune("--output_dir", "outputs", "--run_name", "start-up", callback=Start(stop=True))
     except SystemExit as stop:
         return json.loads(stop.code)
     raise RuntimeError("fine_tune.py ended before its first step")
 
 
 def save_shape(model_type: str, folder: str) -> str:
-    """A model's true shape with random weights, and the stand-in's tokenizer, whose vocabulary is that of BERT and DistilBERT."""
+    """Save a model's true shape with random weights and the stand-in's tokenizer, whose vocabulary is that of BERT and DistilBERT."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     from finetuning.data.sources import find_model
 
+    stand_in = find_model("distilbert-base-uncased", "stand-in").path
+    if model_type == "stand-in":
+        return str(stand_in)
     path = f"{folder}/{model_type}"
     AutoModel.from_config(AutoConfig.for_model(model_type)).save_pretrained(path)
-    AutoTokenizer.from_pretrained(find_model("distilbert-base-uncased", "stand-in").path).save_pretrained(path)
+    AutoTokenizer.from_pretrained(stand_in).save_pretrained(path)
     return path
 
 
-def worker(*arguments: str) -> dict:
-    """Run one measurement in a process of its own."""
+def measure_all(arguments: argparse.Namespace) -> dict:
+    """Return the record: medians of the variants, each in a process of its own."""
+    models, steps = (MODELS, STEPS) if arguments.device == "cpu" else (SHAPES, WAYS)
+    models = {name: title for name, title in models.items() if name in (arguments.models or models)}
+    repeats, lengths = (1, LENGTHS[:1]) if arguments.quick else (arguments.repeats, LENGTHS)
+    ends = ("baseline", "ours")
+    settings = [(m, n, s) for m in models for n in lengths for s in steps if s in ends or steps is WAYS or (m, n) == LADDER]
+    seen = {setting: [] for setting in settings if setting[-1] in (arguments.variants or steps)}
+    starts = []
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(Path(__file__).resolve()), "--worker", *arguments]
-        done = subprocess.run(command, cwd=folder, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+        paths = {model: save_shape(model, folder) for model in models}
+        for repeat in range(repeats):
+            if steps is STEPS:
+                starts.append(worker(__file__, "start-up")["seconds_to_first_step"])
+            for (model, length, step), measured in seen.items():
+                measured.append(worker(__file__, step, paths[model], str(length), str(arguments.rows)))
+                values = "  ".join(f"{key} {value:.3g}" for key, value in measured[-1].items())
+                print(f"{repeat + 1}  {models[model]:<36} {length}  {step:<13}  {values}", flush=True)
+    rows = []
+    for (model, length, step), measured in seen.items():
+        medians = {key: statistics.median(values[key] for values in measured) for key in measured[0]}
+        rows.append({"model": models[model], "max_length": length, "variant": step} | medians)
+    record = {"repeats": repeats, "rows": rows, "steps": steps}
+    return record | ({"seconds_to_first_step": statistics.median(starts)} if starts else {})
 
 
 def main() -> None:
@@ -294,45 +294,11 @@ def main() -> None:
         step, *rest = arguments.worker
         print(json.dumps(start_up() if step == "start-up" else measure(step, rest[0], *map(int, rest[1:]))))
         return
-
-    from finetuning.data.sources import find_model
-    from finetuning.results import run_folder
-
-    with tempfile.TemporaryDirectory() as folder:
-        models, steps = (MODELS, STEPS) if arguments.device == "cpu" else (SHAPES, WAYS)
-        models = {name: words for name, words in models.items() if name in (arguments.models or models)}
-        paths = {name: save_shape(name, folder) for name in models if name != "stand-in"}
-        if "stand-in" in models:
-            paths["stand-in"] = find_model("distilbert-base-uncased", "stand-in").path
-        lengths = LENGTHS[:1] if arguments.quick else LENGTHS
-        ends = ("baseline", "ours")
-        settings = [(m, n, s) for m in models for n in lengths for s in steps if s in ends or steps is WAYS or (m, n) == LADDER]
-        settings = [setting for setting in settings if setting[-1] in (arguments.variants or steps)]
-        seen = {setting: [] for setting in settings}
-        starts = []
-        for repeat in range(1 if arguments.quick else arguments.repeats):
-            if steps is STEPS:
-                starts.append(worker("start-up")["seconds_to_first_step"])
-            for model, length, step in settings:
-                found = worker(step, paths[model], str(length), str(arguments.rows))
-                seen[model, length, step].append(found)
-                print(
-                    f"{repeat + 1}  {models[model]:<36} {length}  {step:<13}",
-                    "  ".join(f"{k} {v:.3g}" for k, v in found.items()),
-                    flush=True,
-                )
-    rows = []
-    for (model, length, step), found in ((setting, found) for setting, found in seen.items() if found):
-        medians = {key: statistics.median(one[key] for one in found) for key in found[0]}
-        rows.append({"model": models[model], "max_length": length, "variant": step} | medians)
-    record = {"repeats": 1 if arguments.quick else arguments.repeats, "rows": rows, "steps": steps}
-    if starts:
-        record["seconds_to_first_step"] = statistics.median(starts)
+    record = measure_all(arguments)
+    if "seconds_to_first_step" in record:
         print(f"start of the process to the first training step: {record['seconds_to_first_step']:.1f} s")
-    record["environment"] = run_folder.environment()
     if arguments.name:
-        kind = "speed" if steps is STEPS else "gpu"
-        run_folder.write_json(ROOT / "results" / f"{kind}-{arguments.name}.json", record)
+        save(machine_file("speed" if arguments.device == "cpu" else "gpu", arguments.name), record)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from quality import record_file
-from records import RESULTS, ROOT, Record, experiment, experiments, machines, read
-from studies import AUGMENTATIONS, STUDIES
+from common import RESULTS, ROOT
+from records import Record, experiment, experiments, machines, metric_of, named
 
-from finetuning.model.architectures import ARCHITECTURES
 from finetuning.results import plots
 
 PAGES = ("README.md", "docs/learn.md", "results/README.md")
-LORA = "LoRA on all linear layers"  # the experiment of "comparison" and "entities" that is the recipe
 
 
 @dataclass(frozen=True)
@@ -58,60 +55,21 @@ class Table:
 # --- rows ----------------------------------------------------------------------------------------------------------------
 
 
-def of_first_seed(record: Record) -> Record:
-    return Record(record["runs"][0], runs=record["runs"][:1])
-
-
 def growth(records: list[Record]) -> list[Record]:
-    """Return LoRA's experiments by the number of training reviews, with those of TF-IDF as their references."""
-    lora, tfidf = ([of_first_seed(r) for r in records if re.match(names, r["experiment"])] for names in (f"LoRA,|{LORA}", "TF-IDF"))
+    """Return LoRA's experiments by the number of training reviews, with those of TF-IDF as their references; one seed each."""
+    first = [Record(record["runs"][0], runs=record["runs"][:1]) for record in records]
+    lora, tfidf = ([r for r in first if re.match(names, r["experiment"])] for names in ("LoRA(,| on all)", "TF-IDF"))
     return [Record(a, reference=b) for a, b in zip(lora, tfidf, strict=True)]
 
 
-def augmentations(_) -> list[dict]:
-    """Return for each augmentation its experiments with few and with many reviews."""
-    studies = {"few": "augmentation-500", "many": "augmentation-8000"}
-    return [{"name": name} | {key: experiment(study, name) for key, study in studies.items()} for name in AUGMENTATIONS]
-
-
 def pretrained(records: list[Record]) -> list[Record]:
-    """Return the experiments with their parts, and with what all the reviews reach without further pre-training."""
+    """Return the experiments with what all the reviews reach without further pre-training."""
     base = experiment("confirm", "base")
-    named = Record(base, experiment="all reviews, no further pre-training", reference=None)
-    rows = [*records[:-1], named, Record(records[-1], reference=base)]
-    for row in rows:
-        number, row["base"] = row["experiment"].split(" reviews, ", 1)
-        row["reviews"] = number if number == "all" else f"{int(number):,}"
-    return rows
-
-
-def translations(records: list[Record]) -> list[Record]:
-    for record in records:
-        direction, pairs, record["adaptation"] = record["experiment"].split(", ", 2)
-        record["direction"] = f"{direction}, {pairs.removesuffix(' pairs')}"
-    return records
-
-
-def architectures(_) -> list[dict]:
-    """Return what each architecture reached that was trained for real, and the names of the others."""
-    accuracy = "accuracy {score} on {data}, {n:,} rows, {split}; {model_name}"
-    f1 = "named entities: F1 {score} on {data}, {n:,} sentences, {split}; {model_name}"
-    gpt2 = (
-        "accuracy {score} on {data}, {n:,} rows, {split}; {dataset[train]:,} labels; a small one that read IMDb's training reviews once, "
-        "not GPT-2"
-    )
-    measured = (
-        ("bert", "comparison", LORA, accuracy),
-        ("bert", "sentences", "Rotten Tomatoes", accuracy),
-        ("mpnet", "model", "all-mpnet-base-v2", accuracy),
-        ("bert", "entities", LORA, f1),
-        ("mpnet", "entities-model", "all-mpnet-base-v2", f1),
-        ("gpt2", "gpt2-reviews", "after 1 pass over the reviews", gpt2),
-    )
-    rows = [{"name": name, "measured": text.format_map(experiment(study, run))} for name, study, run, text in measured]
-    others = ", ".join(name for name in ARCHITECTURES if name not in {name for name, *_ in measured})
-    unmeasured = "not; tiny random models in the tests: adapted, reloaded, merged, gradients as the libraries have them"
-    return [*rows, {"name": others, "measured": unmeasured}]
+    return [
+        *records[:-1],
+        Record(base, behind_first="no further pre-training", reference=None),
+        Record(records[-1], reference=base),
+    ]
 
 
 KNOBS = {  # of docs/learn.md: the settings in config.py, and the experiments of "recipe" that change them
@@ -177,19 +135,18 @@ CHANGES = (
     "change | validation accuracy | difference, paired (95 %) | loss | trained | training",
     "{experiment} | {seeds} | {difference} | {loss:.3f} | {trainable_parameters:,} | {training_minutes:.1f} min",
 )
-COMPARISON = (
-    "method, base model | trained parameters | training | {metric_name} on {n:,} {rows_name} (95 %) "
-    "| difference to full fine-tuning, paired (95 %)",
-    "{method} | {trained} | {training} | {score} | {difference}",
-)
 TRANSLATIONS = (
     "direction, pairs | method | BLEU (95 %) | chrF | difference to full fine-tuning, paired (95 %) | trained | training | saved",
-    "{direction} | {adaptation} | {score} | {chrf:.2f} | {difference_p} | {trainable_parameters:,} | {training} | {saved_mib:.1f} MiB",
+    "{parts[0]}, {parts[1]} | {behind_second} | {score} | {chrf:.2f} | {difference_p} | {trainable_parameters:,} | {training} | {saved_mib:.1f} MiB",
 )
 SPEEDS = (
     "model, tokens | training: tutorial | ours | prediction: tutorial | ours",
     "{model}, {max_length} | {baseline[train_reviews_per_s]:.1f}/s | {train_reviews_per_s:.1f}/s, **{train:.1f}x** "
     "| {baseline[predict_reviews_per_s]:.1f}/s | {predict_reviews_per_s:.1f}/s, **{predict:.1f}x**",
+)
+AUGMENTATIONS = (
+    "augmentation | {dataset[train]:,} reviews, mean of 3 seeds | difference, paired (95 %)",
+    "{experiment} | {accuracy:.2%} | {difference}",
 )
 SEEDS = ("accuracy, seed by seed | mean (95 %) | difference, paired (95 %)", "{seeds} | {score} | {difference}")
 PERPLEXITY = ("trained | perplexity (95 %)", "{trainable_parameters:,} | {score}")
@@ -212,12 +169,8 @@ TABLES = {
         ("growth", "comparison", "baselines"),
         rows=growth,
     ),
-    "augmentation": Table(
-        "augmentation | {few[dataset][train]:,} reviews, mean of 3 seeds | difference, paired (95 %) "
-        "| {many[dataset][train]:,} reviews, mean of 3 seeds | difference, paired (95 %)",
-        "{name} | {few[accuracy]:.2%} | {few[difference]} | {many[accuracy]:.2%} | {many[difference]}",
-        rows=augmentations,
-    ),
+    "augmentation_500": Table(*AUGMENTATIONS, ("augmentation-500",)),
+    "augmentation_8000": Table(*AUGMENTATIONS, ("augmentation-8000",)),
     "recipe": Table(*CHANGES, ("recipe",)),
     "confirm": Table(*CHANGES, ("confirm",)),
     "shorter": Table(*CHANGES, ("shorter", "shorter-ways")),
@@ -248,7 +201,7 @@ TABLES = {
     "pretraining": Table(f"further pre-training | {PERPLEXITY[0]}", f"{{experiment}} | {PERPLEXITY[1]}", ("pretraining",)),
     "pretrained": Table(
         "labelled reviews | base model | validation accuracy | difference, paired (95 %) | loss",
-        "{reviews} | {base} | {score} | {difference} | {loss:.3f}",
+        "{dataset[train]:,} | {behind_first} | {score} | {difference} | {loss:.3f}",
         ("pretrained",),
         rows=pretrained,
     ),
@@ -280,9 +233,8 @@ TABLES = {
         rows=lambda records: map(Record, records[0]["runs"]),
         caption="{n:,} pairs; {bleu_signature}; {chrf_signature}.",
     ),
-    "translation_lora": Table(*TRANSLATIONS, ("translation-lora",), rows=translations),
-    "translation": Table(*TRANSLATIONS, ("translation-transfer",), rows=translations),
-    "architectures": Table("architecture | measured", "{name} | {measured}", rows=architectures),
+    "translation_lora": Table(*TRANSLATIONS, ("translation-lora",)),
+    "translation": Table(*TRANSLATIONS, ("translation-transfer",)),
     "knobs": Table("knob | change: points, paired (95 %)", "{settings} | {changes}", rows=knobs),
     "speedup": Table(*SPEEDS, kind="speed", rows=ends_of_ladder, caption="{measured_on}"),
     "speed": Table(
@@ -306,7 +258,7 @@ TABLES = {
         "| {peak_memory_gib:.1f} GiB | {share_of_limit:.2f}",
         kind="gpu",
         rows=lambda record: record["rows"],
-        caption="{ways_of_gpu}.\n\n{measured_on} {profiled}",
+        caption="{ways_of_gpu}.\n\n{measured_on} A step, mean of the first 20, whose texts are the longest: {launches}.",
     ),
     "time": Table(
         "what runs | minutes to 88% | minutes to 90% | accuracy at the end | after minutes",
@@ -340,7 +292,6 @@ TABLES = {
     ),
 }
 
-
 # --- pages ---------------------------------------------------------------------------------------------------------------
 
 
@@ -350,15 +301,6 @@ def filled(page: str) -> str:
     tables = r"(<!-- (\w+) -->\n).*?(<!-- /\2 -->)"
     text = re.sub(tables, lambda m: f"{m[1]}{TABLES[m[2]].markdown()}\n{m[3]}", text, flags=re.DOTALL)
     return re.sub(r"(<!-- v:(\S+) (.*?) -->).*?(<!-- /v -->)", lambda m: f"{m[1]}{m[3].format_map(named(m[2]))}{m[4]}", text)
-
-
-def named(name: str) -> Record:
-    """Return the record of a value's mark."""
-    if (file := RESULTS / f"{name}.json").exists():
-        return read(file)
-    study, _, file = name.partition("/")
-    (found,) = (known for known in STUDIES[study].experiments if record_file(study, known, 0).stem == f"{file}-0")
-    return experiment(study, found)
 
 
 def growth_picture(path: Path) -> None:
@@ -411,12 +353,9 @@ def draw() -> None:
     """Draw the pictures that come from records alone."""
     growth_picture(RESULTS / "growth.png")
     knobs_picture(RESULTS / "knobs.png")
-    run = of_first_seed(experiment("comparison", LORA))
-    names, title = (
-        run["label_names"],
-        plots.title("accuracy", run | dict(dataset=run["data"], dataset_origin=run["dataset"]["origin"])),
-    )
-    plots.plot_confusion_matrix(run["confusion_matrix"], (names, names), title, RESULTS / "confusion_matrix.png")
+    (run, *_), picture = experiments("comparison")[0]["runs"], RESULTS / "confusion_matrix.png"
+    title = plots.title(metric_of(run), run | {"dataset": run["data"], "dataset_origin": run["dataset"]["origin"]})
+    plots.plot_confusion_matrix(run["confusion_matrix"], (run["label_names"], run["label_names"]), title, picture)
 
 
 if __name__ == "__main__":

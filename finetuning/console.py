@@ -10,7 +10,7 @@ import numpy as np
 import transformers
 
 from config import Config
-from finetuning.task import Task
+from finetuning.task import Metric, Task
 
 MAX_REMARKS = 20  # that are printed; all are counted
 
@@ -60,13 +60,11 @@ def show_truncated(task: Task, lengths: np.ndarray, config: Config) -> None:
         )
 
 
-def show_trained(folder: Path, task: Task, best: dict, seconds: float) -> None:
-    """Print what was reached on validation, where the run is, and what comes next."""
-    metric = task.metrics[0]
-    interval = f"95 % interval {metric.show(best['ci95'][0])} to {metric.show(best['ci95'][1])}, " if best["ci95"] else ""
+def show_trained(folder: Path, metric: Metric, best: dict, seconds: float) -> None:
+    """Print the `metric` that was reached on validation, where the run is, and what comes next."""
     print(
         f"\nbest checkpoint: step {best['step']}, validation {metric.name} {metric.show(best[metric.name])} "
-        f"({interval}n = {best['n']:,}, {best['split']}), after {seconds:.0f} s of training\n"
+        f"({metric.show_interval(best['ci95'])}, n = {best['n']:,}, {best['split']}), after {seconds:.0f} s of training\n"
         f"run folder:      {folder}\n"
         f"next:            python evaluate.py {folder}"
     )
@@ -81,7 +79,7 @@ def show_metrics(folder: Path, task: Task, metrics: dict, sections: list) -> Non
     )
     for metric in task.metrics:
         interval = metrics.get(f"{metric.name}_ci95")
-        note = f"   95 % interval {metric.show(interval[0])} to {metric.show(interval[1])}" if interval else ""
+        note = f"   {metric.show_interval(interval)}" if interval else ""
         print(f"{metric.name:<10} {metric.show(metrics[metric.name])}{note}")
     for section in sections:
         for table in section.tables:
@@ -113,7 +111,7 @@ def show_comparison(names: tuple[str, str], results: list[dict], differing: Path
     print(f"{format_table(rows)}\n\non the same {results[0]['n']:,} rows (paired bootstrap); the rows that differ: {differing}")
 
 
-def _signed(metric, value: float) -> str:
+def _signed(metric: Metric, value: float) -> str:
     return ("+" if value >= 0 else "") + metric.show(value)
 
 

@@ -8,9 +8,13 @@ from pathlib import Path
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON file completely or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     to_disk(partial)
     os.replace(partial, path)
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def to_disk(path: Path) -> None:

@@ -51,8 +51,15 @@ class Metric:
     proportion: bool = False  # a fraction of rows: its interval is Wilson's, and two runs are compared by McNemar's test too
     interval: bool = True  # whether evaluate.py reports a 95 % interval
 
+    def of(self, statistics: Statistics) -> float:
+        """Return the metric over all rows."""
+        return float(self.value({name: values.sum(axis=0) for name, values in statistics.items()}))
+
     def show(self, value: float) -> str:
         return f"{value:{self.format}}"
+
+    def show_interval(self, interval: list[float] | None) -> str:
+        return f"95 % interval {self.show(interval[0])} to {self.show(interval[1])}" if interval else "no interval: one row"
 
 
 @dataclass(frozen=True)
@@ -87,20 +94,18 @@ class Task:
     auto_class: type  # transformers' AutoModelFor...
     peft_type: "TaskType | None" = None
     pipeline_tag: str  # the Hub's name for the task, and transformers' pipeline
-    metrics: tuple[Metric, ...]  # the first picks the checkpoint, the last is the loss
+    metrics: tuple[Metric, ...]  # the first, which has an interval, picks the checkpoint; one is called `loss`
     settings: tuple[str, ...] = ()  # settings of config.py that mean something to this task and not to all of them
     token_settings: tuple[str, ...] = ("max_length", "truncation")  # those that decide the tokens
     tokenizer_options: dict = {}
     readers: dict = {}  # file endings that the task reads in its own way, as READERS in data/files.py
     input_types: tuple[type, ...] = (str,)  # of the values in an input column
-    text_name: str = "text"  # the task's name for the column that `predict.py TEXT` fills
     mixed_lengths = False  # whether steps of short and of long rows come in random order
     cuda_graphs = False  # whether training steps can be recorded as CUDA graphs
-    labels_required = True  # whether rows without a label are an error (or left out); else they are used for training only
+    labels_required = True  # whether rows without a label are refused or left out; if not, they are used, for training only
     labels_are_classes = False  # whether labels are (rows,) numbers of `label_names`
     truncates = True  # whether a longer text is cut to `max_length`; else it is read in several windows
     length_edges: tuple[int, ...] = (0, 64, 128, 256, 512)  # of the groups in "metrics by length"
-    length_unit = "tokens"
     prediction_column = "prediction"  # of predictions.parquet: two runs differ in a row where it differs
     export_formats: tuple[str, ...] = ("merged",)
     int8_tolerance = 0.005  # the fraction of the first metric that 8-bit weights may cost
@@ -144,7 +149,10 @@ class Task:
         return np.ones(len(labels), dtype=bool)
 
     def contents(self, batch: dict[str, list], labels: np.ndarray) -> tuple[list[str], Sequence]:
-        """Return a text per row ("" if the row has none), equal for equal rows, and per row what else it says (its label)."""
+        """Return the text by which equal rows are recognized, "" if a row has none, and its label, each a value per row.
+
+        Their hashes keep equal rows on one side of a split, find texts with two labels, and tell whether the data has changed.
+        """
         raise NotImplementedError
 
     def readable(self, batch: dict[str, list]) -> dict[str, list[str]]:
@@ -227,7 +235,7 @@ class Task:
         raise NotImplementedError
 
     def lengths(self, evaluation: Evaluation) -> np.ndarray:
-        """Return each row's length, (rows,), in `length_unit`."""
+        """Return each row's length, (rows,), for the groups of `length_edges`; in tokens, if not overridden."""
         return evaluation.lengths
 
     # --- results ---------------------------------------------------------------------------------------------------------
@@ -236,9 +244,9 @@ class Task:
         """Return further entries of metrics.json: the confusion matrix, calibration, results per label."""
         return {}
 
-    def samples(self, predictor: "Predictor", split: "Split") -> list[dict]:
-        """Return what the model makes of some rows of the test, for the report page."""
-        return []
+    def more_details(self, predictor: "Predictor", split: "Split") -> dict:
+        """Return entries of metrics.json that need the model once more, such as samples of what it writes."""
+        return {}
 
     def prediction_columns(self, evaluation: Evaluation) -> dict[str, Any]:
         """Return the columns of predictions.parquet, a value per row; `row`, the number in the file, is added in front."""

@@ -1,4 +1,4 @@
-"""The part of the Hugging Face Hub that takes uploads, on loopback."""
+"""The part of the Hugging Face Hub that accepts uploads, on loopback."""
 
 import base64
 import json
@@ -9,9 +9,9 @@ from threading import Thread
 
 
 @contextmanager
-def hub_that_takes_uploads() -> Iterator[tuple[str, list[dict], dict[str, dict[str, bytes]]]]:
-    """Its address; what was asked of it when repositories were made; the files of each repository."""
-    created, taken = [], {}
+def hub_for_uploads() -> Iterator[tuple[str, list[dict], dict[str, dict[str, bytes]]]]:
+    """Yield its address; the requests to create repositories; the files of each repository."""
+    created, uploaded = [], {}
 
     class Hub(BaseHTTPRequestHandler):
         def answer(self, content) -> None:
@@ -41,9 +41,9 @@ def hub_that_takes_uploads() -> Iterator[tuple[str, list[dict], dict[str, dict[s
             if "/commit/" in self.path:
                 lines = [json.loads(line) for line in body.splitlines()]
                 files = [line["value"] for line in lines if line["key"] == "file"]
-                taken.setdefault(repo, {}).update({f["path"]: base64.b64decode(f["content"]) for f in files})
+                uploaded.setdefault(repo, {}).update({f["path"]: base64.b64decode(f["content"]) for f in files})
                 return self.answer({"commitUrl": f"{address}/{repo}/commit/{'1' * 40}", "commitOid": "1" * 40})
-            self.answer({"errors": [], "warnings": []})  # of a card's header
+            self.answer({"errors": [], "warnings": []})  # about a card's header
 
         def log_message(self, *_) -> None:
             pass
@@ -52,6 +52,6 @@ def hub_that_takes_uploads() -> Iterator[tuple[str, list[dict], dict[str, dict[s
     address = f"http://127.0.0.1:{server.server_port}"
     Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield address, created, taken
+        yield address, created, uploaded
     finally:
         server.shutdown()

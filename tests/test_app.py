@@ -1,4 +1,4 @@
-"""The page, in a real browser."""
+"""The web page, in a real browser."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from conftest import ROOT, make_rows
 
@@ -15,23 +16,24 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture
 def page(tmp_path):
-    """What starts the page of a run folder and opens it in a browser."""
+    """A function that starts the page of a run folder and opens it in a browser."""
     if CHROMIUM is None:
         pytest.skip("needs Chromium")
     pytest.importorskip("gradio")
     playwright = pytest.importorskip("playwright.sync_api")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port = free.getsockname()[1]  # Gradio takes a later one if it is no longer free
     environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONUNBUFFERED": "1"}
     started = []
 
     def open_page(run: str):
         command = [sys.executable, str(ROOT / "app.py"), run]
         started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True))
-        assert any("Running on local URL" in line for line in started[0].stdout)
+        address = next(line for line in started[0].stdout if "Running on local URL" in line).split()[-1]
         page = browser.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]).new_page()
-        page.goto(f"http://127.0.0.1:{port}")
+        page.set_default_timeout(60_000)
+        page.goto(address)
 
         def ask(text: str) -> None:
             page.get_by_label("Text", exact=True).fill(text)
@@ -40,25 +42,27 @@ def page(tmp_path):
         return page, ask, playwright.expect
 
     with playwright.sync_playwright() as browser:
+        playwright.expect.set_options(timeout=60_000)
         yield open_page
         for process in started:
             process.kill()
+            process.wait()
 
 
-def test_a_review_is_judged_and_markup_is_text(page, call, tiny_flags):
+def test_a_review_gets_its_label_and_markup_is_text(page, call, tiny_flags):
     assert call("fine_tune.py", *tiny_flags).code == 0
-    page, judge, expect = page("outputs/run")
+    page, ask, expect = page("outputs/run")
     dialogs = []
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
     for row in make_rows(4).itertuples():
-        judge(row.review)
+        ask(row.review)
         expect(page.get_by_test_id("label-output-value")).to_have_text(row.sentiment)
-    judge("<img src=x onerror=alert(1)> great <script>alert(2)</script> cast")
+    ask("<img src=x onerror=alert(1)> great <script>alert(2)</script> cast")
     expect(page.get_by_text("onerror", exact=True)).to_be_visible()
     assert not dialogs and page.locator("img[src=x]").count() == 0
-    judge("   ")
+    ask("   ")
     expect(page.get_by_text("Type a text first.")).to_be_visible()
-    judge("great " * 3000)
+    ask("great " * 3000)
     expect(page.get_by_text("great", exact=True)).to_have_count(30)  # 32 tokens with the special ones
 
 
@@ -69,10 +73,22 @@ def test_entities_are_highlighted_where_predict_finds_them(page, call, tiny_flag
     flags = [*tiny_flags, "--task", "token-classification", "--dataset_name", tmp_path / "numbers.conll"]
     assert call("fine_tune.py", *flags).code == 0
     text = "a film <b>the</b> cast 12 we 31"
-    said = json.loads(call("predict.py", "--json", text).out)["entities"]
+    entities = json.loads(call("predict.py", "--json", text).out)["entities"]
     page, ask, expect = page("outputs/run")
     ask(text)
-    for one in said:
-        expect(page.locator("#entities").get_by_text(one["text"], exact=True).first).to_be_visible()
-    expect(page.locator("#entities").get_by_text("NUM", exact=True)).to_have_count(len(said))
-    assert said and page.locator("b", has_text="the").count() == 0
+    for entity in entities:
+        expect(page.locator("#highlight").get_by_text(entity["text"], exact=True).first).to_be_visible()
+    expect(page.locator("#highlight").get_by_text("NUM", exact=True)).to_have_count(len(entities))
+    assert entities and page.locator("b", has_text="the").count() == 0
+
+
+def test_a_number_is_that_of_predict(page, call, tiny_flags, tmp_path):
+    rows = make_rows()
+    pd.DataFrame({"text": rows.review, "label": [i % 7 / 2 for i in range(80)]}).to_csv(tmp_path / "numbers.csv", index=False)
+    flags = ["--dataset_name", "numbers.csv", "--problem_type", "regression", "--num_train_epochs", 1]
+    trained = call("fine_tune.py", *tiny_flags, *flags)
+    assert trained.code == 0, trained.err
+    value = json.loads(call("predict.py", "--json", rows.review[0]).out)["prediction"]
+    page, ask, expect = page("outputs/run")
+    ask(rows.review[0])
+    expect(page.get_by_label("Predicted value")).to_have_value(f"{value:.4g}")

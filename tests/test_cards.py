@@ -1,4 +1,4 @@
-"""What leaves the house, in other hands: the code of a model card, run as it stands, answers as predict.py does."""
+"""Model cards of published models: their code, run unchanged and without this repository, answers as predict.py does."""
 
 import json
 import os
@@ -12,43 +12,47 @@ import pandas as pd
 import pytest
 from conftest import BAD, GOOD, make_model, make_pairs, make_rows
 from huggingface_hub import ModelCard
-from test_tasks import pairs, sentences, tagged  # noqa: F401  (fixtures)
+from test_tasks import pairs, ratings, sentences, tagged  # noqa: F401  (fixtures)
 
-from finetuning.data import sources
-from finetuning.data import splits as data
+from finetuning import tasks
+from finetuning.data.sources import find_model
+from finetuning.data.splits import load_data
 from finetuning.results import run_folder
 
-STRANGER = """
+RUN_CODE = """
 import json
 
-for code, then in json.load(open("codes.json")):
-    room = {"json": json}
-    exec(code, room)
-    print("ANSWER", json.dumps(eval(then, room)))
+for code, expression in json.load(open("codes.json")):
+    variables = {"json": json}
+    exec(code, variables)
+    print("ANSWER", json.dumps(eval(expression, variables)))
 """
 
 
-def run_elsewhere(cards: list[tuple[Path, dict[str, Path]]], then: str, folder: Path) -> list[list]:
-    """What `then` gives after the last Python of each card, in a process that knows nothing of this repository."""
+def run_code(cards: list[tuple[Path, dict[str, Path]]], expression: str, folder: Path) -> list[list]:
+    """Return the value of `expression` after the last Python of each card, in a process without this repository.
+
+    `cards`: the folder of each card, and the paths that replace names in its code.
+    """
     codes = []
     for card, names in cards:
         code = re.findall(r"```python\n(.*?)```", ModelCard.load(card / "README.md").text, flags=re.DOTALL)[-1]
         for name, path in names.items():
             assert f'"{name}"' in code
             code = code.replace(f'"{name}"', repr(str(path)))
-        codes.append((code, then))
+        codes.append((code, expression))
     (folder / "codes.json").write_text(json.dumps(codes))
     env = os.environ | {"PYTHONPATH": "", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run([sys.executable, "-I", "-c", STRANGER], cwd=folder, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-I", "-c", RUN_CODE], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [json.loads(line.removeprefix("ANSWER ")) for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
 
 
-KINDS = ["one label", "pairs", "several labels", "entities", "causal-lm", "masked-lm", "translation"]
+KINDS = ["single label", "pairs", "several labels", "regression", "entities", "causal-lm", "masked-lm", "translation"]
 VARIANTS = [(kind, {}) for kind in KINDS]
 VARIANTS += [
-    ("one label", dict(truncation="tail", method="full")),
-    ("one label", dict(truncation="head", method="head", model_name="gpt2")),
+    ("single label", dict(truncation="tail", method="full")),
+    ("single label", dict(truncation="head", method="head", model_name="gpt2")),
     ("pairs", dict(truncation="tail", model_name="bert")),
     ("masked-lm", dict(method="full")),
     ("causal-lm", dict(method="full")),
@@ -59,74 +63,100 @@ VARIANTS += [
 ]
 
 
+# Of each kind: what `predict.py --json` tells of a text, and the call in the card's code that gives the same.
+ANSWERS = {
+    "single label": (lambda answer: [answer["label"], answer["probability"]], "label(text)"),
+    "several labels": (lambda answer: answer["labels"], "labels(text)"),
+    "regression": (lambda answer: [answer["prediction"]], "numbers(text)"),
+    "entities": (
+        lambda answer: [entity["text"] for entity in answer["entities"]],
+        "[word for word, tag in tags(text.split()) if tag != 'O']",
+    ),
+    "causal-lm": (lambda answer: answer["text"] + answer["continuation"], "(torch.manual_seed(0), continued(text))[1]"),
+    "translation": (lambda answer: answer["translation"], "translate(text)"),
+    "masked-lm": (
+        lambda answer: [[[guess["word"], guess["probability"]] for guess in of_mask] for of_mask in answer["words"]],
+        "guess(text)",
+    ),
+}
+
+
+def settings_of(kind: str, files: dict[str, Path]) -> dict:
+    """Return the settings of a short run."""
+    return {
+        "single label": dict(dataset_name=files["reviews"], num_train_epochs=12),
+        "pairs": dict(dataset_name=files["pairs"], text_column="premise", text_pair_column="hypothesis", num_train_epochs=4),
+        "several labels": dict(dataset_name=files["tagged"]),
+        "regression": dict(dataset_name=files["ratings"], problem_type="regression", label_column="score"),
+        "entities": dict(dataset_name=files["sentences"], task="token-classification", num_train_epochs=8),
+        "causal-lm": dict(dataset_name=files["reviews"], task="causal-lm"),
+        "masked-lm": dict(dataset_name=files["reviews"], task="masked-lm"),
+        "translation": dict(dataset_name=files["translations"], task="translation", source_column="low", target_column="high")
+        | dict(source_lang="en", target_lang="de"),
+    }[kind]
+
+
+def texts_of(kind: str) -> list[str]:
+    """Return texts whose answers differ."""
+    if kind == "masked-lm":  # short: the masks must be within what is read
+        texts = [text.replace("film", "[MASK]").replace("plot", "[MASK]") for text in make_rows().review[:8]]
+        return [text for text in texts if "[MASK]" in text]
+    if kind == "entities":  # short and clear: the card's code decides on each word by itself
+        return [f"the {i} film with {i + 7} a" for i in range(8)]
+    if kind == "translation":
+        return make_pairs(8).low.tolist()
+    if kind == "causal-lm":
+        return ["a fine", "we hated every", "poor cast", "moving"]
+    long = [f"{BAD[i]} {i} {GOOD[i]} {GOOD[i - 1]} {BAD[i]} {GOOD[i]}" for i in range(4)]  # the answer depends on what is read
+    return long + make_rows().review[:4].tolist()
+
+
+@pytest.fixture
+def files(data_file, pairs, tagged, ratings, sentences, tmp_path) -> dict[str, Path]:  # noqa: F811
+    """The data set of each kind."""
+    make_pairs(80).to_csv(tmp_path / "translations.csv", index=False)
+    easy = pd.read_csv(pairs / "pairs.csv")
+    easy.assign(label=[text.startswith(tuple(GOOD)) for text in easy.hypothesis]).to_csv(tmp_path / "easy.csv", index=False)
+    paths = dict(reviews=data_file, tagged=tagged / "lists.parquet", ratings=ratings, sentences=sentences)
+    return paths | dict(pairs=tmp_path / "easy.csv", translations=tmp_path / "translations.csv")
+
+
 @pytest.mark.parametrize(
     ("kind", "changed"),
     VARIANTS,
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())) or "plain",
 )
-def test_the_code_of_each_card_answers_as_predict_does(kind, changed, data_file, pairs, tagged, sentences, tmp_path, call):  # noqa: F811
+def test_the_code_of_each_card_answers_as_predict_does(kind, changed, files, tmp_path, call):
     model_type = changed.get("model_name", {"causal-lm": "gpt2", "translation": "marian"}.get(kind, "distilbert"))
     model = make_model(tmp_path / f"tiny-{model_type}", model_type)
-    make_pairs(80).to_csv("pairs.csv", index=False)
-    easy = pd.read_csv(pairs / "pairs.csv")
-    easy.assign(label=[text.startswith(tuple(GOOD)) for text in easy.hypothesis]).to_csv("easy.csv", index=False)
-    settings = {
-        "one label": dict(dataset_name=data_file, num_train_epochs=12),
-        "pairs": dict(dataset_name="easy.csv", text_column="premise", text_pair_column="hypothesis") | dict(num_train_epochs=4),
-        "several labels": dict(dataset_name=tagged / "lists.parquet"),
-        "entities": dict(dataset_name=sentences, task="token-classification", num_train_epochs=8),
-        "causal-lm": dict(dataset_name=data_file, task="causal-lm"),
-        "masked-lm": dict(dataset_name=data_file, task="masked-lm"),
-        "translation": dict(dataset_name="pairs.csv", task="translation", source_column="low", target_column="high")
-        | dict(source_lang="en", target_lang="de"),
-    }[kind] | changed
-    settings = dict(max_length=16, precision="float32", learning_rate=0.01, batch_size=8, run_name="run") | settings
-    settings["model_name"] = model
-    flags = [str(part) for knob, value in settings.items() for part in (f"--{knob}", value)]
+    settings = dict(max_length=16, precision="float32", learning_rate=0.01, batch_size=8, run_name="run")
+    settings |= settings_of(kind, files) | changed | {"model_name": model}
+    flags = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
     for script, *more in (("fine_tune.py", *flags), ("evaluate.py",), ("export.py", "--formats", "merged")):
         done = call(script, *more)
-        assert done.code == 0, done.err
-    run = tmp_path / "outputs" / "run"
-    texts = [f"{BAD[i]} {i} {GOOD[i]} {GOOD[i - 1]} {BAD[i]} {GOOD[i]}" for i in range(4)]  # what is read of them decides
-    texts += make_rows().review[:4].tolist()
+        assert done.code == 0, done.err or done.code
+    texts = texts_of(kind)
     if kind == "pairs":
-        rows = pd.read_csv(pairs / "pairs.csv")[:8].assign(hypothesis=texts)
+        rows = pd.read_csv(files["pairs"])[:8].assign(hypothesis=texts)
         rows.to_csv("rows.csv", index=False)
         assert call("predict.py", "--file", "rows.csv", "--out", "out.jsonl").code == 0
-        expected = [
-            list(one) for one in pd.read_json("out.jsonl", lines=True)[["prediction", "probability"]].itertuples(index=False)
-        ]
-        then = f"[label(*two) for two in {rows[['premise', 'hypothesis']].to_numpy().tolist()!r}]"
+        answers = pd.read_json("out.jsonl", lines=True)[["prediction", "probability"]]
+        expected = [list(answer) for answer in answers.itertuples(index=False)]
+        expression = f"[label(*pair) for pair in {rows[['premise', 'hypothesis']].to_numpy().tolist()!r}]"
     else:
-        if kind == "masked-lm":  # short: what hides a token must be read
-            texts = make_rows().review[:8].tolist()
-            texts = [text.replace("film", "[MASK]").replace("plot", "[MASK]") for text in texts if "film" in text or "plot" in text]
-        if kind == "entities":  # as far as a plain model can tell: short, and clear
-            texts = [f"the {i} film with {i + 7} a" for i in range(8)]
-        if kind == "translation":
-            texts = make_pairs(8).low.tolist()
-        if kind == "causal-lm":
-            texts = ["a fine", "we hated every", "poor cast", "moving"]
-        said = [json.loads(line) for line in call("predict.py", "--json", *texts).out.splitlines()]
-        of_kind = {
-            "one label": (lambda one: [one["label"], one["probability"]], "label(text)"),
-            "several labels": (lambda one: one["labels"], "labels(text)"),
-            "entities": (lambda one: [entity["text"] for entity in one["entities"]], "[word for word, tag in tags(text.split()) if tag != 'O']"),
-            "causal-lm": (lambda one: one["text"] + one["continuation"], "(torch.manual_seed(0), go_on(text))[1]"),
-            "translation": (lambda one: one["translation"], "translate(text)"),
-            "masked-lm": (lambda one: [[[guess["word"], guess["probability"]] for guess in of] for of in one["words"]], "guess(text)"),
-        }[kind]  # fmt: skip
-        expected, then = [of_kind[0](one) for one in said], f"[{of_kind[1]} for text in {texts!r}]"
-    if kind in ("one label", "pairs"):
-        assert np.ptp([probability for _, probability in expected]) > 0.01, expected
-    merged = run / "export" / "merged"
+        pick, code = ANSWERS[kind]
+        expected = [pick(json.loads(line)) for line in call("predict.py", "--json", *texts).out.splitlines()]
+        expression = f"[{code} for text in {texts!r}]"
+    if kind in ("single label", "pairs", "regression"):
+        assert np.ptp([answer[-1] for answer in expected]) > 0.01, expected
+    run, merged = tmp_path / "outputs" / "run", tmp_path / "outputs" / "run" / "export" / "merged"
     if changed.get("truncation") == "tail":
         assert "It reads the last 16 tokens" in ModelCard.load(merged / "README.md").text
     cards = [(run / "adapter", {"ADAPTER": run / "adapter", model.name: model}), (merged, {"MODEL": merged})]
-    for found in run_elsewhere(cards, then, tmp_path):
-        assert len(found) == len(expected) > 3
-        for one, other in zip(found, expected, strict=True):
-            assert same(one, other), (one, other)
+    for answers in run_code(cards, expression, tmp_path):
+        assert len(answers) == len(expected) > 3
+        for answer, other in zip(answers, expected, strict=True):
+            assert same(answer, other), (answer, other)
 
 
 def same(a, b) -> bool:
@@ -138,36 +168,51 @@ def same(a, b) -> bool:
 
 
 def test_real_reviews_get_the_same_labels_and_probabilities_elsewhere(call, tmp_path):
-    """50 reviews of the stand-in data, from a line to far beyond what the model can read; also through a plain pipeline."""
+    """50 reviews of the stand-in data, from a line to far beyond what the model can read; also with a plain pipeline."""
     settings = dict(train_samples=320, max_length=64, batch_size=16, precision="float32", run_name="run")
-    flags = [str(part) for knob, value in settings.items() for part in (f"--{knob}", value)]
+    flags = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
     for script, *more in (("fine_tune.py", "--preset", "smoke", *flags), ("evaluate.py",), ("export.py", "--formats", "merged")):
         done = call(script, *more)
-        assert done.code == 0, done.err
-    run = run_folder.open_run(tmp_path / "outputs" / "run")
-    reviews = sorted(data.load_data(run.config).test.columns()["text"], key=len)
+        assert done.code == 0, done.err or done.code
+    run = run_folder.open_run(tmp_path / "outputs" / "run", tasks.pick)
+    reviews = sorted(load_data(run.task, run.config).test.columns()["text"], key=len)
     reviews = [reviews[i * (len(reviews) - 1) // 49] for i in range(50)]
     assert len(reviews[0].split()) < 60 and len(reviews[-1].split()) > 600
     (tmp_path / "reviews.json").write_text(json.dumps([{"text": review} for review in reviews]))
     assert call("predict.py", "--file", "reviews.json", "--out", "out.jsonl").code == 0
-    answers = pd.read_json("out.jsonl", lines=True)
-    expected = [[one.prediction, one.probability] for one in answers.itertuples()]
+    answers = pd.read_json("out.jsonl", lines=True)[["prediction", "probability"]]
+    expected = [list(answer) for answer in answers.itertuples(index=False)]
     merged = run.folder / "export" / "merged"
-    base = sources.find_model("distilbert-base-uncased")
-    then = "[label(review['text']) for review in json.load(open('reviews.json'))]"
+    base = find_model("distilbert-base-uncased")
+    expression = "[label(review['text']) for review in json.load(open('reviews.json'))]"
     cards = [(run.folder / "adapter", {"ADAPTER": run.folder / "adapter", base.name: base.path}), (merged, {"MODEL": merged})]
-    for found in run_elsewhere(cards, then, tmp_path):
-        assert all(same(one, other) for one, other in zip(found, expected, strict=True))
-    about, cut = (json.loads((merged / name).read_text()) for name in ("config.json", "tokenizer_config.json"))
-    assert about["id2label"] == {"0": "neg", "1": "pos"} and about["problem_type"] == "single_label_classification"
-    assert cut["model_max_length"] == 64
+    for answers in run_code(cards, expression, tmp_path):
+        assert all(same(answer, other) for answer, other in zip(answers, expected, strict=True))
+    model_config, tokenizer_config = (json.loads((merged / name).read_text()) for name in ("config.json", "tokenizer_config.json"))
+    assert model_config["id2label"] == {"0": "neg", "1": "pos"}
+    assert model_config["problem_type"] == "single_label_classification" and tokenizer_config["model_max_length"] == 64
     card = ModelCard.load(merged / "README.md").text
     code = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[0].replace("MODEL", str(merged))
-    plain: dict = {}
-    exec(code, plain)
-    tokenizer = plain["model"].tokenizer
+    variables: dict = {}
+    exec(code, variables)
+    pipeline = variables["model"]
     for review, (label, probability) in zip(reviews, expected, strict=True):
-        (found,) = plain["model"](review.replace("<br />", " "))
-        if len(tokenizer(review.replace("<br />", " "))["input_ids"]) <= 64:  # the same tokens are read
-            assert found["label"] == label and abs(found["score"] - probability) < 1e-4
+        text = review.replace("<br />", " ")
+        (answer,) = pipeline(text)
+        if len(pipeline.tokenizer(text)["input_ids"]) <= 64:  # the same tokens are read
+            assert answer["label"] == label and abs(answer["score"] - probability) < 1e-4
     assert "first 64 tokens" in card and "its first quarter and its end" in card
+
+
+def test_the_card_names_the_split_that_was_tested(call, tiny_flags, tmp_path):
+    rows = make_rows(120)
+    (tmp_path / "rows").mkdir()
+    rows[:80].to_parquet(tmp_path / "rows" / "train.parquet")
+    rows[80:].to_parquet(tmp_path / "rows" / "validation.parquet")
+    flags = ["--dataset_name", "rows", "--test_split", "validation", "--num_train_epochs", 1]
+    trained = call("fine_tune.py", *tiny_flags, *flags)
+    assert trained.code == 0 and "40 test (official validation)" in trained.out, trained.err
+    assert call("evaluate.py").code == 0
+    card = ModelCard.load("outputs/run/adapter/README.md")
+    assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
+    assert "on official validation, 40 rows" in card.text

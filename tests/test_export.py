@@ -1,27 +1,37 @@
-"""Exports hold what the run's model says; those that do not are not written."""
+"""Exports predict what the run's model predicts; those that do not are not written."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from conftest import make_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from finetuning.model import lora as model
+from finetuning.model import base
 from finetuning.use import exporting
 
 TEXTS = ["a fine film", "a dull film without a heart and a thin plot", "moving"]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return tmp_path_factory.mktemp("export")
+
+
 @pytest.fixture
-def run(call, tiny_flags, tmp_path):
-    assert call("fine_tune.py", *tiny_flags, "--precision", "float32").code == 0
-    return tmp_path / "outputs" / "run"
+def run(trained, call, tiny_flags, tmp_path):
+    """A run whose test has 200 rows; each test has a copy of its folder."""
+    if not (trained / "run" / "training.json").is_file():
+        make_rows(1000).to_csv(trained / "rows.csv", index=False)
+        flags = ["--dataset_name", trained / "rows.csv", "--train_samples", 56, "--precision", "float32"]
+        assert call("fine_tune.py", *tiny_flags, *flags, "--output_dir", trained).code == 0
+    return shutil.copytree(trained / "run", tmp_path / "outputs" / "run")
 
 
-def probabilities(call, folder, texts):
-    lines = call("predict.py", "--run", folder, "--json", *texts).out.splitlines()
-    return [json.loads(line)["label"] for line in lines]
+def read_exports(run) -> dict[str, dict]:
+    return {export["format"]: export for export in json.loads((run / "export" / "export.json").read_text())["exports"]}
 
 
 def test_the_merged_model_loads_with_plain_transformers_and_agrees(run, call):
@@ -33,24 +43,14 @@ def test_the_merged_model_loads_with_plain_transformers_and_agrees(run, call):
     assert not any("lora" in name for name, _ in model.named_parameters())
     with torch.no_grad():
         labels = [model.config.id2label[int(model(**tokenizer(text, return_tensors="pt")).logits.argmax())] for text in TEXTS]
-    assert labels == probabilities(call, run, TEXTS)
-    found = json.loads((run / "export" / "export.json").read_text())["exports"]
-    assert [one["format"] for one in found] == ["run", "merged"]
-    assert found[1]["largest_difference"] < 1e-4 and found[1]["accuracy"] == found[0]["accuracy"] > 0.9
+    lines = call("predict.py", "--run", run, "--json", *TEXTS).out.splitlines()
+    assert labels == [json.loads(line)["label"] for line in lines]
+    exports = read_exports(run)
+    assert [*exports] == ["run", "merged"]
+    assert exports["merged"]["largest_difference"] < 1e-4
+    assert exports["merged"]["accuracy"] == exports["run"]["accuracy"] > 0.9
     again = call("export.py", run, "--formats", "merged")
-    assert again.code == 2 and "is there already" in again.err
-
-
-def test_an_export_that_disagrees_is_not_written(run, call, monkeypatch):
-    def spoilt(*arguments, **named):
-        loaded = model.load(*arguments, **named)
-        loaded.classifier.bias.data[0] += 0.1
-        return loaded
-
-    monkeypatch.setattr(exporting, "load", spoilt)
-    result = call("export.py", run, "--formats", "merged")
-    assert result.code == 2 and "does not agree" in result.err
-    assert not list(run.glob("export*"))
+    assert again.code == 2 and "exists already" in again.err
 
 
 def test_a_missing_library_is_named_before_anything_is_done(run, call, monkeypatch):
@@ -64,9 +64,9 @@ def test_onnx_and_its_8_bit_form_take_any_batch_and_length(run, call):
     onnxruntime = pytest.importorskip("onnxruntime")
     exported = call("export.py", run)
     assert exported.code == 0, exported.err
-    found = {one["format"]: one for one in json.loads((run / "export" / "export.json").read_text())["exports"]}
-    assert set(found) == {"run", "merged", "onnx", "int8"}
-    assert found["onnx"]["largest_difference"] < 1e-3 and found["int8"]["mib"] < found["onnx"]["mib"]
+    exports = read_exports(run)
+    assert [*exports] == ["run", "merged", "onnx", "int8"]
+    assert exports["onnx"]["largest_difference"] < 1e-3 and exports["int8"]["mib"] < exports["onnx"]["mib"]
     plain = AutoModelForSequenceClassification.from_pretrained(run / "export" / "merged").eval()
     for name, tolerance in (("model.onnx", 1e-3), ("model.int8.onnx", 0.5)):
         session = onnxruntime.InferenceSession(run / "export" / name)
@@ -76,3 +76,72 @@ def test_onnx_and_its_8_bit_form_take_any_batch_and_length(run, call):
             with torch.no_grad():
                 expected = plain(input_ids=torch.tensor(ids), attention_mask=torch.ones(batch, tokens, dtype=torch.long)).logits
             np.testing.assert_allclose(logits, expected.numpy(), atol=tolerance)
+
+
+# --- formats that do not agree -------------------------------------------------------------------------------------------
+
+
+def test_a_merged_model_that_disagrees_is_not_written(run, call, monkeypatch):
+    def load_damaged(*arguments, **named):
+        model = base.load(*arguments, **named)
+        model.classifier.bias.data[0] += 0.1
+        return model
+
+    monkeypatch.setattr(exporting, "load", load_damaged)
+    result = call("export.py", run, "--formats", "merged")
+    assert str(result.code).startswith("merged: not written, because it does not agree"), "exit code 1, with this message"
+    assert "NOT written" in result.out and read_exports(run)["merged"]["agrees"] is False
+    assert [file.name for file in (run / "export").iterdir()] == ["export.json"]
+
+
+def test_a_format_that_disagrees_is_not_written_and_the_others_are(run, call, monkeypatch):
+    onnx = pytest.importorskip("onnx")
+    quantization = pytest.importorskip("onnxruntime.quantization")
+
+    def quantize_badly(path, out, **_):
+        """Write a model whose logits have the opposite sign."""
+        model = onnx.load(path)
+        for node in model.graph.node:
+            node.output[:] = [name.replace("logits", "inner") for name in node.output]
+            node.input[:] = [name.replace("logits", "inner") for name in node.input]
+        model.graph.node.append(onnx.helper.make_node("Neg", ["inner"], ["logits"]))
+        onnx.save(model, out)
+
+    monkeypatch.setattr(quantization, "quantize_dynamic", quantize_badly)
+    result = call("export.py", run)
+    assert str(result.code).startswith("int8: not written, because it does not agree"), "exit code 1, with this message"
+    assert {file.name for file in (run / "export").iterdir()} == {"merged", "model.onnx", "export.json"}
+    exports = read_exports(run)
+    assert {name: export.get("agrees") for name, export in exports.items()} == dict(run=None, merged=True, onnx=True, int8=False)
+    assert exports["int8"]["accuracy"] < 0.1
+    assert "int8" in (run / "export" / "merged" / "README.md").read_text(), "the card tells the accuracy of all that were tried"
+
+
+@pytest.mark.parametrize(("wrong", "agrees"), [(1, True), (2, True), (10, False)])
+def test_what_8_bit_weights_may_cost_depends_on_the_number_of_rows(wrong, agrees, run, call, monkeypatch):
+    """One wrong label of 200 costs 0.5 %, which is chance; ten cost 5 %, which is not."""
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    monkeypatch.setattr(quantization, "quantize_dynamic", lambda path, out, **_: shutil.copy(path, out))
+    left = [wrong]
+
+    class Damaged(exporting.OnnxModel):
+        """The 8-bit model gives the wrong label to so many rows."""
+
+        def __init__(self, path):
+            super().__init__(path)
+            self.damaged = "int8" in path.name
+
+        def forward(self, **batch):
+            logits = super().forward(**batch)["logits"]
+            if self.damaged:
+                n = min(left[0], len(logits))
+                left[0] -= n
+                logits[:n] = logits[:n].flip(dims=[1])
+            return {"logits": logits}
+
+    monkeypatch.setattr(exporting, "OnnxModel", Damaged)
+    result = call("export.py", run, "--formats", "int8")
+    (export,) = (export for name, export in read_exports(run).items() if name == "int8")
+    assert export["equal_labels"] == 1 - wrong / 200 and left == [0]
+    assert export["agrees"] is agrees and (run / "export" / "model.int8.onnx").is_file() is agrees
+    assert (result.code == 0) is agrees

@@ -1,26 +1,34 @@
-"""LoRA on every architecture of the table, and the fast road, in its forms for a CPU and a GPU, against the libraries' own."""
+"""LoRA on every architecture of the table, and the faster code in its forms for a CPU and a GPU against that of the libraries."""
 
+import functools
 import itertools
 from dataclasses import replace
 
 import numpy as np
+import peft
 import pytest
 import torch
 from conftest import DECODERS, TRANSLATORS, make_model
 from datasets import Dataset
+from peft.tuners.lora import Linear as LoraLinear
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from config import Config
+from finetuning import speed
 from finetuning.data.sources import find_model
 from finetuning.data.tokens import Tokens
 from finetuning.errors import UserError
-from finetuning.model import lora as model
-from finetuning.speed import fast
-from finetuning.tasks import text_classification
+from finetuning.model import base
+from finetuning.model.architectures import ARCHITECTURES
+from finetuning.model.lora import LoraLayer, add_lora, count_parameters, load_adapter
+from finetuning.speed import attention, fused_lora
+from finetuning.tasks.classification import SingleLabel
+from finetuning.training.prediction import Predictor
 
+TASK = SingleLabel()
 CONFIG = Config(max_length=32, lora_r=4, precision="float32")
-# Linear layers by target: query-value, attention, mlp. Both layers of ALBERT are one.
-LABELLERS = [name for name in model.ARCHITECTURES if name not in TRANSLATORS]
+LABELLERS = [name for name in ARCHITECTURES if name not in TRANSLATORS]
+# Linear layers by target: query-value, attention, mlp. ALBERT's two layers are the same one.
 ADAPTED = dict.fromkeys(LABELLERS, (4, 8, 4)) | {
     "albert": (2, 4, 2),
     "modernbert": (2, 4, 4),
@@ -29,9 +37,12 @@ ADAPTED = dict.fromkeys(LABELLERS, (4, 8, 4)) | {
 }
 
 
-def build(folder, config=CONFIG, labels=("neg", "pos")):
-    base = model.build_base(find_model(str(folder)), list(labels), config)
-    return model.add_lora(base, config)
+def build_base(folder, config=CONFIG):
+    return base.build_base(TASK, find_model(str(folder)), ["neg", "pos"], config)
+
+
+def build(folder, config=CONFIG):
+    return add_lora(TASK, build_base(folder, config), config)
 
 
 def batch(n=6, tokens=20, pad=0):
@@ -43,7 +54,7 @@ def batch(n=6, tokens=20, pad=0):
 
 
 def randomise(lora):
-    """As after some training: LoRA starts as no change at all, which would hide mistakes."""
+    """Change the trainable weights as training does: LoRA starts as no change at all, which would hide mistakes."""
     torch.manual_seed(1)
     for parameter in lora.parameters():
         if parameter.requires_grad:
@@ -51,23 +62,22 @@ def randomise(lora):
 
 
 @pytest.mark.parametrize("model_type", LABELLERS)
-def test_every_architecture_is_adapted_where_asked_reloads_merges_and_does_not_see_padding(model_type, tmp_path):
+def test_every_architecture_is_adapted_where_asked_reloads_merges_and_ignores_padding(model_type, tmp_path):
     folder = make_model(tmp_path / model_type, model_type)
     query_value, attention, mlp = ADAPTED[model_type]
     for target, count in {"query-value": query_value, "attention": attention, "mlp": mlp, "all-linear": attention + mlp}.items():
         lora = build(folder, replace(CONFIG, target_modules=target))
-        adapted = [name for name, module in lora.named_modules() if isinstance(module, fast.LoraLinear)]
+        adapted = [name for name, module in lora.named_modules() if isinstance(module, LoraLinear)]
         assert len(adapted) == count, adapted
         assert not any(part in name for name in adapted for part in ("classifier", "pooler", "score"))
     randomise(lora.eval())
-    whole = [name for name, parameter in lora.named_parameters() if parameter.requires_grad and "lora_" not in name]
-    assert any("score" in name if model_type in DECODERS else "classifier" in name for name in whole), (
-        "a new head learns as a whole"
-    )
+    trained_as_a_whole = [name for name, parameter in lora.named_parameters() if parameter.requires_grad and "lora_" not in name]
+    head = "score" if model_type in DECODERS else "classifier"
+    assert any(head in name for name in trained_as_a_whole), "a new head is trained as a whole"
     rows = batch(pad=lora.config.pad_token_id)
     lora.save_pretrained(str(tmp_path / "adapter"))
-    fresh = model.build_base(find_model(str(folder)), ["neg", "pos"], replace(CONFIG, seed=99))
-    reloaded = model.load_adapter(fresh, tmp_path / "adapter", CONFIG)
+    fresh = build_base(folder, replace(CONFIG, seed=99))
+    reloaded = load_adapter(fresh, tmp_path / "adapter", CONFIG)
     with torch.no_grad():
         logits = lora(**rows).logits
         assert torch.equal(reloaded(**rows).logits, logits)
@@ -80,14 +90,14 @@ def test_every_architecture_is_adapted_where_asked_reloads_merges_and_does_not_s
 
 @pytest.mark.parametrize("model_type", ["distilbert", "bert", "gpt2", "llama"])
 @pytest.mark.parametrize("method", ["full", "head"])
-def test_the_methods_to_compare_with_train_all_or_the_head_alone_and_reload(method, model_type, tmp_path):
+def test_full_fine_tuning_trains_all_weights_and_the_method_head_only_the_head(method, model_type, tmp_path):
     folder = make_model(tmp_path / "base", model_type)
     config = replace(CONFIG, method=method, precision="auto")
     tuned = build(folder, config)
-    whole = AutoModelForSequenceClassification.from_pretrained(folder)
-    head = sum(p.numel() for name, p in whole.named_parameters() if any(part in name for part in ("classifier", "pooler", "score")))
-    total = sum(p.numel() for p in whole.parameters())
-    assert model.count_parameters(tuned) == ({"full": total, "head": head}[method], total)
+    plain = AutoModelForSequenceClassification.from_pretrained(folder)
+    head = sum(p.numel() for name, p in plain.named_parameters() if any(part in name for part in ("classifier", "pooler", "score")))
+    total = sum(p.numel() for p in plain.parameters())
+    assert count_parameters(tuned) == ({"full": total, "head": head}[method], total)
     before = {name: p.detach().clone() for name, p in tuned.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=0.01)
     tuned.train()(**batch()).loss.backward()
@@ -97,8 +107,8 @@ def test_the_methods_to_compare_with_train_all_or_the_head_alone_and_reload(meth
     embeddings = ("word_embeddings", "wte", "embed_tokens")
     assert any(part in name for name in moved for part in embeddings) == (method == "full")
     tuned.save_pretrained(str(tmp_path / "adapter"))
-    fresh = model.build_base(find_model(str(folder)), ["neg", "pos"], replace(config, seed=99))
-    reloaded = model.load_adapter(fresh, tmp_path / "adapter", config)
+    fresh = build_base(folder, replace(config, seed=99))
+    reloaded = load_adapter(fresh, tmp_path / "adapter", config)
     with torch.no_grad():
         assert torch.equal(reloaded(**batch()).logits, tuned.eval()(**batch()).logits)
 
@@ -108,9 +118,9 @@ def test_pissa_reloads_although_it_changes_the_frozen_weights(model_dir, tmp_pat
     lora = build(model_dir, config).eval()
     randomise(lora)
     lora.save_pretrained(str(tmp_path / "adapter"))
-    fresh = model.build_base(find_model(str(model_dir)), ["neg", "pos"], config)
+    fresh = build_base(model_dir, config)
     with torch.no_grad():
-        reloaded = model.load_adapter(fresh, tmp_path / "adapter", config)(**batch()).logits
+        reloaded = load_adapter(fresh, tmp_path / "adapter", config)(**batch()).logits
         torch.testing.assert_close(reloaded, lora(**batch()).logits)
 
 
@@ -126,50 +136,51 @@ def test_dropout_is_set_in_every_place_of_the_architecture(model_type, tmp_path)
 
 def test_positions_are_counted_as_the_architecture_counts_them(tmp_path):
     folder = make_model(tmp_path / "roberta", "roberta")  # 66 in its config, two of them never used
-    model.read_model_config(find_model(str(folder)), replace(CONFIG, max_length=64))
+    base.read_model_config(TASK, find_model(str(folder)), replace(CONFIG, max_length=64))
     with pytest.raises(UserError, match="64 positions"):
-        model.read_model_config(find_model(str(folder)), replace(CONFIG, max_length=65))
+        base.read_model_config(TASK, find_model(str(folder)), replace(CONFIG, max_length=65))
+
+
+def step(lora, rows):
+    """Return logits, and the gradients of all trainable weights by their names."""
+    lora.zero_grad()
+    outputs = lora(**rows)
+    outputs.loss.backward()
+    return outputs.logits.detach(), {name: p.grad for name, p in lora.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("model_type", LABELLERS)
-def test_the_fast_road_has_the_libraries_logits_and_gradients(model_type, tmp_path, monkeypatch):
+def test_the_faster_code_gives_the_logits_and_gradients_of_the_libraries(model_type, tmp_path, monkeypatch):
     folder = make_model(tmp_path / model_type, model_type)
-    base = AutoModel.from_pretrained(folder)
-    for name, parameter in base.named_parameters():
-        if name.endswith("bias"):  # a new model's are all zero, which would hide one that is left out
+    encoder = AutoModel.from_pretrained(folder)
+    for name, parameter in encoder.named_parameters():
+        if name.endswith("bias"):  # those of a new model are zero, which would hide one that is left out
             parameter.data.normal_(std=0.2)
-    base.save_pretrained(folder)
+    encoder.save_pretrained(folder)
 
-    def step(lora, rows):
-        lora.zero_grad()
-        out = lora(**rows)
-        out.loss.backward()
-        return out.logits.detach(), {name: p.grad for name, p in lora.named_parameters() if p.grad is not None}
-
-    ours = build(folder)
-    monkeypatch.setattr(fast, "on_cpu", lambda: False)
+    on_cpu, plain = build(folder), build(folder, replace(CONFIG, speedups=False))
+    for module in (base, speed):
+        monkeypatch.setattr(module, "on_cpu", lambda: False)
     on_gpu = build(folder)
-    monkeypatch.setattr(fast, "fuse_lora", lambda model: None)  # peft's and PyTorch's own code
-    stock = build(folder)
-    own = stock.config._attn_implementation
-    assert own == "sdpa" or model_type in ("mpnet", "deberta-v2", "gemma2")
-    assert ours.config._attn_implementation == (fast.ATTENTION if own == "sdpa" else own)
-    for lora in (ours, on_gpu, stock):
+    implementation = plain.config._attn_implementation
+    assert implementation == "sdpa" or model_type in ("mpnet", "deberta-v2", "gemma2")
+    assert on_cpu.config._attn_implementation == (attention.ATTENTION if implementation == "sdpa" else implementation)
+    for lora in (on_cpu, on_gpu, plain):
         randomise(lora.train())
-    two_batches = (batch(pad=ours.config.pad_token_id), batch(n=1))  # with padding and without, where a decoder has no mask
-    for lora, rows in itertools.product((ours, on_gpu), two_batches):
-        (logits, gradients), (stock_logits, stock_gradients) = step(lora, rows), step(stock, rows)
-        torch.testing.assert_close(logits, stock_logits, rtol=1e-4, atol=1e-5)
-        assert gradients.keys() == stock_gradients.keys()
+    batches = (batch(pad=plain.config.pad_token_id), batch(n=1))  # with padding and without, where a decoder has no mask
+    for lora, rows in itertools.product((on_cpu, on_gpu), batches):
+        (logits, gradients), (plain_logits, plain_gradients) = step(lora, rows), step(plain, rows)
+        torch.testing.assert_close(logits, plain_logits, rtol=1e-4, atol=1e-5)
+        assert gradients.keys() == plain_gradients.keys()
         for name, gradient in gradients.items():
-            expected = stock_gradients[name]
+            expected = plain_gradients[name]
             torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=float(1e-4 * expected.abs().max()))
 
 
-def test_an_adapter_that_is_disabled_or_merged_is_so_on_the_fast_road_too(model_dir):
+def test_a_disabled_or_merged_adapter_has_no_update_in_the_faster_code_either(model_dir):
     lora = build(model_dir)
     randomise(lora.eval())
-    plain = model.build_base(find_model(str(model_dir)), ["neg", "pos"], CONFIG).eval()
+    plain = build_base(model_dir).eval()
     with torch.no_grad():
         adapted = lora.base_model.model.distilbert(batch()["input_ids"]).last_hidden_state
         with lora.disable_adapter():
@@ -181,14 +192,14 @@ def test_an_adapter_that_is_disabled_or_merged_is_so_on_the_fast_road_too(model_
 
 
 @pytest.mark.parametrize("settings", [dict(lora_dropout=0.1), dict(dropout=0.1), dict(use_dora=True), dict(use_rslora=True)])
-def test_knobs_that_the_fast_road_does_not_know_still_train(settings, model_dir):
+def test_settings_that_the_faster_code_does_not_know_still_train(settings, model_dir):
     lora = build(model_dir, replace(CONFIG, precision="auto", **settings)).train()
     lora(**batch()).loss.backward()
     gradients = [p.grad for p in lora.parameters() if p.requires_grad]
     assert gradients and all(g is not None and torch.isfinite(g).all() for g in gradients)
 
 
-def test_what_trains_stays_in_float32(model_dir):
+def test_trainable_parameters_stay_in_float32(model_dir):
     lora = build(model_dir, replace(CONFIG, precision="auto"))
     assert {p.dtype for p in lora.parameters() if p.requires_grad} == {torch.float32}
 
@@ -196,18 +207,18 @@ def test_what_trains_stays_in_float32(model_dir):
 def test_predictions_come_back_in_the_order_of_the_rows(model_dir):
     lora = build(model_dir)
     randomise(lora.eval())
-    tokenizer = model.load_tokenizer(find_model(str(model_dir)), Config())
+    tokenizer = base.load_tokenizer(TASK, find_model(str(model_dir)), Config())
     generator = np.random.default_rng(0)
     ids = [generator.integers(5, 60, size=length).tolist() for length in generator.integers(3, 33, size=50)]
     tokens = Tokens(Dataset.from_dict({"input_ids": ids}), np.array([len(row) for row in ids]))
-    logits = text_classification.predict(lora, tokenizer, tokens, replace(CONFIG, eval_batch_size=8))
+    logits = TASK.predict(Predictor(TASK, lora, tokenizer, replace(CONFIG, eval_batch_size=8), show_progress=False), tokens)
     with torch.no_grad():
         alone = torch.cat([lora(input_ids=torch.tensor([row])).logits for row in ids]).numpy()
     np.testing.assert_allclose(logits, alone, atol=1e-4)
 
 
 def test_parameters_are_counted_once(model_dir):
-    trainable, total = model.count_parameters(build(model_dir))
+    trainable, total = count_parameters(build(model_dir))
     plain = AutoModelForSequenceClassification.from_pretrained(model_dir)
     adapters = 2 * 4 * (4 * (32 + 32) + 2 * (32 + 64))  # layers x rank x (attention, MLP)
     head = 32 * 32 + 32 + 2 * 32 + 2
@@ -218,25 +229,117 @@ def test_parameters_are_counted_once(model_dir):
 @pytest.mark.parametrize("in_cache", [1, 2**20], ids=["one at a time", "together"])
 @pytest.mark.parametrize("mask", ["none", "padding", "causal", "of another text"])
 def test_attention_in_bf16_is_that_of_float32(mask, in_cache, monkeypatch):
-    monkeypatch.setattr(fast, "IN_CACHE", in_cache)
+    monkeypatch.setattr(attention, "SCORES_IN_CACHE", in_cache)
     torch.manual_seed(0)
     queries, keys = (9, 14) if mask == "of another text" else (14, 14)
     inputs = [torch.randn(5, tokens, 3, 8).transpose(1, 2).bfloat16() for tokens in (queries, keys, keys)]
-    seen = None
+    visible = None
     if mask != "none":
-        seen = (torch.arange(keys) < torch.tensor([14, 9, 12, 1, 14])[:, None])[:, None, None, :].expand(5, 1, queries, keys)
+        visible = (torch.arange(keys) < torch.tensor([14, 9, 12, 1, 14])[:, None])[:, None, None, :].expand(5, 1, queries, keys)
     if mask == "causal":
-        seen = seen & torch.ones(queries, keys, dtype=torch.bool).tril()
-    module, grad, found = torch.nn.Module(), torch.randn(5, queries, 3, 8), []
+        visible = visible & torch.ones(queries, keys, dtype=torch.bool).tril()
+    module, grad, results = torch.nn.Module(), torch.randn(5, queries, 3, 8), []
     for dtype in (torch.bfloat16, torch.float32):
         leaves = [tensor.detach().to(dtype).requires_grad_() for tensor in inputs]
         if dtype == torch.float32:
-            out = torch.nn.functional.scaled_dot_product_attention(*leaves, attn_mask=seen).transpose(1, 2)
+            out = torch.nn.functional.scaled_dot_product_attention(*leaves, attn_mask=visible).transpose(1, 2)
         else:
-            out = fast.attention(module, *leaves, seen)[0]
+            out = attention.attention(module, *leaves, visible)[0]
             with torch.no_grad():
-                assert torch.equal(fast.attention(module, *leaves, seen)[0], out), "while predicting too"
+                assert torch.equal(attention.attention(module, *leaves, visible)[0], out), "the same in prediction"
         out.backward(grad.to(dtype))
-        found.append([out, *(leaf.grad for leaf in leaves)])
-    for ours, exact in zip(*found, strict=True):
+        results.append([out, *(leaf.grad for leaf in leaves)])
+    for ours, exact in zip(*results, strict=True):
         torch.testing.assert_close(ours.float(), exact, rtol=0.05, atol=0.05)
+
+
+# --- LoRA layers: the one to read, peft's, and the fused one -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_lora_layer_to_read_equals_the_one_of_peft(bias):
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(24, 40, bias=bias)
+    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=["0"])
+    theirs = peft.get_peft_model(torch.nn.Sequential(linear), config).base_model.model[0]
+    ours = LoraLayer(torch.nn.Linear(24, 40, bias=bias), r=4, alpha=12)
+    ours.linear.load_state_dict(linear.state_dict())
+    trainable = {name for name, parameter in ours.named_parameters() if parameter.requires_grad}
+    assert trainable == {"A", "B"}
+    x = torch.randn(3, 7, 24)
+    assert torch.equal(ours(x), ours.linear(x)), "no change at the start"
+    assert ours.A.abs().max() <= 24**-0.5 and float(ours.A.std()) == pytest.approx(24**-0.5 / 3**0.5, rel=0.2), "as peft draws it"
+    a, b = theirs.lora_A["default"].weight, theirs.lora_B["default"].weight
+    b.data.normal_()
+    ours.A.data.copy_(a), ours.B.data.copy_(b)
+    gradient, inputs, outputs = torch.randn(3, 7, 40), [x.clone().requires_grad_() for _ in range(2)], []
+    for layer, leaf in zip((ours, theirs), inputs, strict=True):
+        outputs.append(layer(leaf))
+        outputs[-1].backward(gradient)
+    for mine, expected in (outputs, [leaf.grad for leaf in inputs], (ours.A.grad, a.grad), (ours.B.grad, b.grad)):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
+
+
+class OwnLoraLinear(LoraLinear):
+    def forward(self, x, *arguments, **named):
+        return 2 * super().forward(x, *arguments, **named)
+
+
+def subclassed(lora, monkeypatch):
+    for layer in lora.modules():
+        if type(layer) is LoraLinear:
+            layer.__class__ = OwnLoraLinear
+
+
+def patched_instance(lora, monkeypatch):
+    for layer in lora.modules():
+        if type(layer) is LoraLinear:
+            layer.forward = lambda x, layer=layer: 2 * LoraLinear.forward(layer, x)
+
+
+def patched_class(lora, monkeypatch):
+    forward = LoraLinear.forward
+    monkeypatch.setattr(LoraLinear, "forward", lambda self, x: 2 * forward(self, x))
+
+
+def wrapped_class(lora, monkeypatch):
+    forward = LoraLinear.forward
+
+    @functools.wraps(forward)
+    def doubled(self, x):
+        return 2 * forward(self, x)
+
+    monkeypatch.setattr(LoraLinear, "forward", doubled)
+
+
+def patched_base_layer(lora, monkeypatch):
+    for layer in lora.modules():
+        if type(layer) is LoraLinear:
+            layer.base_layer.forward = lambda x, layer=layer.base_layer: 2 * torch.nn.Linear.forward(layer, x)
+
+
+@pytest.mark.parametrize("change", [subclassed, patched_instance, patched_class, wrapped_class, patched_base_layer])
+def test_a_changed_lora_layer_keeps_its_own_forward_pass(change, model_dir, monkeypatch):
+    base_model = build_base(model_dir)
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=r".*\.(q_lin|ffn\.lin1)")
+    lora = peft.get_peft_model(base_model, config)
+    randomise(lora.eval())
+    rows = batch()
+    with torch.no_grad():
+        before = lora(**rows).logits
+        change(lora, monkeypatch)
+        expected = lora(**rows).logits
+        assert not torch.allclose(expected, before)
+        assert fused_lora.fuse_lora(lora, bias_as_rank=True) == 0
+        assert torch.equal(lora(**rows).logits, expected)
+
+
+@pytest.mark.parametrize("settings", [dict(lora_bias=True), dict(use_dora=True), dict(lora_dropout=0.5)], ids=str)
+def test_a_lora_layer_with_more_than_the_plain_update_is_not_fused(settings, model_dir):
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=r".*\.q_lin", **settings)
+    assert fused_lora.fuse_lora(peft.get_peft_model(build_base(model_dir), config), bias_as_rank=True) == 0
+
+
+def test_plain_lora_layers_are_fused(model_dir):
+    lora = build(model_dir)
+    assert sum("forward" in vars(layer) for layer in lora.modules() if isinstance(layer, LoraLinear)) == 12

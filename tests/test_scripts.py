@@ -279,15 +279,16 @@ def test_training_prints_aligned_lines_without_control_characters(call, tiny_fla
     validations = [entry for entry in log if "eval_loss" in entry]
     assert steps == [entry["step"] for entry in validations]
     for line, entry in zip(table, validations, strict=True):
-        assert f"{entry['eval_loss']:.4f}" in line and line.index(f"{entry['eval_accuracy']:.4f}") == len(lines[header]) - 6
+        accuracy = f"{entry['eval_accuracy']:.2%}"
+        assert f"{entry['eval_loss']:.4f}" in line and line.index(accuracy) + len(accuracy) == len(lines[header])
     assert "best so far" in table[0]
     assert "{" not in result.out and not set("\r\x1b") & {*result.out, *result.err} and "%|" not in result.err
 
 
 def test_the_remaining_time_is_that_of_the_remaining_work():
-    """Long steps first: half of the steps are three quarters of the work."""
+    """With the long steps first, half of the steps are three quarters of the work."""
     shown = progress.Training(None, None)
-    shown.work = np.array([3.0, 3.0, 1.0, 1.0] * 2)
+    shown.work, shown.work_of_validation = np.array([3.0, 3.0, 1.0, 1.0] * 2), 3.0
     args, state = SimpleNamespace(eval_strategy="steps"), SimpleNamespace(max_steps=8, global_step=2, eval_steps=4)
     shown.spent, shown.done, shown.validation = 6.0, 6.0, None
     assert shown.left(args, state) == pytest.approx(2 + 8 + 2 * 3 * progress.FORWARD_FRACTION)
@@ -297,7 +298,7 @@ def test_the_remaining_time_is_that_of_the_remaining_work():
     assert [progress.duration(seconds) for seconds in (4, 47, 400, 7800)] == ["4 s", "45 s", "7 min", "2 h 10 min"]
 
 
-def test_help_is_in_the_sections_of_config_and_ends_with_examples(call):
+def test_help_has_the_sections_of_config_and_ends_with_examples(call):
     result = call("fine_tune.py", "--help")
     assert result.code == 0
     sections = [
@@ -305,7 +306,7 @@ def test_help_is_in_the_sections_of_config_and_ends_with_examples(call):
         "model:",
         "data:",
         "tokens:",
-        "what trains:",
+        "trainable parameters:",
         "training:",
         "evaluation while training:",
         "where the run goes:",

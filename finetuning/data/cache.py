@@ -68,11 +68,11 @@ def source_of(function: Callable) -> dict[str, str]:
                 waiting += [value] if is_ours(value) else []
             elif inspect.ismodule(value) and is_ours(value):
                 owners[value.__name__] = value
-            elif is_ours(type(value)):  # an object, whose methods may be called
-                owners[type(value).__qualname__] = type(value)
+            elif is_ours(type(value)):  # an object: its methods, those of its base classes too, may be called
+                owners |= {owner.__qualname__: owner for owner in type(value).__mro__ if is_ours(owner)}
             elif label in global_values and isinstance(value, str | int | float | tuple | dict | re.Pattern):
                 sources[f"{current.__module__}.{label}"] = repr(value)
-        attributes = [getattr(owner, label, None) for owner in owners.values() for label in names]
+        attributes = [vars(owner).get(label) for owner in owners.values() for label in names]
         waiting += [value for value in attributes if inspect.isfunction(value) and is_ours(value)]
     return dict(sorted(sources.items()))
 

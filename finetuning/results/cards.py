@@ -1,6 +1,5 @@
 """Model cards and stand-alone loading code for published models; uploads to the Hub."""
 
-import json
 from pathlib import Path
 
 import huggingface_hub
@@ -8,6 +7,7 @@ from huggingface_hub import CommitOperationAdd, EvalResult, ModelCard, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from finetuning.data.sources import hub_answers
+from finetuning.disk import read_json
 from finetuning.errors import UserError
 from finetuning.processes import by_first
 from finetuning.results.report import template
@@ -39,7 +39,7 @@ def of_export(run: Run, base_model: str, exports: dict) -> ModelCard:
     pipeline = run.task.pipeline(run.config)
     variables = dict(exports=exports, pipeline=pipeline, pipeline_tag=run.task.pipeline_tag)
     file = run.folder / "metrics.json"
-    metrics = json.loads(file.read_text()) if file.is_file() else None
+    metrics = read_json(file) if file.is_file() else None
     code = _code(run, load, calibration)
     return _card(run, metrics, code, base_model=base_model, library_name="transformers", tags=None, variables=variables)
 

@@ -46,8 +46,8 @@ def describe_context(results: dict) -> str:
     """Return which sentences were read together, given metrics.json."""
     if results["context"] == "sentence":
         return "Each sentence was read alone."
-    alone = "".join(f"; read alone, they have an F1 of {sample['f1_sentences_alone']:.2%}" for sample in results.get("samples", []))
-    return f"The sentences were read with their neighbours in the file{alone}."
+    alone = f"; read alone, they have an F1 of {results['f1_sentences_alone']:.2%}" if "f1_sentences_alone" in results else ""
+    return f"The sentences were read with their neighbours in the split{alone}."
 
 
 def _summary(results: dict) -> Section:

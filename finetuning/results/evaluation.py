@@ -23,7 +23,8 @@ from finetuning.processes import by_first
 from finetuning.results import cards, metrics, plots, report
 from finetuning.results.run_folder import Run, environment
 from finetuning.speed.precision import pick_precision
-from finetuning.task import Evaluation, Metric, Statistics, Task
+from finetuning.task import Evaluation, Statistics, Task
+from finetuning.training.trainer import chosen_metric
 
 STATISTICS = "statistics.parquet"  # per-row statistics, in the order of predictions.parquet
 
@@ -92,14 +93,8 @@ def write(run: Run, evaluation: Evaluation, statistics: Statistics) -> list[repo
 def show_headline(task: Task, measured: dict) -> tuple[str, str]:
     """Return the first metric and its interval, as text."""
     metric = task.metrics[0]
-    interval = show_interval(metric, measured[f"{metric.name}_ci95"])
+    interval = metric.show_interval(measured[f"{metric.name}_ci95"])
     return f"{metric.label or metric.name} {metric.show(measured[metric.name])}", interval
-
-
-def show_interval(metric: Metric, interval: list[float] | None) -> str:
-    if interval is None:
-        return "no interval: one row"
-    return f"95 % interval {metric.show(interval[0])} to {metric.show(interval[1])}"
 
 
 def _write_table(path: Path, columns: dict) -> None:
@@ -114,7 +109,7 @@ def _write_table(path: Path, columns: dict) -> None:
 
 
 def _training_section(run: Run) -> report.Section:
-    log, metric, kept = run.training["log_history"], run.task.metrics[0], run.training["validation"]
+    log, kept, metric = run.training["log_history"], run.training["validation"], chosen_metric(run.task, run.config)
     last, planned = log[-1], run.config.num_train_epochs
     text = f"Training took {last['step']:,} steps, {last['epoch']:.3g} of {planned:g} epochs"
     text += "; early stopping ended it." if last["epoch"] < planned - 0.01 else "."

@@ -26,7 +26,7 @@ def select(statistics: Statistics, rows: np.ndarray) -> Statistics:
 
 def value(metric: Metric, statistics: Statistics) -> float:
     """Return a metric over all rows."""
-    return float(metric.value({name: values.sum(axis=0) for name, values in statistics.items()}))
+    return metric.of(statistics)
 
 
 def interval(metric: Metric, *runs: Statistics) -> list[float] | None:

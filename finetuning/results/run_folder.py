@@ -8,7 +8,6 @@ training.json      validation metrics, calibration, the log of losses, times: wr
 
 import datetime
 import hashlib
-import json
 import platform
 import shutil
 import subprocess
@@ -28,7 +27,7 @@ import transformers
 from config import Config
 from finetuning.data.sources import Source, find_model
 from finetuning.data.splits import Data
-from finetuning.disk import to_disk, write_json
+from finetuning.disk import read_json, to_disk, write_json
 from finetuning.errors import UserError
 from finetuning.model.base import build_base, load_tokenizer, save_tokenizer
 from finetuning.model.lora import load_adapter
@@ -133,7 +132,7 @@ def open_run(folder: Path, pick: Callable[[Config], Task]) -> Run:
     record, config = _read_config(folder)
     if not (folder / "training.json").is_file():
         raise UserError(f"{folder} is unfinished: python fine_tune.py --resume {folder} continues it")
-    training = json.loads((folder / "training.json").read_text())
+    training = read_json(folder / "training.json")
     for name in ADAPTER_FILES:
         if not (folder / "adapter" / name).is_file():
             raise UserError(f"{folder}: adapter/{name} is missing; copy it back, or train again")
@@ -165,7 +164,7 @@ def _read_config(folder: Path) -> tuple[dict, Config]:
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such run folder")
     try:
-        record = json.loads((folder / "config.json").read_text())
+        record = read_json(folder / "config.json")
         return record, Config(**record["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -6,7 +6,7 @@ fused_lora   LoRA's update in one autograd node                   on in `prepare
 memory       freed memory is kept from step to step               on in `prepare`
 attention    attention with a fast backward pass on a CPU         on in model/base.py, `build_base`
 cuda_graphs  training steps as CUDA graphs                        on in training/trainer.py, `build_trainer`
-beam_search  beam search for translation                          on in tasks/translation.py, `translate`
+beam_search  beam search for translation                          on in training/translating.py, `translate`
 openvino     OpenVINO in PyTorch's place for new texts            on in use/predicting.py, `pick_engine`
 """
 

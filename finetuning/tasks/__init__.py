@@ -1,5 +1,7 @@
 """The tasks, a class each. A new task is a file with a class, and a line in `TASKS`."""
 
+from collections.abc import Collection
+
 from config import Config
 from finetuning.errors import UserError
 from finetuning.task import Task
@@ -12,8 +14,9 @@ from finetuning.tasks.translation import Translation
 TASKS: tuple[Task, ...] = (SingleLabel(), MultiLabel(), Regression(), Entities(), CausalLM(), MaskedLM(), Translation())
 
 
-def pick(config: Config) -> Task:
-    """Return the task that `config` asks for. Raise `UserError` if it is unknown, or a setting means nothing to it."""
+def pick(config: Config, given: Collection[str] = ()) -> Task:
+    """Return the task that `config` asks for. Raise `UserError` if it is unknown, or one of the settings `given` by the user means
+    nothing to it."""
     candidates = [task for task in TASKS if task.name == config.task]
     if not candidates:
         raise UserError(f"task={config.task} is not known: {', '.join(dict.fromkeys(task.name for task in TASKS))}")
@@ -22,14 +25,14 @@ def pick(config: Config) -> Task:
         kinds = [task.problem_type for task in candidates if task.problem_type]
         remedy = f"set it to {' or '.join(kinds)}" if kinds else "leave it out"
         raise UserError(f"problem_type={config.problem_type} is not for task={config.task}: {remedy}")
-    _refuse_foreign_settings(chosen[0], config)
+    _check(chosen[0], config, given)
     return chosen[0]
 
 
-def _refuse_foreign_settings(task: Task, config: Config) -> None:
-    """Raise `UserError` for a setting that was changed and that only other tasks read, and for an unknown metric."""
+def _check(task: Task, config: Config, given: Collection[str]) -> None:
+    """Raise `UserError` for settings that only other tasks read, and for a metric that the task does not have."""
     foreign = {setting for other in TASKS for setting in other.settings} - {*task.settings, "problem_type"}
-    for setting in sorted(foreign):
+    for setting in sorted(foreign & {*given}):
         if getattr(config, setting) != getattr(Config, setting):
             raise UserError(f"{setting}={getattr(config, setting)} is not for {task.problem_type or task.name}: leave it out")
     names = [metric.name for metric in task.metrics]

@@ -43,7 +43,7 @@ from finetuning.results.entities import (
     word_probabilities,
 )
 from finetuning.results.entity_report import COLUMNS, MARKED, describe, describe_context, sections
-from finetuning.results.metrics import fit_temperature, value
+from finetuning.results.metrics import fit_temperature
 from finetuning.results.report import Section, show_spans
 from finetuning.task import Evaluation, Metric, Rows, Statistics, Task
 from finetuning.training.prediction import Predictor
@@ -68,7 +68,6 @@ class Entities(Task):
     cuda_graphs = True
     truncates = False
     length_edges = (0, 8, 16, 32, 64)
-    length_unit = "words"
     export_formats = ("merged", "onnx", "int8")
     options = {"context": None}  # which sentences are read together; None: as in training
     examples = (
@@ -188,13 +187,13 @@ class Entities(Task):
             },
         }
 
-    def samples(self, predictor: Predictor, split: Split) -> list[dict]:
+    def more_details(self, predictor: Predictor, split: Split) -> dict:
         """Return the F1 of the rows when each is read alone, if the run reads them with their neighbours."""
         if predictor.config.context == "sentence":
-            return []
+            return {}
         tokens = encode(self, split, predictor.tokenizer, replace(predictor.config, context="sentence"))
         statistics = self.statistics(self.predict(predictor, tokens), split, {})
-        return [{"f1_sentences_alone": value(F1, statistics)}]
+        return {"f1_sentences_alone": F1.of(statistics)}
 
     def prediction_columns(self, evaluation: Evaluation) -> dict[str, Any]:
         """Return the words' tags, IOB2, and the probabilities of the predicted ones after temperature scaling."""

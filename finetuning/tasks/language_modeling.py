@@ -24,7 +24,6 @@ from finetuning.data.text import LABEL_COLUMNS, check_texts, clean, find_column,
 from finetuning.errors import UserError
 from finetuning.model.generation import continue_text, fill_masks
 from finetuning.model.scoring import padded, scoring
-from finetuning.results.evaluation import show_interval
 from finetuning.results.report import MAX_EXAMPLES, Example, Section
 from finetuning.task import Evaluation, Metric, Rows, Statistics, Task
 
@@ -155,7 +154,7 @@ class _LanguageModel(Task):
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         metrics = evaluation.metrics
-        validation, interval = metrics["validation"], show_interval(self.metrics[1], metrics["loss_ci95"])
+        validation, interval = metrics["validation"], self.metrics[1].show_interval(metrics["loss_ci95"])
         numbers = (
             ("loss", f"{metrics['loss']:.4f}", f"nats per token; {interval}"),
             ("tokens", f"{metrics['tokens']:,}", f"predicted in {metrics['n']:,} documents"),
@@ -167,6 +166,13 @@ class _LanguageModel(Task):
             Section(*self.samples_title(), examples=(("", samples),)),
             self._hardest(evaluation),
         ]
+
+    def samples(self, predictor: "Predictor", split: "Split") -> list[dict]:
+        """Return what the model makes of some documents."""
+        raise NotImplementedError
+
+    def more_details(self, predictor: "Predictor", split: "Split") -> dict:
+        return {"samples": self.samples(predictor, split)}
 
     def samples_title(self) -> tuple[str, str]:
         """Return the title of the page's section of samples, and the text below it."""

@@ -12,7 +12,7 @@ from torch.nn.functional import mse_loss
 from config import Config
 from finetuning.data.cache import read_columns
 from finetuning.data.splits import Split
-from finetuning.data.text import shortened
+from finetuning.data.text import LABEL_COLUMNS, shortened
 from finetuning.errors import UserError
 from finetuning.results import plots
 from finetuning.results.report import Picture, Section
@@ -40,7 +40,10 @@ def _moments(prefix: str, x: np.ndarray, y: np.ndarray) -> Statistics:
 
 
 class Regression(TextClassification):
+    """One number for each text: the only output of the model is compared with the label by its squared error."""
+
     problem_type = "regression"
+    label_columns = ("score", "rating", "stars", "similarity", "value", *LABEL_COLUMNS)
     settings = tuple(name for name in TextClassification.settings if name not in ("class_weights", "label_smoothing_factor"))
     metrics = (
         Metric("rmse", lambda sums: (sums["squared_error"] / sums["rows"]) ** 0.5, better="lower", format=".4f", label="RMSE"),

@@ -38,6 +38,7 @@ class TextClassification(Task):
         *("text_column", "text_pair_column", "label_column", "problem_type", "truncation", "padding", "augmentation"),
         *("class_weights", "label_smoothing_factor", "length_warmup"),
     )
+    label_columns = LABEL_COLUMNS  # usual names
     cuda_graphs = True
     export_formats = ("merged", "onnx", "int8")
     examples = (
@@ -61,7 +62,7 @@ class TextClassification(Task):
 
     def columns(self, available: list[str], config: Config) -> dict[str, str]:
         columns = self.input_columns(available, config, config.text_column)
-        columns["label"] = find_column("label_column", config.label_column, LABEL_COLUMNS, available)
+        columns["label"] = find_column("label_column", config.label_column, self.label_columns, available)
         if len(set(columns.values())) < len(columns):
             given = ", ".join(f"{name}_column is {column!r}" for name, column in columns.items())
             raise UserError(f"{given}: name different columns, out of {', '.join(available)}")

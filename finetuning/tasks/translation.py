@@ -61,10 +61,8 @@ class Translation(Task):
     token_settings = ("max_length", "truncation", "source_lang", "target_lang")
     settings = ("source_column", "target_column", "source_lang", "target_lang", "num_beams", "truncation", "label_smoothing_factor")
     readers = dict.fromkeys(LANGUAGE_ENDINGS, ("text", parallel))
-    text_name = "source"
     mixed_lengths = True  # after many steps of short texts alone, a model no longer writes long ones well
     length_edges = (0, 10, 20, 30, 50)
-    length_unit = "words of the source"
     prediction_column = "translation"
     export_formats = ("merged", "ctranslate2", "ctranslate2-int8")
     int8_tolerance = 0.0125  # half a point of BLEU 40

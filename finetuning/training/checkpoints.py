@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import TrainerCallback
 
-from finetuning.disk import to_disk, write_json
+from finetuning.disk import read_json, to_disk, write_json
 from finetuning.processes import by_first
 
 COMPLETE = "whole.json"
@@ -66,7 +66,7 @@ def last_complete(checkpoints: Path) -> str | None:
     complete = {}
     for folder in checkpoints.glob("checkpoint-*"):
         try:
-            sizes = json.loads((folder / COMPLETE).read_text())["files"]
+            sizes = read_json(folder / COMPLETE)["files"]
             if all((folder / name).stat().st_size == size for name, size in sizes.items()):
                 complete[int(folder.name.rsplit("-", 1)[1])] = str(folder)
                 continue

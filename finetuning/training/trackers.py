@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from config import Config
-from finetuning.disk import write_json
+from finetuning.disk import read_json, write_json
 from finetuning.processes import by_first
 
 IDS = "trackers.json"  # in the run folder: tracker -> id of its run
@@ -58,7 +58,7 @@ class Settings(TrainerCallback):
 
 def _ids(folder: Path) -> dict[str, str]:
     file = folder / IDS
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 @by_first

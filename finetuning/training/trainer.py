@@ -162,8 +162,11 @@ class FineTuner(Trainer):
         return super()._prepare_input(data)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
-        """Count on the CPU if there is one process: a copy to the GPU would wait likewise."""
-        return super()._get_num_items_in_batch(batch_samples, device if self.args.world_size > 1 else torch.device("cpu"))
+        """Count on the CPU if there is one process: a copy to the GPU would wait likewise. A number as label counts, be it -100."""
+        batches = [
+            {"labels": torch.zeros_like(batch["labels"])} if batch["labels"].is_floating_point() else batch for batch in batch_samples
+        ]
+        return super()._get_num_items_in_batch(batches, device if self.args.world_size > 1 else torch.device("cpu"))
 
     def get_train_dataloader(self) -> DataLoader:
         args = self.args
@@ -204,8 +207,7 @@ class FineTuner(Trainer):
         predictor = Predictor(self.task, self.model, self.processing_class, self.config, show_progress=False, trainer=self)
         predictions = self.task.validate(predictor, self.eval_dataset)
         statistics = self.task.statistics(predictions, self.data.validation, {})
-        sums = {name: values.sum(axis=0) for name, values in statistics.items()}
-        metrics = {f"eval_{metric.name}": float(metric.value(sums)) for metric in self.task.metrics}
+        metrics = {f"eval_{metric.name}": metric.of(statistics) for metric in self.task.metrics}
         metrics["eval_runtime"] = time.perf_counter() - started
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

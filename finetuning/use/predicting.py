@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -107,9 +108,9 @@ class Answers:
         """Return columns of answers to rows with the task's input columns."""
         task, empty = self.run.task, self.run.task.empty_answer
         arguments = self.run.label_names, self.run.calibration
+        for values in inputs.values():
+            _check_values(values, task.input_types, rows_before, may_be_empty=empty is not None)
         if empty is None:
-            for values in inputs.values():
-                _check_values(values, task.input_types, rows_before)
             return task.answers(self.predictor, inputs, *arguments)
         (texts,) = inputs.values()
         filled = [i for i, text in enumerate(texts) if (text or "").strip()]
@@ -119,12 +120,12 @@ class Answers:
         return {name: [answers[name].get(i, value) for i in range(len(texts))] for name, value in empty.items()}
 
 
-def _check_values(values: list, kinds: tuple[type, ...], rows_before: int) -> None:
-    """Raise `UserError` for a value that is no text, or an empty one."""
+def _check_values(values: list, kinds: tuple[type, ...], rows_before: int, may_be_empty: bool) -> None:
+    """Raise `UserError` for a value that is no text, and for an empty one unless it may be empty."""
     for number, value in enumerate(values, rows_before + 1):
         if value is not None and not isinstance(value, kinds):
-            raise UserError(f"text {number} is {value!r}, a {type(value).__name__}: set --text_column to the column with the texts")
-        if not value or (isinstance(value, str) and not value.strip()):
+            raise UserError(f"text {number} is {value!r}, which is no text: set --text_column to the column with the texts")
+        if not may_be_empty and (not value or (isinstance(value, str) and not value.strip())):
             raise UserError(f"text {number} is empty: every text gets an answer, so remove the empty ones")
 
 
@@ -165,10 +166,21 @@ def _write_csv(rows: Dataset, file: Path, **options) -> None:
     (rows.map(as_text, batched=True) if lists else rows).to_csv(file, **options)
 
 
+def _write_json_list(rows: Dataset, file: Path) -> None:
+    """Write one list with an object on each line; the library can write a list only if all of it is in memory."""
+    with tempfile.TemporaryFile() as objects, file.open("wb") as out:
+        rows.to_json(objects, force_ascii=False)
+        objects.seek(0)
+        out.write(b"[")
+        for number, line in enumerate(objects):
+            out.write((b",\n" if number else b"\n") + line.rstrip(b"\n"))
+        out.write(b"\n]\n")
+
+
 WRITERS = {
     ".csv": _write_csv,
     ".tsv": lambda rows, file: _write_csv(rows, file, sep="\t"),
-    ".json": lambda rows, file: rows.to_json(file, lines=False, force_ascii=False),
+    ".json": _write_json_list,
     ".jsonl": lambda rows, file: rows.to_json(file, force_ascii=False),
     ".parquet": Dataset.to_parquet,
 }

@@ -1,0 +1,57 @@
+"""What the benchmarks share: the repository on the path, processes of their own, callbacks of the Trainer, records of machines."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+sys.path.insert(0, str(ROOT))
+
+
+def python(*command: str, folder: Path | str = ROOT, **environment: str) -> str:
+    """Run Python with a command in `folder`, and return what it printed."""
+    variables = os.environ | environment
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=variables, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}:\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def worker(script: str, *arguments: str, folder: Path | str | None = None) -> dict:
+    """Run one of these scripts with --worker, without the Hub, in an empty folder if none is given; return the JSON of its last line."""
+    with tempfile.TemporaryDirectory() as empty:
+        printed = python(str(Path(script).resolve()), "--worker", *arguments, folder=folder or empty, HF_HUB_OFFLINE="1")
+    return json.loads(printed.splitlines()[-1])
+
+
+def run_script(script: str, *flags: str, callback=None) -> None:
+    """Run a script of the repository in this process, with one more callback of the Trainer."""
+    from finetuning.training import trainer
+
+    build = trainer.build_trainer
+
+    def with_callback(*arguments):
+        fine_tuner = build(*arguments)
+        fine_tuner.add_callback(callback)
+        return fine_tuner
+
+    trainer.build_trainer = with_callback if callback else build
+    sys.argv = [script, *flags]
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+def machine_file(kind: str, name: str) -> Path:
+    return RESULTS / f"{kind}-{name}.json"
+
+
+def save(file: Path, record: dict) -> None:
+    """Write a record, with the machine and the libraries."""
+    from finetuning.disk import write_json
+    from finetuning.results.run_folder import environment
+
+    write_json(file, record | {"environment": environment()})

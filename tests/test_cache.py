@@ -1,0 +1,139 @@
+"""The cache of tokens: what makes them anew, and what does not."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import make_model, make_pairs, make_rows
+from forms import write_forms
+
+from config import Config
+from finetuning import tasks
+from finetuning.data import blocks, languages, text, tokens, windows
+from finetuning.data.cache import source_of
+from finetuning.data.sources import find_model
+from finetuning.data.splits import load_data
+from finetuning.model.base import load_tokenizer
+from finetuning.results import cards, label_report, report
+from finetuning.task import Task
+
+MODELS = {"causal-lm": "gpt2", "translation": "marian"}
+NAMES = ("text-classification", "token-classification", "causal-lm", "masked-lm", "translation")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    make_rows().to_csv(folder / "rows.csv", index=False)
+    make_pairs(100).rename(columns={"low": "source", "high": "target"}).to_csv(folder / "pairs.csv", index=False)
+    write_forms(folder)
+    for model_type in ("distilbert", "gpt2", "marian"):
+        make_model(folder / model_type, model_type)
+    return folder
+
+
+@pytest.fixture(params=NAMES)
+def encode(request, folder):
+    """Return a function from changed settings to the files on disk that hold the tokens of a training split."""
+    file = {"token-classification": "iob2.conll", "translation": "pairs.csv"}.get(request.param, "rows.csv")
+    model = str(folder / MODELS.get(request.param, "distilbert"))
+    config = Config(task=request.param, model_name=model, dataset_name=str(folder / file), max_length=16)
+    data = load_data(tasks.pick(config), config)
+
+    def files(**changes) -> list[str]:
+        settings = replace(data.config, **changes)
+        tokenizer = load_tokenizer(data.task, find_model(model), settings)
+        encoded = tokens.encode(data.task, data.train, tokenizer, settings)
+        return [file["filename"] for file in encoded.inputs.cache_files]
+
+    files.task = data.task
+    return files
+
+
+def stand_in(module, name: str, function):
+    """Return `function` as if it were defined in `module` under this name: the same function, edited."""
+    function.__module__, function.__qualname__ = module.__name__, name
+    return function
+
+
+def test_the_same_tokens_are_found_again_whatever_else_is_changed(encode, monkeypatch):
+    first = encode()
+    assert first and first == encode()
+    assert first == encode(num_beams=1, learning_rate=0.5, batch_size=3, run_name="other", eval_steps=0.1, speedups=False)
+
+    def edited(*_):
+        return "another caption"
+
+    monkeypatch.setattr(label_report, "calibration_section", stand_in(label_report, "calibration_section", edited))
+    monkeypatch.setattr(report, "render", stand_in(report, "render", edited))
+    monkeypatch.setitem(cards.METHODS, "lora", "another caption")
+    for name in ("report", "remark", "as_line", "details", "statistics"):
+        monkeypatch.setattr(type(encode.task), name, edited)
+    assert first == encode()
+
+
+def test_a_setting_that_decides_the_tokens_makes_them_anew(encode):
+    assert encode() != encode(max_length=12)
+
+
+HELPERS = {  # functions that `tokenize` calls, straight or through others
+    "text-classification": [(tokens, "tokenize_texts"), (tokens, "truncate"), (tokens, "special_tokens"), (text, "clean")],
+    "token-classification": [(windows, "tokenize"), (windows, "label_sub_words"), (windows, "split"), (tokens, "special_tokens")],
+    "causal-lm": [(blocks, "token_ids"), (blocks, "start_token"), (text, "clean")],
+    "masked-lm": [(blocks, "token_ids"), (blocks, "mask_tokens"), (blocks, "special_ids"), (text, "clean")],
+    "translation": [(tokens, "truncate"), (languages, "set_direction"), (languages, "known_languages"), (text, "clean")],
+}
+
+
+def sources_of(task: Task) -> dict[str, str]:
+    return source_of(lambda batch, tokenizer, config: task.tokenize(batch, tokenizer, config))
+
+
+@pytest.mark.parametrize(("task_name", "module", "name"), [(task, *helper) for task in NAMES for helper in HELPERS[task]])
+def test_an_edited_helper_of_tokenize_changes_the_key(task_name, module, name, monkeypatch):
+    task, original = tasks.pick(Config(task=task_name)), getattr(module, name)
+    before = sources_of(task)
+
+    def edited(*arguments, **named):
+        return original(*arguments, **named)
+
+    stand_in(module, name, edited)
+    # also where it was imported by name
+    for holder in (tokens, text, blocks, windows, languages, *(vars(tasks)[part] for part in MODULES)):
+        if vars(holder).get(name) is original:
+            monkeypatch.setattr(holder, name, edited)
+    changed = {key for key, source in sources_of(task).items() if source != before.get(key)}
+    assert f"{module.__name__}.{name}" in changed
+
+
+MODULES = ("classification", "entities", "language_modeling", "text_task", "translation")
+
+
+def test_an_edited_constant_or_method_changes_the_key(monkeypatch):
+    task = tasks.pick(Config())
+    before = sources_of(task)
+    monkeypatch.setattr(text, "LINE_BREAK", re.compile("<p>"))
+    assert sources_of(task) != before
+    monkeypatch.undo()
+    assert sources_of(task) == before
+
+    def features(self, tokenizer, config):
+        return {}
+
+    monkeypatch.setattr(type(task), "features", stand_in(text, "features", features))
+    assert sources_of(task) != before
+
+
+def test_tokens_are_made_anew_after_an_edit(folder, monkeypatch):
+    config = Config(model_name=str(folder / "distilbert"), dataset_name=str(folder / "rows.csv"), max_length=16)
+    data = load_data(tasks.pick(config), config)
+    tokenizer = load_tokenizer(data.task, find_model(config.model_name), config)
+    before = tokens.encode(data.task, data.train, tokenizer, config)
+
+    def truncate(ids, max_length, side, first=1, last=1):
+        return ids[:4]
+
+    monkeypatch.setattr(tokens, "truncate", stand_in(tokens, "truncate", truncate))
+    after = tokens.encode(data.task, data.train, tokenizer, config)
+    assert [len(row["input_ids"]) for row in after.inputs] == [4] * len(before)

@@ -1,0 +1,87 @@
+"""`--speedups False` turns all of finetuning/speed off, and changes results by rounding only."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_model, make_pairs, make_rows
+
+from finetuning import speed
+from finetuning.speed import attention, beam_search, cuda_graphs, fused_lora, openvino
+from finetuning.training import trainer
+from finetuning.use import predicting
+
+# What computes in the place of the libraries' code, wherever it is called.
+PARTS = [
+    (speed, "store_frozen_in_bf16"),
+    (speed, "fuse_lora"),
+    (speed, "keep_freed_memory"),
+    (trainer, "give_back_freed_memory"),
+    (fused_lora._FusedLora, "forward"),
+    (attention._Attention, "forward"),
+    (attention, "has_sdpa"),
+    (beam_search, "search"),
+    (cuda_graphs, "Graphs"),
+    (openvino, "OpenVino"),
+]
+
+
+@pytest.fixture
+def without_speedups(monkeypatch):
+    """Return a function after which each part of finetuning/speed fails if it is used."""
+
+    def fail(*_, **__):
+        raise AssertionError("a part of finetuning/speed is used")
+
+    def forbid():
+        for holder, name in PARTS:
+            monkeypatch.setattr(holder, name, fail)
+        monkeypatch.setattr(cuda_graphs.torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(predicting, "ROWS_FOR_OPENVINO", 1)
+
+    return forbid
+
+
+def test_a_classifier_is_trained_and_evaluated_alike_without_speedups(call, tiny_flags, tmp_path, without_speedups):
+    make_rows(20)[["review"]].to_csv("in.csv", index=False)
+    runs = {}
+    for name, speedups in (("with", True), ("without", False)):
+        if not speedups:
+            without_speedups()
+        flags = [*tiny_flags, "--num_train_epochs", 3, "--precision", "float32", "--run_name", name, "--speedups", speedups]
+        trained = call("fine_tune.py", *flags)
+        assert trained.code == 0, trained.err
+        evaluated = call("evaluate.py", f"outputs/{name}")
+        assert evaluated.code == 0, evaluated.err
+        folder = tmp_path / "outputs" / name
+        log = json.loads((folder / "training.json").read_text())["log_history"]
+        losses = [entry.get("loss", entry.get("eval_loss")) for entry in log[:-1]]
+        logits = np.stack(pd.read_parquet(folder / "predictions.parquet").logits)
+        runs[name] = losses, logits, json.loads((folder / "metrics.json").read_text())
+        predicted = call("predict.py", "--run", folder, "--file", "in.csv", "--out", f"{name}.csv")
+        assert predicted.code == 0 and (speedups or "engine" not in predicted.err), predicted.err
+    (losses, logits, metrics), (plain_losses, plain_logits, plain_metrics) = runs["with"], runs["without"]
+    assert losses == pytest.approx(plain_losses, rel=1e-3, abs=1e-4)
+    np.testing.assert_allclose(logits, plain_logits, rtol=1e-2, atol=1e-3)
+    for name in ("loss", "accuracy", "f1_macro", "temperature"):
+        assert metrics[name] == pytest.approx(plain_metrics[name], rel=1e-2)
+    a, b = (pd.read_csv(f"{name}.csv") for name in ("with", "without"))
+    assert a.prediction.equals(b.prediction) and np.allclose(a.probability, b.probability, atol=0.02)
+
+
+def test_translations_are_the_same_without_speedups(call, tmp_path, without_speedups):
+    make_pairs(100).to_csv("pairs.csv", index=False)
+    settings = dict(task="translation", source_column="low", target_column="high", max_length=16, batch_size=16, num_train_epochs=4)
+    settings |= dict(dataset_name="pairs.csv", model_name=make_model(tmp_path / "marian", "marian"), precision="float32")
+    flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
+    translations = []
+    for name, speedups in (("with", True), ("without", False)):
+        if not speedups:
+            without_speedups()
+        trained = call("fine_tune.py", *flags, "--run_name", name, "--speedups", speedups)
+        assert trained.code == 0, trained.err
+        evaluated = call("evaluate.py", f"outputs/{name}")
+        assert evaluated.code == 0, evaluated.err
+        translations.append((tmp_path / "outputs" / name / "translations.txt").read_text())
+    assert translations[0] == translations[1]
