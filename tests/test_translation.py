@@ -302,10 +302,10 @@ def test_metrics_equal_sacrebleus_on_all_rows_and_on_any_subset():
         chosen = np.arange(60)[rows]
         corpus = [texts[i] for i in chosen], [[references[i] for i in chosen]]
         for metric, scorer in zip(TASK.metrics, (BLEU(), CHRF(), TER()), strict=False):
-            assert metrics.value(metric, part) == scorer.corpus_score(*corpus).score, metric.name
-    assert metrics.value(bleu.GREEDY_BLEU, statistics) == pytest.approx(100), "the references themselves"
+            assert metric.of(part) == scorer.corpus_score(*corpus).score, metric.name
+    assert bleu.GREEDY_BLEU.of(statistics) == pytest.approx(100), "the references themselves"
     means, counts = predictions.scores.T
-    assert metrics.value(TASK.metrics[-1], statistics) == pytest.approx(-np.average(means, weights=counts))
+    assert TASK.metrics[-1].of(statistics) == pytest.approx(-np.average(means, weights=counts))
 
 
 def test_intervals_are_close_to_sacrebleus():

@@ -72,7 +72,7 @@ def source_of(function: Callable) -> dict[str, str]:
                 owners |= {owner.__qualname__: owner for owner in type(value).__mro__ if is_ours(owner)}
             elif label in global_values and isinstance(value, str | int | float | tuple | dict | re.Pattern):
                 sources[f"{current.__module__}.{label}"] = repr(value)
-        attributes = [vars(owner).get(label) for owner in owners.values() for label in names]
+        attributes = [getattr(owner, label, None) for owner in owners.values() for label in names]
         waiting += [value for value in attributes if inspect.isfunction(value) and is_ours(value)]
     return dict(sorted(sources.items()))
 

@@ -228,8 +228,7 @@ class Translation(Task):
 
     def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
         """Return BLEU of greedy search, the number of tokens of the references, and sacreBLEU's signatures."""
-        greedy = {"bleu": metrics.value(bleu.GREEDY_BLEU, statistics)}
-        greedy["bleu_ci95"] = metrics.interval(bleu.GREEDY_BLEU, statistics)
+        greedy = {"bleu": bleu.GREEDY_BLEU.of(statistics), "bleu_ci95": metrics.interval(bleu.GREEDY_BLEU, statistics)}
         return {"greedy": greedy, "tokens": int(statistics["tokens"].sum())} | bleu.signatures()
 
     def prediction_columns(self, evaluation: Evaluation) -> dict[str, Any]:
@@ -272,7 +271,8 @@ class Translation(Task):
         measured, max_length, numbers = evaluation.metrics, evaluation.config.max_length, []
         for metric in self.metrics:
             note = measured.get(f"{metric.name}_signature") or f"nats per token of the references; {measured['tokens']:,} tokens"
-            numbers.append((metric.label or metric.name, metric.show(measured[metric.name]), _interval(metric, measured) + note))
+            interval = metric.show_interval(measured[f"{metric.name}_ci95"])
+            numbers.append((metric.label or metric.name, metric.show(measured[metric.name]), f"{interval}; {note}"))
         greedy, validation = bleu.GREEDY_BLEU, measured["validation"]
         numbers.append((greedy.label, greedy.show(measured["greedy"]["bleu"]), "the most probable token at each step"))
         numbers.append(("validation BLEU", greedy.show(validation["bleu"]), f"{validation['n']:,} pairs, greedy search"))
@@ -283,7 +283,9 @@ class Translation(Task):
         metric, numbers = self.metrics[0], []
         for group in evaluation.metrics["by_length"]:
             words = f"{group['above'] + 1} to {group['up_to']}" if group["up_to"] else f"{group['above'] + 1} or more"
-            numbers.append((f"{words} words", metric.show(group["bleu"]), f"{_interval(metric, group)}{group['n']:,} pairs"))
+            numbers.append(
+                (f"{words} words", metric.show(group["bleu"]), f"{metric.show_interval(group['bleu_ci95'])}; {group['n']:,} pairs")
+            )
         return Section("By length of the source", "BLEU of sources with so many words.", numbers=tuple(numbers))
 
     def remark(self, metrics: dict) -> str:
@@ -328,11 +330,6 @@ def _as_example(line) -> Example:
     """Return a line of errors.csv for the page."""
     sides = (("the model", line.translation), ("the reference", line.reference))
     return Example(f"chrF {line.chrf:.0f}, row {line.row}: {line.source}", sides=sides)
-
-
-def _interval(metric: Metric, measured: dict) -> str:
-    interval = measured[f"{metric.name}_ci95"]
-    return f"95 % interval {metric.show(interval[0])} to {metric.show(interval[1])}; " if interval else ""
 
 
 def _how_translated(measured: dict) -> str:
