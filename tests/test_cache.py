@@ -1,6 +1,7 @@
 """The cache of tokens: what makes them anew, and what does not."""
 
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,13 +52,21 @@ def encode(request, folder):
     return files
 
 
-def stand_in(module, name: str, function):
-    """Return `function` as if it were defined in `module` under this name: the same function, edited."""
-    function.__module__, function.__qualname__ = module.__name__, name
-    return function
+@pytest.fixture
+def edit(monkeypatch):
+    """Return what puts a function in the place of one of a module, as an edit of the file would, wherever it was imported by name."""
+
+    def replace_function(module, name: str, function) -> None:
+        original = getattr(module, name)
+        function.__module__, function.__qualname__ = module.__name__, name
+        for holder in [holder for key, holder in sys.modules.items() if key.startswith("finetuning.")]:
+            if vars(holder).get(name) is original:
+                monkeypatch.setattr(holder, name, function)
+
+    return replace_function
 
 
-def test_the_same_tokens_are_found_again_whatever_else_is_changed(encode, monkeypatch):
+def test_the_same_tokens_are_found_again_whatever_else_is_changed(encode, edit, monkeypatch):
     first = encode()
     assert first and first == encode()
     assert first == encode(num_beams=1, learning_rate=0.5, batch_size=3, run_name="other", eval_steps=0.1, speedups=False)
@@ -65,8 +74,8 @@ def test_the_same_tokens_are_found_again_whatever_else_is_changed(encode, monkey
     def edited(*_):
         return "another caption"
 
-    monkeypatch.setattr(label_report, "calibration_section", stand_in(label_report, "calibration_section", edited))
-    monkeypatch.setattr(report, "render", stand_in(report, "render", edited))
+    edit(label_report, "calibration_section", edited)
+    edit(report, "render", edited)
     monkeypatch.setitem(cards.METHODS, "lora", "another caption")
     for name in ("report", "remark", "as_line", "details", "statistics"):
         monkeypatch.setattr(type(encode.task), name, edited)
@@ -91,23 +100,16 @@ def sources_of(task: Task) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("task_name", "module", "name"), [(task, *helper) for task in NAMES for helper in HELPERS[task]])
-def test_an_edited_helper_of_tokenize_changes_the_key(task_name, module, name, monkeypatch):
+def test_an_edited_helper_of_tokenize_changes_the_key(task_name, module, name, edit):
     task, original = tasks.pick(Config(task=task_name)), getattr(module, name)
     before = sources_of(task)
 
     def edited(*arguments, **named):
         return original(*arguments, **named)
 
-    stand_in(module, name, edited)
-    # also where it was imported by name
-    for holder in (tokens, text, blocks, windows, languages, *(vars(tasks)[part] for part in MODULES)):
-        if vars(holder).get(name) is original:
-            monkeypatch.setattr(holder, name, edited)
+    edit(module, name, edited)
     changed = {key for key, source in sources_of(task).items() if source != before.get(key)}
     assert f"{module.__name__}.{name}" in changed
-
-
-MODULES = ("classification", "entities", "language_modeling", "text_task", "translation")
 
 
 def test_an_edited_constant_or_method_changes_the_key(monkeypatch):
@@ -121,11 +123,12 @@ def test_an_edited_constant_or_method_changes_the_key(monkeypatch):
     def features(self, tokenizer, config):
         return {}
 
-    monkeypatch.setattr(type(task), "features", stand_in(text, "features", features))
+    monkeypatch.setattr(type(task), "features", features)
+    features.__module__ = type(task).__module__
     assert sources_of(task) != before
 
 
-def test_tokens_are_made_anew_after_an_edit(folder, monkeypatch):
+def test_tokens_are_made_anew_after_an_edit(folder, edit):
     config = Config(model_name=str(folder / "distilbert"), dataset_name=str(folder / "rows.csv"), max_length=16)
     data = load_data(tasks.pick(config), config)
     tokenizer = load_tokenizer(data.task, find_model(config.model_name), config)
@@ -134,6 +137,6 @@ def test_tokens_are_made_anew_after_an_edit(folder, monkeypatch):
     def truncate(ids, max_length, side, first=1, last=1):
         return ids[:4]
 
-    monkeypatch.setattr(tokens, "truncate", stand_in(tokens, "truncate", truncate))
+    edit(tokens, "truncate", truncate)
     after = tokens.encode(data.task, data.train, tokenizer, config)
     assert [len(row["input_ids"]) for row in after.inputs] == [4] * len(before)

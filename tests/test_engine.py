@@ -1,4 +1,4 @@
-"""OpenVINO in PyTorch's place: the same answers, chosen by itself where it pays, refused where it can't be had."""
+"""OpenVINO in PyTorch's place: the same answers, chosen if it pays, refused if it is not possible."""
 
 import json
 
@@ -10,23 +10,25 @@ from conftest import TRANSLATORS, make_model, make_rows
 from datasets import Dataset
 
 from config import Config
+from finetuning import tasks
 from finetuning.data.sources import find_model
-from finetuning.model import lora as model
+from finetuning.errors import UserError
+from finetuning.model.architectures import ARCHITECTURES
+from finetuning.model.base import build_base
+from finetuning.model.lora import add_lora
 from finetuning.results import run_folder
-from finetuning.speed import fast
-from finetuning.speed import openvino as engine
-from finetuning.use import predicting as labelling
+from finetuning.speed.openvino import OpenVino
+from finetuning.use import predicting
+from finetuning.use.predicting import Answers, pick_engine
 
 pytest.importorskip("openvino")
-LABELLERS = [name for name in model.ARCHITECTURES if name not in TRANSLATORS]
 
 
-@pytest.mark.parametrize("model_type", LABELLERS)
-def test_it_computes_what_pytorch_does_whatever_the_length_and_the_batch(model_type, tmp_path):
+@pytest.mark.parametrize("model_type", [name for name in ARCHITECTURES if name not in TRANSLATORS])
+def test_it_computes_what_pytorch_does_for_any_length_and_batch_size(model_type, tmp_path):
     config = Config(precision="float32", max_length=64)
-    lora = model.add_lora(
-        model.build_base(find_model(str(make_model(tmp_path / model_type, model_type))), ["neg", "pos"], config), config
-    )
+    task, source = tasks.pick(config), find_model(str(make_model(tmp_path / model_type, model_type)))
+    lora = add_lora(task, build_base(task, source, ["neg", "pos"], config), config)
     torch.manual_seed(1)
     for parameter in lora.parameters():
         if parameter.requires_grad:
@@ -40,7 +42,7 @@ def test_it_computes_what_pytorch_does_whatever_the_length_and_the_batch(model_t
         batches.append({"input_ids": ids.where(mask == 1, merged.config.pad_token_id), "attention_mask": mask})
     with torch.no_grad():
         expected = [merged(**batch).logits.clone() for batch in batches]
-    ours = engine.OpenVino(merged, "float32")
+    ours = OpenVino(merged, "float32")
     for batch, logits in zip(batches, expected, strict=True):
         torch.testing.assert_close(ours(**batch)["logits"], logits, rtol=1e-3, atol=1e-4)
     assert np.ptp(torch.cat(expected).numpy()) > 0.1
@@ -53,15 +55,15 @@ def run(call, tiny_flags, tmp_path):
     return tmp_path / "outputs" / "run"
 
 
-def test_a_file_is_labelled_alike_by_each_engine(run, call, tmp_path):
-    make_rows(engine.PAYS)[["review"]].to_csv("in.csv", index=False)
+def test_each_engine_gives_a_file_the_same_labels(run, call, tmp_path):
+    make_rows(predicting.ROWS_FOR_OPENVINO)[["review"]].to_csv("in.csv", index=False)
     answers = {}
     for name in ("torch", "openvino", "auto", "int8"):
-        said = call("predict.py", "--file", "in.csv", "--out", f"{name}.csv", "--engine", name)
-        assert said.code == 0, said.err
-        assert ("engine" in said.err) == (name != "torch")
+        result = call("predict.py", "--file", "in.csv", "--out", f"{name}.csv", "--engine", name)
+        assert result.code == 0, result.err
+        assert ("engine" in result.err) == (name != "torch")
         answers[name] = pd.read_csv(f"{name}.csv")
-    assert answers["auto"].equals(answers["openvino"]), "so many texts are worth it"
+    assert answers["auto"].equals(answers["openvino"]), "OpenVINO pays for so many texts"
     assert (answers["openvino"].prediction == answers["torch"].prediction).mean() > 0.99
     assert abs(answers["openvino"].probability - answers["torch"].probability).max() < 0.05
     assert (answers["int8"].prediction == answers["torch"].prediction).mean() > 0.9
@@ -73,22 +75,23 @@ def test_a_file_is_labelled_alike_by_each_engine(run, call, tmp_path):
     assert json.loads(explained.out)["words"]
 
 
-def test_entities_too(call, entity_flags, tmp_path):
+def test_each_engine_finds_the_same_entities(call, entity_flags, tmp_path):
     assert call("fine_tune.py", *entity_flags).code == 0
-    opened = run_folder.open_run(tmp_path / "outputs" / "run")
+    opened = run_folder.open_run(tmp_path / "outputs" / "run", tasks.pick)
     rows = Dataset.from_dict({"text": ["Anna Berg saw Rome in May .", "the film"]})
-    plain, fast_one = (
-        labelling.Labeller(opened, using).answer(rows, {"text": "text"})["entities"] for using in ("torch", "openvino")
-    )
-    assert [[one["text"] for one in row] for row in plain] == [[one["text"] for one in row] for row in fast_one]
+    texts = [
+        [[entity["text"] for entity in entities] for entities in Answers(opened, engine).add_to(rows, {"text": "text"})["entities"]]
+        for engine in ("torch", "openvino")
+    ]
+    assert texts[0] == texts[1]
 
 
-def test_what_cannot_be_had_is_refused(run, call, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
-    opened = run_folder.open_run(run)
-    assert engine.pick("auto", opened, 10**6) == "torch"
-    with pytest.raises(engine.UserError, match="nncf missing: pip install -r requirements-extras.txt"):
-        engine.pick("int8", opened, 10)
-    monkeypatch.setattr(fast, "on_cpu", lambda: False)
-    with pytest.raises(engine.UserError, match="--engine openvino: only for labels and entities, on a CPU"):
-        engine.pick("openvino", opened, 10)
+def test_an_engine_that_is_not_possible_is_refused(run, monkeypatch):
+    opened = run_folder.open_run(run, tasks.pick)
+    monkeypatch.setattr(predicting.importlib.util, "find_spec", lambda name: None)
+    assert pick_engine("auto", opened, 10**6) == "torch"
+    with pytest.raises(UserError, match="nncf missing: pip install -r requirements-extras.txt"):
+        pick_engine("int8", opened, 10)
+    monkeypatch.setattr(predicting, "on_cpu", lambda: False)
+    with pytest.raises(UserError, match="--engine openvino: only for labels and entities, on a CPU"):
+        pick_engine("openvino", opened, 10)

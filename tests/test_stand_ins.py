@@ -1,4 +1,4 @@
-"""The real stand-ins, and the road over the Hub, from end to end."""
+"""The real stand-ins, and downloads from the Hub, from end to end."""
 
 import hashlib
 import json
@@ -14,11 +14,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from finetuning.data import splits as data
-from finetuning.data import tokens as tokenizing
+from config import PRESETS, Config
+from finetuning import tasks
+from finetuning.data.splits import Data, Split, load_data
+from finetuning.data.tokens import encode
 from finetuning.results import run_folder
-from finetuning.speed import fast
-from finetuning.tasks import text_classification
 
 SHARED = ROOT.parent / "shared"
 
@@ -41,13 +41,16 @@ def test_the_plain_commands_say_that_they_use_stand_ins(call, tmp_path):
 
 def test_the_held_out_rows_are_those_of_the_records():
     """Records of results/ name rows by number: those numbers stay, in the stand-in data as on the official ones."""
-    from config import PRESETS, Config
 
-    def rows_of(split: data.Split) -> tuple[int, list[int], str]:
+    def load(**settings) -> Data:
+        config = Config(**settings)
+        return load_data(tasks.pick(config), config)
+
+    def rows_of(split: Split) -> tuple[int, list[int], str]:
         return len(split), split.rows[:5].tolist(), hashlib.sha256(split.rows.tobytes()).hexdigest()[:16]
 
-    full = data.load_data(Config(**PRESETS["full"], seed=5))
-    laptop = data.load_data(Config())
+    full = load(**PRESETS["full"], seed=5)
+    laptop = load()
     assert (
         full.sha256 == laptop.sha256 == json.loads((ROOT / "results" / "run-laptop.json").read_text())["run"]["dataset"]["sha256"]
     )
@@ -58,7 +61,7 @@ def test_the_held_out_rows_are_those_of_the_records():
     assert rows_of(laptop.validation) == (1000, [10, 28, 41, 43, 65], "20ed6e95405c60ab")
     assert not set(full.train.hashes) & set(full.test.hashes) and set(laptop.train.rows) < set(full.train.rows)
     if (SHARED / "data" / "imdb").exists():
-        official = data.load_data(Config(**PRESETS["full"], dataset_name=str(SHARED / "data" / "imdb")))
+        official = load(**PRESETS["full"], dataset_name=str(SHARED / "data" / "imdb"))
         record = ROOT / "results" / "quality" / "comparison" / "full-fine-tuning-0.json"
         assert official.sha256 == json.loads(record.read_text())["dataset"]["sha256"]
         assert rows_of(official.train) == (22488, [0, 1, 2, 3, 4], "4fffa404b6910e7b")
@@ -66,22 +69,23 @@ def test_the_held_out_rows_are_those_of_the_records():
         assert official.test.rows.tolist() == list(range(25000))
 
 
-def test_labels_of_real_reviews_are_those_of_the_libraries_own_code(call, tmp_path, monkeypatch):
+def test_labels_of_real_reviews_are_those_of_plain_transformers_and_peft(call, tmp_path):
     flags = dict(train_samples=640, max_length=64, batch_size=16, early_stopping_patience=0, eval_steps=0.5, run_name="run")
     trained = call("fine_tune.py", "--preset", "smoke", *[part for name, value in flags.items() for part in (f"--{name}", value)])
     assert trained.code == 0, trained.err
-    run = run_folder.open_run(tmp_path / "outputs" / "run")
+    run = run_folder.open_run(tmp_path / "outputs" / "run", tasks.pick)
     config = replace(run.config, max_length=512)
-    reviews = data.load_data(replace(config, test_samples=0)).test
+    reviews = load_data(run.task, replace(config, test_samples=0)).test
     by_length = np.argsort([len(text) for text in reviews.columns()["text"]])[::120]
-    lora, tokenizer, _ = run_folder.load_model(run)
-    tokens = tokenizing.encode(reviews.select(np.random.default_rng(0).permutation(by_length)), tokenizer, config)
-    assert min(tokens.lengths) < 30 and max(tokens.lengths) > 1000, "very different lengths, some of them cut"
-    logits = text_classification.predict(lora, tokenizer, tokens, config)
+    source = run_folder.find_base_model(run)
+    predictor = run_folder.load_predictor(replace(run, config=config), source)
+    tokens = encode(run.task, reviews.select(np.random.default_rng(0).permutation(by_length)), predictor.tokenizer, config)
+    assert min(tokens.lengths) < 30 and max(tokens.lengths) > 1000, "very different lengths, some of them truncated"
+    logits = run.task.predict(predictor, tokens)
 
-    monkeypatch.setattr(fast, "on_cpu", lambda: False)  # the libraries' own code, in float32, one review at a time
-    monkeypatch.setattr(fast, "fuse_lora", lambda model: None)
-    stock, _, _ = run_folder.load_model(replace(run, config=replace(config, precision="float32")))
+    # Plain transformers and peft, in float32, one review at a time.
+    plain = replace(run, config=replace(config, precision="float32", speedups=False))
+    stock = run_folder.load_predictor(plain, source).model
     assert stock.config._attn_implementation == "sdpa" and {p.dtype for p in stock.parameters()} == {torch.float32}
     with torch.no_grad():
         alone = torch.cat(
@@ -94,7 +98,7 @@ def test_labels_of_real_reviews_are_those_of_the_libraries_own_code(call, tmp_pa
 
 
 @pytest.mark.skipif(not (SHARED / "tools" / "hub_stand_in.py").exists(), reason="needs a Hub on loopback")
-def test_the_defaults_come_through_the_hubs_clients_where_it_answers(tmp_path):
+def test_the_defaults_are_downloaded_if_the_hub_answers(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -130,7 +134,7 @@ def test_the_defaults_come_through_the_hubs_clients_where_it_answers(tmp_path):
     labels = pd.read_parquet(tmp_path / "outputs" / "hub" / "predictions.parquet").label
     assert official.label.loc[rows].map({0: "neg", 1: "pos"}).tolist() == labels.tolist()
     lost = script("evaluate.py", env=offline | {"HF_HOME": str(tmp_path / "empty")})
-    assert lost.returncode == 2 and "its cache lacks it" in lost.stderr, "a run that came by the Hub never goes on with a stand-in"
+    assert lost.returncode == 2 and "its cache lacks it" in lost.stderr, "a run with the Hub's data never continues with a stand-in"
 
 
 def wait_for(port: int) -> None:

@@ -156,7 +156,7 @@ def _differing(task: Task, predictions: list[pd.DataFrame], test: Split):
         rows |= {name: predictions[0][name].iloc[positions].to_numpy() for name in ("label", "reference") if name in predictions[0]}
         for name in a.columns.drop("row"):
             rows |= {f"{name}_a": a[name].iloc[positions].to_numpy(), f"{name}_b": b[name].iloc[positions].to_numpy()}
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows).map(lambda value: " ".join(map(str, value)) if isinstance(value, np.ndarray) else value)
 
     return differ, lines
 
