@@ -12,29 +12,28 @@ import json
 import multiprocessing
 import pickle
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
+from common import RESULTS, ROOT, python
 from studies import STUDIES, TFIDF, pretrained
 
 from config import Config
+from finetuning import console, tasks
+from finetuning.data.splits import Data, load_data
+from finetuning.data.text import clean
+from finetuning.data.tokens import encode
+from finetuning.disk import write_json
+from finetuning.results import evaluation, metrics, run_folder
+from finetuning.task import Evaluation, Statistics
+from finetuning.use import exporting
 
-if TYPE_CHECKING:
-    from finetuning.data.splits import Data
-    from finetuning.task import Evaluation, Statistics
-
-RECORDS = ROOT / "results" / "quality"
 MACHINE_SETTINGS = ("dataset_name", "output_dir", "run_name", "report_to")  # a record leaves them out
 
 
@@ -47,8 +46,8 @@ class Run(NamedTuple):
 class Measured(NamedTuple):
     """What a run gives: `about` goes into its record as it is."""
 
-    data: "Data"
-    evaluation: "Evaluation"
+    data: Data
+    evaluation: Evaluation
     about: dict
 
 
@@ -65,7 +64,7 @@ def runs(names: list[str]) -> list[Run]:
 
 
 def record_file(study: str, name: str, seed: int) -> Path:
-    return RECORDS / study / f"{name.replace(', ', '_').replace(' ', '-')}-{seed}.json"
+    return RESULTS / "quality" / study / f"{name.replace(', ', '_').replace(' ', '-')}-{seed}.json"
 
 
 def settings_of(study: str, name: str) -> dict:
@@ -76,8 +75,6 @@ def settings_of(study: str, name: str) -> dict:
 
 def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
     """Train one experiment with one seed, and return its record: what it reaches on the study's split, and each row's statistics."""
-    from finetuning.results import evaluation, metrics, run_folder
-
     settings = settings_of(study, name) | dict(seed=seed)
     settings |= dict(dataset_name=str(Path(dataset_name).resolve())) if dataset_name else {}
     started, environment, split = time.perf_counter(), run_folder.environment(), STUDIES[study].split
@@ -85,7 +82,7 @@ def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:  # so that its peak of memory is its own
             data, evaluated, about = process.submit(tfidf, settings, split).result()
     else:
-        kept = ROOT / pretrained(study, name) if STUDIES[study].keep and seed == 0 else None
+        kept = ROOT / pretrained(study, name)["model_name"] if STUDIES[study].keep and seed == 0 else None
         data, evaluated, about = fine_tuned(settings, split, kept)
     evaluated, statistics = evaluation.measure(data.task, evaluated)
     measured = {key: value for key, value in evaluated.metrics.items() if key not in ("calibration", *evaluated.calibration)}
@@ -116,7 +113,7 @@ def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
     }
 
 
-def lower_cased_bleu(evaluated: "Evaluation") -> dict:
+def lower_cased_bleu(evaluated: Evaluation) -> dict:
     """Return the BLEU of lower-cased tokens, as papers on Multi30k give it; {} for other tasks than translation."""
     if evaluated.config.task != "translation":
         return {}
@@ -132,28 +129,16 @@ def lower_cased_bleu(evaluated: "Evaluation") -> dict:
 
 
 def fine_tuned(settings: dict, split: str, kept: Path | None = None) -> Measured:
-    """Train with fine_tune.py and predict as evaluate.py does; return the data, the evaluation, and what the run says of itself.
-
-    `kept`: where the merged model is copied to.
-    """
-    from finetuning import tasks
-    from finetuning.data import splits, tokens
-    from finetuning.results import run_folder
-    from finetuning.task import Evaluation
-    from finetuning.use import exporting
-
+    """Train with fine_tune.py and predict as evaluate.py does; `kept`: where the merged model is copied to."""
     with tempfile.TemporaryDirectory() as folder:
         flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-        script = [sys.executable, str(ROOT / "fine_tune.py"), *flags, "--output_dir", folder, "--run_name", "run"]
-        done = subprocess.run(script, capture_output=True, text=True, cwd=ROOT)
-        if done.returncode:
-            sys.exit(f"{settings}:\n{done.stderr[-3000:]}")
+        python(str(ROOT / "fine_tune.py"), *flags, "--output_dir", folder, "--run_name", "run")
         run = run_folder.open_run(Path(folder) / "run", tasks.pick)
-        data = splits.load_data(run.task, run.config, run.origins["dataset"])
+        data = load_data(run.task, run.config, run.origins["dataset"])
         source = run_folder.find_base_model(run)
         predictor = run_folder.load_predictor(run, source, show_progress=False)
         measured = getattr(data, split)
-        encoded = tokens.encode(run.task, measured, predictor.tokenizer, run.config)
+        encoded = encode(run.task, measured, predictor.tokenizer, run.config)
         predictions = run.task.predict(predictor, encoded)
         evaluated = Evaluation(predictions, measured, encoded.lengths, data.label_names, run.calibration, run.config)
         about = {
@@ -177,14 +162,8 @@ def tfidf(settings: dict, split: str) -> Measured:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    from finetuning import tasks
-    from finetuning.data import splits
-    from finetuning.data.text import clean
-    from finetuning.results import run_folder
-    from finetuning.task import Evaluation
-
     config = Config(**settings | dict(method="lora"))
-    data = splits.load_data(tasks.pick(config), config)
+    data = load_data(tasks.pick(config), config)
     measured = getattr(data, split)
     texts = [clean(part.columns()["text"]) for part in (data.train, measured)]
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), min_df=3, sublinear_tf=True), LogisticRegression(C=10, max_iter=1000))
@@ -209,7 +188,7 @@ def tfidf(settings: dict, split: str) -> Measured:
 # --- statistics of rows --------------------------------------------------------------------------------------------------
 
 
-def as_text(statistics: "Statistics") -> dict[str, str]:
+def as_text(statistics: Statistics) -> dict[str, str]:
     """Return statistics as a record keeps them, a text each: blanks between rows, slashes between a row's numbers."""
     rows = {name: np.asarray(values).reshape(len(values), -1).tolist() for name, values in statistics.items() if name != "rows"}
     return {name: " ".join("/".join(f"{number:.6g}" for number in row) for row in values) for name, values in rows.items()}
@@ -221,16 +200,18 @@ def from_text(text: str) -> np.ndarray:
     return rows[:, 0] if rows.shape[1] == 1 else rows
 
 
-def statistics_of(records: list[dict]) -> "list[Statistics]":
+def statistics_of(records: list[dict]) -> list[Statistics]:
     """Return the per-row statistics of records on the same rows.
 
     Older records have other fields in place of `statistics`: `wrong` has the numbers in the file of the rows that are wrong; `counts`
     the correct, predicted and actual entities of each sentence; `documents` the loss per token and the tokens of each;
     `bleu_counts` what BLEU counts of each pair.
     """
+    if len({"wrong" in record for record in records}) > 1:
+        raise ValueError("records of the older form can't be compared with newer ones: measure both anew")
     wrong_rows = sorted({row for record in records for row in record.get("wrong", "").split()})
 
-    def read(record: dict) -> "Statistics":
+    def read(record: dict) -> Statistics:
         if "statistics" in record:
             return {name: from_text(text) for name, text in record["statistics"].items()}
         if "wrong" in record:  # where the other rows are does not matter: all records have them right
@@ -256,9 +237,6 @@ def main() -> None:
     for study, name, seed in runs(arguments.names):
         file, result = record_file(study, name, seed), "not run yet"
         if not file.exists() and not arguments.list:
-            from finetuning import console
-            from finetuning.disk import write_json
-
             console.quiet_libraries()
             record = measure(study, name, seed, arguments.dataset_name)
             file.parent.mkdir(parents=True, exist_ok=True)

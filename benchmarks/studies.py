@@ -25,9 +25,9 @@ class Study:
     reference: str = ""
 
 
-def pretrained(study: str, experiment: str) -> str:
-    """Return the folder of the model that an experiment of a study with `keep` leaves."""
-    return f"outputs/{study}/{experiment.replace(', ', '_').replace(' ', '-')}/export/merged"
+def pretrained(study: str, experiment: str) -> dict:
+    """Return the setting that begins with the model that an experiment of a study with `keep` leaves."""
+    return dict(model_name=f"outputs/{study}/{experiment.replace(', ', '_').replace(' ', '-')}/export/merged")
 
 
 def lora(rank: int, **more) -> dict:
@@ -38,54 +38,55 @@ def full(learning_rate: float, **more) -> dict:
     return dict(method="full", learning_rate=learning_rate) | more
 
 
+def rates(name: str, *texts: str, **more) -> dict[str, dict]:
+    """Return an experiment for each learning rate."""
+    return {name.format(text): dict(learning_rate=float(text)) | more for text in texts}
+
+
+def each(name: str, setting: str, *values) -> dict[str, dict]:
+    """Return an experiment for each value of a setting."""
+    return {name.format(value): {setting: value} for value in values}
+
+
 # The linear layers of the stand-in's last four layers, of six.
-LINEAR = [f"attention.self.{name}" for name in ("query", "key", "value")]
-LINEAR += ["attention.output.dense", "intermediate.dense", "output.dense"]
+LINEAR = [*(f"attention.self.{name}" for name in ("query", "key", "value")), "attention.output.dense"]
+LINEAR += ["intermediate.dense", "output.dense"]
 UPPER_LAYERS = ",".join(f"layer.{number}.{name}" for number in (2, 3, 4, 5) for name in LINEAR)
 PATIENT = dict(early_stopping_patience=0)  # the same budget of epochs for all
 LAPTOP = dict(val_samples=0, eval_steps=0.5) | PATIENT
 SHORT = LAPTOP | dict(max_length=128)
 FULL = PRESETS["full"] | PATIENT
 # By number of training reviews: so few need more passes.
-SMALL = {500: dict(num_train_epochs=10), 2_000: dict(num_train_epochs=5), 8_000: dict(num_train_epochs=3)}
-MPNET = dict(model_name="sentence-transformers/all-mpnet-base-v2")
+SMALL = {n: dict(train_samples=n, num_train_epochs=epochs) for n, epochs in ((500, 10), (2_000, 5), (8_000, 3))}
+MPNET = {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")}
 ENTITIES = PRESETS["ner"] | lora(64, learning_rate=1e-3) | PATIENT
 SENTENCES = ENTITIES | lora(16, context="sentence", batch_size=32, eval_steps=0.1)
 NEIGHBOURS = dict(context="neighbours", batch_size=8)
-PRETRAINING = PRESETS["pretrain"] | PATIENT
 LANGUAGE = dict(task="causal-lm", **ALL_ROWS, **PATIENT, eval_steps=0.2)
-SMALL_GPT2 = "outputs/small-gpt2"  # what small_gpt2.py leaves there
+SMALL_GPT2 = dict(model_name="outputs/small-gpt2")  # what small_gpt2.py leaves there
+GPT2 = pretrained("gpt2", "1 pass")
+STYLE = LANGUAGE | GPT2 | dict(dataset_name="cornell-movie-review-data/rotten_tomatoes", max_length=64, num_train_epochs=3)
+STYLES = rates("LoRA, {}", "1e-3", "3e-3") | rates("LoRA, rank 64, {}", "1e-3", "3e-3", "1e-2", **lora(64))
+STYLES |= rates("full, {}", "1e-4", "3e-4", "1e-3", "3e-3", method="full")
 TRANSLATION = dict(task="translation", dataset_name="bentrevett/multi30k", **ALL_ROWS, max_length=64, batch_size=128)
 TRANSLATION |= dict(label_smoothing_factor=0.1, **PATIENT, eval_steps=0.25)
 FROM_SCRATCH = TRANSLATION | full(3e-3, model_name="outputs/small-translator", warmup_steps=0.2, num_train_epochs=12)
 EN_DE = dict(source_column="en", target_column="de")
-ELSEWHERE = {
-    "German to English": dict(source_column="de", target_column="en"),
-    "English to French": dict(source_column="en", target_column="fr"),
-}
+DE_EN = dict(source_column="de", target_column="en")
+EN_FR = dict(source_column="en", target_column="fr")
 PAIRS = {
     "1,000": dict(train_samples=1_000, num_train_epochs=30),
     "5,000": dict(train_samples=5_000, num_train_epochs=12),
     "all": dict(num_train_epochs=4),
 }
-ADAPTED = TRANSLATION | dict(model_name=pretrained("translation-base", "English to German"), warmup_steps=0.1)
-RANKS = ((16, "3e-3"), (64, "3e-3"), (64, "1e-2"), (128, "3e-3"))
-ADAPTATIONS = {f"LoRA, rank {rank}, {rate}": lora(rank, learning_rate=float(rate)) for rank, rate in RANKS}
-ADAPTATIONS |= {f"full, {rate}": full(float(rate)) for rate in ("1e-3", "3e-3")}
-AUGMENTATIONS = ("none", "token-dropout", "crop", "sentence-shuffle")
-PASSES = {
-    "LoRA, 1 pass": lora(64, learning_rate=1e-3),
-    "full, 1 pass": full(3e-4),
-    "full, 3 passes": full(3e-4, num_train_epochs=3),
-}
-PRETRAINED = {"no further pre-training": {}} | {name: dict(model_name=pretrained("pretraining", name)) for name in PASSES}
-GPT2 = pretrained("gpt2", "1 pass")
-STYLE = LANGUAGE | dict(
-    model_name=GPT2, dataset_name="cornell-movie-review-data/rotten_tomatoes", max_length=64, num_train_epochs=3
-)
-STYLES = {f"LoRA, {rate}": dict(learning_rate=float(rate)) for rate in ("1e-3", "3e-3")}
-STYLES |= {f"LoRA, rank 64, {rate}": lora(64, learning_rate=float(rate)) for rate in ("1e-3", "3e-3", "1e-2")}
-STYLES |= {f"full, {rate}": full(float(rate)) for rate in ("1e-4", "3e-4", "1e-3", "3e-3")}
+ADAPTED = TRANSLATION | pretrained("translation-base", "English to German") | dict(warmup_steps=0.1)
+LORA_128 = lora(128, learning_rate=3e-3)
+ADAPTATIONS = rates("LoRA, rank 16, {}", "3e-3", **lora(16)) | rates("LoRA, rank 64, {}", "3e-3", "1e-2", **lora(64))
+ADAPTATIONS |= {"LoRA, rank 128, 3e-3": LORA_128} | rates("full, {}", "1e-3", "3e-3", method="full")
+AUGMENTATIONS = each("{}", "augmentation", "none", "token-dropout", "crop", "sentence-shuffle")
+PASSES = {"LoRA, 1 pass": lora(64, learning_rate=1e-3), "full, 1 pass": full(3e-4)}
+PASSES |= {"full, 3 passes": full(3e-4, num_train_epochs=3)}
+PRETRAINED = {"no further pre-training": {}} | {name: pretrained("pretraining", name) for name in PASSES}
 # STS-B: how alike two sentences are, from 0 to 5. `--dataset_name` says where it lies.
 STSB = dict(problem_type="regression", text_column="sentence1", text_pair_column="sentence2", label_column="score", **ALL_ROWS)
 STSB |= dict(max_length=128, batch_size=32, num_train_epochs=3, eval_steps=0.25, metric_for_best_model="spearman", **PATIENT)
@@ -104,11 +105,7 @@ STUDIES = {
     "shorter": Study(
         "validation",
         LAPTOP,
-        {
-            "whole texts": {},
-            "short for two thirds": dict(length_warmup=0.67),
-            "short for four fifths": dict(length_warmup=0.8),
-        },
+        {"whole texts": {}, "short for two thirds": dict(length_warmup=0.67), "short for four fifths": dict(length_warmup=0.8)},
         SEEDS,
         reference="whole texts",
     ),
@@ -127,52 +124,37 @@ STUDIES = {
         "validation",
         SHORT | dict(train_samples=5000, num_train_epochs=2),
         {"base": {}}
-        | {f"learning rate {rate}": dict(learning_rate=float(rate)) for rate in ("2e-4", "5e-4", "2e-3", "4e-3")}
-        | {f"full, learning rate {rate}": full(float(rate)) for rate in ("5e-5", "1e-4", "2e-4", "4e-4")}
-        | {
-            "head alone, learning rate 1e-3": dict(method="head"),
-            "head alone, learning rate 1e-2": dict(method="head", learning_rate=1e-2),
-            "query and value": dict(target_modules="query-value"),
-            "attention": dict(target_modules="attention"),
-            "MLP": dict(target_modules="mlp"),
-            "rank 4, alpha 8": lora(4),
-            "rank 64, alpha 128": lora(64),
-            "alpha 16": dict(lora_alpha=16),
-            "alpha 64": dict(lora_alpha=64),
-            "256 tokens": dict(max_length=256),
-            "512 tokens": dict(max_length=512),
-            "truncation head": dict(truncation="head"),
-            "truncation tail": dict(truncation="tail"),
-            "batches of 16": dict(batch_size=16),
-            "batches of 64": dict(batch_size=64),
-            "1 epoch": dict(num_train_epochs=1),
-            "3 epochs": dict(num_train_epochs=3),
-            "5 epochs": dict(num_train_epochs=5),
-            "cosine schedule": dict(lr_scheduler_type="cosine"),
-            "constant learning rate": dict(lr_scheduler_type="constant_with_warmup"),
-            "dropout 0.1": dict(dropout=0.1),
-            "LoRA dropout 0.1": dict(lora_dropout=0.1),
-            "label smoothing 0.1": dict(label_smoothing_factor=0.1),
-            "rsLoRA": dict(use_rslora=True),
-            "DoRA": dict(use_dora=True),
-            "LoRA+, ratio 8": dict(loraplus_lr_ratio=8, learning_rate=5e-4),
-            "PiSSA": dict(init_lora_weights="pissa"),
-        },
+        | rates("learning rate {}", "2e-4", "5e-4", "2e-3", "4e-3")
+        | rates("full, learning rate {}", "5e-5", "1e-4", "2e-4", "4e-4", method="full")
+        | {"head alone, learning rate 1e-3": dict(method="head")}
+        | rates("head alone, learning rate {}", "1e-2", method="head")
+        | {"query and value": dict(target_modules="query-value"), "attention": dict(target_modules="attention")}
+        | {"MLP": dict(target_modules="mlp"), "rank 4, alpha 8": lora(4), "rank 64, alpha 128": lora(64)}
+        | each("alpha {}", "lora_alpha", 16, 64)
+        | each("{} tokens", "max_length", 256, 512)
+        | each("truncation {}", "truncation", "head", "tail")
+        | each("batches of {}", "batch_size", 16, 64)
+        | each("{} epoch", "num_train_epochs", 1)
+        | each("{} epochs", "num_train_epochs", 3, 5)
+        | {"cosine schedule": dict(lr_scheduler_type="cosine")}
+        | {"constant learning rate": dict(lr_scheduler_type="constant_with_warmup")}
+        | each("dropout {}", "dropout", 0.1)
+        | each("LoRA dropout {}", "lora_dropout", 0.1)
+        | each("label smoothing {}", "label_smoothing_factor", 0.1)
+        | {"rsLoRA": dict(use_rslora=True), "DoRA": dict(use_dora=True)}
+        | {"LoRA+, ratio 8": dict(loraplus_lr_ratio=8, learning_rate=5e-4), "PiSSA": dict(init_lora_weights="pissa")},
         reference="base",
     ),
     # The best of them on all the reviews, as `--preset full` has them.
     "confirm": Study(
         "validation",
         FULL,
-        {
-            "base": {},
-            "full, learning rate 1e-4": full(1e-4),
-            "512 tokens": dict(max_length=512),
-            "3 epochs": dict(num_train_epochs=3),
-            "full, learning rate 5e-5": full(5e-5),
-            "full, learning rate 2e-5": full(2e-5),
-            "learning rate 5e-4": dict(learning_rate=5e-4),
-        },
+        {"base": {}}
+        | rates("full, learning rate {}", "1e-4", method="full")
+        | each("{} tokens", "max_length", 512)
+        | each("{} epochs", "num_train_epochs", 3)
+        | rates("full, learning rate {}", "5e-5", "2e-5", method="full")
+        | rates("learning rate {}", "5e-4"),
         reference="base",
     ),
     # What the recipe reaches on the official test: `--preset full`, and full fine-tuning at its own best learning rate.
@@ -194,41 +176,24 @@ STUDIES = {
     "growth": Study(
         "test",
         FULL | dict(val_samples=500),
-        {f"LoRA, {n} reviews": dict(train_samples=n, **more) for n, more in SMALL.items()}
+        {f"LoRA, {n} reviews": some for n, some in SMALL.items()}
         | {f"TF-IDF, {n} reviews": dict(train_samples=n, method=TFIDF) for n in SMALL},
     ),
-    "augmentation-500": Study(
-        "validation",
-        FULL | dict(train_samples=500) | SMALL[500],
-        {name: dict(augmentation=name) for name in AUGMENTATIONS},
-        SEEDS,
-        reference="none",
-    ),
-    "augmentation-8000": Study(
-        "validation",
-        FULL | dict(train_samples=8_000) | SMALL[8_000],
-        {name: dict(augmentation=name) for name in AUGMENTATIONS},
-        SEEDS,
-        reference="none",
-    ),
+    "augmentation-500": Study("validation", FULL | SMALL[500], AUGMENTATIONS, SEEDS, reference="none"),
+    "augmentation-8000": Study("validation", FULL | SMALL[8_000], AUGMENTATIONS, SEEDS, reference="none"),
     # Another data set: short sentences, a quarter of the rows; its test is held out from train.
     "sentences": Study("test", PRESETS["rotten_tomatoes"] | PATIENT, {"Rotten Tomatoes": {}}, SEEDS),
     # Named entities: one change at a time from each of the two methods.
     "entities-recipe": Study(
         "validation",
         SENTENCES,
-        {f"LoRA, learning rate {rate}": dict(learning_rate=float(rate)) for rate in ("1e-3", "2e-3", "4e-3")}
-        | {
-            "LoRA, rank 64, alpha 128": lora(64),
-            "LoRA, neighbours": NEIGHBOURS,
-            "LoRA, neighbours, rank 64": NEIGHBOURS | lora(64),
-            "LoRA, neighbours, rank 64, 5e-4": NEIGHBOURS | lora(64, learning_rate=5e-4),
-            "LoRA, neighbours, batches of 4": NEIGHBOURS | dict(batch_size=4),
-            "full, learning rate 1e-4": full(1e-4),
-            "full, learning rate 2e-4": full(2e-4),
-            "full, neighbours, 2e-4": full(2e-4, **NEIGHBOURS),
-            "full, neighbours, 4e-4": full(4e-4, **NEIGHBOURS),
-        },
+        rates("LoRA, learning rate {}", "1e-3", "2e-3", "4e-3")
+        | {"LoRA, rank 64, alpha 128": lora(64), "LoRA, neighbours": NEIGHBOURS}
+        | {"LoRA, neighbours, rank 64": NEIGHBOURS | lora(64)}
+        | rates("LoRA, neighbours, rank 64, {}", "5e-4", **NEIGHBOURS, **lora(64))
+        | {"LoRA, neighbours, batches of 4": NEIGHBOURS | dict(batch_size=4)}
+        | rates("full, learning rate {}", "1e-4", "2e-4", method="full")
+        | rates("full, neighbours, {}", "2e-4", "4e-4", method="full", **NEIGHBOURS),
         reference="{0}, ",
     ),
     # What they reach on the official test, each at its own best learning rate.
@@ -236,31 +201,27 @@ STUDIES = {
         "test", ENTITIES, {"LoRA on all linear layers": {}, "full fine-tuning": full(2e-4)}, SEEDS, reference="full fine-tuning"
     ),
     # At 1e-3 and rank 64 the larger model learned nothing: its training loss did not fall below that of guessing.
-    "entities-model": Study("test", ENTITIES | lora(16, learning_rate=4e-4), {"all-mpnet-base-v2": MPNET}),
+    "entities-model": Study("test", ENTITIES | lora(16, learning_rate=4e-4), MPNET),
     # Further pre-training on the training reviews, without their labels; perplexity of masked tokens on the validation reviews.
-    "pretraining": Study("validation", PRETRAINING, PASSES, keep=True),
+    "pretraining": Study("validation", PRESETS["pretrain"] | PATIENT, PASSES, keep=True),
     # What a classifier makes of it that has this many labelled reviews; what all reviews reach without it is "confirm/base".
     "pretrained": Study(
         "validation",
         FULL | dict(eval_steps=0.5),
-        {
-            f"{n} reviews, {base}": dict(train_samples=n, **SMALL[n], **model)
-            for n in (500, 2_000)
-            for base, model in PRETRAINED.items()
-        }
+        {f"{n} reviews, {base}": SMALL[n] | model for n in (500, 2_000) for base, model in PRETRAINED.items()}
         | {"all reviews, full, 3 passes": PRETRAINED["full, 3 passes"]},
         reference="{0}, no",
     ),
     # What it is worth on the official test where it helped most.
     "pretrained-test": Study(
         "test",
-        FULL | dict(eval_steps=0.5, train_samples=500) | SMALL[500],
+        FULL | dict(eval_steps=0.5) | SMALL[500],
         {base: PRETRAINED[base] for base in ("no further pre-training", "full, 3 passes")},
         SEEDS,
         reference="no further",
     ),
     # A decoder: the random weights of small_gpt2.py, which read IMDb's training reviews; perplexity on the validation reviews.
-    "gpt2": Study("validation", LANGUAGE | full(1e-3, model_name=SMALL_GPT2, max_length=256), {"1 pass": {}}, keep=True),
+    "gpt2": Study("validation", LANGUAGE | SMALL_GPT2 | full(1e-3, max_length=256), {"1 pass": {}}, keep=True),
     # It continues in another style: short sentences of critics.
     "gpt2-recipe": Study("validation", STYLE, STYLES),
     "gpt2-style": Study("test", STYLE, {name: STYLES[name] for name in ("LoRA, rank 64, 3e-3", "full, 1e-3")}, SEEDS),
@@ -268,15 +229,15 @@ STUDIES = {
     "gpt2-reviews": Study(
         "validation",
         FULL | dict(train_samples=4_000),
-        {"random weights": dict(model_name=SMALL_GPT2), "after 1 pass over the reviews": dict(model_name=GPT2)},
+        {"random weights": SMALL_GPT2, "after 1 pass over the reviews": GPT2},
         reference="random weights",
     ),
     # Regression: one learning rate at a time, then the best of each method on the official test.
     "stsb-recipe": Study(
         "validation",
         STSB,
-        {f"LoRA, learning rate {rate}": dict(learning_rate=float(rate)) for rate in ("5e-4", "1e-3", "2e-3")}
-        | {f"full, learning rate {rate}": full(float(rate)) for rate in ("5e-5", "1e-4", "2e-4")},
+        rates("LoRA, learning rate {}", "5e-4", "1e-3", "2e-3")
+        | rates("full, learning rate {}", "5e-5", "1e-4", "2e-4", method="full"),
         reference="{0}, ",
     ),
     "stsb": Study(
@@ -292,7 +253,7 @@ STUDIES = {
     # It learns another direction and another language. First what serves LoRA and full fine-tuning, in one of the cases.
     "translation-lora": Study(
         "validation",
-        ADAPTED | PAIRS["5,000"] | ELSEWHERE["German to English"],
+        ADAPTED | PAIRS["5,000"] | DE_EN,
         {f"German to English, 5,000 pairs, {method}": settings for method, settings in ADAPTATIONS.items()},
         reference="{0}, {1}, full, 3e-3",
     ),
@@ -300,24 +261,24 @@ STUDIES = {
         "test",
         ADAPTED,
         {
-            f"{name}, {n} pairs, {method}": columns | some | settings
-            for name, columns in ELSEWHERE.items()
+            f"{direction}, {n} pairs, {method}": columns | some | settings
+            for direction, columns in {"German to English": DE_EN, "English to French": EN_FR}.items()
             for n, some in PAIRS.items()
             for method, settings in {
-                "LoRA, rank 128": ADAPTATIONS["LoRA, rank 128, 3e-3"],
-                "full fine-tuning": ADAPTATIONS["full, 3e-3"],
-                "from scratch": FROM_SCRATCH | PAIRS[n],
+                "LoRA, rank 128": LORA_128,
+                "full fine-tuning": full(3e-3),
+                "from scratch": FROM_SCRATCH | some,
             }.items()
             if (n, method) != ("1,000", "from scratch")  # not run
         }
         | {
-            "English to French, 5,000 pairs, LoRA, rank 128, and embeddings": ELSEWHERE["English to French"]
+            "English to French, 5,000 pairs, LoRA, rank 128, and embeddings": EN_FR
             | PAIRS["5,000"]
-            | ADAPTATIONS["LoRA, rank 128, 3e-3"]
+            | LORA_128
             | dict(train_embeddings=True)
         },
         reference="{0}, {1}, full",
     ),
     # A model of the size people use.
-    "model": Study("test", FULL, {"all-mpnet-base-v2": MPNET}),
+    "model": Study("test", FULL, MPNET),
 }

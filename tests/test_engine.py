@@ -78,12 +78,12 @@ def test_each_engine_gives_a_file_the_same_labels(run, call, tmp_path):
 def test_each_engine_finds_the_same_entities(call, entity_flags, tmp_path):
     assert call("fine_tune.py", *entity_flags).code == 0
     opened = run_folder.open_run(tmp_path / "outputs" / "run", tasks.pick)
-    rows = Dataset.from_dict({"text": ["Anna Berg saw Rome in May .", "the film"]})
+    rows = Dataset.from_dict({"text": ["a film 12 we 31", "the film", "fine 5 clever"]})
     texts = [
         [[entity["text"] for entity in entities] for entities in Answers(opened, engine).add_to(rows, {"text": "text"})["entities"]]
         for engine in ("torch", "openvino")
     ]
-    assert texts[0] == texts[1]
+    assert texts[0] == texts[1] and any(texts[0])
 
 
 def test_an_engine_that_is_not_possible_is_refused(run, monkeypatch):

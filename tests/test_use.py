@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from huggingface_hub import ModelCard
 from scipy.stats import binomtest
 
 from finetuning import tasks
+from finetuning.errors import UserError
 from finetuning.results import run_folder
 from finetuning.use import explaining, predicting
 
@@ -200,6 +202,14 @@ def test_a_bad_file_is_refused_and_nothing_is_written(run, call, tmp_path):
         result = call("predict.py", "--run", run.folder, *arguments)
         assert result.code == 2 and words in result.err, (arguments, result.err)
     assert {file.name for file in tmp_path.iterdir()} == {"in.csv", "gap.csv", "numbers.csv", "there.csv"}
+
+
+@pytest.mark.parametrize("task", tasks.TASKS, ids=lambda task: task.problem_type or task.name)
+def test_no_task_takes_numbers_for_texts(task):
+    answers = predicting.Answers.__new__(predicting.Answers)
+    answers.run, answers.predictor = SimpleNamespace(task=task, label_names=[], calibration={}), None
+    with pytest.raises(UserError, match="text 3 is 2.5, which is no text: set --text_column"):
+        answers.answer_batch({task.text_name: [2.5]}, rows_before=2)
 
 
 def test_explained_words_are_those_that_decide(run, call, monkeypatch):
