@@ -42,7 +42,7 @@ def main() -> None:
     run_folder.check_same_data(run.folder, data)
     if len(runs) == 2:
         results, differing = evaluation.compare(*runs, data.test)
-        return console.show_comparison((str(runs[0].folder), str(runs[1].folder)), results, differing)
+        return console.show_comparison(task, (str(runs[0].folder), str(runs[1].folder)), results, differing)
 
     model_source = run_folder.find_base_model(run)
     predictor = run_folder.load_predictor(run, model_source)
@@ -59,7 +59,8 @@ def main() -> None:
     evaluated, statistics = evaluation.measure(task, evaluated)
     evaluated.metrics.update(evaluation.describe(run, model_source, data, seconds))
     evaluated.metrics.update(task.more_details(predictor, data.test))
-    sections = evaluation.write(run, evaluated, statistics)
+    sections = evaluation.sections_of(run, evaluated)
+    evaluation.write(run, evaluated, statistics, sections)
     console.show_metrics(run.folder, task, evaluated.metrics, sections)
     trackers.send_test(run.folder, run.config, evaluated.metrics)
     if arguments.push_to_hub:

@@ -13,6 +13,11 @@ RESULTS = ROOT / "results"
 sys.path.insert(0, str(ROOT))
 
 
+def flags(**settings) -> list[str]:
+    """Return settings of config.py as flags of fine_tune.py."""
+    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+
+
 def python(*command: str, folder: Path | str = ROOT, **environment: str) -> str:
     """Run Python with a command in `folder`, and return what it printed."""
     variables = os.environ | environment
@@ -47,11 +52,3 @@ def run_script(script: str, *flags: str, callback=None) -> None:
 
 def machine_file(kind: str, name: str) -> Path:
     return RESULTS / f"{kind}-{name}.json"
-
-
-def save(file: Path, record: dict) -> None:
-    """Write a record, with the machine and the libraries."""
-    from finetuning.disk import write_json
-    from finetuning.results.run_folder import environment
-
-    write_json(file, record | {"environment": environment()})

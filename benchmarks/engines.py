@@ -19,7 +19,17 @@ from pathlib import Path
 from timeit import timeit
 
 import numpy as np
-from common import ROOT, machine_file, python, save
+import torch
+import transformers
+from common import ROOT, machine_file, python
+
+from finetuning import console, tasks
+from finetuning.data.splits import load_data
+from finetuning.data.text import clean
+from finetuning.disk import write_json
+from finetuning.results.run_folder import environment, find_base_model, load_predictor, open_run
+from finetuning.use.exporting import OnnxModel, write_onnx
+from finetuning.use.predicting import load_engine
 
 WARM_UP_TEXTS = 64
 ALONE = (20, 100, 400)  # tokens of the texts that are asked one at a time
@@ -31,7 +41,6 @@ Labeller = Callable[[list[str]], list[str]]
 
 def ours(run, engine: str = "torch", model=None) -> Labeller:
     """Return what labels texts as predict.py does, with another model in place of the run's if one is given."""
-    from finetuning.use.predicting import load_engine
 
     predictor = load_engine(run, engine)
     predictor.model = model or predictor.model
@@ -40,18 +49,13 @@ def ours(run, engine: str = "torch", model=None) -> Labeller:
 
 def pipeline(folder: Path, max_length: int) -> Labeller:
     """Return what labels texts by transformers' pipeline."""
-    from transformers import pipeline
-
-    classify = pipeline("text-classification", model=str(folder), device=-1)
+    classify = transformers.pipeline("text-classification", model=str(folder), device=-1)
     return lambda texts: [answer["label"] for answer in classify(texts, batch_size=16, truncation=True, max_length=max_length)]
 
 
 def ways_of(run, folder: Path) -> dict[str, Callable[[], Labeller]]:
     """Return by name functions that build what labels texts; the merged model and its ONNX files are written to `folder`."""
     from onnxruntime.quantization import quantize_dynamic
-
-    from finetuning.results.run_folder import find_base_model, load_predictor
-    from finetuning.use.exporting import OnnxModel, write_onnx
 
     exact = replace(run, config=replace(run.config, precision="float32"))
     in_eights = replace(run, config=replace(run.config, eval_batch_size=8))
@@ -90,9 +94,10 @@ def compare(ways: dict[str, Callable[[], Labeller]], texts: list[str], actual: n
     return results
 
 
-def time_alone(label: Labeller, texts: list[str], tokenizer) -> dict[int, dict[str, float]]:
-    """Return by number of tokens the milliseconds that one text takes, the median and the 95th percentile."""
-    ids, times = tokenizer(" ".join(texts), add_special_tokens=False)["input_ids"], {}
+def time_alone(run, texts: list[str]) -> dict[int, dict[str, float]]:
+    """Return by number of tokens the milliseconds that predict.py's model takes for one text, the median and the 95th percentile."""
+    label, tokenizer, times = ours(run), load_predictor(run, find_base_model(run)).tokenizer, {}
+    ids = tokenizer(" ".join(texts), add_special_tokens=False)["input_ids"]
     for n in ALONE:
         pieces = [tokenizer.decode(ids[i * n : (i + 1) * n]) for i in range(TEXTS_ALONE)]
         label(pieces[:1])
@@ -108,14 +113,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     arguments = parser.parse_args()
 
-    import torch
-
-    from finetuning import console, tasks
-    from finetuning.data.splits import load_data
-    from finetuning.data.text import clean
-    from finetuning.model.base import load_tokenizer
-    from finetuning.results.run_folder import find_base_model, open_run
-
     console.quiet_libraries()
     run = open_run(arguments.run, tasks.pick)
     data = load_data(run.task, run.config, run.origins["dataset"])
@@ -123,7 +120,7 @@ def main() -> None:
     texts, actual = clean(test.columns()["text"]), np.array(data.label_names)[test.labels]
     with tempfile.TemporaryDirectory() as folder:
         ways = compare(ways_of(run, Path(folder)), texts, actual)
-    alone = time_alone(ours(run), texts, load_tokenizer(run.task, find_base_model(run), run.config))
+    alone = time_alone(run, texts)
     command = [str(ROOT / "predict.py"), "--run", str(arguments.run), "A film to remember."]
     first = statistics.median(timeit(lambda: python(*command), number=1) for _ in range(PROCESSES))
     print(f"one text alone: {alone}; from the start of the process to its label {first:.1f} s")
@@ -138,8 +135,9 @@ def main() -> None:
         "max_length": run.config.max_length,
         "threads": torch.get_num_threads(),
         "ways": ways,
+        "environment": environment(),
     }
-    save(machine_file("engines", arguments.name), record)
+    write_json(machine_file("engines", arguments.name), record)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from common import RESULTS, ROOT, python
+from common import RESULTS, ROOT, flags, python
 from studies import STUDIES, TFIDF, pretrained
 
 from config import Config
@@ -131,8 +131,7 @@ def lower_cased_bleu(evaluated: Evaluation) -> dict:
 def fine_tuned(settings: dict, split: str, kept: Path | None = None) -> Measured:
     """Train with fine_tune.py and predict as evaluate.py does; `kept`: where the merged model is copied to."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-        python(str(ROOT / "fine_tune.py"), *flags, "--output_dir", folder, "--run_name", "run")
+        python(str(ROOT / "fine_tune.py"), *flags(**settings, output_dir=folder, run_name="run"))
         run = run_folder.open_run(Path(folder) / "run", tasks.pick)
         data = load_data(run.task, run.config, run.origins["dataset"])
         source = run_folder.find_base_model(run)

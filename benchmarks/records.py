@@ -29,11 +29,6 @@ def read(file: Path) -> Record:
     return Record(json.loads(file.read_text()))
 
 
-def machines(kind: str) -> list[Record]:
-    """Return the records of a script, one per machine: results/KIND-*.json."""
-    return [read(file) for file in sorted(RESULTS.glob(f"{kind}-*.json"), key=lambda file: file.stem)]
-
-
 @cache
 def experiment(study: str, name: str) -> Record | None:
     """Return the mean of the records of an experiment's seeds, which are its `runs`; None if it was not run."""
@@ -140,12 +135,6 @@ def method(record: Record) -> str:
     return f"{name}<br>{record['model_name']}".removesuffix("<br>")
 
 
-def measured_on(record: Record) -> str:
-    repeats = "each measured once" if record["repeats"] == 1 else f"medians of {record['repeats']} repeats"
-    limit = np.median([row["matrix_product_tflops"] for row in record["rows"]])
-    return f"{record['environment']['hardware']}, large bf16 matrix products {limit:.2f} TFLOP/s; {repeats}."
-
-
 def by_way(record: Record) -> dict[str, dict[str, str]]:
     """Return for each way to train the minutes to each target, and accuracy and minutes at the end: a value per seed."""
     ways = {}
@@ -168,9 +157,7 @@ def minutes_to(target: float, runs: list[list[dict]]) -> str:
     return ", ".join(f"{marks[-1]['seconds'] / 60:.1f}" if marks else missed for marks in reached) if any(reached) else missed
 
 
-DERIVED = {
-    function.__name__: function for function in (reference, compared, difference, deviation, score, method, by_way, measured_on)
-}
+DERIVED = {function.__name__: function for function in (reference, compared, difference, deviation, score, method, by_way)}
 DERIVED |= {
     "parts": lambda r: r["experiment"].split(", "),
     "behind_first": lambda r: ", ".join(r["parts"][1:]),
@@ -191,13 +178,8 @@ DERIVED |= {
     ),
     "trained_model": lambda r: model_name(*r["runs"][0]["model"].values()),
     "gain": lambda r: r["processes"]["two"]["train_reviews_per_s"] / r["processes"]["one"]["train_reviews_per_s"],
-    "ways_of_gpu": lambda r: "; ".join(f"{way}: {about}" for way, about in r["steps"].items()),
-    "launches": lambda r: "; ".join(
-        f"{way} {step['kernels_per_step']:,} launches, {step['gpu_ms_per_step']} ms of the GPU"
-        for way, step in r["profile"].items()
-    ),
+    "tflops": lambda r: np.median([row["matrix_product_tflops"] for row in r["rows"]]),
     "one_text": lambda r: "; ".join(
         f"{n} tokens {time['p50_ms']:.0f} ms (p95 {time['p95_ms']:.0f})" for n, time in r["alone"].items()
     ),
-    "libraries": lambda r: ", ".join(f"{name} {version}" for name, version in r["versions"].items()),
 }

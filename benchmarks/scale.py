@@ -23,42 +23,30 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
-from common import ROOT, fine_tune, machine_file, python, run_script, worker
+import pyarrow
+from common import ROOT, flags, machine_file, python, run_script, worker
+from pyarrow.parquet import ParquetWriter
 from transformers import TrainerCallback
 
+from config import PRESETS, Config
+from finetuning import console, tasks
+from finetuning.data import tokens
+from finetuning.data.splits import load_data
+from finetuning.data.text import clean
+from finetuning.disk import write_json
+from finetuning.results.run_folder import environment
+
 ROWS = (25_000, 100_000, 1_000_000)
-PARTS = ("processes", "training", "evaluation")
 SCRIPT = str(ROOT / "fine_tune.py")
-TRAINING = ["--train_samples", "0", "--output_dir", "outputs"]
-EVALUATION = [
-    "--train_samples",
-    "640",
-    "--max_length",
-    "16",
-    "--eval_batch_size",
-    "256",
-    "--test_samples",
-    "0",
-    "--output_dir",
-    "outputs",
-    "--run_name",
-    "run",
-]
-SHARED = ["--train_samples", "1600", "--val_samples", "200", "--eval_strategy", "epoch", "--output_dir", ".", "--run_name", "run"]
+TRAINING = dict(dataset_name="train.parquet", train_samples=0, output_dir="outputs")
+EVALUATION = dict(train_samples=640, max_length=16, eval_batch_size=256, test_samples=0, output_dir="outputs", run_name="run")
+SHARED = dict(train_samples=1600, val_samples=200, eval_strategy="epoch", output_dir=".", run_name="run")
 
 
 def make_rows(file: Path, rows: int) -> None:
     """Write `rows` reviews with their labels as parquet, in an order where labels and lengths are mixed."""
-    import numpy as np
-    import pyarrow
-    from pyarrow.parquet import ParquetWriter
-
-    from config import PRESETS, Config
-    from finetuning import tasks
-    from finetuning.data.splits import load_data
-    from finetuning.data.text import clean
-
     config = Config(**PRESETS["full"])
     reviews = load_data(tasks.pick(config), config).train
     texts = np.array(clean(reviews.columns()["text"]), dtype=object)
@@ -77,6 +65,7 @@ class Watch(TrainerCallback):
 
     def __init__(self) -> None:
         self.process, self.done, self.tokenised = psutil.Process(), threading.Event(), []
+        self.encode_of_project = tokens.encode
         self.record = {"uss_gib": 0.0, "anonymous_gib": 0.0}
 
     def look(self) -> None:
@@ -100,28 +89,21 @@ class Watch(TrainerCallback):
     def seconds(self) -> float:
         return time.time() - self.process.create_time()
 
-    def time_encoding(self) -> None:
-        from finetuning.data import tokens
-
-        encode = tokens.encode
-
-        def timed(task, split, *arguments):
-            started = time.perf_counter()
-            encoded = encode(task, split, *arguments)
-            self.tokenised.append((len(split), time.perf_counter() - started))
-            return encoded
-
-        tokens.encode = timed
+    def encode(self, task, split, *arguments):
+        started = time.perf_counter()
+        encoded = self.encode_of_project(task, split, *arguments)
+        self.tokenised.append((len(split), time.perf_counter() - started))
+        return encoded
 
 
-def watched(script: str, flags: list[str]) -> dict:
+def watched(script: str, arguments: list[str]) -> dict:
     """Run a script in this process, fine_tune.py to its third step; return its memory and seconds."""
     watch = Watch()
-    watch.time_encoding()
+    tokens.encode = watch.encode
     thread = threading.Thread(target=watch.look_often, daemon=True)
     thread.start()
     try:
-        fine_tune(*flags, callback=watch) if script == "fine_tune.py" else run_script(script, *flags)
+        run_script(script, *arguments, callback=watch)
     except SystemExit as stop:
         if stop.code:
             raise
@@ -136,8 +118,9 @@ def training(rows: int) -> dict:
     """Return what fine_tune.py needs for `rows` rows, with an empty cache and again."""
     with tempfile.TemporaryDirectory() as folder:
         make_rows(Path(folder) / "train.parquet", rows)
-        command = ["fine_tune.py", "--dataset_name", "train.parquet", *TRAINING, "--run_name"]
-        return {"rows": rows} | {cache: worker(__file__, *command, cache, folder=folder) for cache in ("cold", "warm")}
+        return {"rows": rows} | {
+            cache: worker(__file__, "fine_tune.py", *flags(**TRAINING, run_name=cache), folder=folder) for cache in ("cold", "warm")
+        }
 
 
 def evaluation(rows: int) -> dict:
@@ -147,7 +130,7 @@ def evaluation(rows: int) -> dict:
         data.mkdir()
         make_rows(data / "train.parquet", 5_000)
         make_rows(data / "test.parquet", rows)
-        python(SCRIPT, "--dataset_name", "rows", *EVALUATION, folder=folder)
+        python(SCRIPT, *flags(dataset_name="rows", **EVALUATION), folder=folder, HF_HUB_OFFLINE="1")
         return {"rows": rows} | worker(__file__, "evaluate.py", "outputs/run", folder=folder)
 
 
@@ -158,7 +141,7 @@ def processes(repeats: int = 3) -> dict:
     for repeat in range(repeats):
         for name, command in ways.items():
             with tempfile.TemporaryDirectory() as folder:
-                python(*command, SCRIPT, *SHARED, folder=folder)
+                python(*command, SCRIPT, *flags(**SHARED), folder=folder, HF_HUB_OFFLINE="1")
                 run = json.loads((Path(folder) / "run" / "training.json").read_text())
                 measured[name].append((1600 / run["seconds"]["training"], run["validation"]["loss"]))
                 print(repeat + 1, name, "process", *measured[name][-1], flush=True)
@@ -175,20 +158,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--name", help="of the machine: the record is results/scale-NAME.json; not given: only printed")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    measures = {"processes": processes, "training": training, "evaluation": evaluation}
+    parser.add_argument("--parts", nargs="+", choices=measures, default=[*measures])
     arguments = parser.parse_args()
-
-    from finetuning import console
-    from finetuning.disk import write_json
-    from finetuning.results.run_folder import environment
-
     console.quiet_libraries()
     file = machine_file("scale", arguments.name)
     record = json.loads(file.read_text()) if file.exists() else {}
     for part in arguments.parts:
-        measure = {"training": training, "evaluation": evaluation}.get(part)
-        record[part] = {"sizes": [measure(rows) for rows in arguments.rows]} if measure else processes()
-        record[part] |= {"environment": environment()}
+        measure = measures[part]
+        results = processes() if part == "processes" else {"sizes": [measure(rows) for rows in arguments.rows]}
+        record[part] = results | {"environment": environment()}
         print(json.dumps(record[part], indent=1), flush=True)
         if arguments.name:
             write_json(file, record)

@@ -9,7 +9,14 @@ The tokenizer is made from the training rows of `--dataset_name` that fine_tune.
 import argparse
 from pathlib import Path
 
-import common  # noqa: F401  the repository on the path
+import common  # noqa: F401  it puts the repository on the path
+from tokenizers import ByteLevelBPETokenizer
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
+
+from config import ALL_ROWS, Config
+from finetuning import console, tasks
+from finetuning.data.splits import load_data
+from finetuning.data.text import clean
 
 VOCABULARY = 8192  # tokens
 SHAPE = dict(n_embd=256, n_layer=6, n_head=8, n_positions=512)
@@ -20,15 +27,6 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the model goes")
     parser.add_argument("--dataset_name", default="stanfordnlp/imdb", help="as for fine_tune.py")
     arguments = parser.parse_args()
-
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
-
-    from config import ALL_ROWS, Config
-    from finetuning import console, tasks
-    from finetuning.data.splits import load_data
-    from finetuning.data.text import clean
-
     console.quiet_libraries()
     end, config = "<|endoftext|>", Config(task="causal-lm", dataset_name=arguments.dataset_name, **ALL_ROWS)
     texts = clean(load_data(tasks.pick(config), config).train.columns()["text"])

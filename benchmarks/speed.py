@@ -13,20 +13,34 @@ epoch. The baseline pads every review to max_length, so that a few of them suffi
 
 import argparse
 import functools
+import itertools
 import json
 import re
-import statistics
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import numpy as np
+import psutil
 import torch
-from common import fine_tune, machine_file, save, worker
-from transformers import TrainerCallback
+import transformers
+from common import flags, machine_file, run_script, worker
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers.pytorch_utils import Conv1D
 
 from config import Config
+from finetuning import console, speed, tasks
+from finetuning.data import splits, tokens
+from finetuning.data.sources import find_model
+from finetuning.data.text import clean
+from finetuning.disk import write_json
+from finetuning.model import base, lora
+from finetuning.results.run_folder import environment, peak_memory_gib
+from finetuning.speed import attention, precision
+from finetuning.training import batches, prediction, trainer
 
 MODELS = {"distilbert": "DistilBERT's shape, random weights", "stand-in": "all-MiniLM-L6-v2 (stand-in)"}
 SHAPES = {  # on a GPU
@@ -58,33 +72,24 @@ WAYS = {  # on a GPU
 def tutorial(model_path: str, reviews, max_length: int, **settings):
     """Return a Trainer, a function that predicts, and lengths: the baseline, as a tutorial writes it, on the stock libraries.
 
-    `settings` are those of its TrainingArguments.
+    `settings` are those of its transformers.TrainingArguments.
     """
-    from datasets import Dataset
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
-    from finetuning.data.text import clean
-
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_path)
     rows = Dataset.from_dict({"text": clean(reviews.columns()["text"]), "label": reviews.labels})
     rows = rows.map(lambda row: tokenizer(row["text"], truncation=True, padding="max_length", max_length=max_length), batched=True)
-    model = AutoModelForSequenceClassification.from_pretrained(model_path, num_labels=2)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(model_path, num_labels=2)
     names = {"distilbert": ["q_lin", "v_lin"], "gpt2": ["c_attn"]}.get(model.config.model_type, ["query", "value"])
     if tokenizer.pad_token_id is not None:
         model.config.pad_token_id = tokenizer.pad_token_id
     model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.1, target_modules=names))
     settings = dict(per_device_train_batch_size=16, per_device_eval_batch_size=16, num_train_epochs=1, report_to="none") | settings
-    trainer = Trainer(model=model, args=TrainingArguments(**settings), train_dataset=rows)
-    return trainer, lambda: trainer.predict(rows), [sum(mask) for mask in rows["attention_mask"]]
+    stock = transformers.Trainer(model=model, args=transformers.TrainingArguments(**settings), train_dataset=rows)
+    return stock, lambda: stock.predict(rows), [sum(mask) for mask in rows["attention_mask"]]
 
 
 def leave_out(step: str) -> Config:
     """Turn off in this process what comes after `step`; return the settings of `fine_tune.py` that remain."""
-    from finetuning import speed
-    from finetuning.speed import attention, precision
-    from finetuning.training import prediction, trainer
-
     on_gpu = torch.cuda.is_available() or step not in STEPS
     included = [*STEPS][: [*STEPS].index("ours" if on_gpu else step) + 1]
     settings = dict(length_warmup=0.0, early_stopping_patience=0, cuda_graphs=step == "ours")
@@ -110,14 +115,8 @@ def leave_out(step: str) -> Config:
 
 def product(step: str, model_path: str, reviews, max_length: int):
     """Return what `tutorial` does, of fine_tune.py's own code without the steps that come after `step`."""
-    from finetuning import tasks
-    from finetuning.data import sources, splits, tokens
-    from finetuning.model import base, lora
-    from finetuning.training import batches, trainer
-    from finetuning.training.prediction import Predictor
-
     config = replace(leave_out(step), model_name=model_path, max_length=max_length)
-    task, source = tasks.pick(config), sources.find_model(model_path)
+    task, source = tasks.pick(config), find_model(model_path)
     tokenizer = base.load_tokenizer(task, source, config)
     model = lora.add_lora(task, base.build_base(task, source, ["neg", "pos"], config), config)
     lengths = np.minimum(tokens.encode(task, reviews, tokenizer, config).lengths, max_length)
@@ -130,31 +129,27 @@ def product(step: str, model_path: str, reviews, max_length: int):
     fine_tuner = trainer.build_trainer(model, tokenizer, {"train": rows, "validation": rows}, data, Path("checkpoints"))
     batches.steps_of_epoch = lambda lengths, size, *_: np.array_split(np.arange(len(lengths)), len(lengths) // size)  # that order
     fine_tuner.args.load_best_model_at_end = False
-    predictor = Predictor(task, model, tokenizer, config)
+    predictor = prediction.Predictor(task, model, tokenizer, config)
     return fine_tuner, lambda: task.predict(predictor, rows), np.minimum(rows.lengths, max_length).tolist()
 
 
 def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
     """Train and predict with one variant. Tokens and multiply-adds are those of the reviews, without padding."""
-    from finetuning import console, tasks
-    from finetuning.data.splits import load_data
-    from finetuning.results.run_folder import peak_memory_gib
-
     console.quiet_libraries()
     torch.manual_seed(0)
     config, on_gpu = Config(train_samples=rows), torch.cuda.is_available()
-    reviews = load_data(tasks.pick(config), config).train
+    reviews = splits.load_data(tasks.pick(config), config).train
     reviews = reviews.select(np.random.default_rng(0).permutation(len(reviews)))
     if step == "baseline":
         reviews = reviews.select(range(rows // 4 if on_gpu else 48))
     build = functools.partial(product, step) if step != "baseline" else tutorial
-    trainer, predict, lengths = build(model_path, reviews, max_length)
-    trainer.args.eval_strategy = trainer.args.save_strategy = trainer.args.logging_strategy = "no"
-    trainer.args.disable_tqdm = True
-    trainer.args.max_steps = -1 if on_gpu else 2
-    trainer.train()  # warm-up; on a GPU with all lengths, as its libraries plan each one anew
-    trainer.args.max_steps = -1
-    train_seconds, seconds_before = timed_training(trainer)
+    model_trainer, predict, lengths = build(model_path, reviews, max_length)
+    model_trainer.args.eval_strategy = model_trainer.args.save_strategy = model_trainer.args.logging_strategy = "no"
+    model_trainer.args.disable_tqdm = True
+    model_trainer.args.max_steps = -1 if on_gpu else 2
+    model_trainer.train()  # warm-up; on a GPU with all lengths, as its libraries plan each one anew
+    model_trainer.args.max_steps = -1
+    train_seconds, seconds_before = timed_training(model_trainer)
     memory = peak_memory_gib()
     if on_gpu:
         predict()
@@ -167,11 +162,11 @@ def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
         "predict_tokens_per_s": sum(lengths) / predict_seconds,
         "peak_memory_gib": memory,
         "matrix_product_tflops": 2 * rate / 1e12,
-        "share_of_limit": multiply_adds(trainer.model, lengths) / train_seconds / rate,
+        "share_of_limit": multiply_adds(model_trainer.model, lengths) / train_seconds / rate,
     }
 
 
-class Start(TrainerCallback):
+class Start(transformers.TrainerCallback):
     """Notes when the first epoch begins; `stop` ends the process at the first step with the seconds since its start."""
 
     def __init__(self, stop: bool = False) -> None:
@@ -182,16 +177,14 @@ class Start(TrainerCallback):
 
     def on_step_begin(self, *_, **__) -> None:
         if self.stop:
-            import psutil
-
             raise SystemExit(json.dumps({"seconds_to_first_step": time.time() - psutil.Process().create_time()}))
 
 
-def timed_training(trainer) -> tuple[float, float]:
+def timed_training(model_trainer: transformers.Trainer) -> tuple[float, float]:
     """Return seconds of training, and those until the first epoch, in which CUDA graphs are recorded: once a run, however long it is."""
     started, start = time.perf_counter(), Start()
-    trainer.add_callback(start)
-    seconds = timed(trainer.train)
+    model_trainer.add_callback(start)
+    seconds = timed(model_trainer.train)
     return started + seconds - start.at, start.at - started
 
 
@@ -217,8 +210,6 @@ def multiply_adds(model, lengths: list[int]) -> float:
     three (forward, input, weight). Attention: tokens x tokens x width, two products forward and four backward.
     Embeddings, the head and everything elementwise count as nothing.
     """
-    from transformers.pytorch_utils import Conv1D
-
     weights = {True: 0, False: 0}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear | Conv1D) and re.search(r"\.(layer|h)\.\d+\.", name):
@@ -230,7 +221,7 @@ def multiply_adds(model, lengths: list[int]) -> float:
 def start_up() -> dict:
     """Return the seconds from the start of `python fine_tune.py` to its first training step, default settings, caches warm."""
     try:
-        fine_tune("--output_dir", "outputs", "--run_name", "start-up", callback=Start(stop=True))
+        run_script("fine_tune.py", *flags(output_dir="outputs", run_name="start-up"), callback=Start(stop=True))
     except SystemExit as stop:
         return json.loads(stop.code)
     raise RuntimeError("fine_tune.py ended before its first step")
@@ -238,30 +229,26 @@ def start_up() -> dict:
 
 def save_shape(model_type: str, folder: str) -> str:
     """Save a model's true shape with random weights and the stand-in's tokenizer, whose vocabulary is that of BERT and DistilBERT."""
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-
-    from finetuning.data.sources import find_model
 
     stand_in = find_model("distilbert-base-uncased", "stand-in").path
     if model_type == "stand-in":
         return str(stand_in)
     path = f"{folder}/{model_type}"
-    AutoModel.from_config(AutoConfig.for_model(model_type)).save_pretrained(path)
-    AutoTokenizer.from_pretrained(stand_in).save_pretrained(path)
+    transformers.AutoModel.from_config(transformers.AutoConfig.for_model(model_type)).save_pretrained(path)
+    transformers.AutoTokenizer.from_pretrained(stand_in).save_pretrained(path)
     return path
 
 
 def measure_all(arguments: argparse.Namespace) -> dict:
     """Return the record: medians of the variants, each in a process of its own."""
     models, steps = (MODELS, STEPS) if arguments.device == "cpu" else (SHAPES, WAYS)
-    models = {name: title for name, title in models.items() if name in (arguments.models or models)}
     repeats, lengths = (1, LENGTHS[:1]) if arguments.quick else (arguments.repeats, LENGTHS)
-    ends = ("baseline", "ours")
-    settings = [(m, n, s) for m in models for n in lengths for s in steps if s in ends or steps is WAYS or (m, n) == LADDER]
-    seen = {setting: [] for setting in settings if setting[-1] in (arguments.variants or steps)}
+    variants = itertools.product(arguments.models or models, lengths, arguments.variants or steps)
+    everywhere = {"baseline", "ours", *WAYS} if steps is WAYS else {"baseline", "ours"}
+    seen = {(m, n, step): [] for m, n, step in variants if step in everywhere or (m, n) == LADDER}
     starts = []
     with tempfile.TemporaryDirectory() as folder:
-        paths = {model: save_shape(model, folder) for model in models}
+        paths = {model: save_shape(model, folder) for model, _, _ in seen}
         for repeat in range(repeats):
             if steps is STEPS:
                 starts.append(worker(__file__, "start-up")["seconds_to_first_step"])
@@ -269,12 +256,12 @@ def measure_all(arguments: argparse.Namespace) -> dict:
                 measured.append(worker(__file__, step, paths[model], str(length), str(arguments.rows)))
                 values = "  ".join(f"{key} {value:.3g}" for key, value in measured[-1].items())
                 print(f"{repeat + 1}  {models[model]:<36} {length}  {step:<13}  {values}", flush=True)
-    rows = []
-    for (model, length, step), measured in seen.items():
-        medians = {key: statistics.median(values[key] for values in measured) for key in measured[0]}
-        rows.append({"model": models[model], "max_length": length, "variant": step} | medians)
-    record = {"repeats": repeats, "rows": rows, "steps": steps}
-    return record | ({"seconds_to_first_step": statistics.median(starts)} if starts else {})
+    rows = [
+        {"model": models[model], "max_length": length, "variant": step}
+        | {key: median(m[key] for m in measured) for key in measured[0]}
+        for (model, length, step), measured in seen.items()
+    ]
+    return {"repeats": repeats, "rows": rows, "steps": steps} | ({"seconds_to_first_step": median(starts)} if starts else {})
 
 
 def main() -> None:
@@ -298,7 +285,8 @@ def main() -> None:
     if "seconds_to_first_step" in record:
         print(f"start of the process to the first training step: {record['seconds_to_first_step']:.1f} s")
     if arguments.name:
-        save(machine_file("speed" if arguments.device == "cpu" else "gpu", arguments.name), record)
+        file = machine_file("speed" if arguments.device == "cpu" else "gpu", arguments.name)
+        write_json(file, record | {"environment": environment()})
 
 
 if __name__ == "__main__":

@@ -15,9 +15,19 @@ import json
 import tempfile
 import time
 
+import psutil
 import torch
-from common import fine_tune, machine_file, worker
+from common import flags, machine_file, run_script, worker
+from speed import tutorial
 from transformers import TrainerCallback
+
+from config import Config
+from finetuning import console, tasks
+from finetuning.data import sources, splits, tokens
+from finetuning.disk import write_json
+from finetuning.model.base import load_tokenizer
+from finetuning.results.run_folder import environment
+from finetuning.training.prediction import Predictor
 
 WAYS = {"first command": None, "tutorial, 256 tokens": 256, "tutorial, 512 tokens": 512}
 TARGETS = (0.88, 0.9)
@@ -33,8 +43,6 @@ class Copies(TrainerCallback):
     """Copies of what trains, each with the seconds since the start of the process."""
 
     def __init__(self, minutes: float) -> None:
-        import psutil
-
         self.started, self.minutes, self.copies = psutil.Process().create_time(), minutes, []
 
     def on_step_end(self, args, state, control, model, **_) -> None:
@@ -60,14 +68,6 @@ class Copies(TrainerCallback):
 
 def measure(way: str, seed: int, minutes: float) -> dict:
     """Return seconds since the start of the process, and accuracy, of the copies that were asked, in their order."""
-    from speed import tutorial
-
-    from config import Config
-    from finetuning import console, tasks
-    from finetuning.data import sources, splits, tokens
-    from finetuning.model.base import load_tokenizer
-    from finetuning.results.run_folder import environment
-    from finetuning.training.prediction import Predictor
 
     console.quiet_libraries()
     copies, max_length = Copies(minutes), WAYS[way]
@@ -76,7 +76,7 @@ def measure(way: str, seed: int, minutes: float) -> dict:
     task, source = tasks.pick(config), sources.find_model(config.model_name)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Over):
         if max_length is None:
-            fine_tune("--output_dir", folder, "--run_name", "run", "--seed", str(seed), callback=copies)
+            run_script("fine_tune.py", *flags(output_dir=folder, run_name="run", seed=seed), callback=copies)
         else:
             reviews = splits.load_data(task, config).train
             trainer, *_ = tutorial(str(source.path), reviews, max_length, seed=seed, output_dir=folder, **RECIPE)
@@ -110,8 +110,6 @@ def main() -> None:
     if arguments.worker:
         print(json.dumps(measure(arguments.worker, *arguments.seeds, arguments.minutes)))
         return
-
-    from finetuning.disk import write_json
 
     file = machine_file("time", arguments.name)
     record = json.loads(file.read_text()) if file.exists() else {"targets": TARGETS, "minutes": arguments.minutes, "runs": []}

@@ -99,11 +99,12 @@ def format_table(rows: list[tuple[str, ...]]) -> str:
     )
 
 
-def show_comparison(names: tuple[str, str], results: list[dict], differing: Path) -> None:
+def show_comparison(task: Task, names: tuple[str, str], results: list[dict], differing: Path) -> None:
     """Print how two runs compare on the same rows, metric by metric."""
     rows = [("metric", *names, "difference", "95 % interval", "McNemar p")]
+    known = {metric.name: metric for metric in task.metrics}
     for result in results:
-        metric, interval = result["metric"], result["difference_ci95"]
+        metric, interval = known[result["metric"]], result["difference_ci95"]
         p = f"{result['mcnemar_p'][0]:.2g}" if "mcnemar_p" in result else ""
         low, high = (_signed(metric, end) for end in interval) if interval else ("", "")
         values = (metric.show(value) for value in result["values"])

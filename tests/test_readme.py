@@ -8,6 +8,8 @@ import pytest
 from conftest import ROOT
 
 from config import PRESETS, Config
+from finetuning.results import metrics
+from finetuning.tasks.classification import SingleLabel
 
 sys.path.append(str(ROOT / "benchmarks"))
 import quality  # noqa: E402
@@ -18,7 +20,7 @@ README, *DOCS = ((ROOT / page).read_text() for page in ("README.md", "docs/learn
 
 @pytest.mark.parametrize("page", tables.PAGES)
 def test_its_tables_are_those_the_records_give(page):
-    assert tables.fill(page) == (ROOT / page).read_text(), "run python benchmarks/tables.py"
+    assert tables.filled(page) == (ROOT / page).read_text(), "run python benchmarks/tables.py"
 
 
 def test_every_experiment_has_its_record():
@@ -45,6 +47,7 @@ def test_every_flag_preset_and_file_it_names_is_there():
 def test_experiments_are_compared_row_by_row_and_seed_by_seed():
     a = [dict(n=100, wrong="1 7"), dict(n=100, wrong="")]
     b = [dict(n=100, wrong="7 20 30 40 50 60 70 80"), dict(n=100, wrong="20 30")]
-    found = tables.compare(a, b)
-    assert found["difference"] == pytest.approx((6 + 2) / 200)
-    assert found["mcnemar_p"] == pytest.approx([2 * (1 + 8) / 2**8, 0.5])  # seed 0: one row against seven; seed 1: none against two
+    statistics = quality.statistics_of(a + b)
+    result = metrics.difference(SingleLabel.metrics[0], statistics[:2], statistics[2:])
+    assert result["difference"] == pytest.approx((6 + 2) / 200)
+    assert result["mcnemar_p"] == pytest.approx([2 * (1 + 8) / 2**8, 0.5])  # seed 0: one row against seven; seed 1: none against two

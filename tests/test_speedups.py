@@ -9,7 +9,7 @@ from conftest import make_model, make_pairs, make_rows
 
 from finetuning import speed
 from finetuning.speed import attention, beam_search, cuda_graphs, fused_lora, openvino
-from finetuning.training import trainer
+from finetuning.training import prediction, trainer, translating
 from finetuning.use import predicting
 
 # What computes in the place of the libraries' code, wherever it is called.
@@ -17,7 +17,9 @@ PARTS = [
     (speed, "store_frozen_in_bf16"),
     (speed, "fuse_lora"),
     (speed, "keep_freed_memory"),
-    (trainer, "give_back_freed_memory"),
+    (trainer, "_GiveBackMemory"),
+    (prediction, "give_back_freed_memory"),
+    (translating, "give_back_freed_memory"),
     (fused_lora._FusedLora, "forward"),
     (attention._Attention, "forward"),
     (attention, "has_sdpa"),
@@ -37,7 +39,6 @@ def without_speedups(monkeypatch):
     def forbid():
         for holder, name in PARTS:
             monkeypatch.setattr(holder, name, fail)
-        monkeypatch.setattr(cuda_graphs.torch.cuda, "is_available", lambda: False)
         monkeypatch.setattr(predicting, "ROWS_FOR_OPENVINO", 1)
 
     return forbid

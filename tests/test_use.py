@@ -209,7 +209,7 @@ def test_no_task_takes_numbers_for_texts(task):
     answers = predicting.Answers.__new__(predicting.Answers)
     answers.run, answers.predictor = SimpleNamespace(task=task, label_names=[], calibration={}), None
     with pytest.raises(UserError, match="text 3 is 2.5, which is no text: set --text_column"):
-        answers.answer_batch({task.text_name: [2.5]}, rows_before=2)
+        answers.answer_batch({"source" if task.name == "translation" else "text": [2.5]}, rows_before=2)
 
 
 def test_explained_words_are_those_that_decide(run, call, monkeypatch):

@@ -66,13 +66,16 @@ def describe(run: Run, model: Source, data: Data, seconds: float) -> dict:
     }
 
 
+def sections_of(run: Run, evaluation: Evaluation) -> list[report.Section]:
+    """Return the sections of the page: the task's, and one on the training."""
+    first, *others = run.task.report(evaluation)
+    return [first, _training_section(run), *others]
+
+
 @by_first
-def write(run: Run, evaluation: Evaluation, statistics: Statistics) -> list[report.Section]:
-    """Write all files into the run folder, and return the sections of the page. All files are complete before the first is moved
-    to its place."""
+def write(run: Run, evaluation: Evaluation, statistics: Statistics, sections: list[report.Section]) -> None:
+    """Write all files into the run folder. All are complete before the first is moved to its place."""
     task = run.task
-    sections = task.report(evaluation)
-    sections.insert(1, _training_section(run))
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=".evaluation-") as name:
         folder = Path(name)
         write_json(folder / "metrics.json", evaluation.metrics)
@@ -87,7 +90,6 @@ def write(run: Run, evaluation: Evaluation, statistics: Statistics) -> list[repo
         for file in sorted(folder.iterdir()):
             os.replace(file, run.folder / file.name)
     cards.of_adapter(run, evaluation.metrics).save(run.folder / "adapter" / "README.md")
-    return sections
 
 
 def show_headline(task: Task, measured: dict) -> tuple[str, str]:
@@ -138,7 +140,7 @@ def compare(a: Run, b: Run, test: Split) -> tuple[list[dict], Path]:
         if metric.interval:
             values = [metrics.value(metric, part) for part in statistics]
             difference = metrics.difference(metric, statistics[:1], statistics[1:])
-            results.append({"metric": metric, "values": values, "n": len(test)} | difference)
+            results.append({"metric": metric.name, "values": values, "n": len(test)} | difference)
     file = a.folder / f"against-{b.folder.name}.csv"
     file.unlink(missing_ok=True)
     report.write_csv(file, *_differing(a.task, predictions, test))

@@ -48,7 +48,8 @@ class Predictor:
             positions = order[start : start + piece]
             loader = trainer.get_test_dataloader(Subset(unlabelled, positions))
             yield positions, trainer.evaluation_loop(loader, description="", prediction_loss_only=False).predictions
-            give_back_freed_memory()
+            if self.config.speedups:
+                give_back_freed_memory()
 
     def _new_trainer(self, rows: int) -> Trainer:
         arguments = TrainingArguments(

@@ -57,12 +57,13 @@ def build_trainer(
     trainer.set_up(data)
     trainer.remove_callback(PrinterCallback)
     for callback in (
-        _GiveBackMemory(),
         progress.Training(trainer, chosen_metric(task, config)),
         trackers.Settings(checkpoints.parent, config, lambda: trainer.callback_handler.callbacks),
         trainer.keeper,
     ):
         trainer.add_callback(callback)
+    if config.speedups:
+        trainer.add_callback(_GiveBackMemory())
     if cuda_graphs.apply_to(task, config):
         trainer.add_callback(cuda_graphs.Graphs(trainer))
     if config.early_stopping_patience:

@@ -43,7 +43,8 @@ def translate(predictor: Predictor, tokens: Tokens, num_beams: int, forced_bos_t
             )
             numbered += zip(rows.tolist(), tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True)
             bar.update(len(rows))
-    give_back_freed_memory()
+    if config.speedups:
+        give_back_freed_memory()
     return [text.strip() for _, text in sorted(gather_object(numbered) if state.num_processes > 1 else numbered)]
 
 
