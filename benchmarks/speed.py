@@ -72,9 +72,8 @@ WAYS = {  # on a GPU
 def tutorial(model_path: str, reviews, max_length: int, **settings):
     """Return a Trainer, a function that predicts, and lengths: the baseline, as a tutorial writes it, on the stock libraries.
 
-    `settings` are those of its transformers.TrainingArguments.
+    `settings` are those of its TrainingArguments.
     """
-
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_path)
     rows = Dataset.from_dict({"text": clean(reviews.columns()["text"]), "label": reviews.labels})
     rows = rows.map(lambda row: tokenizer(row["text"], truncation=True, padding="max_length", max_length=max_length), batched=True)
@@ -229,7 +228,6 @@ def start_up() -> dict:
 
 def save_shape(model_type: str, folder: str) -> str:
     """Save a model's true shape with random weights and the stand-in's tokenizer, whose vocabulary is that of BERT and DistilBERT."""
-
     stand_in = find_model("distilbert-base-uncased", "stand-in").path
     if model_type == "stand-in":
         return str(stand_in)
