@@ -32,8 +32,8 @@ def bad(tmp_path, data_file):
     (folder / "only_header.csv").write_text("review,sentiment\n")
     (folder / "encoding.csv").write_bytes(rows.to_csv(index=False).encode() + b"caf\xe9 \xff,good\n")
     (folder / "reviews.xlsx").write_bytes(b"PK")
-    rows.to_parquet(folder / "whole.parquet")
-    (folder / "cut.parquet").write_bytes((folder / "whole.parquet").read_bytes()[:-200])
+    rows.to_parquet(folder / "complete.parquet")
+    (folder / "cut.parquet").write_bytes((folder / "complete.parquet").read_bytes()[:-200])
     (folder / "empty_folder").mkdir()
     (folder / "splits").mkdir()
     rows.to_csv(folder / "splits" / "train.csv", index=False)
@@ -181,11 +181,11 @@ def test_run_folders_that_cannot_be_evaluated(call, tiny_flags, tmp_path, model_
     assert "fine_tune.py first" in call("evaluate.py").err
     assert call("evaluate.py", "nowhere").code == 2
     assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", "1").code == 0
-    whole = tmp_path / "outputs" / "run"
+    complete = tmp_path / "outputs" / "run"
     weights = "adapter/adapter_model.safetensors"
 
     def damaged(name, damage):
-        folder = shutil.copytree(whole, tmp_path / name)
+        folder = shutil.copytree(complete, tmp_path / name)
         damage(folder)
         result = call("evaluate.py", folder)
         assert result.code == 2 and not (folder / "metrics.json").exists()

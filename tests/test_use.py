@@ -188,9 +188,9 @@ def test_a_bad_file_is_refused_and_nothing_is_written(run, call, tmp_path):
     make_rows(10).to_csv("in.csv", index=False)
     make_rows(10).assign(review=lambda rows: rows.review.where(rows.index != 6, " ")).to_csv("gap.csv", index=False)
     make_rows(10).assign(n=range(10)).to_csv("numbers.csv", index=False)
-    (tmp_path / "there.csv").write_text("")
+    (tmp_path / "existing.csv").write_text("")
     for arguments, words in (
-        (["--file", "in.csv", "--out", "there.csv"], "take another name"),
+        (["--file", "in.csv", "--out", "existing.csv"], "take another name"),
         (["--file", "in.csv", "--out", "out.xlsx"], ".parquet"),
         (["--file", "in.csv", "--out", "nowhere/out.csv"], "no folder nowhere"),
         (["--file", "in.csv", "--text_column", "words", "--out", "out.csv"], "review, sentiment"),
@@ -201,7 +201,7 @@ def test_a_bad_file_is_refused_and_nothing_is_written(run, call, tmp_path):
     ):
         result = call("predict.py", "--run", run.folder, *arguments)
         assert result.code == 2 and words in result.err, (arguments, result.err)
-    assert {file.name for file in tmp_path.iterdir()} == {"in.csv", "gap.csv", "numbers.csv", "there.csv"}
+    assert {file.name for file in tmp_path.iterdir()} == {"in.csv", "gap.csv", "numbers.csv", "existing.csv"}
 
 
 @pytest.mark.parametrize("task", tasks.TASKS, ids=lambda task: task.problem_type or task.name)
