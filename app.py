@@ -46,14 +46,14 @@ def main() -> None:
     def answer(text: str):
         if not text.strip():
             raise gradio.Error("Type a text first.", print_exception=False)
-        values = [value for _, _, value in run.task.widgets(predictor, text, run.label_names, run.calibration)]
+        values = run.task.widget_values(predictor, text, run.label_names, run.calibration)
         return values if len(values) > 1 else values[0]
 
     with gradio.Blocks(title=run.folder.name) as page:
         gradio.Markdown(f"# {run.folder.name}\n`{run.record['model']['name']}`, {METHODS[run.config.method]}.")
         text = gradio.Textbox(label="Text", lines=5, max_lines=12)
         button = gradio.Button("Go", variant="primary")
-        outputs = [components[kind](label=caption, elem_id=kind) for kind, caption in run.task.widget_kinds()]
+        outputs = [components[kind](label=caption, elem_id=kind) for kind, caption in run.task.widgets]
         gradio.Examples([*run.task.examples], text)
         button.click(answer, text, outputs)
     page.launch()

@@ -89,7 +89,7 @@ def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
     if split == "test":  # without the texts that were trained on
         unseen = ~np.isin(data.test.hashes, [*data.train.hashes, *data.validation.hashes])
         metric = data.task.metrics[0]
-        value = metrics.value(metric, metrics.select(statistics, unseen)) if unseen.any() else None
+        value = metric.of(metrics.select(statistics, unseen)) if unseen.any() else None
         measured["unseen"] = {metric.name: value, "n": int(unseen.sum())}
     return {
         "study": study,

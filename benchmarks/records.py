@@ -48,8 +48,9 @@ def named(name: str) -> Record:
     if (file := RESULTS / f"{name}.json").exists():
         return read(file)
     study, _, stem = name.partition("/")
-    (found,) = (known for known in STUDIES[study].experiments if record_file(study, known, 0).stem == f"{stem}-0")
-    return experiment(study, found)
+    names = STUDIES[study].experiments
+    (experiment_name,) = (known for known in names if record_file(study, known, 0).stem == f"{stem}-0")
+    return experiment(study, experiment_name)
 
 
 def _mean(values: list):

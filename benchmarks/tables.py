@@ -1,4 +1,4 @@
-"""Write the numbers and pictures of README.md, docs/learn.md and results/README.md anew from the records in results/.
+"""Fill the numbers and pictures of the pages (`PAGES`) in from the records in results/.
 
     python benchmarks/tables.py
 
@@ -24,7 +24,7 @@ from studies import STUDIES
 
 from finetuning.results import plots
 
-PAGES = ("README.md", "docs/learn.md", "results/README.md")
+PAGES = ("README.md", "docs/learn.md", "docs/tasks.md", "docs/scale.md", "docs/speed.md", "results/README.md")
 VALUE = re.compile(r"(<!-- v:(\S+) (.*?) -->).*?(<!-- /v -->)")
 SETTING = re.compile(r"(\[`(\w+)`\]\(\S*config\.py#L)\d+")
 ROWS_OF_TABLE = re.compile(r"(<!-- rows: ([^|]*) (\|.*\|) -->\n\|.*\n\|.*\n)(?:\|.*\n)*(<!-- /rows -->)")

@@ -111,6 +111,7 @@ class Task:
     int8_tolerance = 0.005  # the fraction of the first metric that 8-bit weights may cost
     options: dict = {}  # flags of predict.py that the task knows, with their defaults
     examples: tuple[str, ...] = ()  # texts to try in app.py
+    widgets: tuple[tuple[str, str], ...]  # what app.py shows: (kind, caption); kinds are label, highlight, text and json
     code_template = "numbers.py.jinja"  # in results/templates/: code for the model card
 
     def check(self, config: Config) -> None:
@@ -284,12 +285,8 @@ class Task:
         """Return the line that predict.py prints for one row."""
         raise NotImplementedError
 
-    def widgets(self, predictor: "Predictor", text: str, label_names: list[str], calibration: dict) -> list[tuple[str, str, Any]]:
-        """Return what app.py shows for a text: (kind, caption, value); kinds are label, highlight, text and json."""
-        raise NotImplementedError
-
-    def widget_kinds(self) -> list[tuple[str, str]]:
-        """Return the (kind, caption) of `widgets`, before there is a text."""
+    def widget_values(self, predictor: "Predictor", text: str, label_names: list[str], calibration: dict) -> list:
+        """Return the value of each of `widgets` for a text."""
         raise NotImplementedError
 
     def truncation_note(self, config: Config) -> str:

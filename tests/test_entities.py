@@ -159,14 +159,14 @@ def conlleval(gold: list[list[str]], predicted: list[list[str]]) -> tuple[float,
     """Return precision, recall and F1 as the shared task's script counts: chunks with the same start, end and type."""
 
     def chunks(tags: list[str]) -> set:
-        found, start = set(), None
+        spans, start = set(), None
         for i, (before, tag) in enumerate(zip(["O", *tags], [*tags, "O"], strict=True)):
             if start is not None and (tag[0] in "OB" or tag[2:] != before[2:]):
-                found.add((start, i, before[2:]))
+                spans.add((start, i, before[2:]))
                 start = None
             if tag[0] == "B" or (tag[0] == "I" and (before == "O" or before[2:] != tag[2:])):
                 start = i
-        return found
+        return spans
 
     sets = [(chunks(g), chunks(p)) for g, p in zip(gold, predicted, strict=True)]
     right, n_predicted, n_gold = (sum(counts) for counts in zip(*((len(g & p), len(p), len(g)) for g, p in sets), strict=True))

@@ -74,8 +74,8 @@ def test_a_gpt_goes_through_all_the_scripts(gpt, data_file, call, tmp_path):
     assert sampled[0] == sampled[1] != sampled[2]
     assert len(call("predict.py", "a", "--max_new_tokens", 2, "--temperature", 0).out.split()) <= 3
     answers = Answers(open_run(run, tasks.pick))
-    ((kind, _, text),) = answers.run.task.widgets(answers.predictor, "we hated every", [], {})
-    assert kind == "text" and text.startswith("we hated every") and len(text) > 20, "what app.py shows"
+    (text,) = answers.run.task.widget_values(answers.predictor, "we hated every", [], {})
+    assert text.startswith("we hated every") and len(text) > 20, "what app.py shows"
     long = call("predict.py", "a film " * 60, "--max_new_tokens", 4)
     assert long.code == 0, "of a prompt that is longer than the model can read, its end is read"
     refused = call("predict.py", "a", "--max_new_tokens", 100)
@@ -117,8 +117,8 @@ def test_pretrain_merge_classify(method, bert, data_file, call, tiny_flags, tmp_
     words = json.loads(call("predict.py", "--json", "we [MASK] every minute of it").out)["words"]
     assert len(words[0]) == 5 and sum(guess["probability"] for guess in words[0]) <= 1
     answers = Answers(open_run(run, tasks.pick))
-    ((kind, _, words),) = answers.run.task.widgets(answers.predictor, "we [MASK] every [MASK] of it", [], {})
-    assert kind == "json" and [len(guesses) for guesses in words] == [5, 5], "what app.py shows"
+    (words,) = answers.run.task.widget_values(answers.predictor, "we [MASK] every [MASK] of it", [], {})
+    assert [len(guesses) for guesses in words] == [5, 5], "what app.py shows"
     missing = call("predict.py", "no word is masked")
     assert missing.code == 2 and "[MASK]" in missing.err
     exported = call("export.py", run, "--formats", "merged")
@@ -198,7 +198,7 @@ def test_the_loss_is_that_of_the_plain_model(model_type, data_file, tmp_path):
     sums, counts, read = expected.T
     np.testing.assert_allclose(predictions, np.stack([sums / counts, counts, read], axis=1), rtol=1e-5)
     statistics = task.statistics(predictions, test, {})
-    np.testing.assert_allclose(results.value(task.metrics[0], statistics), np.exp(-sums.sum() / counts.sum()), rtol=1e-5)
+    np.testing.assert_allclose(task.metrics[0].of(statistics), np.exp(-sums.sum() / counts.sum()), rtol=1e-5)
 
 
 def test_masked_tokens_are_the_same_in_every_evaluation_and_others_in_every_epoch(bert):
@@ -322,5 +322,5 @@ def test_the_interval_of_the_loss_covers_the_true_loss():
         statistics = CausalLM().statistics(np.stack([-means, tokens, tokens], axis=1), None, {})
         low, high = results.interval(CausalLM.metrics[1], statistics)
         covered += low < 3 + 0.5 * 1215 / 19890 < high  # of the numbers 5 to 199 those below 50 sum to 1,215 of 19,890
-        assert results.value(CausalLM.metrics[1], statistics) == pytest.approx((means * tokens).sum() / tokens.sum())
+        assert CausalLM.metrics[1].of(statistics) == pytest.approx((means * tokens).sum() / tokens.sum())
     assert covered >= 88

@@ -91,9 +91,9 @@ def test_calibration_error_by_hand():
     confident = [[0.9, 0.1]] * 8 + [[0.1, 0.9]] * 2  # 0.9 sure, right in 7 of 10
     unsure = [[0.6, 0.4]] * 10  # 0.6 sure, right in 8 of 10
     labels = np.array([0] * 6 + [1] * 2 + [1, 0] + [0] * 8 + [1] * 2)
-    found = calibration(np.array(confident + unsure), labels, bins=10)
-    assert found["expected_calibration_error"] == pytest.approx((10 * 0.2 + 10 * 0.2) / 20)
-    assert [(b["n"], b["accuracy"]) for b in found["bins"]] == [(10, pytest.approx(0.8)), (10, pytest.approx(0.7))]
+    result = calibration(np.array(confident + unsure), labels, bins=10)
+    assert result["expected_calibration_error"] == pytest.approx((10 * 0.2 + 10 * 0.2) / 20)
+    assert [(b["n"], b["accuracy"]) for b in result["bins"]] == [(10, pytest.approx(0.8)), (10, pytest.approx(0.7))]
     assert metrics.fit_temperature(np.array([[4.0, 0.0]] * 8), np.zeros(8, dtype=int)) > 1, "eight that are right"
     assert calibration(np.eye(2), np.array([0, 1]))["expected_calibration_error"] == 0, "a probability of 1 has a bin"
 

@@ -17,7 +17,9 @@ sys.path.append(str(ROOT / "benchmarks"))
 import quality  # noqa: E402
 import tables  # noqa: E402
 
-README, *DOCS = ((ROOT / page).read_text() for page in ("README.md", "docs/learn.md", "docs/data.md"))
+PAGES_OF_DOCS = ("learn", "data", "tasks", "scale", "speed")
+
+README, *DOCS = ((ROOT / page).read_text() for page in ("README.md", *(f"docs/{name}.md" for name in PAGES_OF_DOCS)))
 
 
 @pytest.mark.parametrize("page", tables.PAGES)
@@ -51,10 +53,10 @@ def test_every_flag_preset_and_file_it_names_is_there():
     commands = "\n".join(re.findall(r"```bash\n(.*?)```", "\n".join([README, *DOCS]), flags=re.DOTALL))
     assert set(re.findall(r"--(\w+)", commands)) <= names
     assert max(map(len, commands.splitlines())) <= 90, "no line runs out of its box"
-    assert set(re.findall(r"--preset (\w+)", README)) <= set(PRESETS)
+    assert set(re.findall(r"--preset (\w+)", commands)) <= set(PRESETS)
     for path in re.findall(r"`((?:finetuning|tests|benchmarks|results|outputs|docs)/[\w.]*|\w+\.(?:py|txt))`", README):
         assert (ROOT / path).exists(), path
-    for page, text in zip(("", "docs", "docs"), (README, *DOCS), strict=True):
+    for page, text in zip(("", *["docs"] * len(DOCS)), (README, *DOCS), strict=True):
         for path in re.findall(r"\]\(([^)#:]+)[)#]", text):
             assert (ROOT / page / path).exists(), path
 
@@ -63,17 +65,17 @@ def test_experiments_are_compared_row_by_row_and_seed_by_seed():
     a = [dict(n=100, wrong="1 7"), dict(n=100, wrong="")]
     b = [dict(n=100, wrong="7 20 30 40 50 60 70 80"), dict(n=100, wrong="20 30")]
     statistics = quality.statistics_of([*a, *b])
-    found = metrics.difference(ACCURACY, statistics[:2], statistics[2:])
-    assert found["difference"] == pytest.approx((6 + 2) / 200)
-    assert found["mcnemar_p"] == pytest.approx([2 * (1 + 8) / 2**8, 0.5])  # seed 0: one row against seven; seed 1: none against two
+    result = metrics.difference(ACCURACY, statistics[:2], statistics[2:])
+    assert result["difference"] == pytest.approx((6 + 2) / 200)
+    assert result["mcnemar_p"] == pytest.approx([2 * (1 + 8) / 2**8, 0.5])  # seed 0: one row against seven; seed 1: none against two
 
 
 def test_records_keep_the_statistics_of_their_rows():
     statistics = {"rows": np.ones(3), "loss": np.array([0.25, 1e-6, 12.5]), "actual": np.array([[1, 0], [0, 2], [3, 1]])}
-    (found,) = quality.statistics_of([dict(n=3, statistics=quality.as_text(statistics))])
-    assert found.keys() == statistics.keys()
+    (read,) = quality.statistics_of([dict(n=3, statistics=quality.as_text(statistics))])
+    assert read.keys() == statistics.keys()
     for name, values in statistics.items():
-        np.testing.assert_array_equal(found[name], values)
+        np.testing.assert_array_equal(read[name], values)
 
 
 def test_records_of_two_forms_are_not_compared():

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from finetuning import tasks
 from finetuning.data.splits import load_data
 from finetuning.data.tokens import encode
-from finetuning.results import metrics, run_folder
+from finetuning.results import run_folder
 from finetuning.training import progress
 from finetuning.training.trainer import FineTuner
 
@@ -108,7 +108,7 @@ def test_the_saved_adapter_has_the_metrics_that_the_record_gives_for_its_checkpo
     predictor = run_folder.load_predictor(run, run_folder.find_base_model(run), show_progress=False)
     predictions = run.task.predict(predictor, encode(run.task, rows, predictor.tokenizer, run.config))
     statistics = run.task.statistics(predictions, rows, {})
-    of_adapter = {metric.name: metrics.value(metric, statistics) for metric in run.task.metrics}
+    of_adapter = {metric.name: metric.of(statistics) for metric in run.task.metrics}
     assert of_adapter["loss"] == pytest.approx(recorded["loss"], rel=1e-4) and of_adapter["accuracy"] == recorded["accuracy"]
 
 

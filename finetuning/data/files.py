@@ -31,7 +31,7 @@ GUESS_BYTES = 2**18  # of lines that are not UTF-8, to guess the encoding
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 MIN_CONFIDENCE = 0.1  # of chardet; below it the encoding of Western European spreadsheets is as probable
 
-LANGUAGE_ENDINGS = [f".{one.alpha_2}" for one in pycountry.languages if hasattr(one, "alpha_2")]
+LANGUAGE_ENDINGS = [f".{language.alpha_2}" for language in pycountry.languages if hasattr(language, "alpha_2")]
 
 UNREADABLE = (
     datasets.exceptions.DatasetsError,
@@ -132,8 +132,8 @@ def _splits(path: Path, files: list[Path]) -> dict[str, list[Path]]:
     endings = {"train": ".train", "validation": ".testa", "test": ".testb"}
     by_split = {split: [file for file in files if file.suffix == ending] for split, ending in endings.items()}
     if path.is_dir() and not by_split["train"]:
-        there = DataFilesDict.from_patterns(get_data_patterns(str(path)), base_path=str(path))
-        by_split = {str(split): [file for file in files if str(file.resolve()) in several] for split, several in there.items()}
+        by_pattern = DataFilesDict.from_patterns(get_data_patterns(str(path)), base_path=str(path))
+        by_split = {str(split): [file for file in files if str(file.resolve()) in several] for split, several in by_pattern.items()}
     return {split: several for split, several in by_split.items() if several} if path.is_dir() else {"train": files}
 
 

@@ -15,7 +15,7 @@ class Architecture:
     query_value: str  # query and value alone, or where they are one with the key, that one
     attention: str
     mlp: str
-    first_position: int = 0  # RoBERTa and its kin start counting positions behind the padding id
+    first_position: int = 0  # RoBERTa and its kin count positions from the padding id + 1
 
 
 _BERT = Architecture(

@@ -52,7 +52,7 @@ class LoraLayer(torch.nn.Module):
 def add_lora(task: Task, base: torch.nn.Module, config: Config) -> PeftModel:
     """Freeze `base`, add LoRA to its target modules, let its head be trained, and make it fast on this machine.
 
-    The methods "full" and "head" are peft models without LoRA, so that all are saved and loaded alike.
+    The methods "full" and "head" are peft models without LoRA, so that all are saved and loaded in the same way.
     """
     lora_config = LoraConfig(
         task_type=task.peft_type,

@@ -111,10 +111,10 @@ class Comparison:
 
         An entity is right if its first word, its last word and its type are (strict).
         """
-        both = [[entity for entity in p if entity in {*a}] for a, p in zip(self.actual, self.predicted, strict=True)]
+        correct = [[entity for entity in p if entity in {*a}] for a, p in zip(self.actual, self.predicted, strict=True)]
         return {
             name: np.array([np.bincount([entity.type for entity in sentence], minlength=n_types) for sentence in sentences])
-            for name, sentences in (("true_positives", both), ("predicted", self.predicted), ("actual", self.actual))
+            for name, sentences in (("true_positives", correct), ("predicted", self.predicted), ("actual", self.actual))
         }
 
     def pairs(self) -> list[list[Pair]]:

@@ -34,13 +34,13 @@ def measure(task: Task, evaluation: Evaluation) -> tuple[Evaluation, Statistics]
     statistics = task.statistics(evaluation.predictions, evaluation.split, evaluation.calibration)
     measured = {}
     for metric in task.metrics:
-        measured[metric.name] = metrics.value(metric, statistics)
+        measured[metric.name] = metric.of(statistics)
         if metric.interval:
             measured[f"{metric.name}_ci95"] = metrics.interval(metric, statistics)
     measured |= {"n": len(evaluation.split)} | ({"label_names": evaluation.label_names} if evaluation.label_names else {})
-    measured["by_length"] = metrics.groups(task.metrics[0], statistics, task.lengths(evaluation), task.length_edges)
-    measured |= evaluation.calibration
-    measured |= task.details(evaluation, statistics)
+    measured |= evaluation.calibration | task.details(evaluation, statistics)
+    if "by_length" not in measured:
+        measured["by_length"] = metrics.groups(task.metrics[0], statistics, task.lengths(evaluation), task.length_edges)
     return replace(evaluation, metrics=measured), statistics
 
 
@@ -138,7 +138,7 @@ def compare(a: Run, b: Run, test: Split) -> tuple[list[dict], Path]:
     results = []
     for metric in a.task.metrics:
         if metric.interval:
-            values = [metrics.value(metric, part) for part in statistics]
+            values = [metric.of(part) for part in statistics]
             difference = metrics.difference(metric, statistics[:1], statistics[1:])
             results.append({"metric": metric.name, "values": values, "n": len(test)} | difference)
     file = a.folder / f"against-{b.folder.name}.csv"

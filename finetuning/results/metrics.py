@@ -24,11 +24,6 @@ def select(statistics: Statistics, rows: np.ndarray) -> Statistics:
     return {name: values[rows] for name, values in statistics.items()}
 
 
-def value(metric: Metric, statistics: Statistics) -> float:
-    """Return a metric over all rows."""
-    return metric.of(statistics)
-
-
 def interval(metric: Metric, *runs: Statistics) -> list[float] | None:
     """Return the 95 % interval [low, high] of a metric, or of its mean over `runs` (seeds) on the same rows.
 
@@ -36,7 +31,7 @@ def interval(metric: Metric, *runs: Statistics) -> list[float] | None:
     """
     n = len(runs[0]["rows"])
     if metric.proportion:
-        return wilson_interval(round(np.mean([value(metric, run) for run in runs]) * n), n)
+        return wilson_interval(round(np.mean([metric.of(run) for run in runs]) * n), n)
     if n < 2:
         return None
     return _percentiles(sum(_resampled(metric, run) for run in runs) / len(runs))
@@ -48,26 +43,26 @@ def difference(metric: Metric, a: Sequence[Statistics], b: Sequence[Statistics])
     a and b hold one run, or several (seeds), whose mean is compared. Rows are resampled together for both (paired bootstrap). For
     a proportion also `mcnemar_p`, exact, one for each pair of seeds.
     """
-    point = np.mean([value(metric, run) for run in a]) - np.mean([value(metric, run) for run in b])
-    found = {"difference": float(point), "difference_ci95": None}
+    point = np.mean([metric.of(run) for run in a]) - np.mean([metric.of(run) for run in b])
+    result = {"difference": float(point), "difference_ci95": None}
     if len(a[0]["rows"]) > 1:
         resampled = (sum(_resampled(metric, run) for run in runs) / len(runs) for runs in (a, b))
-        found["difference_ci95"] = _percentiles(next(resampled) - next(resampled))
+        result["difference_ci95"] = _percentiles(next(resampled) - next(resampled))
     if metric.proportion:
-        found["mcnemar_p"] = [_mcnemar(metric, x, y) for x, y in zip(a, b, strict=True)]
-    return found
+        result["mcnemar_p"] = [_mcnemar(metric, x, y) for x, y in zip(a, b, strict=True)]
+    return result
 
 
 def groups(metric: Metric, statistics: Statistics, lengths: np.ndarray, edges: Sequence[int]) -> list[dict]:
     """Return the metric, with its interval, of the rows of each length: above one of `edges`, up to the next."""
-    found = []
+    results = []
     for low, high in zip(edges, (*edges[1:], None), strict=True):
         chosen = (lengths > low) & (lengths <= (high or np.inf))
         if chosen.any():
             part = select(statistics, chosen)
-            scores = {metric.name: value(metric, part), f"{metric.name}_ci95": interval(metric, part)}
-            found.append({"above": low, "up_to": high, "n": int(chosen.sum())} | scores)
-    return found
+            scores = {metric.name: metric.of(part), f"{metric.name}_ci95": interval(metric, part)}
+            results.append({"above": low, "up_to": high, "n": int(chosen.sum())} | scores)
+    return results
 
 
 def _resampled(metric: Metric, statistics: Statistics) -> np.ndarray:
@@ -98,8 +93,8 @@ def _mcnemar(metric: Metric, a: Statistics, b: Statistics) -> float:
 
 def wilson_interval(correct: int, n: int) -> list[float]:
     """Return the 95 % confidence interval [low, high] of a proportion, after Wilson (1927)."""
-    found = binomtest(correct, n).proportion_ci(method="wilson")
-    return [float(found.low), float(found.high)]
+    interval = binomtest(correct, n).proportion_ci(method="wilson")
+    return [float(interval.low), float(interval.high)]
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -125,13 +120,13 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> 
     fraction that was correct.
     """
     number = np.minimum((confidence * bins).astype(int), bins - 1)
-    found = [
+    filled = [
         {"n": int(chosen.sum()), "confidence": float(confidence[chosen].mean()), "accuracy": float(correct[chosen].mean())}
         for chosen in (number == i for i in range(bins))
         if chosen.any()
     ]
-    error = sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in found) / max(len(correct), 1)
-    return {"expected_calibration_error": float(error), "bins": found}
+    error = sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in filled) / max(len(correct), 1)
+    return {"expected_calibration_error": float(error), "bins": filled}
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:

@@ -38,6 +38,7 @@ class SingleLabel(Labels):
     metrics = (ACCURACY, Metric("f1", label_report.f1_single), F1_MACRO, LOSS)
     labels_are_classes = True
     code_template = "classification.py.jinja"
+    widgets = (("label", "Label and probability"), ("highlight", "Words for it (red) and against it (violet)"))
 
     def settle(self, train: Dataset, config: Config) -> tuple[Task, Config]:
         """Return the task and the problem type that the label column shows, if none was given."""
@@ -156,16 +157,12 @@ class SingleLabel(Labels):
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
         return f"{answer['prediction']:<{max(map(len, label_names))}}  {answer['probability']:.3f}  {shortened(inputs)}"
 
-    def widget_kinds(self) -> list[tuple[str, str]]:
-        return [("label", "Label and probability"), ("highlight", "Words for it (red) and against it (violet)")]
-
-    def widgets(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list[tuple[str, str, Any]]:
+    def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
         """Return each label's probability, and the words with their contributions, the largest of them 1."""
         (probabilities,) = self.probabilities(self.logits_of(predictor, {"text": [text]}), calibration).tolist()
         words = self.explain(predictor, text)
         largest = max((abs(contribution) for _, contribution in words), default=1)
-        values = dict(zip(label_names, probabilities, strict=True)), [(f"{word} ", value / largest) for word, value in words]
-        return [(kind, caption, value) for (kind, caption), value in zip(self.widget_kinds(), values, strict=True)]
+        return [dict(zip(label_names, probabilities, strict=True)), [(f"{word} ", value / largest) for word, value in words]]
 
     def explain(self, predictor: Predictor, text: str) -> list[tuple[str, float]]:
         if predictor.config.text_pair_column:
@@ -186,6 +183,7 @@ class MultiLabel(Labels):
     problem_type = "multi_label_classification"
     metrics = (replace(ACCURACY, label="All labels correct:"), Metric("f1", label_report.f1_micro), F1_MACRO, LOSS)
     code_template = "classification_several.py.jinja"
+    widgets = (("label", "Labels and their probabilities"),)
 
     def columns(self, available: list[str], config: Config) -> dict[str, str]:
         """Return one column with each text's labels, or several of 0 and 1, whose names are the labels."""
@@ -319,12 +317,9 @@ class MultiLabel(Labels):
         labels = [f"{name} {value:.3f}" for name, value in zip(answer["prediction"], answer["probabilities"], strict=True)]
         return f"{', '.join(labels) or 'none'}: {shortened(inputs)}"
 
-    def widget_kinds(self) -> list[tuple[str, str]]:
-        return [("label", "Labels and their probabilities")]
-
-    def widgets(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list[tuple[str, str, Any]]:
+    def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
         (probabilities,) = self.probabilities(self.logits_of(predictor, {"text": [text]}), calibration).tolist()
-        return [("label", "Labels and their probabilities", dict(zip(label_names, probabilities, strict=True)))]
+        return [dict(zip(label_names, probabilities, strict=True))]
 
     def pipeline(self, config: Config) -> tuple[str, str]:
         arguments, difference = super().pipeline(config)

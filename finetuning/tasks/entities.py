@@ -76,6 +76,7 @@ class Entities(Task):
         "Inter Milan beat Blackburn Rovers 3-1 after two late goals by the Brazilian Ronaldo.",
     )
     code_template = "entities.py.jinja"
+    widgets = (("highlight", "Entities"), ("json", "With their places and probabilities"))
 
     # --- rows ------------------------------------------------------------------------------------------------------------
 
@@ -176,7 +177,6 @@ class Entities(Task):
             "words": int(statistics["words"].sum()),
             "entities": int(statistics["actual"].sum()),
             "types": types,
-            "temperature": evaluation.calibration["temperature"],
             "by_type": by_type(statistics, types),
             "by_length": by_length(statistics, self.length_edges),
             "errors": count_errors(pairs),
@@ -265,13 +265,10 @@ class Entities(Task):
         ]
         return show_spans(mark(spans.place(inputs["text"])["text"], labels))
 
-    def widgets(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list[tuple[str, str, Any]]:
+    def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
         (answer,) = self.answers(predictor, {"text": [text]}, label_names, calibration)["entities"]
         pieces = mark(text, [(entity["start"], entity["end"], entity["label"]) for entity in answer])
-        return [(*kind, value) for kind, value in zip(self.widget_kinds(), (pieces, answer), strict=True)]
-
-    def widget_kinds(self) -> list[tuple[str, str]]:
-        return [("highlight", "Entities"), ("json", "With their places and probabilities")]
+        return [pieces, answer]
 
     def pipeline(self, config: Config) -> tuple[str, str]:
         difference = (

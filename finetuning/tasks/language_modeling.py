@@ -222,6 +222,7 @@ class CausalLM(_LanguageModel):
     options = dict(max_new_tokens=60, temperature=0.8, top_p=0.95, seed=0)
     examples = ("This film", "The worst thing about it is", "I had never heard of the director, but")
     code_template = "causal-lm.py.jinja"
+    widgets = (("text", "The text and its continuation"),)
     blocks = staticmethod(causal_blocks)
     block_columns = ("input_ids",)
 
@@ -273,12 +274,9 @@ class CausalLM(_LanguageModel):
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
         return inputs["text"] + answer["continuation"]
 
-    def widgets(self, predictor: "Predictor", text: str, label_names: list[str], calibration: dict) -> list[tuple[str, str, Any]]:
+    def widget_values(self, predictor: "Predictor", text: str, label_names: list[str], calibration: dict) -> list:
         (continuation,) = self.answers(predictor, {"text": [text]}, label_names, calibration)["continuation"]
-        return [(*kind, text + continuation) for kind in self.widget_kinds()]
-
-    def widget_kinds(self) -> list[tuple[str, str]]:
-        return [("text", "The text and its continuation")]
+        return [text + continuation]
 
     def pipeline(self, config: Config) -> tuple[str, str]:
         return "", "It samples with its own settings, and puts no token for the beginning of a text before the prompt."
@@ -301,6 +299,7 @@ class MaskedLM(_LanguageModel):
     token_settings = (*_LanguageModel.token_settings, "mlm_probability")
     examples = (f"This film was {MASK} from beginning to end.", f"The acting is {MASK} and the plot is {MASK}.")
     code_template = "masked-lm.py.jinja"
+    widgets = (("json", f"The most probable tokens in place of each {MASK}"),)
     blocks = staticmethod(masked_blocks)
     block_columns = ("input_ids", "targets")
 
@@ -378,12 +377,8 @@ class MaskedLM(_LanguageModel):
         guesses = (", ".join(f"{guess['word']} {guess['probability']:.3f}" for guess in of_mask) for of_mask in answer["words"])
         return f"{shortened(inputs)}  ->  {'; '.join(guesses)}"
 
-    def widgets(self, predictor: "Predictor", text: str, label_names: list[str], calibration: dict) -> list[tuple[str, str, Any]]:
-        (words,) = self.answers(predictor, {"text": [text]}, label_names, calibration)["words"]
-        return [(*kind, words) for kind in self.widget_kinds()]
-
-    def widget_kinds(self) -> list[tuple[str, str]]:
-        return [("json", f"The most probable tokens in place of each {MASK}")]
+    def widget_values(self, predictor: "Predictor", text: str, label_names: list[str], calibration: dict) -> list:
+        return self.answers(predictor, {"text": [text]}, label_names, calibration)["words"]
 
     def pipeline(self, config: Config) -> tuple[str, str]:
         return "", "It takes the tokenizer's own mask token, and a text that is longer than the model's positions is an error."

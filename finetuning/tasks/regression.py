@@ -43,6 +43,7 @@ class Regression(TextClassification):
     """One number for each text: the only output of the model is compared with the label by its squared error."""
 
     problem_type = "regression"
+    widgets = (("text", "Predicted value"),)
     label_columns = ("score", "rating", "stars", "similarity", "value", *LABEL_COLUMNS)
     settings = tuple(name for name in TextClassification.settings if name not in ("class_weights", "label_smoothing_factor"))
     metrics = (
@@ -129,12 +130,9 @@ class Regression(TextClassification):
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
         return f"{answer['prediction']:>8.4g}  {shortened(inputs)}"
 
-    def widgets(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list[tuple]:
+    def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
         (value,) = self.answers(predictor, {"text": [text]}, label_names, calibration)["prediction"]
-        return [("text", "Predicted value", f"{value:.4g}")]
-
-    def widget_kinds(self) -> list[tuple[str, str]]:
-        return [("text", "Predicted value")]
+        return [f"{value:.4g}"]
 
 
 def _plot_scatter(actual: np.ndarray, predicted: np.ndarray, path: Path) -> None:

@@ -69,6 +69,7 @@ class Translation(Task):
     options = {"num_beams": None}  # None: as the run has it
     examples = ("A man is riding a horse.", "Two children are playing in the snow.")
     code_template = "translation.py.jinja"
+    widgets = (("text", "Translation"),)
     empty_answer = {"translation": "", "score": 0.0}
 
     def check(self, config: Config) -> None:
@@ -311,12 +312,8 @@ class Translation(Task):
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
         return " ".join(answer["translation"].split())
 
-    def widgets(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list[tuple[str, str, Any]]:
-        (translation,) = self.answers(predictor, {"source": [text]}, label_names, calibration)["translation"]
-        return [(*kind, translation) for kind in self.widget_kinds()]
-
-    def widget_kinds(self) -> list[tuple[str, str]]:
-        return [("text", "Translation")]
+    def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
+        return self.answers(predictor, {"source": [text]}, label_names, calibration)["translation"]
 
     def code_variables(self, config: Config, calibration: dict) -> dict:
         return {"direction": calibration["direction"], "line_break": LINE_BREAK.pattern}

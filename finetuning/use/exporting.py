@@ -112,7 +112,7 @@ class _Comparison:
         statistics = task.statistics(predictions, self.test, calibration)
         decisions = task.decide(predictions, calibration)
         result = {"format": name, "rows_per_s": len(self.test) / seconds, "mib": file.stat().st_size / 2**20}
-        result[self.metric.name] = metrics.value(self.metric, statistics)
+        result[self.metric.name] = self.metric.of(statistics)
         if self.results:
             result |= self._agreement(name, predictions, statistics, decisions)
         else:
