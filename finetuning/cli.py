@@ -1,6 +1,7 @@
 """The command line: from flags to a checked `Config`, and from an error to a message and an exit code."""
 
 import argparse
+import atexit
 import codecs
 import difflib
 import errno
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import NoReturn
 
 from transformers import HfArgumentParser
 
@@ -31,25 +33,29 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def guarded() -> None:
         before = signal.signal(signal.SIGTERM, _terminate)
+        code = 0
         try:
             main()
         except UserError as error:
-            sys.exit(_stop(f"error: {error}", 2))
+            code = _stop(f"error: {error}", 2)
         except BrokenPipeError:  # `python predict.py ... | head` closed its end
             sys.stdout = None
-            sys.exit(0)
         except Exception as error:
             if _lost_another(error):
-                sys.exit(_stop("error: another process of this run has ended, so this one ends as well", 1))
-            if not _cannot_write(error):
+                code = _stop("error: another process of this run has ended, so this one ends as well", 1)
+            elif _cannot_write(error):
+                remedy = "make room and --resume the run, or set output_dir to another folder"
+                code = _stop(f"error: cannot write ({error}): {remedy}", 2)
+            else:
                 raise
-            sys.exit(
-                _stop(f"error: cannot write ({error}): make room and --resume the run, or set output_dir to another folder", 2)
-            )
         except KeyboardInterrupt as error:
-            sys.exit(_stop("stopped", 143 if isinstance(error, Terminated) else 130))
+            code = _stop("stopped", 143 if isinstance(error, Terminated) else 130)
         finally:
             signal.signal(signal.SIGTERM, before)
+        if "RANK" in os.environ:
+            _exit_at_once(code)
+        if code:
+            sys.exit(code)
 
     return guarded
 
@@ -63,6 +69,18 @@ def resumable(folder: Path) -> Iterator[None]:
         if _prints() or _lost_another(error):
             print(f"\ninterrupted: python fine_tune.py --resume {folder} continues from the last checkpoint", file=sys.stderr)
         raise
+
+
+def _exit_at_once(code: int) -> NoReturn:
+    """Exit one of several processes without shutting Python down, during which PyTorch's gloo threads may abort or hang the process.
+
+    See https://github.com/pytorch/pytorch/pull/179291.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        if stream:
+            stream.flush()
+    os._exit(code)
 
 
 def _terminate(*_) -> None:

@@ -29,8 +29,8 @@ def start() -> None:
     if on_cpu() and os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun's default on any machine
         torch.set_num_threads(max(1, os.cpu_count() // int(os.environ["LOCAL_WORLD_SIZE"])))
     state = PartialState(cpu=on_cpu())
-    if state.use_distributed:
-        atexit.register(torch.distributed.destroy_process_group)
+    if state.use_distributed and not on_cpu():
+        atexit.register(torch.distributed.destroy_process_group)  # NCCL; destroying gloo's may hang
     if not state.is_main_process:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
 

@@ -156,7 +156,7 @@ def test_a_run_on_two_machines_is_two_torchruns(tiny_flags, tmp_path):
             for node in "01"
         ]
         printed = [agent.communicate(timeout=240)[0] for agent in agents]
-    assert [agent.returncode for agent in agents] == [0, 0], printed
+    assert [agent.returncode for agent in agents] == [0, 0], "\n\n".join(printed)
     assert "run folder:" in printed[0] and "run folder:" not in printed[1]
     assert (tmp_path / "outputs" / "run" / "adapter").is_dir()
 
