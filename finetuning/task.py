@@ -98,7 +98,7 @@ class Task:
     settings: tuple[str, ...] = ()  # settings of config.py that mean something to this task and not to all of them
     token_settings: tuple[str, ...] = ("max_length", "truncation")  # those that decide the tokens
     tokenizer_options: dict = {}
-    readers: dict = {}  # file endings that the task reads in its own way, as READERS in data/files.py
+    readers: dict = {}  # file ending -> its reader, where the task reads in its own way, as READERS in data/formats.py
     input_types: tuple[type, ...] = (str,)  # of the values in an input column
     mixed_lengths = False  # whether steps of short and of long rows come in random order
     cuda_graphs = False  # whether training steps can be recorded as CUDA graphs

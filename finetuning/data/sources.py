@@ -8,7 +8,8 @@ import functools
 import hashlib
 import importlib.util
 import threading
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,8 @@ import huggingface_hub
 from datasets import ClassLabel, DatasetDict, load_dataset
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from finetuning.data.files import BATCH, READERS, read
+from finetuning.data.formats import READERS
+from finetuning.data.reading import ROWS_PER_BATCH, read
 from finetuning.errors import UserError
 from finetuning.processes import by_first, require_same
 
@@ -51,6 +53,7 @@ class Source:
     path: str
     sha256: str = ""
     remarks: tuple[str, ...] = ()  # on how its files were read
+    files: dict[str, list[str]] = field(default_factory=dict)  # the names of those that each split is from
 
 
 @functools.cache
@@ -107,13 +110,17 @@ def find_model(name: str, origin: str | None = None) -> Source:
 
 
 def find_rows(
-    name: str, origin: str | None = None, readers: dict | None = None, encoding: str | None = None
+    name: str,
+    origin: str | None = None,
+    readers: dict | None = None,
+    encoding: str | None = None,
+    named: Collection[str] = (),
 ) -> tuple[DatasetDict, Source]:
-    """Return a data set's splits with all columns. `readers` replace those of READERS; the rest as for `find_model`."""
+    """Return a data set's splits with all columns. `readers` replace those of READERS; `named` splits are files beside train too."""
     path = Path(name).expanduser()
     if path.exists():
-        rows, remarks = read(path, READERS | (readers or {}), "dataset_name=", encoding)
-        return rows, Source(path.resolve().name, "local path", str(path.resolve()), remarks=tuple(remarks))
+        rows, remarks, files = read(path, READERS | (readers or {}), "dataset_name=", encoding, named=named)
+        return rows, Source(path.resolve().name, "local path", str(path.resolve()), "", tuple(remarks), files)
     if origin != "stand-in":
         if _is_path(name):
             raise UserError(f"dataset_name={name}: there is no such file or folder")
@@ -124,7 +131,7 @@ def find_rows(
             raise UserError(_not_found("dataset_name", name))
     stand_in = STAND_IN_DATA[name]
     path = _packaged(stand_in)
-    rows = load_dataset("csv", data_files=str(path), split="train", **BATCH).filter(
+    rows = load_dataset("csv", data_files=str(path), split="train", writer_batch_size=ROWS_PER_BATCH).filter(
         lambda source: source == stand_in["source"], input_columns="source"
     )
     rows = rows.remove_columns("source").cast_column("label", ClassLabel(names=stand_in["labels"]))
@@ -178,7 +185,7 @@ def _model_from_hub(name: str) -> Path | None:
 def _rows_from_hub(name: str) -> DatasetDict | None:
     hub_answers()  # so that its clients do not wait for a Hub that does not answer
     try:
-        return load_dataset(name, **BATCH)
+        return load_dataset(name, writer_batch_size=ROWS_PER_BATCH)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError, HfHubHTTPError):
         return None
     except ValueError as error:  # several configs to choose from, no cached config that fits, no data files

@@ -66,7 +66,8 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     `origin`: as in `sources.find_rows`. `given`: the settings that the user gave, not a preset or a default. Raise `UserError` for
     data that can't be found, read, or trained on.
     """
-    dataset, source = find_rows(config.dataset_name, origin, task.readers, config.encoding)
+    named = (config.validation_split, config.test_split)
+    dataset, source = find_rows(config.dataset_name, origin, task.readers, config.encoding, named)
     dataset = flat(dataset)
     official = official_splits(dataset, config)
     raw = {name: dataset[their_name] for name, their_name in official.items()}

@@ -21,7 +21,7 @@ from transformers import AutoModelForTokenClassification, DataCollatorForTokenCl
 from config import Config
 from finetuning.data import spans, windows
 from finetuning.data.cache import read_columns
-from finetuning.data.files import conll
+from finetuning.data.formats import read_conll
 from finetuning.data.spans import types_of
 from finetuning.data.splits import Split
 from finetuning.data.text import find_column
@@ -63,7 +63,7 @@ class Entities(Task):
     settings = ("text_column", "label_column", "context", "padding", "label_smoothing_factor")
     token_settings = ("max_length", "context")
     tokenizer_options = {"add_prefix_space": True}  # tokenizers of RoBERTa and GPT-2 know a word by the space before it
-    readers = dict.fromkeys((".txt", ".train", ".testa", ".testb"), ("conll", conll))
+    readers = dict.fromkeys((".txt", ".train", ".testa", ".testb"), read_conll)
     input_types = (str, list, dict)
     cuda_graphs = True
     truncates = False

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, 
 from config import Config
 from finetuning.data.blocks import causal_blocks, mask_tokens, masked_blocks, special_ids, start_token, token_ids
 from finetuning.data.cache import map_once, read_columns
-from finetuning.data.files import documents
+from finetuning.data.formats import read_documents
 from finetuning.data.labels import encode_labels
 from finetuning.data.text import LABEL_COLUMNS, check_texts, clean, find_column, renamed, shortened, text_columns
 from finetuning.errors import UserError
@@ -49,7 +49,7 @@ class _LanguageModel(Task):
     )
     settings = ("text_column", "label_column")
     token_settings = ("max_length",)
-    readers = {".txt": ("text", documents)}
+    readers = {".txt": read_documents}
     labels_required = False
     mixed_lengths = True  # after many steps of short texts alone, a model no longer continues long ones well
     truncates = False

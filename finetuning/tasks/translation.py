@@ -18,7 +18,7 @@ from torch.nn.functional import log_softmax, pad
 from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
 from config import Config
-from finetuning.data.files import LANGUAGE_ENDINGS, parallel
+from finetuning.data.formats import LANGUAGE_ENDINGS, read_parallel
 from finetuning.data.languages import language, set_direction
 from finetuning.data.pairs import check_pairs
 from finetuning.data.splits import Split
@@ -60,7 +60,7 @@ class Translation(Task):
     metrics = (*bleu.METRICS, Metric("loss", lambda sums: sums["loss"] / sums["tokens"], better="lower"))  # nats per token
     token_settings = ("max_length", "truncation", "source_lang", "target_lang")
     settings = ("source_column", "target_column", "source_lang", "target_lang", "num_beams", "truncation", "label_smoothing_factor")
-    readers = dict.fromkeys(LANGUAGE_ENDINGS, ("text", parallel))
+    readers = dict.fromkeys(LANGUAGE_ENDINGS, read_parallel)
     mixed_lengths = True  # after many steps of short texts alone, a model no longer writes long ones well
     length_edges = (0, 10, 20, 30, 50)
     prediction_column = "translation"

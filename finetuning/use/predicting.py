@@ -16,7 +16,8 @@ import torch
 from accelerate import PartialState
 from datasets import ClassLabel, Dataset, List, Value
 
-from finetuning.data.files import READERS, lines, read
+from finetuning.data.formats import READERS, read_lines
+from finetuning.data.reading import read
 from finetuning.data.splits import flat, load_data
 from finetuning.data.tokens import encode
 from finetuning.errors import UserError
@@ -146,7 +147,7 @@ def read_file(path: Path, encoding: str | None, cache: str) -> tuple[Dataset, li
     """Return the rows of a file, on disk in the folder `cache`, and notes on them. Raise `UserError` if it can't be read."""
     if not path.is_file():
         raise UserError(f"--file {path}: there is no such file")
-    splits, remarks = read(path, READERS | {".txt": ("text", lines)}, "--file ", encoding, cache_dir=cache)
+    splits, remarks, _ = read(path, READERS | {".txt": read_lines}, "--file ", encoding, cache)
     if len(splits) > 1:
         raise UserError(f"--file {path}: it holds several splits, {', '.join(splits)}: give a file with one")
     return next(iter(flat(splits).values())), remarks
