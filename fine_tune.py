@@ -55,6 +55,7 @@ def main() -> None:
     console.show_sources(model_source, data)
     tokenizer = base.load_tokenizer(task, model_source, config)
     encoded = {name: tokens.encode(task, getattr(data, name), tokenizer, config) for name in ("train", "validation")}
+    console.show_example(data, encoded["train"], tokenizer)
     console.show_truncated(task, encoded["train"].lengths, config)
     batches.check_step_size(len(encoded["train"]), config)
 

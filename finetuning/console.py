@@ -1,6 +1,7 @@
 """What the scripts print."""
 
 import logging
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from config import Config
 from finetuning.task import Metric, Task
 
 MAX_REMARKS = 20  # that are printed; all are counted
+MAX_LABELS = 10  # that are printed
+MAX_CHARACTERS = 110  # of an example
 
 
 def quiet_libraries() -> None:
@@ -37,18 +40,33 @@ def show_sources(model, data) -> None:
         if data.source.origin == "stand-in":
             print(f"|   the data:  {data.source.name}; validation and test are held out from them")
         print("+-- The run is real, but its results are not those of the model and the test that the config names.")
-    labels = ", ".join(data.label_names[:10]) + (", ..." if len(data.label_names) > 10 else "")
     print(f"model  {model.name} ({model.origin})")
     print(
         f"data   {data.source.name} ({data.source.origin})\n       {len(data.train):,} train, "
         f"{len(data.validation):,} validation ({data.validation_split}), {len(data.test):,} test ({data.test_split})"
-        + (f"\n       labels {labels}" if labels else "")
     )
+    if len(data.source.files) > 1:
+        names = (
+            f"{split} from {', '.join(several[:3])}{', ...' * (len(several) > 3)}" for split, several in data.source.files.items()
+        )
+        print(f"       files: {'; '.join(names)}")
+    if counts := data.task.label_counts(data.train, data.label_names):
+        listed = ", ".join(f"{name} {count:,}" for name, count in [*counts.items()][:MAX_LABELS])
+        print(f"       labels in train: {listed}{f', ... ({len(counts)} labels)' if len(counts) > MAX_LABELS else ''}")
     if data.remarks:
         print(f"note   {len(data.remarks):,} note{'s' * (len(data.remarks) > 1)} on the data:")
         print("\n".join(f"       {remark}" for remark in data.remarks[:MAX_REMARKS]))
     if len(data.remarks) > MAX_REMARKS:
         print("       ...")
+
+
+def show_example(data, tokens, tokenizer) -> None:
+    """Print the first training example as the model reads it, and its label."""
+    shown = {"reads  ": tokenizer.decode(tokens.inputs[0]["input_ids"])}
+    if labels := data.task.show_labels(data.train.select([0]), data.label_names):
+        shown["       label: "] = labels[0]
+    for name, text in shown.items():
+        print(name + textwrap.shorten(text, MAX_CHARACTERS, placeholder=" ..."))
 
 
 def show_truncated(task: Task, lengths: np.ndarray, config: Config) -> None:
@@ -94,7 +112,9 @@ def format_table(rows: list[tuple[str, ...]]) -> str:
     """Return rows of cells as aligned text: the first column left, the others right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
-        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     )
 
@@ -130,5 +150,7 @@ def show_exports(exports: list[dict], folder: Path) -> None:
         rows.append((export["format"], *numbers, *equal, largest, written))
     usual = exports[0]["rows_per_s_usual"]
     print(format_table(rows))
-    print(f"\nAll in float32, batches of 16. As predict.py does it, with PyTorch, the run predicts {usual:.1f} rows/s on this machine.")
+    print(
+        f"\nAll in float32, batches of 16. As predict.py does it, with PyTorch, the run predicts {usual:.1f} rows/s on this machine."
+    )
     print(f"written to {folder}; the same numbers are in export.json")

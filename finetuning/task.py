@@ -160,6 +160,14 @@ class Task:
         """Return columns that show a row to a person, for the csv files."""
         return {"text": self.contents(batch, np.zeros(len(next(iter(batch.values())))))[0]}
 
+    def label_counts(self, split: "Split", label_names: list[str]) -> dict[str, int]:
+        """Return how often each label occurs; {} if the task has no names of labels."""
+        return {}
+
+    def show_labels(self, split: "Split", label_names: list[str]) -> list[str]:
+        """Return each row's label as text; [] if the task has none."""
+        return []
+
     # --- tokens ----------------------------------------------------------------------------------------------------------
 
     def features(self, tokenizer: "PreTrainedTokenizerBase", config: Config) -> "Features":

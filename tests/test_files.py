@@ -1,20 +1,28 @@
 """Files of many formats and encodings give the rows that a plain csv gives, with notes on what was guessed or left out."""
 
+import csv
 import gzip
 import json
 import os
 import zipfile
+from dataclasses import replace
 
 import datasets
 import pandas as pd
 import pytest
 from conftest import make_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from config import Config
 from finetuning import tasks
 from finetuning.data.files import guess_encoding
+from finetuning.data.formats import read_lines
+from finetuning.data.sources import find_rows
 from finetuning.data.splits import Data, load_data
 from finetuning.errors import UserError
+from finetuning.tasks.language_modeling import CausalLM
+from finetuning.tasks.translation import Translation
 
 ROWS = make_rows().assign(review=lambda rows: rows.review + ", très déjà vu à la façon d'un rêve")
 CSV = ROWS.to_csv(index=False)
@@ -137,7 +145,7 @@ def test_files_that_cannot_be_read_are_refused_with_the_reason(tmp_path):
     ROWS.assign(sentiment=None).to_csv(tmp_path / "no_labels.csv", index=False)
     ROWS.assign(review="").to_csv(tmp_path / "no_texts.csv", index=False)
     (tmp_path / "wrong.csv").write_bytes(CSV.encode("latin-1"))
-    for name, words, settings in (
+    for name, words, options in (
         ("sheet.csv", "binary", {}),
         ("two.zip", "2 files are packed", {}),
         ("cut.csv.gz", "cut short", {}),
@@ -149,7 +157,7 @@ def test_files_that_cannot_be_read_are_refused_with_the_reason(tmp_path):
         ("wrong.csv", "set encoding", dict(encoding="utf-8")),
     ):
         with pytest.raises(UserError, match=words):
-            load(tmp_path / name, **settings)
+            load(tmp_path / name, **options)
 
 
 def test_predict_reads_the_same_files(call, tiny_flags, tmp_path):
@@ -160,3 +168,235 @@ def test_predict_reads_the_same_files(call, tiny_flags, tmp_path):
         assert result.code == 0 and "80 rows written" in result.out, result.err
         assert pd.read_json(f"{name}.jsonl", lines=True).review.tolist() == ROWS.review.tolist()
         assert ("not UTF-8" in result.err) == (name == "spreadsheet.csv")
+
+
+# --- files as people have them -------------------------------------------------------------------------------------------
+
+LABELLED = [f"{text} {number}" for number in range(30) for text in ("fine film", "dull film")]
+
+
+def write(file, text: str, **options):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8", newline="", **options)
+    return file
+
+
+def texts_of(path, **options) -> list[str]:
+    """Return the texts of all rows, in the order of the file."""
+    splits = find_rows(str(path), **options)[0]
+    return [text for rows in splits.values() for text in rows["text"][:]]
+
+
+def test_values_stay_as_they_are_written(tmp_path):
+    values = ["0111", "111", "None", "N/A", "null", "nan", "TRUE", "1e3", "1.10", "2024-01-01", "1234567890123456789", " x "]
+    rows = pd.DataFrame({"text": LABELLED[: len(values)], "value": values})
+    rows.to_csv(tmp_path / "a.csv", index=False)
+    rows.to_csv(tmp_path / "a.tsv", index=False, sep="\t")
+    rows.to_excel(tmp_path / "a.xlsx", index=False)
+    rows.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    rows.to_json(tmp_path / "a.json", orient="records")
+    for name in ("a.csv", "a.tsv", "a.xlsx", "a.jsonl", "a.json"):
+        assert find_rows(str(tmp_path / name))[0]["train"]["value"][:] == values, name
+
+
+def test_a_column_of_several_kinds_keeps_its_values(tmp_path):
+    values = [1, 1.5, "x", None, True, [1, "a"], {"b": [None]}, 2**70]
+    lines = [json.dumps({"text": "t", "value": value, "late": "late" if value == 2**70 else None}) for value in values]
+    rows = find_rows(str(write(tmp_path / "a.jsonl", "\n".join([*lines, ""]))))[0]["train"]
+    assert [repr(value) for value in rows["value"][:-1]] == [repr(value) for value in values[:-1]]
+    assert rows["late"][:] == [None] * 7 + ["late"]
+
+
+AWKWARD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=12)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(AWKWARD, AWKWARD, AWKWARD).filter(any), min_size=1, max_size=6))
+def test_any_table_comes_back_from_csv_and_json(tmp_path_factory, rows):
+    folder = tmp_path_factory.mktemp("table")
+    with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("a", "b", "c"), *rows])
+    pd.DataFrame(rows, columns=["a", "b", "c"]).to_csv(folder / "pandas.csv", index=False)
+    records = [dict(zip("abc", row, strict=True)) for row in rows]
+    write(
+        folder / "rows.jsonl",
+        "".join(json.dumps(record, ensure_ascii=number % 2 == 0) + "\n" for number, record in enumerate(records)),
+    )
+    write(folder / "rows.json", json.dumps(records, ensure_ascii=False, indent=1))
+    for name in ("rows.csv", "pandas.csv", "rows.jsonl", "rows.json"):
+        back = find_rows(str(folder / name))[0]["train"]
+        assert [tuple(value or "" for value in row.values()) for row in back] == rows, name
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("text,label\na film, dull,bad\n", "line 2 has 3 fields"),  # a comma without quotation marks
+        ("text\nshort, and sweet\n", "line 2 has 2 fields"),
+        ("text,label\nfine,good,\ndull,bad,\n", "line 2 has 3 fields"),  # a comma at the end
+        ("text,label\nfine,good\ndull\n", "line 3 has 1 fields"),  # cut short
+        ('text,label\n"Fine" film,good\n', "line 2: .* quotation marks"),
+        ('text,label\nfine,good\n"dull,bad\n', "line 3: .* quotation marks"),  # to the end of the file
+        ('text,label\nfine,good\n"Never mind,bad\nnot bad,good\nat 12",bad\ndull,bad\n', "lines 3 to 5 look like 3 rows"),
+        ("text,label,text\na,b,c\n", "two columns are called 'text'"),
+        ("text,label\nfine,good\nd\0ll,bad\n", "NUL characters .*line 3"),
+        ("text,label\n" + "fine,good\n" * 9_000 + "d\0ll,bad\n", "NUL characters .*line 9,002"),  # far behind the beginning
+    ],
+)
+def test_a_csv_that_would_be_misread_is_refused_with_the_line(text, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        find_rows(str(write(tmp_path / "rows.csv", text)))
+
+
+def test_a_text_of_several_lines_is_read_whole(tmp_path):
+    texts = ["one,\ntwo", "a\n\nb, c", 'she said "no"\nand left', "\n"] * 3
+    pd.DataFrame({"text": texts, "label": ["good", "bad"] * 6}).to_csv(tmp_path / "rows.csv", index=False)
+    assert texts_of(tmp_path / "rows.csv") == texts
+
+
+def test_quotation_marks_of_a_tsv_are_text_unless_they_surround_fields(tmp_path):
+    stray = ['"Never mind', "fine", 'a 12" pipe', '"Good" film', '"all of it"']
+    plain = "text\tlabel\n" + "".join(f"{text}\tgood\n" for text in stray)
+    assert texts_of(write(tmp_path / "plain.tsv", plain)) == stray
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
+        pd.DataFrame({"text": [*stray, "a\ttab", "two\nlines"], "label": "good"}).to_csv(
+            tmp_path / "quoted.tsv", sep="\t", index=False, quoting=quoting
+        )
+        assert texts_of(tmp_path / "quoted.tsv") == [*stray, "a\ttab", "two\nlines"]
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train.csv", "corpus.dev.csv", "tst.test.csv"], ["train", "validation", "test"]),
+        (["Train-1.csv", "train_2.csv", "valid.csv"], ["train", "validation"]),
+        (["train/a.csv", "train/b.csv", "test/a.csv"], ["train", "test"]),
+        (["a.csv", "b.csv"], ["train"]),
+        (["reviews 2025.csv", "test drive.csv"], ["train", "test"]),
+        (["data [v2].csv"], ["train"]),
+        (["train.csv", "test.jsonl"], ["train", "test"]),
+    ],
+)
+def test_the_names_of_files_tell_their_splits(names, splits, tmp_path):
+    for name in names:
+        content = ROWS.to_csv(index=False) if name.endswith("csv") else ROWS.to_json(orient="records", lines=True)
+        write(tmp_path / "folder" / name, content)
+    found, source = find_rows(str(tmp_path / "folder"))
+    assert [*found] == splits and sum(map(len, found.values())) == 80 * len(names)
+    assert sorted(name for several in source.files.values() for name in several) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["train.csv", "more_reviews.csv"], "beside train.csv there is more_reviews.csv"),
+        (["train.csv", "newstest2013.csv"], "newstest2013"),
+        (["train.csv", "train.jsonl"], "several kinds, train.csv, train.jsonl"),
+        (["train_test.csv"], "several splits, test, train"),
+    ],
+)
+def test_a_file_whose_split_is_not_clear_is_refused(names, words, tmp_path):
+    for name in names:
+        write(tmp_path / name, ROWS.to_csv(index=False) if name.endswith("csv") else ROWS.to_json(orient="records", lines=True))
+    with pytest.raises(UserError, match=words):
+        load(tmp_path)
+
+
+def test_settings_name_the_split_of_a_file(tmp_path):
+    for name in ("train", "newstest2013", "newstest2014"):
+        write(tmp_path / f"{name}.csv", CSV.replace("film", name))
+    data = load(tmp_path, validation_split="newstest2013", test_split="newstest2014")
+    assert data.test_split == "official newstest2014" and "newstest2014" in data.test.columns()["text"][0]
+    with pytest.raises(UserError, match="test_split=train"):
+        load(tmp_path / "train.csv", test_split="train")
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    file, times = tmp_path / "rows.csv", (1_700_000_000, 1_700_000_000)
+    for label in ("good", "fine"):
+        write(file, CSV.replace("good", label))
+        os.utime(file, times)
+        assert label in load(file).label_names
+
+
+def test_a_cache_that_cannot_be_written_is_not_the_fault_of_the_data(tmp_path, monkeypatch):
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "a file")
+    with pytest.raises(UserError, match="cache .*a file.*HF_HOME"):
+        load(write(tmp_path / "rows.csv", CSV))
+
+
+LINES = "one\u2028still one\ntwo\x85\x0b\x0cstill two\r\nthree\rstill three\n\nfive"
+
+
+def test_only_line_feeds_end_a_line(tmp_path):
+    texts = ["one\u2028still one", "two\x85\x0b\x0cstill two", "three\rstill three", None, "five"]
+    assert texts_of(write(tmp_path / "a.txt", LINES), readers={".txt": read_lines}) == texts
+    write(tmp_path / "b.de", LINES)
+    write(tmp_path / "b.en", LINES)
+    pairs = find_rows(str(tmp_path / "b.de"), readers=Translation.readers)[0]["train"]
+    assert pairs["de"][:] == pairs["en"][:] == texts
+
+
+@pytest.mark.parametrize(
+    ("text", "documents"),
+    [
+        ("a\nb\nc\n\n", ["a", "b", "c"]),  # an empty last line divides nothing
+        ("\n \na\nb\n", ["a", "b"]),
+        ("a\nb\n\nc\n", ["a\nb", "c"]),
+        ("a\nb\n \t\nc\r\n\r\nd\n\n\n", ["a\nb", "c", "d"]),
+    ],
+)
+def test_documents_are_divided_by_lines_without_a_character(text, documents, tmp_path):
+    assert texts_of(write(tmp_path / "a.txt", text), readers=CausalLM.readers) == documents
+
+
+def conll(folder, text: str):
+    return find_rows(str(write(folder / "a.conll", text)))
+
+
+def test_the_columns_of_conll_files(tmp_path):
+    rows, source = conll(tmp_path, "# id 1 domain=train\n1\tAnna\tB-PER\n2\t#\tO\n\n \n# text = x\n1\tOslo\tB-LOC\n")
+    assert rows["train"]["tokens"][:] == [["Anna", "#"], ["Oslo"]] and rows["train"]["tags"][:] == [["B-PER", "O"], ["B-LOC"]]
+    assert "first column counts words" in source.remarks[0]
+    rows, _ = conll(tmp_path, "-DOCSTART- -X- O O\n\nAnna NNP B-NP B-PER\n# SYM O O\n\nOslo NNP B-NP B-LOC\n")
+    assert rows["train"]["tokens"][:] == [["Anna", "#"], ["Oslo"]] and rows["train"]["tags"][:] == [["B-PER", "O"], ["B-LOC"]]
+    with pytest.raises(UserError, match="line 2 has 1 columns"):
+        conll(tmp_path, "Anna B-PER\nOslo\n")
+    nested = "1\tAnna\tB-PER\tO\n2\tOslo\tO\tB-LOC\n\n" * 30
+    config = Config(dataset_name=str(write(tmp_path / "nested.conll", nested)), task="token-classification")
+    with pytest.raises(UserError, match="column_1, column_2, column_3, column_4: set label_column"):
+        load_data(tasks.pick(config), config)
+    named = replace(config, text_column="column_2", label_column="column_3", test_fraction=0.2)
+    with pytest.raises(UserError, match="too few"):  # all sentences are equal: they were read
+        load_data(tasks.pick(named), named)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"text": "a"}\n[1]\n', "line 2 is no object"),
+        ('{"text": "a"}\n{"text": \n', "line 2: it is no JSON"),
+        ('[{"text": "a"}, 3]', "row 1 of train"),
+        ('{"text": ["a", "b"], "label": ["c"]}', "different lengths"),
+        ("", "empty"),
+    ],
+)
+def test_a_json_that_holds_no_rows_is_refused(text, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        find_rows(str(write(tmp_path / "rows.json", text)))
+
+
+def test_broken_characters_and_nan_of_json(tmp_path):
+    lines = '{"text": "half \\ud83d", "label": NaN}\n\n{"text": "\\ud83d\\ude00", "label": "x"}\n'
+    rows = find_rows(str(write(tmp_path / "rows.jsonl", lines)))[0]["train"]
+    assert rows["text"][:] == ["half \ufffd", "\U0001f600"] and rows["label"][:] == [None, "x"]
+
+
+def test_what_was_read_is_printed(call, tiny_flags, model_dir, tmp_path):
+    for name, rows in (("train", ROWS[:60]), ("eval", ROWS[60:])):
+        write(tmp_path / "reviews" / f"{name}.csv", rows.to_csv(index=False))
+    flags = [*tiny_flags, "--dataset_name", "reviews", "--num_train_epochs", "1"]
+    out = call("fine_tune.py", *flags).out
+    assert "files: train from train.csv; test from eval.csv" in out
+    assert "labels in train: bad 2" in out and "reads  [CLS] " in out and "label: " in out

@@ -103,7 +103,7 @@ def test_abbreviations_and_names_with_punctuation_inside_are_one_word():
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        ("a O\nfilm\n\nthe O\n", ["row 0 of split train", "word 2, 'film', has no tag"]),
+        ("a O\nfilm\n\nthe O\n", ["bad.conll", "line 2 has 1 columns"]),
         ("a O\n\nfilm NOUN\n", ["row 1 of split train", "'NOUN'", "IOB1, IOB2, IOBES or BILOU"]),
         ("a O\n\nfilm O\n", ["train has no entity in it"]),
         ({"tokens": ["a", "film"], "tags": ["O"]}, ["row 0", "2 words and 1 tags"]),

@@ -18,6 +18,7 @@ SPLIT_WORDS = {  # in the names of files
     **dict.fromkeys(("test", "testing", "eval", "evaluation", "testb"), "test"),
 }
 SNIFFED_BYTES = 2**16  # of a file, to see whether it is text
+ABOUT = ("readme", "license", "licence", "notice", "changelog")  # files with these names hold no rows
 GUESS_BYTES = 2**18  # of lines that are not UTF-8, to guess the encoding
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 MIN_CONFIDENCE = 0.1  # of chardet; below it the encoding of Western European spreadsheets is as probable
@@ -47,7 +48,7 @@ def split_files(path: Path, files: list[Path], named: Collection[str] = ()) -> d
     splits: dict[str, list[Path]] = {}
     for file in files:
         splits.setdefault(split_of(file.relative_to(path), named), []).append(file)
-    unknown = splits.pop("", [])
+    unknown = [file for file in splits.pop("", []) if stem(file).lower() not in ABOUT]
     if unknown and "train" in splits:
         names = ", ".join(str(file.relative_to(path)) for file in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         raise UserError(

@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import pyarrow
 import pycountry
@@ -32,6 +32,7 @@ SNIFFED_SENTENCES = 50  # of a CoNLL file, to find what its columns hold
 LANGUAGE_ENDINGS = [f".{language.alpha_2}" for language in pycountry.languages if hasattr(language, "alpha_2")]
 TAG = re.compile(r"O|[BIESLUM][-_].+")
 STRING = Value("string")
+DECODER = json.JSONDecoder(parse_constant=lambda constant: None)  # NaN is missing
 
 
 class Content(NamedTuple):
@@ -114,7 +115,8 @@ def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator
             if line:
                 fields = line.split("\t")
                 columns = columns or len(fields)
-                _check_fields(file, number, len(fields), columns, "\t")
+                if len(fields) != columns:
+                    _refuse_fields(file, number, len(fields), columns, "\t")
                 yield fields
         return
     csv.field_size_limit(2**31 - 1)
@@ -126,7 +128,8 @@ def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator
             yield line
 
     reader = csv.reader(recorded(), delimiter=separator, strict=True)
-    columns, row, values, suspects = 0, [], [], []
+    columns, suspects = 0, []
+    values: dict[int, set] = {}  # of the columns that have few
     while True:
         first_line = reader.line_num + 1
         try:
@@ -139,23 +142,23 @@ def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator
         if row is None:
             break
         if row:
-            columns = columns or len(row)
-            _check_fields(file, first_line, len(row), columns, separator)
-            if len(lines) > 1:
+            if not columns:
+                columns, values = len(row), {i: set() for i in range(len(row))}
+            elif len(row) != columns:
+                _refuse_fields(file, first_line, len(row), columns, separator)
+            elif len(lines) > 1:
                 suspects.append((first_line, [line.rstrip("\r\n").split(separator) for line in lines]))
-            elif first_line > 1:
-                values = values or [set() for _ in row]
-                for known, value in zip(values, row, strict=True):
-                    if len(known) < MAX_VALUES:
-                        known.add(value)
+            else:
+                for i in [*values]:
+                    values[i].add(row[i])
+                    if len(values[i]) > MAX_VALUES:
+                        del values[i]
             yield row
         lines.clear()
-    _check_swallowed(file, columns, suspects, [known for known in values if len(known) < MAX_VALUES])
+    _check_swallowed(file, columns, suspects, [*values.values()])
 
 
-def _check_fields(file: Path, line: int, fields: int, columns: int, separator: str) -> None:
-    if fields == columns:
-        return
+def _refuse_fields(file: Path, line: int, fields: int, columns: int, separator: str) -> NoReturn:
     name = {"\t": "a tab", ",": "a comma"}.get(separator, repr(separator))
     raise UserError(
         f"{file}: line {line:,} has {fields} fields, and the first line {columns}: put quotation marks around a text that holds {name}, give each row as many "
@@ -250,10 +253,15 @@ def read_json(files: list[Path], encoding: str | None, remarks: list[str]) -> Co
     """Read an object per line, a list of objects, rows under a key, splits under keys, or a column per key, as pandas writes it."""
     if len(files) > 1 or _has_lines(files[0], encoding):
         if any(not _has_lines(file, encoding) for file in files):
-            raise UserError(f"{files[0].parent}: several .json files of one split must hold an object on each line: save them as .jsonl")
+            raise UserError(
+                f"{files[0].parent}: several .json files of one split must hold an object on each line: save them as .jsonl"
+            )
         return _objects(files, lambda: (row for file in files for row in _json_lines(file, encoding)))
     with open_text(files[0], encoding) as opened:
-        content = _load(opened.read(), files[0])
+        text = opened.read()
+    if not text.strip():
+        raise UserError(f"{files[0]}: it is empty")
+    content = _load(text, files[0])
     tables = {"train": content} if isinstance(content, list) else _tables_of(content, files[0])
     for split, rows in tables.items():
         wrong = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
@@ -275,7 +283,7 @@ def _has_lines(file: Path, encoding: str | None) -> bool:
 
 def _load(text: str, place: str | Path) -> Any:
     try:
-        content = json.loads(text, parse_constant=lambda constant: None)  # NaN is missing
+        content = DECODER.decode(text)
     except ValueError as error:
         raise UserError(f"{place}: it is no JSON, or cut short ({error})") from error
     return _without_surrogates(content) if "\\ud" in text or "\\uD" in text else content
@@ -385,7 +393,9 @@ def read_parquet(files: list[Path], encoding: str | None, remarks: list[str]) ->
     schemas = [read_schema(file) for file in opened]
     for file, schema in zip(files, schemas, strict=True):
         if schema.names != schemas[0].names:
-            raise UserError(f"{file}: its columns are {', '.join(schema.names)}, and those of {files[0].name} {', '.join(schemas[0].names)}")
+            raise UserError(
+                f"{file}: its columns are {', '.join(schema.names)}, and those of {files[0].name} {', '.join(schemas[0].names)}"
+            )
     features = Features.from_arrow_schema(schemas[0])
     batches = (batch for file in opened for batch in ParquetFile(file).iter_batches(batch_size=ROWS_PER_TABLE))
     return Content(features, (pyarrow.Table.from_batches([batch]) for batch in batches))
@@ -468,7 +478,9 @@ def read_conll(files: list[Path], encoding: str | None, remarks: list[str]) -> C
         names[0], names[-1] = "tokens", "tags"
     elif len(tag_columns) == 1:
         names[1], names[tag_columns[0]] = "tokens", "tags"
-        remarks.append(f"{files[0].name}: its first column counts words; words are read from column 2, tags from column {tag_columns[0] + 1}")
+        remarks.append(
+            f"{files[0].name}: its first column counts words; words are read from column 2, tags from column {tag_columns[0] + 1}"
+        )
     else:
         remarks.append(f"{files[0].name}: its first column counts words, and tags are in several columns")
     if width == 1:
@@ -495,7 +507,9 @@ def _sentences(file: Path, encoding: str | None, width: int | None = None) -> It
         elif not comment and not line.startswith("-DOCSTART-"):
             width = width or len(fields)
             if len(fields) != width:
-                raise UserError(f"{file}: line {number:,} has {len(fields)} columns, and those before {width}: correct it, or remove it")
+                raise UserError(
+                    f"{file}: line {number:,} has {len(fields)} columns, and those before {width}: correct it, or remove it"
+                )
             sentence.append(fields)
     if sentence:
         yield sentence

@@ -51,7 +51,12 @@ class Reading(NamedTuple):
 
 
 def read(
-    path: Path, readers: dict[str, Reader], prefix: str, encoding: str | None = None, cache: str | None = None, named: Collection[str] = ()
+    path: Path,
+    readers: dict[str, Reader],
+    prefix: str,
+    encoding: str | None = None,
+    cache: str | None = None,
+    named: Collection[str] = (),
 ) -> Reading:
     """Return the splits of a file or folder; only "train" if it has none.
 
@@ -65,7 +70,11 @@ def read(
     except UNREADABLE as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise
-        wrong = f"it is not in {encoding}: set encoding to the one it has" if isinstance(error, UnicodeError) else "it is empty or cut short"
+        wrong = (
+            f"it is not in {encoding}: set encoding to the one it has"
+            if isinstance(error, UnicodeError)
+            else "it is empty or cut short"
+        )
         raise UserError(f"{prefix}{path}: cannot be read, {wrong} ({error})") from error
 
 
@@ -153,7 +162,8 @@ def _write_read(folder: Path, files: list[Path], reader: Reader, encoding: str |
         with ArrowWriter(path=file, features=content.features, writer_batch_size=ROWS_PER_BATCH) as writer:
             for table in content.tables:
                 writer.write_table(table)
-            writer.finalize()
+            if writer.finalize()[0] == 0:
+                raise UserError(f"{files[0]}: it is empty, there are no rows in it")
     return remarks
 
 

@@ -75,7 +75,9 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     columns = task.columns(raw["train"].column_names, config)
     for name, rows in raw.items():
         if missing := set(columns.values()) - set(rows.column_names):
-            raise UserError(f"dataset_name={config.dataset_name}: split {name} has no column {', '.join(missing)}")
+            files = f" ({', '.join(source.files[official[name]])})" if official[name] in source.files else ""
+            remedy = "" if name == "train" else f"; add it, or give the file of train alone, of which a {name} split is then held out"
+            raise UserError(f"dataset_name={config.dataset_name}: split {official[name]}{files} has no column {', '.join(missing)}{remedy}")
         if len(rows) == 0:
             raise UserError(f"dataset_name={config.dataset_name}: split {name} has no rows")
     read = task.read(raw, columns, config)
@@ -120,6 +122,9 @@ def flat(dataset: DatasetDict) -> DatasetDict:
 def official_splits(dataset: DatasetDict, config: Config) -> dict[str, str]:
     """Return which of train, validation and test the data set has: our name -> its name."""
     wanted = {"train": "train", "validation": config.validation_split, "test": config.test_split}
+    for name in ("validation", "test"):
+        if wanted[name] == "train":
+            raise UserError(f"{name}_split=train: a model is not measured on the rows it learns from; leave it out, and rows of train are held out")
     for name, their_name in wanted.items():
         if their_name not in dataset and (name == "train" or their_name != name):
             raise UserError(

@@ -96,6 +96,21 @@ class Entities(Task):
     def readable(self, batch: dict[str, list]) -> dict[str, list[str]]:
         return {"text": batch["text"]}
 
+    def label_counts(self, split: Split, label_names: list[str]) -> dict[str, int]:
+        codes = np.concatenate(actual_codes(split))
+        return {name: int(np.sum(codes == 1 + 2 * i)) for i, name in enumerate(types_of(label_names))}
+
+    def show_labels(self, split: Split, label_names: list[str]) -> list[str]:
+        rows, types = split.columns(), types_of(label_names)
+        places = [
+            place_entities({"starts": starts, "ends": ends}, entities(codes), types)
+            for starts, ends, codes in zip(rows["starts"], rows["ends"], actual_codes(split), strict=True)
+        ]
+        shown = (
+            ", ".join(f"{text[start:end]} ({name})" for start, end, name in spans) for text, spans in zip(rows["text"], places, strict=True)
+        )
+        return [names or "no entity" for names in shown]
+
     # --- tokens and model ------------------------------------------------------------------------------------------------
 
     def features(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Features:

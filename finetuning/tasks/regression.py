@@ -73,6 +73,9 @@ class Regression(TextClassification):
         """Return the tenth of the labels that each label is in."""
         return np.searchsorted(np.nanquantile(labels, np.arange(1, STRATA) / STRATA), labels)
 
+    def show_labels(self, split: Split, label_names: list[str]) -> list[str]:
+        return [f"{value:g}" for value in split.labels]
+
     def has_label(self, labels: np.ndarray) -> np.ndarray:
         return np.isfinite(labels)
 

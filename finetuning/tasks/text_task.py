@@ -215,6 +215,13 @@ class Labels(TextClassification):
         """Return each label's probability, (rows, labels)."""
         raise NotImplementedError
 
+    def label_counts(self, split: Split, label_names: list[str]) -> dict[str, int]:
+        return dict(zip(label_names, self.one_hot(split.labels, len(label_names)).sum(axis=0).astype(int).tolist(), strict=True))
+
+    def show_labels(self, split: Split, label_names: list[str]) -> list[str]:
+        names = np.array(label_names, dtype=object)
+        return [", ".join(names[row]) or "none" for row in self.one_hot(split.labels, len(names)).astype(bool)]
+
     def model_settings(self, label_names: list[str]) -> dict:
         return {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
 

@@ -121,6 +121,9 @@ class Translation(Task):
     def readable(self, batch: dict[str, list]) -> dict[str, list[str]]:
         return {"source": clean(batch["source"])}
 
+    def show_labels(self, split: Split, label_names: list[str]) -> list[str]:
+        return references(split)
+
     # --- tokens and model ------------------------------------------------------------------------------------------------
 
     def features(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Features:
