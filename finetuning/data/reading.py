@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
@@ -63,8 +64,15 @@ def read(
     `readers`: `formats.READERS` or others like them. Without an `encoding` it is UTF-8, or else guessed. `named`: splits that the user
     names. Raise `UserError`, which begins with `prefix`, for what can't be read.
     """
+    folder = Path(cache or datasets.config.HF_DATASETS_CACHE) / "files"
     try:
-        return _read(path, readers, encoding, Path(cache or datasets.config.HF_DATASETS_CACHE) / "files", named)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"the cache {folder} cannot be written ({error}): set HF_HOME to a folder that can") from error
+    try:
+        return _read(path, readers, encoding, folder, named)
     except UserError as error:
         raise UserError(f"{prefix}{error}") from error
     except UNREADABLE as error:
@@ -118,20 +126,12 @@ def stored(files: list[Path], reader: Reader, encoding: str | None, cache: Path)
     """Return the splits that `reader` finds in files, and its notes; from the cache if files with these contents were read before."""
     key = _digest(files, [reader.__qualname__, str(encoding), inspect.getsource(formats)])
     folder, done = cache / key, cache / key / "remarks.json"
-    lock = FileLock(cache / f"{key}.lock")  # other processes wait, and find the copy
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise UserError(f"the cache {cache} cannot be written ({error}): set HF_HOME to a folder that can") from error
-    try:
+    with FileLock(cache / f"{key}.lock"):  # other processes wait, and find the copy
         if not done.is_file():
             partial = cache / f"{key}.partial"
             remarks = _write(partial, files, reader, encoding)
             (partial / done.name).write_text(json.dumps(remarks), encoding="utf-8")
             os.replace(partial, folder)
-    finally:
-        lock.release()
     splits = {}
     for file in sorted(folder.glob("[0-9]-*.arrow")):
         split = file.stem[2:]
