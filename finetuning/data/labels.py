@@ -4,6 +4,7 @@
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from finetuning.errors import UserError
 
 SEPARATORS = "[,;|]"  # between labels that are written as one text
 HASH = r"(?<=\w)#(?=\w)"  # doccano's; "C#" is a label
+PARTS = rf"[,;|/+&\n，、；]|{HASH}"  # what else may divide labels: then a note asks
 LARGEST = float(np.finfo(np.float32).max)
 MAX_NAMED = 5  # labels that a message names
 MAX_CLASSES = 20  # always allowed; more must come with four rows each, or in a column that the user named
@@ -81,7 +83,7 @@ def encode_labels(raw: dict[str, Dataset], column: str, named: bool = False) -> 
     if len(present) == 1:
         raise UserError(f"label_column={column}: train has one class only, {names[present[0]]!r}; a classifier needs two")
     names = [str(name) for name in names]
-    return Encoded(codes, names, [*remarks, *_capitals(names, column), *_combined(names, column)])
+    return Encoded(codes, names, [*remarks, *_similar(names, column)])
 
 
 def holds_several(train: Dataset, column: str) -> bool:
@@ -152,25 +154,22 @@ def _listed(labels: list) -> str:
     return ", ".join(map(repr, labels[:MAX_NAMED])) + (", ..." if len(labels) > MAX_NAMED else "")
 
 
-def _capitals(names: list[str], column: str) -> list[str]:
-    """Return a note on labels that differ in capital letters alone."""
-    counts = Counter(name.casefold() for name in names)
-    similar = sorted((name for name in names if counts[name.casefold()] > 1), key=str.casefold)
-    return [f"label_column={column}: labels that differ in capital letters alone: {_listed(similar)}"] if similar else []
-
-
-def _combined(names: list[str], column: str) -> list[str]:
-    """Return a note on labels that are made of other labels."""
-    parts = {name: {part.strip() for part in re.split(f"{SEPARATORS}|{HASH}", name)} - {""} for name in names}
+def _similar(names: list[str], column: str) -> list[str]:
+    """Return notes on labels that look alike, and on labels that are made of other labels."""
+    remarks, plain = [], {name: " ".join(unicodedata.normalize("NFKC", name).casefold().split()) for name in names}
+    counts = Counter(plain.values())
+    if alike := sorted((name for name in names if counts[plain[name]] > 1), key=plain.get):
+        remarks.append(f"label_column={column}: labels that differ in capital letters or spaces alone: {_listed(alike)}")
+    parts = {name: {part.strip() for part in re.split(PARTS, name)} - {"", name} for name in names}
     counts, known = Counter(part for name in names for part in parts[name]), {*names}
-    for name in names:
-        others = parts[name] - {name}
+    for name, others in parts.items():
         if others & known or (len(others) > 1 and all(counts[part] > 1 for part in others)):
-            return [
-                f"label_column={column}: labels such as {name!r} are made of other labels, and each is taken for a class of its own; "
-                f"several labels a text? Then {SEVERAL}"
-            ]
-    return []
+            remarks.append(
+                f"label_column={column}: labels such as {name!r} are made of other labels, and each is taken for a label of its own; "
+                f"several labels a text? Then divide them by commas, and {SEVERAL}"
+            )
+            break
+    return remarks
 
 
 # --- several labels a row ------------------------------------------------------------------------------------------------
@@ -202,7 +201,7 @@ def encode_label_lists(raw: dict[str, Dataset], column: str) -> Encoded:
             _refuse_unknown(column, split, unknown)
         encoded[split] = np.zeros((len(raw[split]), len(names)), dtype=np.float32)
         encoded[split][rows, np.array([position[label] for label in values], dtype=np.int64)[codes]] = 1
-    return Encoded(encoded, names, [*remarks, *_capitals(names, column)])
+    return Encoded(encoded, names, [*remarks, *_similar(names, column)])
 
 
 def _divided(raw: dict[str, Dataset], column: str) -> Lists:
