@@ -89,7 +89,7 @@ def test_vectors_of_0_and_1_have_a_place_for_each_label(values, feature):
         (["None", "NA", None, "  "], ["NA", "None"], [1, 0, -1, -1], ""),
         (["[UNK]", "(1)", "(none)"], ["(1)", "(none)", "[UNK]"], [2, 0, 1], ""),
         (["true", "TRUE", "no"], ["TRUE", "no", "true"], [2, 0, 1], "capital letters or spaces alone: 'TRUE', 'true'"),
-        (["very good", "very  good", "no"], ["no", "very  good", "very good"], [2, 1, 0], "spaces alone: 'very good', 'very  good'"),
+        (["very good", "very  good", "no"], ["no", "very  good", "very good"], [2, 1, 0], "spaces alone: 'very  good', 'very good'"),
         (["a, b", "a", "b"], ["a", "a, b", "b"], [1, 0, 2], "'a, b' are made of other labels"),
         (["a#b", "a#c", "b#c"], ["a#b", "a#c", "b#c"], [0, 1, 2], "set problem_type to multi_label_classification"),
         (["a，b", "a", "b"], ["a", "a，b", "b"], [1, 0, 2], "'a，b' are made of other labels"),

@@ -16,6 +16,7 @@ from finetuning.data.cache import read_columns
 from finetuning.errors import UserError
 
 MAX_SHOWN = 60  # characters of a value that a message shows
+OTHER_TASK = "; for entities in the text set task to token-classification"
 
 QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 CONSTANTS = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None, "nan": None, "NaN": None}
@@ -100,16 +101,13 @@ def find_lists(raw: dict[str, Dataset], column: str) -> Lists | None:
     return Lists(_as_arrays(columns, lists, column), reason)
 
 
-OTHER_TASK = "; for entities in the text set task to token-classification"
-
-
 def _lists_in_json(columns: dict[str, Distinct], column: str) -> dict[str, list] | None:
     """Return each distinct value as a list, one that is no list as a list of one; None if no value is a list."""
-    for split, (values, codes) in columns.items():
-        for position, value in enumerate(values):
+    for split in columns:
+        for position, value in enumerate(columns[split].values):
             if isinstance(value, dict):
-                row = Distinct(values, codes).row_of(position)
-                refuse(column, split, row, value, f"a label must be a text or a number, or a list of them{OTHER_TASK}")
+                remedy = f"a label must be a text or a number, or a list of them{OTHER_TASK}"
+                refuse(column, split, columns[split].row_of(position), value, remedy)
     if not any(isinstance(value, list) for values, _ in columns.values() for value in values):
         return None
     return {
