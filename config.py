@@ -51,7 +51,7 @@ class Config:
     problem_type: str | None = HfArg(
         default=None,
         help="of text-classification: single_label_classification, multi_label_classification (any number of labels per text) or "
-        "regression (a number per text); not given: several labels if the label column holds lists or is several columns, else one",
+        "regression (a number per text); not given: several labels if the label column holds lists with several or is several columns, else one",
     )
     on_bad_rows: Literal["error", "skip"] = HfArg(
         default="error",

@@ -41,7 +41,8 @@ def evaluated(task, logits, labels, names: list[str], calibration: dict | None =
     ("settings", "labels", "task"),
     [
         ({}, ["a", "b"], SingleLabel),
-        ({}, [["a"], ["b"]], MultiLabel),
+        ({}, [["a", "b"], ["b"]], MultiLabel),
+        ({}, [["a"], ["b"]], SingleLabel),
         (dict(label_column="x,y"), [0, 1], MultiLabel),
         (dict(problem_type="single_label_classification"), ["a", "b"], SingleLabel),
     ],

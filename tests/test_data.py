@@ -157,7 +157,7 @@ def test_labels_may_be_words_numbers_or_truth_values():
         ([True, False], ["False", "True"]),
     ):
         rows = Dataset.from_dict({"text": ["x", "y"] * 10, "label": values * 10})
-        codes, known = labels.encode_labels({"train": rows, "test": rows.select([1, 0, 1])}, "label")
+        codes, known, _ = labels.encode_labels({"train": rows, "test": rows.select([1, 0, 1])}, "label")
         assert known == names
         assert [names[code] for code in codes["train"][:2]] == [str(int(v) if isinstance(v, float) else v) for v in values]
         assert codes["test"].tolist() == codes["train"][[1, 0, 1]].tolist()
@@ -172,7 +172,7 @@ def test_several_labels_are_read_with_gaps_and_blanks():
         ([[0, 1], [], [], [2]], kinds.names),
     ):
         features = Features(label=List(kinds)) if values[0] == [0, 1] else None
-        encoded, known = labels.encode_label_lists({"train": Dataset.from_dict({"label": values}, features)}, "label")
+        encoded, known, _ = labels.encode_label_lists({"train": Dataset.from_dict({"label": values}, features)}, "label")
         assert known == names
         assert encoded["train"].tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 1]]
 

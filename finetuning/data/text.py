@@ -1,11 +1,17 @@
 """Columns of a data set that hold texts and labels: how they are found, checked, renamed and cleaned."""
 
+import json
 import re
 from collections.abc import Iterable
 
-from datasets import Dataset
+import numpy as np
+import pyarrow
+import pyarrow.compute
+from datasets import Dataset, Features, Json, Value
 
 from config import Config
+from finetuning.data.cache import read_columns
+from finetuning.data.label_forms import shown
 from finetuning.errors import UserError
 
 TEXT_COLUMNS = ("text", "review", "sentence", "content", "comment", "message", "body")
@@ -16,20 +22,28 @@ PAIR_SEPARATOR = " || "  # between the texts of a pair, for readers
 
 
 def find_column(setting: str, given: str | None, usual: tuple[str, ...], columns: list[str]) -> str:
-    """Return `given`, or else the first of the `usual` names among `columns`, in any case.
+    """Return `given`, or else the first of the `usual` names among `columns`, in any case; spaces around names do not matter.
 
     `setting` is the name in config.py. Raise `UserError` if there is no such column.
     """
-    by_lower = {column.lower(): column for column in columns}
     if given in columns:
         return given
-    matches = [by_lower[name.lower()] for name in usual if name.lower() in by_lower]
-    if matches and not given:
+    by_name = {
+        (column if given else column.lower()).strip(): column
+        for column in sorted(columns, key=lambda name: name == name.strip().lower())
+    }
+    matches = [by_name[name] for name in ([given.strip()] if given else map(str.lower, usual)) if name in by_name]
+    if matches:
         return matches[0]
     problem = f"{setting}={given} is not a column" if given else f"no column has a usual name ({', '.join(usual)})"
     no_names = any(len(column.split()) > 4 or column.replace(".", "", 1).isdigit() for column in columns)
     hint = " (they look like a row of data: is the line with the column names missing?)" if no_names else ""
-    raise UserError(f"{problem}; the columns are {', '.join(columns)}{hint}: set {setting} to one of them")
+    raise UserError(f"{problem}; the columns are {listed_columns(columns)}{hint}: set {setting} to one of them")
+
+
+def listed_columns(columns: Iterable[str]) -> str:
+    """Return names for a message; a name with spaces around it is in quotation marks."""
+    return ", ".join(column if column == column.strip() else repr(column) for column in columns)
 
 
 def text_columns(available: list[str], config: Config, text_column: str | None) -> dict[str, str]:
@@ -41,20 +55,56 @@ def text_columns(available: list[str], config: Config, text_column: str | None) 
     return columns
 
 
-def check_texts(raw: dict[str, Dataset], columns: dict[str, str]) -> None:
-    """Raise `UserError` if one of `columns`, other than those of labels, holds something else than texts."""
+def check_texts(raw: dict[str, Dataset], columns: dict[str, str]) -> list[str]:
+    """Return notes on numbers among the texts of `columns`, other than those of labels.
+
+    Raise `UserError` if one holds no texts, or lists or objects among them.
+    """
+    remarks = []
     for split, rows in raw.items():
         for name, column in columns.items():
-            if not name.startswith("label") and getattr(rows.features[column], "dtype", None) not in ("string", "large_string"):
-                raise UserError(
-                    f"{name}_column={column}: in split {split} it holds no text; set {name}_column to a column with texts"
-                )
+            feature = rows.features[column]
+            if name.startswith("label") or getattr(feature, "dtype", None) in ("string", "large_string"):
+                continue
+            kinds = _first_characters(rows, column) if isinstance(feature, Json) else np.full(len(rows), "?")
+            others = np.flatnonzero((kinds != '"') & (kinds != ""))
+            if not len(others):
+                continue
+            nested = np.isin(kinds[others], ["[", "{"])
+            row, no_text = int(others[nested.argmax()]), 2 * len(others) > (kinds != "").sum()
+            example, where = f"{shown(rows[row][column])} (row {row})", f"{name}_column={column}: in split {split}"
+            if no_text or nested.any():
+                problem = f"no text, but {example}: " if no_text else f"more than texts, {example}: correct the row, or "
+                raise UserError(f"{where} it holds {problem}set {name}_column to a column with texts")
+            remarks.append(f"{where} {len(others):,} numbers or truth values are read as texts, such as {example}")
+    return remarks
+
+
+def _first_characters(rows: Dataset, column: str) -> np.ndarray:
+    """Return the first character of each value's JSON, (rows,), "" for null: it tells a text, a list and an object."""
+    values = read_columns(rows, column)[column].cast(pyarrow.string())
+    characters = pyarrow.compute.utf8_slice_codeunits(values, 0, 1).fill_null("").to_numpy()
+    return np.where(characters == "n", "", characters)
 
 
 def renamed(raw: dict[str, Dataset], columns: dict[str, str]) -> dict[str, Dataset]:
-    """Return only `columns` of each split, by the task's names for them."""
+    """Return only `columns` of each split, by the task's names for them; in text columns with JSON's texts for its values."""
     names = {column: name for name, column in columns.items()}
-    return {split: rows.select_columns([*names]).rename_columns(names) for split, rows in raw.items()}
+    return {split: _as_texts(rows.select_columns([*names]).rename_columns(names)) for split, rows in raw.items()}
+
+
+def _as_texts(rows: Dataset) -> Dataset:
+    """Return rows whose columns, except those of labels, are texts, where they were JSON values."""
+    names = [name for name, feature in rows.features.items() if isinstance(feature, Json) and not name.startswith("label")]
+
+    def texts(batch: dict[str, list]) -> dict[str, list]:
+        return {
+            name: [value if value is None or isinstance(value, str) else json.dumps(value) for value in batch[name]]
+            for name in names
+        }
+
+    features = Features(rows.features | dict.fromkeys(names, Value("string")))
+    return rows.map(texts, batched=True, features=features) if names else rows
 
 
 def clean(texts: Iterable[str | None]) -> list[str]:

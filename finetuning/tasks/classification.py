@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pyarrow
 import torch
-from datasets import Dataset, LargeList, List
+from datasets import Dataset
 from scipy.special import expit, log_softmax, softmax
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from config import Config
-from finetuning.data.labels import encode_label_columns, encode_label_lists, encode_labels
+from finetuning.data.labels import Encoded, encode_label_columns, encode_label_lists, encode_labels, holds_several
 from finetuning.data.splits import Split
-from finetuning.data.text import shortened
+from finetuning.data.text import listed_columns, shortened
 from finetuning.errors import UserError
 from finetuning.results import label_report, plots
 from finetuning.results.label_report import ACCURACY, F1_MACRO, LOSS
@@ -45,14 +45,12 @@ class SingleLabel(Labels):
         if config.problem_type:
             return self, config
         several = "," in (config.label_column or "") and config.label_column not in train.column_names
-        if not several:
-            label = self.columns(train.column_names, config)["label"]
-            several = isinstance(train.features[label], List | LargeList)
+        several = several or holds_several(train, self.columns(train.column_names, config)["label"])
         task = MultiLabel() if several else self
         return task, replace(config, problem_type=task.problem_type)
 
-    def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dict[str, np.ndarray], list[str]]:
-        return encode_labels(raw, columns["label"])
+    def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Encoded:
+        return encode_labels(raw, columns["label"], named=config.label_column is not None)
 
     def has_label(self, labels: np.ndarray) -> np.ndarray:
         return labels >= 0
@@ -188,15 +186,17 @@ class MultiLabel(Labels):
     def columns(self, available: list[str], config: Config) -> dict[str, str]:
         """Return one column with each text's labels, or several of 0 and 1, whose names are the labels."""
         wanted = [name.strip() for name in (config.label_column or "").split(",")]
-        if len(wanted) == 1:
+        if len(wanted) == 1 or config.label_column in available:
             return super().columns(available, config)
-        if missing := [name for name in wanted if name not in available]:
+        by_name = {name.strip(): name for name in available}
+        if missing := [name for name in wanted if name not in by_name]:
             raise UserError(
-                f"label_column={config.label_column}: no column {', '.join(missing)}; the columns are {', '.join(available)}"
+                f"label_column={config.label_column}: no column {', '.join(missing)}; the columns are {listed_columns(available)}"
             )
-        return self.input_columns(available, config, config.text_column) | {f"label {name}": name for name in wanted}
+        labels = {f"label {name}": by_name[name] for name in wanted}
+        return self.input_columns(available, config, config.text_column) | labels
 
-    def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dict[str, np.ndarray], list[str]]:
+    def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Encoded:
         """Return 0 or 1, (rows, labels), float32, as the loss takes them."""
         if "label" in columns:
             return encode_label_lists(raw, columns["label"])

@@ -70,21 +70,21 @@ class _LanguageModel(Task):
         """Return the text's column, and the label's if there is one: a classifier of the same data then holds out the same rows."""
         columns = self.input_columns(available, config, config.text_column)
         others = [column for column in available if column not in columns.values()]
-        if config.label_column or any(column.lower() in LABEL_COLUMNS for column in others):
+        if config.label_column or any(column.strip().lower() in LABEL_COLUMNS for column in others):
             columns["label"] = find_column("label_column", config.label_column, LABEL_COLUMNS, others)
         return columns
 
     def read(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Rows:
         """Return the texts; empty ones are left out. Labels are -1 where missing, and 0 everywhere if no classifier could use them."""
-        check_texts(raw, columns)
+        remarks = check_texts(raw, columns)
         rows = renamed(raw, columns)
         texts = {split: part.select_columns("text") for split, part in rows.items()}
         labels = {split: np.zeros(len(part), dtype=np.int64) for split, part in rows.items()}
         if "label" in columns:
             with contextlib.suppress(UserError):
-                labels, _ = encode_labels(rows, "label")
+                labels = encode_labels(rows, "label", named=config.label_column is not None).labels
         left_out = {split: _blank(part) for split, part in texts.items()}
-        remarks = [f"{blank.sum():,} empty texts of split {split} left out" for split, blank in left_out.items() if blank.any()]
+        remarks += [f"{blank.sum():,} empty texts of split {split} left out" for split, blank in left_out.items() if blank.any()]
         return Rows(texts, labels, left_out=left_out, remarks=remarks)
 
     def has_label(self, labels: np.ndarray) -> np.ndarray:

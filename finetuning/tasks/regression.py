@@ -10,10 +10,9 @@ from scipy.stats import rankdata
 from torch.nn.functional import mse_loss
 
 from config import Config
-from finetuning.data.cache import read_columns
+from finetuning.data.labels import Encoded, encode_numbers
 from finetuning.data.splits import Split
 from finetuning.data.text import LABEL_COLUMNS, shortened
-from finetuning.errors import UserError
 from finetuning.results import plots
 from finetuning.results.report import Picture, Section
 from finetuning.task import Evaluation, Metric, Statistics, Sums
@@ -54,20 +53,9 @@ class Regression(TextClassification):
         Metric("loss", lambda sums: sums["squared_error"] / sums["rows"], better="lower", interval=False),
     )
 
-    def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dict[str, np.ndarray], list[str]]:
+    def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Encoded:
         """Return each split's labels, (rows,) float32, NaN where one is missing; there are no names."""
-        labels = {}
-        for split, rows in raw.items():
-            column = read_columns(rows, columns["label"])[columns["label"]].to_pandas()
-            try:
-                labels[split] = column.astype("float32").to_numpy()
-            except (ValueError, TypeError) as error:
-                raise UserError(
-                    f"label_column={columns['label']}: split {split} holds more than numbers in it ({error})"
-                ) from error
-        if np.nanstd(labels["train"]) == 0:
-            raise UserError(f"label_column={columns['label']}: all numbers of train are equal: is it the right column?")
-        return labels, []
+        return encode_numbers(raw, columns["label"])
 
     def strata(self, labels: np.ndarray) -> np.ndarray:
         """Return the tenth of the labels that each label is in."""

@@ -17,8 +17,19 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from config import Config
 from finetuning.data.augmentation import augmentation
+from finetuning.data.labels import Encoded
 from finetuning.data.splits import Split
-from finetuning.data.text import LABEL_COLUMNS, LINE_BREAK, PAIR_SEPARATOR, check_texts, clean, find_column, renamed, text_columns
+from finetuning.data.text import (
+    LABEL_COLUMNS,
+    LINE_BREAK,
+    PAIR_SEPARATOR,
+    check_texts,
+    clean,
+    find_column,
+    listed_columns,
+    renamed,
+    text_columns,
+)
 from finetuning.data.tokens import Tokens, encode_batch, special_tokens, tokenize_texts, truncate
 from finetuning.errors import UserError
 from finetuning.results import plots
@@ -65,14 +76,15 @@ class TextClassification(Task):
         columns["label"] = find_column("label_column", config.label_column, self.label_columns, available)
         if len(set(columns.values())) < len(columns):
             given = ", ".join(f"{name}_column is {column!r}" for name, column in columns.items())
-            raise UserError(f"{given}: name different columns, out of {', '.join(available)}")
+            raise UserError(f"{given}: name different columns, out of {listed_columns(available)}")
         return columns
 
     def read(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Rows:
-        check_texts(raw, columns)
-        return Rows(renamed(raw, columns), *self.encode_labels(raw, columns))
+        remarks = check_texts(raw, columns)
+        labels = self.encode_labels(raw, columns, config)
+        return Rows(renamed(raw, columns), labels.labels, labels.names, remarks=[*remarks, *labels.remarks])
 
-    def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dict[str, np.ndarray], list[str]]:
+    def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Encoded:
         """Return each split's labels, (rows, ...), and their names. Raise `UserError` for what is no label."""
         raise NotImplementedError
 

@@ -1,0 +1,219 @@
+"""What label and text columns may hold, and what the user is told or refused."""
+
+import numpy as np
+import pytest
+from datasets import Dataset, Features, Json, LargeList, List, Value
+
+from config import Config
+from finetuning import tasks
+from finetuning.errors import UserError
+from finetuning.task import Rows
+
+TEXT, SEVERAL, ONE, NUMBERS = Value("string"), "multi_label_classification", "single_label_classification", "regression"
+
+
+def read(splits: dict[str, dict[str, list]], features: dict | None = None, **settings) -> tuple[Rows, str]:
+    """Return the rows that a task makes of columns, and the problem type that it settled on."""
+    raw = {
+        name: Dataset.from_dict(columns, features=Features({column: (features or {}).get(column, TEXT) for column in columns}))
+        for name, columns in splits.items()
+    }
+    config = Config(**settings)
+    task, config = tasks.pick(config).settle(raw["train"], config)
+    return task.read(raw, task.columns(raw["train"].column_names, config), config), config.problem_type
+
+
+def read_labels(values: list, feature=TEXT, **settings) -> tuple[Rows, str]:
+    columns = {"text": [f"text {i}" for i in range(len(values))], "label": values}
+    return read({"train": columns}, {"label": feature}, **settings)
+
+
+def sets_of(rows: Rows) -> list[list[str]]:
+    return [[rows.label_names[i] for i in np.flatnonzero(row)] for row in rows.labels["train"]]
+
+
+NUMBER_LISTS = List(Value("int64"))
+
+
+@pytest.mark.parametrize(
+    ("values", "feature", "sets", "note"),
+    [
+        ([["b", " a "], [], None, ["b", ""]], List(TEXT), [["a", "b"], [], [], ["b"]], "it holds lists; 2 texts have none"),
+        ([["b", "a"], ["b"]], LargeList(TEXT), [["a", "b"], ["b"]], "holds lists"),
+        ([["a", 1], [True], "a"], Json(), [["1", "a"], ["true"], ["a"]], "holds lists"),
+        ([[10, 9], [2]], NUMBER_LISTS, [["9", "10"], ["2"]], "holds lists"),
+        ([[1.0, 2.0], [1.0]], List(Value("float64")), [["1", "2"], ["1"]], "holds lists"),
+        ([[0], [0, 1], [1]], NUMBER_LISTS, [["0"], ["0", "1"], ["1"]], "holds lists"),
+        (["['b', 'a']", "['b']", "[]", None], TEXT, [["a", "b"], ["b"], [], []], "written as text"),
+        (['["b", "\\u00e9"]', '["b"]'], TEXT, [["b", "é"], ["b"]], "written as text"),
+        (["('b', 'a')", "('b',)"], TEXT, [["a", "b"], ["b"]], "written as text"),
+        (["{'b', 'a'}", "set()"], TEXT, [["a", "b"], []], "written as text"),
+        (["['b' 'a']", "['b'\n 'c d']"], TEXT, [["a", "b"], ["b", "c d"]], "written as text"),
+        (["[np.str_('b'), np.str_('a')]", "[np.str_('b')]"], TEXT, [["a", "b"], ["b"]], "written as text"),
+        (["array(['b', 'a'], dtype=object)", "array(['b'], dtype=object)"], TEXT, [["a", "b"], ["b"]], "written as text"),
+        (["[b, a c]", "[b]"], TEXT, [["a c", "b"], ["b"]], "written as text"),
+        (["{b,a}", "{}"], TEXT, [["a", "b"], []], "written as text"),
+    ],
+)  # fmt: skip
+def test_lists_are_several_labels(values, feature, sets, note):
+    for settings in ({}, dict(problem_type=SEVERAL)):
+        rows, problem_type = read_labels(values, feature, **settings)
+        assert problem_type == SEVERAL and sets_of(rows) == sets and note in rows.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "feature"),
+    [
+        ([[1, 0, 1], [0, 0, 1]], NUMBER_LISTS),
+        ([[1, 0, 1], [0, 0, 1]], List(Value("int64"), length=3)),
+        ([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]], List(Value("float64"))),
+        ([[True, False, True], [False, False, True]], List(Value("bool"))),
+        ([["1", "0", "1"], ["0", "0", "1"]], List(TEXT)),
+        (["[1, 0, 1]", "[0, 0, 1]"], TEXT),
+        (["[1. 0. 1.]", "[0. 0. 1.]"], TEXT),
+        (["[ True False  True]", "[False False  True]"], TEXT),
+    ],
+)
+def test_vectors_of_0_and_1_have_a_place_for_each_label(values, feature):
+    rows, problem_type = read_labels(values, feature)
+    assert problem_type == SEVERAL and rows.label_names == ["label_0", "label_1", "label_2"]
+    assert rows.labels["train"].tolist() == [[1, 0, 1], [0, 0, 1]] and "label_0 to label_2" in rows.remarks[-1]
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "codes", "note"),
+    [
+        (["0111", "111", " 0111 "], ["0111", "111"], [0, 1, 0], ""),
+        (["10", "9", "10"], ["9", "10"], [1, 0, 1], ""),
+        (["10", "9", "09"], ["09", "10", "9"], [1, 2, 0], ""),
+        (["None", "NA", None, "  "], ["NA", "None"], [1, 0, -1, -1], ""),
+        (["[UNK]", "(1)", "(none)"], ["(1)", "(none)", "[UNK]"], [2, 0, 1], ""),
+        (["true", "TRUE", "no"], ["TRUE", "no", "true"], [2, 0, 1], "capital letters or spaces alone: 'TRUE', 'true'"),
+        (["very good", "very  good", "no"], ["no", "very  good", "very good"], [2, 1, 0], "spaces alone: 'very  good', 'very good'"),
+        (["a, b", "a", "b"], ["a", "a, b", "b"], [1, 0, 2], "'a, b' are made of other labels"),
+        (["a#b", "a#c", "b#c"], ["a#b", "a#c", "b#c"], [0, 1, 2], "set problem_type to multi_label_classification"),
+        (["a，b", "a", "b"], ["a", "a，b", "b"], [1, 0, 2], "'a，b' are made of other labels"),
+        (["in, out", "in, up", "C#"], ["C#", "in, out", "in, up"], [1, 2, 0], ""),
+        ([1, "a", True, 1], ["1", "a", "true"], [0, 1, 2, 0], ""),
+        ([["a"], [], ["b"], None], ["a", "b"], [0, -1, 1, -1], "one label a text, as it holds lists"),
+        (["['a']", "[]", "['b']"], ["a", "b"], [0, -1, 1], "one label a text, as it holds lists that are written as text"),
+    ],
+)  # fmt: skip
+def test_one_label_a_text(values, names, codes, note):
+    feature = TEXT if all(isinstance(value, str | None) for value in values) else Json()
+    rows, problem_type = read_labels(values, feature)
+    assert problem_type == ONE and rows.label_names == names and rows.labels["train"].tolist() == codes
+    assert [note in remark for remark in rows.remarks] == ([True] if note else [])
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [(["a, b", "b;c", "C#|a"], ["C#", "a", "b", "c"]), (["a#b", "C#"], ["C#", "a", "b"]), (["C#", "F#"], ["C#", "F#"])],
+)
+def test_labels_that_are_divided_in_a_text(values, names):
+    rows, _ = read_labels(values, problem_type=SEVERAL)
+    assert rows.label_names == names and bool(rows.remarks) == ("a#b" in values), "a note where they are divided at '#'"
+
+
+def test_many_classes_are_taken_from_a_column_that_is_named():
+    values = [f"intent {i // 3}" for i in range(75)]
+    assert len(read_labels(values, label_column="label")[0].label_names) == 25
+    with pytest.raises(UserError, match="25 different values in 75 rows: is it the right column.*--label_column"):
+        read_labels(values)
+    with pytest.raises(UserError, match="no two texts have the same"):
+        read_labels([f"id {i}" for i in range(75)], label_column="label")
+
+
+@pytest.mark.parametrize(
+    ("values", "feature", "settings", "message"),
+    [
+        ([[0, 1], [1, 0]], NUMBER_LISTS, {}, "may be the labels 0 and 1 or a place for each"),
+        (["0,1", "1,0"], TEXT, dict(problem_type=SEVERAL), "may be the labels 0 and 1 or a place for each"),
+        ([[0, 1, 1], [1, 0], [1, 0, 0]], NUMBER_LISTS, {}, "row 1 of split train holds .1, 0.: other rows hold 3 values"),
+        ([[0, 1, 1], None], NUMBER_LISTS, {}, "row 1 of split train holds None: other rows hold 3 values"),
+        ([[0.1, 0.9], [1.0, 0.0]], List(Value("float64")), {}, "row 0 .*decimal numbers are no labels"),
+        (["['a', 'b']", "a"], TEXT, {}, "row 1 .*'a': write the labels of all rows as lists, .*'b'.*or those of no row"),
+        (['{"choices": ["a", "b"]}', "a"], TEXT, {}, "row 0 .*: write names of labels, or lists"),
+        (['[{"start": 0}]', "[]"], TEXT, {}, "row 0 .*set task to token-classification"),
+        ([[], [[0, 4, "LOC"]]], Json(), {}, "row 1 .*set task to token-classification"),
+        ([{"a": 1}, {"b": [1]}], Json(), {}, "row 0 .*must be a text or a number, or a list"),
+        ([["a", "b"], ["a"]], List(TEXT), dict(problem_type=ONE), "row 0 .*several labels: set problem_type to multi_label"),
+        (["1.5", "2"], TEXT, {}, "decimal numbers, such as 1.5: .*--problem_type regression.*single_label_classification"),
+    ],
+)  # fmt: skip
+def test_labels_that_can_be_read_in_two_ways_are_refused(values, feature, settings, message):
+    with pytest.raises(UserError, match=f"label_column=label.*{message}"):
+        read_labels(values, feature, **settings)
+
+
+def test_a_label_of_test_is_known_only_as_it_is_written():
+    splits = {name: {"text": ["a", "b"], "label": values} for name, values in (("train", ["7", "8"]), ("test", ["007", "8"]))}
+    with pytest.raises(UserError, match="split test has labels that train lacks: '007'"):
+        read(splits)
+
+
+def test_columns_of_0_and_1_may_be_texts():
+    columns = {"text": ["a", "b", "c", "d"], "x": ["0", "1", "1.0", "0.0"], " y": ["true", "FALSE", "True", " false "]}
+    rows, problem_type = read({"train": columns}, label_column="x,y")
+    assert problem_type == SEVERAL and rows.label_names == ["x", "y"] and "several columns" in rows.remarks[0]
+    assert rows.labels["train"].tolist() == [[0, 1], [1, 0], [1, 1], [0, 0]]
+    for value, shown in (("2", "'2'"), (None, "None"), ("yes", "'yes'")):
+        with pytest.raises(UserError, match=f"label_column=x: row 2 of split train holds {shown}: .*0 and 1"):
+            read({"train": columns | {"x": ["0", "1", value, "1"]}}, label_column="x,y")
+
+
+@pytest.mark.parametrize(
+    ("values", "feature"),
+    [
+        (["1.5", " 2 ", "-3e0", None, " "], TEXT),
+        ([1.5, "2", -3, None, None], Json()),
+        ([1.5, 2, -3, None, np.nan], Value("float32")),
+    ],
+)
+def test_numbers_of_a_regression(values, feature):
+    labels = read_labels(values, feature, problem_type=NUMBERS)[0].labels["train"]
+    assert labels[:3].tolist() == [1.5, 2, -3] and np.isnan(labels[3:]).all()
+
+
+@pytest.mark.parametrize("wrong", ["nan", "inf", "1,5", "1e39", "5 stars", "N/A", "true", True, np.inf, [1]], ids=str)
+def test_what_is_no_finite_number_is_refused_by_a_regression(wrong):
+    feature = TEXT if isinstance(wrong, str) else Value("float64") if wrong is np.inf else Json()
+    values = ["1", wrong] if isinstance(wrong, str) else [1, wrong]
+    with pytest.raises(UserError, match="label_column=label: row 1 of split train holds .*more than numbers.*set label_column"):
+        read_labels(values, feature, problem_type=NUMBERS)
+
+
+# --- texts ---------------------------------------------------------------------------------------------------------------
+
+
+def read_texts(texts: list, feature, **settings) -> Rows:
+    return read({"train": {"text": texts, "label": ["a", "b"] * (len(texts) // 2)}}, {"text": feature}, **settings)[0]
+
+
+@pytest.mark.parametrize("task", ["text-classification", "causal-lm"])
+def test_numbers_among_texts_are_texts(task):
+    rows = read_texts(["N/A", 10, None, True, "None", "\u00e9"], Json(), task=task)
+    assert rows.columns["train"]["text"][:] == ["N/A", "10", None, "true", "None", "\u00e9"]
+    assert "2 numbers or truth values are read as texts, such as 10 (row 1)" in rows.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("texts", "feature", "message"),
+    [
+        (["a", ["b"]], Json(), "more than texts, .'b'. .row 1."),
+        (["a", {"b": 1}], Json(), "more than texts, .'b': 1. .row 1."),
+        ([1, "a", 2, 3], Json(), "no text, but 1 .row 0."),
+        ([["a"], ["b"]], List(TEXT), "no text, but .'a'. .row 0."),
+    ],
+)
+def test_lists_objects_and_numbers_are_no_texts(texts, feature, message):
+    with pytest.raises(UserError, match=f"text_column=text: in split train it holds {message}.*set text_column"):
+        read_texts(texts, feature)
+
+
+def test_spaces_around_column_names_do_not_matter():
+    columns = {" Text": ["a", "b"], "label\u00a0": ["x", "y"]}
+    assert read({"train": columns})[0].label_names == ["x", "y"]
+    assert read({"train": columns}, label_column="label", text_column="Text")[0].label_names == ["x", "y"]
+    with pytest.raises(UserError, match=r"the columns are ' Text', 'label\\xa0': set label_column"):
+        read({"train": columns}, label_column="tag")
