@@ -10,6 +10,7 @@ from forms import make_sentences
 from config import Config
 from finetuning.data import spans
 from finetuning.data.splits import Data, load_data
+from finetuning.data.words import find_words
 from finetuning.errors import UserError
 from finetuning.tasks.entities import Entities
 
@@ -88,7 +89,7 @@ def test_rows_without_words_are_an_error_or_left_out_and_the_others_keep_their_n
     "text", ["नरेंद्र मोदी दिल्ली में हैं।", "安倍晋三は東京で会った", "Ünal gülümsedi: “İyi!” 😀", "ما زال في القاهرة"]
 )
 def test_the_words_of_any_script_hold_all_characters_but_spaces_and_keep_their_marks(text):
-    starts, ends = spans.find_words(text)
+    starts, ends = find_words(text)
     words = [text[start:end] for start, end in zip(starts, ends, strict=True)]
     assert "".join(words) == "".join(text.split())
     assert words[0] in ("नरेंद्र", "安", "Ünal", "ما")
@@ -96,7 +97,7 @@ def test_the_words_of_any_script_hold_all_characters_but_spaces_and_keep_their_m
 
 def test_abbreviations_and_names_with_punctuation_inside_are_one_word():
     text = "The U.S.-based AT&T paid O'Neil's $1,000.50 on 1996-08-22."
-    words = [text[start:end] for start, end in zip(*spans.find_words(text), strict=True)]
+    words = [text[start:end] for start, end in zip(*find_words(text), strict=True)]
     assert words == ["The", "U.S.", "-", "based", "AT&T", "paid", "O'Neil", "'s", "$", "1,000.50", "on", "1996-08-22", "."]
 
 

@@ -16,9 +16,10 @@ from peft import TaskType
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from config import Config
+from finetuning.data.annotations import read_accepted
 from finetuning.data.augmentation import augmentation
 from finetuning.data.splits import Split
-from finetuning.data.text import LABEL_COLUMNS, LINE_BREAK, PAIR_SEPARATOR, check_texts, clean, find_column, renamed, text_columns
+from finetuning.data.text import LABEL_COLUMNS, LINE_BREAK, PAIR_SEPARATOR, check_texts, clean, find_column, text_columns
 from finetuning.data.tokens import Tokens, encode_batch, special_tokens, tokenize_texts, truncate
 from finetuning.errors import UserError
 from finetuning.results import plots
@@ -70,7 +71,7 @@ class TextClassification(Task):
 
     def read(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Rows:
         check_texts(raw, columns)
-        return Rows(renamed(raw, columns), *self.encode_labels(raw, columns))
+        return read_accepted(raw, columns, self.encode_labels)
 
     def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dict[str, np.ndarray], list[str]]:
         """Return each split's labels, (rows, ...), and their names. Raise `UserError` for what is no label."""
