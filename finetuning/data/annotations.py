@@ -54,7 +54,7 @@ def accepted_rows(raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dic
     """
     answers = {split: _answers(rows) for split, rows in raw.items() if "answer" in rows.column_names}
     values = {answer for split_answers in answers.values() for answer in split_answers}
-    if "accept" not in values or not values <= {*ANSWERS, None} or "answer" in columns.values():
+    if not ANSWERS & values or not values <= {*ANSWERS, None} or "answer" in columns.values():
         return {}, []
     accepted = {split: np.array([answer == "accept" for answer in split_answers]) for split, split_answers in answers.items()}
     if nothing := [split for split, mask in accepted.items() if not mask.any()]:

@@ -37,6 +37,7 @@ WORD_COLUMNS = ("tokens", "words")
 TAG_COLUMNS = ("ner_tags", "tags")
 SPAN_COLUMNS = ("spans", "entities", "annotations", "label", "labels")
 MAX_TYPES_NAMED = 5  # in an error message
+MAX_SHOWN = 100  # characters of an entity that can't be read, likewise
 
 PLACES = {"text": Value("string"), "starts": List(Value("int32")), "ends": List(Value("int32"))}
 REMARKS = List({"kind": Value("string"), "example": Value("string")})
@@ -132,8 +133,10 @@ def read_row(text: str | list[str], annotation: Annotation, names: list[str] | N
     marks, placed = annotation.marks, NO_WORDS | place(text)
     are_spans = isinstance(marks[0], Span) if marks else isinstance(text, str)
     if are_spans != isinstance(text, str):
-        kinds = ("a text", "tags of words") if isinstance(text, str) else ("a list of words", "spans in a text")
-        raise UserError(f"it has {kinds[0]}, and {kinds[1]} as its label: set text_column and label_column to columns that match")
+        kinds = ("a text", "a tag for each word") if isinstance(text, str) else ("a list of words", "spans in a text")
+        raise UserError(
+            f"text_column holds {kinds[0]} and label_column {kinds[1]}: give a list of words with a tag for each, or a text with spans"
+        )
     if are_spans:
         return placed | read_spans(text, annotation, placed["starts"], placed["ends"], reading)
     return placed | {"tags": read_tags(text, marks, names)}
@@ -240,7 +243,8 @@ def _map_rows(part: _Part, function: Callable[[str | list[str], Annotation], dic
                 if not row["left_out"] and (text := text_of(value)):
                     row |= function(text, read_annotation(label, isinstance(value, dict)))
             except (UserError, ValueError, TypeError, KeyError, IndexError) as error:
-                problem = error if isinstance(error, UserError) else f"its entities have an unknown form: {error}"
+                form = f"its entities have an unknown form: {str(error)[:MAX_SHOWN]}: write them as [start, end, type]"
+                problem = error if isinstance(error, UserError) else form
                 raise UserError(
                     f"text_column={columns['text']}, label_column={columns['label']}: row {number} of split {part.name}: {problem}"
                 ) from error
@@ -298,9 +302,9 @@ def count_whole_words(text: str | list[str], annotation: Annotation) -> dict:
     if not readings:
         return {}
     starts, ends = find_words(text)
-    whole = {name: sum(are_whole(spans[name], starts, ends) for spans in readings) for name in READINGS}
-    words = " or ".join(repr(text[max(span.start, 0) : max(span.end, 0)]) for span in readings[0].values())
-    return {"spans": len(readings), **whole, "example": f"{readings[0]['characters'].label} {words}"}
+    whole = {name: sum(are_whole(text, spans[name], starts, ends) for spans in readings) for name in READINGS}
+    places = [text[span.start : span.end] if 0 <= span.start < span.end else "" for span in readings[0].values()]
+    return {"spans": len(readings), **whole, "example": f"{readings[0]['characters'].label} {' or '.join(map(repr, places))}"}
 
 
 def _summarize(rows: dict[str, Dataset]) -> list[str]:

@@ -30,10 +30,11 @@ def find_words(text: str) -> tuple[list[int], list[int]]:
     return [start for start, _ in places], [end for _, end in places]
 
 
-def are_whole(span: Span, starts: list[int], ends: list[int]) -> bool:
-    """Return whether a span holds words, and no part of one."""
+def are_whole(text: str, span: Span, starts: list[int], ends: list[int]) -> bool:
+    """Return whether a span is inside of the text, and holds words and no part of one."""
     first, after = bisect_right(ends, span.start), bisect_left(starts, span.end)
-    return 0 <= span.start < span.end and first < after and span.start <= starts[first] and ends[after - 1] <= span.end
+    inside = 0 <= span.start < span.end <= len(text) and first < after
+    return inside and span.start <= starts[first] and ends[after - 1] <= span.end
 
 
 def divide_words(text: str, spans: Sequence[Span], starts: list[int], ends: list[int]) -> dict:
