@@ -37,6 +37,7 @@ WORD_COLUMNS = ("tokens", "words")
 TAG_COLUMNS = ("ner_tags", "tags")
 SPAN_COLUMNS = ("spans", "entities", "annotations", "label", "labels")
 MAX_TYPES_NAMED = 5  # in an error message
+WORDS_LOOKED_AT = 1_000  # rows of a table, to see whether each is a word
 MAX_SHOWN = 100  # characters of an entity that can't be read, likewise
 
 PLACES = {"text": Value("string"), "starts": List(Value("int32")), "ends": List(Value("int32"))}
@@ -128,7 +129,7 @@ def place(value: str | list[str] | dict) -> dict:
 def read_row(text: str | list[str], annotation: Annotation, names: list[str] | None, reading: str) -> dict:
     """Return a row with `FEATURES`; `names` are those of its tags where these are numbers, `reading` is what offsets count.
 
-    Raise `UserError`, `ValueError`, `TypeError`, `KeyError` or `IndexError` for what can't be read.
+    Raise `UserError`, `ValueError`, `TypeError` or `IndexError` for what can't be read.
     """
     marks, placed = annotation.marks, NO_WORDS | place(text)
     are_spans = isinstance(marks[0], Span) if marks else isinstance(text, str)
@@ -207,11 +208,11 @@ def read(raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Ro
 
 
 def _refuse_words(rows: Dataset, columns: dict[str, str], split: str) -> None:
-    """Raise `UserError` if each row is a word and its tag."""
-    column = columns["label"]
+    """Raise `UserError` if most of the first rows are a word and its tag each."""
+    column, first = columns["label"], rows.select(range(min(len(rows), WORDS_LOOKED_AT)))
     if getattr(rows.features[column], "dtype", None) not in ("string", "large_string"):
         return
-    tags = pyarrow.compute.match_substring_regex(read_columns(rows, column)[column], r"^(O|[BIESLUM][-_]\S+)$").drop_null()
+    tags = pyarrow.compute.match_substring_regex(read_columns(first, column)[column], r"^(O|[BIESLUM][-_]\S+)$").drop_null()
     if len(tags) and pyarrow.compute.mean(tags).as_py() > 0.5:
         raise UserError(
             f"text_column={columns['text']}, label_column={column}: the rows of split {split} are single words with their tags, so it is "
@@ -242,7 +243,7 @@ def _map_rows(part: _Part, function: Callable[[str | list[str], Annotation], dic
             try:
                 if not row["left_out"] and (text := text_of(value)):
                     row |= function(text, read_annotation(label, isinstance(value, dict)))
-            except (UserError, ValueError, TypeError, KeyError, IndexError) as error:
+            except (UserError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
                 form = f"its entities have an unknown form: {str(error)[:MAX_SHOWN]}: write them as [start, end, type]"
                 problem = error if isinstance(error, UserError) else form
                 raise UserError(
