@@ -42,6 +42,11 @@ class Config:
         default=None,
         help="column with the label, or several columns of 0 and 1 with commas between them; or with tags or spans; not given: found by its usual names",
     )
+    span_offsets: Literal["characters", "utf-16"] | None = HfArg(
+        default=None,
+        help="named entities: what the places of spans count, characters or UTF-16 units as JavaScript does, where an emoji is two; not "
+        "given: found by the words",
+    )
     source_column: str | None = HfArg(default=None, help="column with the text to translate; not given: found by its usual names")
     target_column: str | None = HfArg(default=None, help="column with its translation; not given: found by its usual names")
     source_lang: str | None = HfArg(

@@ -1,16 +1,20 @@
 """Words, tags and spans: all formats are read alike, and a row that can't be read is named."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+from datasets import Dataset, Features, Json, Value
 from forms import make_sentences
 
 from config import Config
 from finetuning.data import spans
 from finetuning.data.splits import Data, load_data
+from finetuning.data.words import find_words
 from finetuning.errors import UserError
+from finetuning.tasks.classification import SingleLabel
 from finetuning.tasks.entities import Entities
 
 FORMS = ["iob2.conll", "iob1.txt", "iobes.bio", "bilou.iob", "windows.conll", "numbers.parquet", "words.jsonl", "doccano.jsonl"]
@@ -55,21 +59,181 @@ def test_a_further_word_of_an_entity_that_never_began_begins_it():
     assert spans.to_iob2(["S-A", "I-A", "E-A", "E-A"]) == ["B-A", "B-A", "I-A", "B-A"], "an end ends"
 
 
-def test_a_span_that_ends_inside_a_word_is_widened_and_one_that_overlaps_is_left_out_with_notes(call, model_dir, tmp_path):
-    text = "Jean-Claude Juncker visited Luxembourg City on Monday ."
-    odd = [[0, 4, "PER"], [12, 19, "PER"], [27, 43, "LOC"], [28, 38, "LOC"], [47, 54, "DATE"]]
-    rows = [
-        {"text": f"{text} {i}", "label": odd if i == 3 else [[12, 19, "PER"], [28, 43, "LOC"], [47, 53, "DATE"]]} for i in range(60)
+def read(rows: list[dict], **settings):
+    """Return the rows as a task reads them from a data set, with their words in place of the offsets: (word, tag) each."""
+    kinds = {str: Value("string"), list: Json(), dict: Json()}
+    features = Features({name: kinds[type(value)] for name, value in rows[0].items()})
+    raw = {"train": Dataset.from_list(rows, features=features)}
+    config, task = Config(task="token-classification", **settings), Entities()
+    result = task.read(raw, task.columns([*features], config), config)
+    columns = result.columns["train"][:]
+    words = [
+        [(text[start:end], result.label_names[tag]) for start, end, tag in zip(*places, strict=True)]
+        for text, *places in zip(*(columns[name] for name in ("text", "starts", "ends", "tags")), strict=True)
     ]
+    return result, words
+
+
+def test_a_span_inside_a_word_divides_it_and_one_that_overlaps_a_longer_one_is_left_out_with_notes(call, model_dir, tmp_path):
+    text = "Jean-Claude Juncker visited Luxembourg City on 6Nov18 ."
+    usual = [[12, 19, "PER"], [28, 43, "LOC"], [48, 51, "DATE"]]
+    rows = [{"text": f"{text} {i}", "label": usual} for i in range(60)]
+    rows[3]["label"] = [[0, 4, "PER"], [12, 19, "PER"], [27, 44, "LOC"], [28, 38, "LOC"], [48, 53, "DATE"], [27, 28, "LOC"]]
+    _, words = read(rows)
+    assert words[3][:8] == [
+        *[("Jean", "B-PER"), ("-Claude", "O"), ("Juncker", "B-PER"), ("visited", "O"), ("Luxembourg", "B-LOC"), ("City", "I-LOC")],
+        *[("on", "O"), ("6", "O")],
+    ]
+    assert words[3][8] == ("Nov18", "B-DATE") and words[0][6:9] == [("6", "O"), ("Nov", "B-DATE"), ("18", "O")]
     (tmp_path / "spans.jsonl").write_text("\n".join(map(json.dumps, rows)))
     loaded = load(tmp_path / "spans.jsonl")
-    assert loaded.remarks == [
-        "row 3 of train: LOC 'Luxembourg' left out: it overlaps another",
-        "row 3 of train: PER 'Jean' widened to 'Jean-Claude'",
-    ]
+    divided, overlapping, empty = sorted(loaded.remarks, key=len, reverse=True)
+    assert divided.startswith(
+        "61 spans begin or end inside a word; the words were divided there (row 0, 1, 2, 3, 4, ... of train; first: DATE"
+    )
+    assert overlapping == "1 spans overlap a longer one; they were left out (row 3 of train; first: LOC 'Luxembourg')"
+    assert empty == "1 spans hold no word; they were left out (row 3 of train; first: LOC ' ')"
     flags = ["--task", "token-classification", "--dataset_name", tmp_path / "spans.jsonl", "--model_name", model_dir]
     trained = call("fine_tune.py", *flags, "--max_length", 32)
     assert trained.code == 0 and all(remark in trained.out for remark in loaded.remarks), trained.err
+
+
+# --- annotation tools ----------------------------------------------------------------------------------------------------
+
+
+def test_only_rows_that_prodigy_accepts_are_used():
+    good, bad = [{"start": 0, "end": 4, "label": "LOC"}], [{"start": 5, "end": 7, "label": "WRONG"}]
+    answers = ["accept", "reject", "accept", "ignore", "reject"]
+    rows = [dict(text=f"Orva is {i}", spans=good if answer == "accept" else bad, answer=answer) for i, answer in enumerate(answers)]
+    result, words = read(rows)
+    assert result.left_out["train"].tolist() == [answer != "accept" for answer in answers]
+    assert result.label_names == ["O", "B-LOC", "I-LOC"] and words[2][0] == ("Orva", "B-LOC")
+    assert result.remarks == ["column answer, as Prodigy writes it: only rows with accept are used; left out: 2 reject, 1 ignore"]
+    result, words = read([row | {"answer": "yes"} for row in rows])
+    assert not result.left_out["train"].any() and not result.remarks, "another column of that name"
+    with pytest.raises(UserError, match="column answer: no row of split train is accepted"):
+        read([row | {"answer": "reject"} for row in rows])
+
+
+def test_labels_that_prodigy_rejects_are_no_labels():
+    answers = ["accept", "reject", "accept", "ignore", "accept"]
+    raw = Dataset.from_dict({"text": ["a film"] * 5, "label": ["good", "odd", "bad", "good", "bad"], "answer": answers})
+    result = SingleLabel().read({"train": raw}, {"text": "text", "label": "label"}, Config())
+    assert result.label_names == ["bad", "good"] and result.labels["train"][[0, 2, 4]].tolist() == [1, 0, 0]
+    assert result.left_out["train"].tolist() == [False, True, False, True, False] and "1 reject, 1 ignore" in result.remarks[0]
+
+
+def studio(text: str, *annotations: dict) -> dict:
+    return {"data": {"text": text}, "annotations": [*annotations]}
+
+
+def region(start: int, end: int, *labels: str, **more) -> dict:
+    return {"id": "r", "type": "labels", "value": {"start": start, "end": end, "labels": [*labels]} | more}
+
+
+def test_a_task_of_label_studio_is_read_from_one_annotation_that_was_not_cancelled():
+    good, other, cancelled = (
+        {"result": [region(0, 4, "LOC")]},
+        {"result": [region(0, 4, "ORG")]},
+        {"was_cancelled": True, "result": []},
+    )
+    rows = [
+        studio("Orva is 0", cancelled, good),
+        studio("Orva is 1", other, good | {"ground_truth": True}),
+        studio("Orva is 2", good, other),
+        studio("Orva is 3", cancelled),
+        studio("Orva is 4"),
+        studio("Zork is 5", {"result": []}),
+    ]
+    result, words = read(rows)
+    assert [row[0][1] if row else None for row in words] == ["B-LOC", "B-LOC", "B-LOC", None, None, "O"]
+    assert result.left_out["train"].tolist() == [False, False, False, True, True, False]
+    assert result.remarks == [
+        "1 rows have several annotations; the first one was read (row 2 of train; first: 2 annotations)",
+        "2 rows have no annotation, or only cancelled ones; they were left out (row 3, 4 of train)",
+    ]
+
+
+def test_parts_of_an_annotation_that_are_no_spans_are_passed_over_and_counted():
+    others = [{"type": "relation", "from_id": "a", "to_id": "b"}, {"type": "choices", "value": {"choices": ["News"]}}, region(0, 2)]
+    result, words = read([studio(f"Orva is {i}", {"result": [*others, region(0, 4, "LOC")]}) for i in range(3)])
+    assert [row[:2] for row in words] == [[("Orva", "B-LOC"), ("is", "O")]] * 3
+    kinds = [f"3 parts of annotations, of type {kind}, are no spans" for kind in ("relation", "choices", "labels")]
+    assert all(remark.startswith(kind) for remark, kind in zip(result.remarks, kinds, strict=True))
+
+
+EMOJI = "🎉🎉🎉🎉🎉 Orva wins"  # Orva: 6 to 10 in characters, 11 to 15 in UTF-16 units
+
+
+@pytest.mark.parametrize(
+    ("text", "span", "settings", "words", "note"),
+    [
+        (EMOJI, dict(start=11, end=15, text="Orva"), {}, "Orva", "1 spans hold the text that the tool wrote .* UTF-16 units"),
+        (EMOJI, dict(start=6, end=10, text="Orva"), {}, "Orva", None),
+        (
+            "🎉 Orva wins",
+            dict(start=3, end=7),
+            {},
+            "Orva",
+            "of 1 spans behind emoji .*: 0 if .* characters, 1 if .* read as utf-16",
+        ),
+        ("🎉 Orva wins", dict(start=2, end=6), {}, "Orva", "of 1 spans behind emoji .*: 1 if .* characters, 0 if .* read as char"),
+        (EMOJI, dict(start=16, end=20), {}, "wins", "of 1 spans behind emoji .*: 0 if .* characters, 1 if .* read as utf-16"),
+        (EMOJI, dict(start=11, end=15), {"span_offsets": "utf-16"}, "Orva", None),
+        (EMOJI, dict(start=11, end=15), {"span_offsets": "characters"}, "wins", None),
+    ],
+)
+def test_offsets_behind_emoji_are_read_by_the_text_the_words_or_the_setting(text, span, settings, words, note):
+    rows = [{"text": text, "label": [span | {"label": "LOC"}]}, {"text": "Orva 🎉", "label": [[0, 4, "LOC"]]}]
+    result, tagged = read(rows, **settings)
+    assert [word for word, tag in tagged[0] if tag != "O"] == [words] and tagged[1] == [("Orva", "B-LOC"), ("🎉", "O")]
+    assert re.match(note, result.remarks[0]) if note else not result.remarks
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "words"),
+    [
+        ({"text": EMOJI, "label": [[11, 15, "LOC"]]}, {}, ["1 spans", "row 0 of train", "'wins' or 'Orva'", "set span_offsets"]),
+        ({"text": EMOJI, "label": [[12, 16, "LOC"]]}, {}, ["0 if offsets count characters, 0 if", "set span_offsets"]),
+        (
+            {"text": EMOJI, "label": [[16, 20, "LOC"]]},
+            {"span_offsets": "characters"},
+            ["15 characters", "UTF-16", "emoji", "span_offsets"],
+        ),
+        (
+            {"text": EMOJI, "label": [dict(start=7, end=11, text="Orva", label="LOC")]},
+            {},
+            ["row 0", "holds 'Orva'", "'rva '", "correct"],
+        ),
+        (studio("Orva is", {"result": [region(0, 4, "LOC", "ORG")]}), {}, ["row 0", "several labels, LOC, ORG"]),
+        (studio("Orva is", {"was_cancelled": True, "result": []}), {}, ["no row of split train is annotated"]),
+        ({"data": {"title": "a", "body": "b"}, "annotations": []}, {}, ["row 0", "no `text`, only title, body"]),
+        ({"tokens": "['Orva' 'is']", "tags": "['B-LOC' 'O']"}, {}, ["row 0", "without commas, as NumPy writes it"]),
+        ({"tokens": "['Orva', 'is']", "tags": "['B-LOC' 'O']"}, {}, ["row 0", "without commas, as NumPy writes it"]),
+        ({"text": "Orva is", "tags": "['B-LOC', 'O']"}, {}, ["row 0", "a tag for each word"]),
+        ({"text": "Orva", "tags": "B-LOC"}, {}, ["single words with their tags", ".conll", "empty line"]),
+    ],
+)
+def test_annotations_that_can_be_read_in_several_ways_or_in_none_are_refused(row, settings, words):
+    with pytest.raises(UserError) as error:
+        read([row], **settings)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "Orva it's", "label": '[{"start": 0, "end": 4, "text": "Orva", "labels": ["LOC"]}]'},
+        {"text": "Orva it's", "label": "[(0, 4, 'LOC')]"},
+        {"tokens": """['Orva', 'it', "'s"]""", "ner_tags": "['B-LOC', 'O', 'O']"},
+        {"tokens": ["Orva", "it", "'s"], "ner_tags": ["B-LOC", "O", "O"]},
+    ],
+)
+def test_lists_in_the_cells_of_a_table_are_read_as_those_of_json(row):
+    assert read([row])[1] == [[("Orva", "B-LOC"), ("it", "O"), ("'s", "O")]]
+
+
+# --- words ---------------------------------------------------------------------------------------------------------------
 
 
 def test_rows_without_words_are_an_error_or_left_out_and_the_others_keep_their_numbers(tmp_path):
@@ -88,16 +252,32 @@ def test_rows_without_words_are_an_error_or_left_out_and_the_others_keep_their_n
     "text", ["नरेंद्र मोदी दिल्ली में हैं।", "安倍晋三は東京で会った", "Ünal gülümsedi: “İyi!” 😀", "ما زال في القاهرة"]
 )
 def test_the_words_of_any_script_hold_all_characters_but_spaces_and_keep_their_marks(text):
-    starts, ends = spans.find_words(text)
+    starts, ends = find_words(text)
     words = [text[start:end] for start, end in zip(starts, ends, strict=True)]
     assert "".join(words) == "".join(text.split())
     assert words[0] in ("नरेंद्र", "安", "Ünal", "ما")
 
 
-def test_abbreviations_and_names_with_punctuation_inside_are_one_word():
-    text = "The U.S.-based AT&T paid O'Neil's $1,000.50 on 1996-08-22."
-    words = [text[start:end] for start, end in zip(*spans.find_words(text), strict=True)]
-    assert words == ["The", "U.S.", "-", "based", "AT&T", "paid", "O'Neil", "'s", "$", "1,000.50", "on", "1996-08-22", "."]
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "The U.S.-based AT&T paid O'Neil's $1,000.50 on 1996-08-22.",
+            ["The", "U.S.", "-", "based", "AT&T", "paid", "O'Neil", "'s", "$", "1,000.50", "on", "1996-08-22", "."],
+        ),
+        ("L'Irlande, d’Arvénie: qu'aujourd'hui", ["L'", "Irlande", ",", "d’", "Arvénie", ":", "qu'", "aujourd'hui"]),
+        (
+            "dell'Orvanie, O'Brien don't rock'n'roll two l's",
+            ["dell'", "Orvanie", ",", "O'Brien", "don't", "rock'n'roll", "two", "l", "'s"],
+        ),
+        ("สำนักงานที่ ๑๒", ["สำ", "นั", "ก", "ง", "า", "น", "ที่", "๑๒"]),
+        ("မြန်မာ ភ្នំ\u200bពេញ", ["မြ", "န်", "မာ", "ភ្នំ", "ពេ", "ញ"]),
+        ("خانه\u200cسازی Donau\xaddampf क\u200dष ab\xad", ["خانه\u200cسازی", "Donau\xaddampf", "क\u200dष", "ab\xad"]),
+        ("👩\u200d👧 👍🏽!", ["👩\u200d👧", "👍🏽", "!"]),
+    ],
+)
+def test_words_of_several_languages(text, words):
+    assert [text[start:end] for start, end in zip(*find_words(text), strict=True)] == words
 
 
 @pytest.mark.parametrize(

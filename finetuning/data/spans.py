@@ -2,20 +2,34 @@
 
 Two kinds of rows are read: lists of words with their tags, and texts with spans, as annotation tools write them. A row that was
 read is a text, where its words start and end, and their tags (IOB2). Tags are held as codes: 0 outside of entities, 1 + 2 t for
-the first word of an entity of type number t, 2 + 2 t for each further word.
+the first word of an entity of type number t, 2 + 2 t for each further word. What the tools write is read by annotations.py.
 """
 
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.compute
-import regex
 from datasets import ClassLabel, Dataset, Features, LargeList, List, Value
 
 from config import Config
+from finetuning.data.annotations import (
+    READINGS,
+    Annotation,
+    Remark,
+    Span,
+    accepted_rows,
+    parse_list,
+    read_annotation,
+    readings_of,
+    settle_offsets,
+)
 from finetuning.data.cache import map_once, read_columns
+from finetuning.data.splits import listed
 from finetuning.data.text import TEXT_COLUMNS, find_column
+from finetuning.data.words import WORDS, are_whole, divide_words, find_words
 from finetuning.errors import UserError
 from finetuning.task import Rows
 
@@ -23,17 +37,18 @@ WORD_COLUMNS = ("tokens", "words")
 TAG_COLUMNS = ("ner_tags", "tags")
 SPAN_COLUMNS = ("spans", "entities", "annotations", "label", "labels")
 MAX_TYPES_NAMED = 5  # in an error message
+WORDS_LOOKED_AT = 1_000  # rows of a table, to see whether each is a word
+MAX_SHOWN = 100  # characters of an entity that can't be read, likewise
 
 PLACES = {"text": Value("string"), "starts": List(Value("int32")), "ends": List(Value("int32"))}
-FEATURES = Features(PLACES | {"tags": List(Value("string")), "remarks": List(Value("string"))})
-NO_WORDS = {"text": "", "starts": [], "ends": [], "tags": [], "remarks": []}
+REMARKS = List({"kind": Value("string"), "example": Value("string")})
+FEATURES = Features(PLACES | {"tags": List(Value("string")), "remarks": REMARKS, "left_out": Value("bool")})
+NO_WORDS = {"text": "", "starts": [], "ends": [], "tags": [], "remarks": [], "left_out": False}
+COUNTS = Features(dict.fromkeys(("spans", *READINGS), Value("int32")) | {"example": Value("string")})
+NO_SPANS = dict.fromkeys(("spans", *READINGS), 0) | {"example": ""}
 
-TAG = regex.compile(r"([BIESLUM])[-_](.+)")
-_CHARACTER = r"[\p{L}\p{M}\p{N}_--\p{Han}\p{Hiragana}\p{Katakana}]"
-_WITHOUT_SPACES = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
-_ABBREVIATION = rf"(?:{_CHARACTER}\.){{2,}}"
-_WORD = rf"{_CHARACTER}+(?:(?:[.&-]|['’](?!s\b)|(?<=\d),(?=\d)){_CHARACTER}+)*"  # with an apostrophe, full stop, & or hyphen inside
-WORDS = regex.compile(rf"(?V1){_ABBREVIATION}|{_WORD}|['’]s\b|{_WITHOUT_SPACES}|\S")
+TAG = re.compile(r"([BIESLUM])[-_](.+)")
+LIST_OF_WORDS = re.compile(r"""\s*\[\s*(?:['"].*['"]\s*)?\]\s*""", re.DOTALL)
 
 
 def tag_names(types: Sequence[str]) -> list[str]:
@@ -75,59 +90,23 @@ def to_iob2(tags: Sequence[str]) -> list[str]:
     return iob2
 
 
-def find_words(text: str) -> tuple[list[int], list[int]]:
-    """Return where the words of a text start and end. Each punctuation mark and each character of scripts without spaces is a word."""
-    places = [match.span() for match in WORDS.finditer(text)]
-    return [start for start, _ in places], [end for _, end in places]
-
-
-def read_spans(value: list | None) -> list[tuple[int, int, str]]:
-    """Return (start, end, type) of what annotation tools write: [start, end, type] or an object (Doccano, Prodigy, Label Studio).
-
-    Raise `ValueError` for anything else.
-    """
-    spans = []
-    for span in value or []:
-        if isinstance(span, dict) and "result" in span:  # Label Studio: the work of one annotator; the first one counts
-            return read_spans(span["result"])
-        if isinstance(span, dict):
-            span = span.get("value", span)
-            label = next((span[name] for name in ("label", "labels", "type", "entity", "tag") if span.get(name)), None)
-            start = next((span[name] for name in ("start", "start_offset") if name in span), None)
-            end = next((span[name] for name in ("end", "end_offset") if name in span), None)
-            span = (start, end, label[0] if isinstance(label, list) else label)
-        if len(span) != 3 or not (isinstance(span[0], int) and isinstance(span[1], int) and isinstance(span[2], str)):
-            raise ValueError(span)
-        spans.append(tuple(span))
-    return spans
-
-
-def tags_of_spans(
-    text: str, spans: Iterable[tuple[int, int, str]], starts: list[int], ends: list[int]
-) -> tuple[list[str], list[str]]:
-    """Return the IOB2 tags of a text's words, and remarks on the spans that were changed.
-
-    A span that ends inside a word is widened to the whole word; a span that overlaps a longer one is left out. Raise `UserError`
-    for a span outside of the text.
-    """
-    tags, remarks = ["O"] * len(starts), []
-    for start, end, name in sorted(spans, key=lambda span: (span[0] - span[1], span)):  # the longest first
-        if not 0 <= start < end <= len(text):
-            raise UserError(f"a span goes from {start} to {end}, and the text has {len(text)} characters")
-        inside = [i for i in range(len(starts)) if starts[i] < end and ends[i] > start]
-        if not inside or any(tags[i] != "O" for i in inside):
-            remarks.append(f"{name} {text[start:end]!r} left out: it {'overlaps another' if inside else 'holds no word'}")
-            continue
-        words = text[starts[inside[0]] : ends[inside[-1]]]
-        if words != text[start:end].strip():
-            remarks.append(f"{name} {text[start:end]!r} widened to {words!r}")
-        tags[inside[0] : inside[-1] + 1] = [f"B-{name}", *[f"I-{name}"] * (len(inside) - 1)]
-    return tags, remarks
-
-
 def text_of(value: str | list[str] | dict | None) -> str | list[str] | None:
-    """Return the text or the list of words that a row holds (Label Studio: {"text": ...}); None, "" or [] if there is no word."""
-    text = value.get("text") if isinstance(value, dict) else value
+    """Return the text or the list of words that a row holds; None, "" or [] if there is no word.
+
+    A task of Label Studio is {"text": ...}; a list of words may be written as text, as in the cell of a table. Raise `UserError` for
+    a task with several texts.
+    """
+    if isinstance(value, dict) and "text" not in value:
+        texts = {name: text for name, text in value.items() if isinstance(text, str)}
+        if len(texts) != 1:
+            raise UserError(f"its data has no `text`, only {', '.join(value)}: call the text to annotate `text`")
+        value = texts.popitem()[1]
+    text = value["text"] if isinstance(value, dict) else value
+    if isinstance(text, str) and LIST_OF_WORDS.fullmatch(text):
+        try:
+            return parse_list(text)
+        except ValueError:
+            return text
     return "" if isinstance(text, str) and not text.strip() else text
 
 
@@ -147,25 +126,45 @@ def place(value: str | list[str] | dict) -> dict:
     return {"text": " ".join(text), "starts": starts.tolist(), "ends": ends.tolist()}
 
 
-def read_row(text: str | list[str] | dict, label: list, names: list[str] | None) -> dict:
-    """Return a row with `FEATURES`; `names` are those of its tags where these are numbers.
+def read_row(text: str | list[str], annotation: Annotation, names: list[str] | None, reading: str) -> dict:
+    """Return a row with `FEATURES`; `names` are those of its tags where these are numbers, `reading` is what offsets count.
 
-    Raise `UserError`, `ValueError`, `TypeError`, `KeyError` or `IndexError` for what can't be read.
+    Raise `UserError`, `ValueError`, `TypeError` or `IndexError` for what can't be read.
     """
-    placed, words = place(text), text_of(text)
-    if isinstance(words, str):
-        tags, remarks = tags_of_spans(placed["text"], read_spans(label), placed["starts"], placed["ends"])
-        return placed | {"tags": tags, "remarks": remarks}
-    if len(words) != len(label or []):
-        raise UserError(f"{len(words)} words and {len(label or [])} tags")
-    if not names and any(isinstance(tag, int) for tag in label):
+    marks, placed = annotation.marks, NO_WORDS | place(text)
+    are_spans = isinstance(marks[0], Span) if marks else isinstance(text, str)
+    if are_spans != isinstance(text, str):
+        kinds = ("a text", "a tag for each word") if isinstance(text, str) else ("a list of words", "spans in a text")
+        raise UserError(
+            f"text_column holds {kinds[0]} and label_column {kinds[1]}: give a list of words with a tag for each, or a text with spans"
+        )
+    if are_spans:
+        return placed | read_spans(text, annotation, placed["starts"], placed["ends"], reading)
+    return placed | {"tags": read_tags(text, marks, names)}
+
+
+def read_spans(text: str, annotation: Annotation, starts: list[int], ends: list[int], reading: str) -> dict:
+    """Return the columns of `divide_words` for the spans of a row."""
+    spans = [settle_offsets(text, span, reading) for span in annotation.marks]
+    changed = [span for span, marked in zip(spans, annotation.marks, strict=True) if span[:2] != marked[:2]]
+    columns = divide_words(text, spans, starts, ends)
+    kind = f"spans hold the text that the tool wrote beside them if offsets count {READINGS['utf-16']}; they were read so"
+    converted = [Remark(kind, f"{span.label} {span.text!r}") for span in changed if reading == "characters"]
+    return columns | {"remarks": [remark._asdict() for remark in (*annotation.remarks, *converted, *columns["remarks"])]}
+
+
+def read_tags(words: list[str], tags: list, names: list[str] | None) -> list[str]:
+    """Return the IOB2 tags of a list of words."""
+    if len(words) != len(tags):
+        raise UserError(f"{len(words)} words and {len(tags)} tags")
+    if not names and any(isinstance(tag, int) for tag in tags):
         raise UserError("its tags are numbers, and the data set has no names for them: give tags as words (O, B-PER, I-PER)")
-    tags = [names[tag] for tag in label] if names else label
+    tags = [names[tag] for tag in tags] if names else tags
     if "" in tags or None in tags:
         number = next(i for i, tag in enumerate(tags) if not tag)
         raise UserError(f"its word {number + 1}, {words[number]!r}, has no tag")
     try:
-        return placed | {"tags": to_iob2(tags), "remarks": []}
+        return to_iob2(tags)
     except ValueError as error:
         schemes = "IOB1, IOB2, IOBES or BILOU, as in B-PER"
         raise UserError(f"the tag {error.args[0]!r} belongs to no known scheme: write tags as {schemes}") from error
@@ -179,10 +178,15 @@ def read(raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Ro
 
     Raise `UserError`, with the row, for what is no text or no tag, or does not fit together.
     """
-    rows = {
-        split: map_once(split_rows, _reader(split_rows, columns, split), FEATURES, [columns, split, WORDS.pattern, TAG.pattern])
-        for split, split_rows in raw.items()
-    }
+    for split, split_rows in raw.items():
+        _refuse_words(split_rows, columns, split)
+    accepted, remarks = accepted_rows(raw, columns)
+    parts = [_Part(split, split_rows, columns, accepted.get(split)) for split, split_rows in raw.items()]
+    reading, notes = _find_reading(parts, config)
+    rows = {part.name: _map_rows(part, _reader(part.rows.features[columns["label"]], reading), FEATURES, reading) for part in parts}
+    left_out = {split: read_columns(split_rows, "left_out")["left_out"].to_numpy() for split, split_rows in rows.items()}
+    if empty := [split for split, its in left_out.items() if its.all()]:
+        raise UserError(f"label_column={columns['label']}: no row of split {empty[0]} is annotated: annotate some")
     counts = {split: _count_tags(split_rows) for split, split_rows in rows.items()}
     types = sorted({tag[2:] for tag in counts["train"]} - {""})
     if not types:
@@ -190,7 +194,7 @@ def read(raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Ro
     _check_types(rows, counts, types, columns["label"])
     names = tag_names(types)
     coded = {
-        split: split_rows.remove_columns("remarks").cast_column("tags", List(ClassLabel(names=names)))
+        split: split_rows.select_columns([*PLACES, "tags"]).cast_column("tags", List(ClassLabel(names=names)))
         for split, split_rows in rows.items()
     }
     frequency = np.array([counts["train"][f"B-{name}"] for name in types])
@@ -198,33 +202,127 @@ def read(raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Ro
         columns=coded,
         labels={split: _rarest_type(split_rows, frequency) for split, split_rows in coded.items()},
         label_names=names,
-        remarks=[
-            f"row {number} of {split}: {remark}"
-            for split, split_rows in rows.items()
-            for number, remarks in enumerate(read_columns(split_rows, "remarks")["remarks"].to_pylist())
-            for remark in remarks
-        ],
+        left_out=left_out,
+        remarks=[*remarks, *notes, *_summarize(rows)],
     )
 
 
-def _reader(rows: Dataset, columns: dict[str, str], split: str) -> Callable[[dict, list[int]], dict]:
-    """Return a function that makes columns with `FEATURES` of a split's own. A row without text has no words."""
-    feature = rows.features[columns["label"]]
-    names = feature.feature.names if isinstance(feature, List | LargeList) and isinstance(feature.feature, ClassLabel) else None
+def _refuse_words(rows: Dataset, columns: dict[str, str], split: str) -> None:
+    """Raise `UserError` if most of the first rows are a word and its tag each."""
+    column, first = columns["label"], rows.select(range(min(len(rows), WORDS_LOOKED_AT)))
+    if getattr(rows.features[column], "dtype", None) not in ("string", "large_string"):
+        return
+    tags = pyarrow.compute.match_substring_regex(read_columns(first, column)[column], r"^(O|[BIESLUM][-_]\S+)$").drop_null()
+    if len(tags) and pyarrow.compute.mean(tags).as_py() > 0.5:
+        raise UserError(
+            f"text_column={columns['text']}, label_column={column}: the rows of split {split} are single words with their tags, so it is "
+            "not known where sentences end: save them as a .conll file, a word and its tag a line and an empty line after each sentence"
+        )
+
+
+class _Part(NamedTuple):
+    """A split as it is given."""
+
+    name: str
+    rows: Dataset
+    columns: dict[str, str]  # `text` and `label`
+    accepted: np.ndarray | None  # (rows,) bool; None: all
+
+
+def _map_rows(part: _Part, function: Callable[[str | list[str], Annotation], dict], features: Features, reading: str) -> Dataset:
+    """Return what `function` makes of the text and the annotation of each row; nothing, if a row has no text or is left out.
+
+    `reading`: what offsets count, which `function` may depend on.
+    """
+    columns, accepted, nothing = part.columns, part.accepted, {name: (NO_WORDS | NO_SPANS)[name] for name in features}
 
     def read_batch(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
         read = []
-        for number, text, label in zip(positions, batch[columns["text"]], batch[columns["label"]], strict=True):
+        for number, value, label in zip(positions, batch[columns["text"]], batch[columns["label"]], strict=True):
+            row = nothing | {"left_out": accepted is not None and not accepted[number]}
             try:
-                read.append(read_row(text, label, names) if text_of(text) else NO_WORDS)
-            except (UserError, ValueError, TypeError, KeyError, IndexError) as error:
-                problem = error if isinstance(error, UserError) else f"its entities have an unknown form: {error}"
+                if not row["left_out"] and (text := text_of(value)):
+                    row |= function(text, read_annotation(label, isinstance(value, dict)))
+            except (UserError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+                form = f"its entities have an unknown form: {str(error)[:MAX_SHOWN]}: write them as [start, end, type]"
+                problem = error if isinstance(error, UserError) else form
                 raise UserError(
-                    f"text_column={columns['text']}, label_column={columns['label']}: row {number} of split {split}: {problem}"
+                    f"text_column={columns['text']}, label_column={columns['label']}: row {number} of split {part.name}: {problem}"
                 ) from error
-        return {name: [row[name] for row in read] for name in FEATURES}
+            read.append(row)
+        return {name: [row[name] for row in read] for name in features}
 
-    return read_batch
+    return map_once(part.rows, read_batch, features, [columns, part.name, accepted, reading, WORDS.pattern])
+
+
+def _reader(feature: object, reading: str) -> Callable[[str | list[str], Annotation], dict]:
+    """Return a function that makes columns with `FEATURES` of a row; `feature` is that of its label."""
+    names = feature.feature.names if _are_tags(feature) and isinstance(feature.feature, ClassLabel) else None
+
+    def make_row(text: str | list[str], annotation: Annotation) -> dict:
+        if annotation.missing:
+            return NO_WORDS | {"left_out": True, "remarks": [remark._asdict() for remark in annotation.remarks]}
+        return read_row(text, annotation, names, reading)
+
+    return make_row
+
+
+def _are_tags(feature: object) -> bool:
+    return isinstance(feature, List | LargeList) and isinstance(feature.feature, Value | ClassLabel)
+
+
+def _find_reading(parts: list[_Part], config: Config) -> tuple[str, list[str]]:
+    """Return what the offsets of spans count, and a note if that was found by the words.
+
+    It matters for spans behind a character that is two UTF-16 units. If all of those hold whole words in one reading and not all of
+    them in the other, it is the first. Raise `UserError` if both or none would do.
+    """
+    column = parts[0].columns["label"]
+    if config.span_offsets or all(_are_tags(part.rows.features[column]) for part in parts):
+        return config.span_offsets or "characters", []
+    counts = {part.name: read_columns(_map_rows(part, count_whole_words, COUNTS, ""), *COUNTS).to_pandas() for part in parts}
+    totals = sum(frame[["spans", *READINGS]].sum() for frame in counts.values())
+    if not totals.spans:
+        return "characters", []
+    split, frame = next((split, frame[frame.spans > 0]) for split, frame in counts.items() if frame.spans.any())
+    whole = ", ".join(f"{totals[name]:,} if offsets count {unit}" for name, unit in READINGS.items())
+    problem = (
+        f"of {totals.spans:,} spans behind emoji and the like these hold whole words: {whole} (first: row {frame.index[0]} of {split}, "
+        f"{frame.example.iloc[0]})"
+    )
+    certain = [name for name in READINGS if totals[name] == totals.spans]
+    if len(certain) != 1:
+        raise UserError(f"label_column={column}: {problem}: set span_offsets to {' or '.join(READINGS)}")
+    return certain[0], [f"{problem}; they were read as {certain[0]}: if wrong, set span_offsets"]
+
+
+def count_whole_words(text: str | list[str], annotation: Annotation) -> dict:
+    """Return of how many `spans` the place depends on what offsets count, how many hold whole words in each of READINGS, and the
+    first one as an `example`."""
+    readings = [] if isinstance(text, list) else [*readings_of(text, annotation)]
+    if not readings:
+        return {}
+    starts, ends = find_words(text)
+    whole = {name: sum(are_whole(text, spans[name], starts, ends) for spans in readings) for name in READINGS}
+    places = [text[span.start : span.end] if 0 <= span.start < span.end else "" for span in readings[0].values()]
+    return {"spans": len(readings), **whole, "example": f"{readings[0]['characters'].label} {' or '.join(map(repr, places))}"}
+
+
+def _summarize(rows: dict[str, Dataset]) -> list[str]:
+    """Return a line for each kind of remark: how many there are, the first of them, and the first rows."""
+    by_kind: dict[str, dict[str, list]] = {}
+    for split, split_rows in rows.items():
+        for number, remarks in enumerate(read_columns(split_rows, "remarks")["remarks"].to_pylist()):
+            for remark in remarks:
+                by_kind.setdefault(remark["kind"], {}).setdefault(split, []).append((number, remark["example"]))
+    lines = []
+    for kind, by_split in by_kind.items():
+        places = ", ".join(
+            f"row {listed([*dict.fromkeys(number for number, _ in its)])} of {split}" for split, its in by_split.items()
+        )
+        example = next(iter(by_split.values()))[0][1]
+        lines.append(f"{sum(map(len, by_split.values())):,} {kind} ({places}{'; first: ' + example if example else ''})")
+    return lines
 
 
 def _count_tags(rows: Dataset) -> Counter:

@@ -38,6 +38,12 @@ def find_column(setting: str, given: str | None, usual: tuple[str, ...], columns
     problem = f"{setting}={given} is not a column" if given else f"no column has a usual name ({', '.join(usual)})"
     no_names = any(len(column.split()) > 4 or column.replace(".", "", 1).isdigit() for column in columns)
     hint = " (they look like a row of data: is the line with the column names missing?)" if no_names else ""
+    if {"annotations", "data"} <= {*columns} and not given:
+        raise UserError(
+            "the columns are those of Label Studio's JSON, which is read for named entities: export labels as CSV or JSON_MIN"
+        )
+    if "column_1" in columns and not given:
+        hint = " (column_1 counts words; set text_column to that of the words and label_column to that of the tags)"
     raise UserError(f"{problem}; the columns are {listed_columns(columns)}{hint}: set {setting} to one of them")
 
 

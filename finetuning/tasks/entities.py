@@ -60,7 +60,7 @@ class Entities(Task):
         Metric("accuracy", lambda sums: sums["words_correct"] / sums["words"], format=".2%", label="Word accuracy", interval=False),
         Metric("loss", lambda sums: sums["loss"] / sums["words"], better="lower", interval=False),
     )
-    settings = ("text_column", "label_column", "context", "padding", "label_smoothing_factor")
+    settings = ("text_column", "label_column", "span_offsets", "context", "padding", "label_smoothing_factor")
     token_settings = ("max_length", "context")
     tokenizer_options = {"add_prefix_space": True}  # tokenizers of RoBERTa and GPT-2 know a word by the space before it
     readers = dict.fromkeys((".txt", ".train", ".testa", ".testb"), read_conll)

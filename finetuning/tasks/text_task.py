@@ -5,6 +5,7 @@ Labels (classification.py) and values (regression.py) differ in what they make o
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,7 @@ from peft import TaskType
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from config import Config
+from finetuning.data.annotations import read_accepted
 from finetuning.data.augmentation import augmentation
 from finetuning.data.labels import Encoded
 from finetuning.data.splits import Split
@@ -81,8 +83,8 @@ class TextClassification(Task):
 
     def read(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Rows:
         remarks = check_texts(raw, columns)
-        labels = self.encode_labels(raw, columns, config)
-        return Rows(renamed(raw, columns), labels.labels, labels.names, remarks=[*remarks, *labels.remarks])
+        rows = read_accepted(raw, columns, lambda splits: self.encode_labels(splits, columns, config))
+        return replace(rows, remarks=[*remarks, *rows.remarks])
 
     def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Encoded:
         """Return each split's labels, (rows, ...), and their names. Raise `UserError` for what is no label."""
