@@ -29,7 +29,6 @@ from finetuning.data.text import (
     clean,
     find_column,
     listed_columns,
-    renamed,
     text_columns,
 )
 from finetuning.data.tokens import Tokens, encode_batch, special_tokens, tokenize_texts, truncate
