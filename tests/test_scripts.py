@@ -140,7 +140,7 @@ def test_predict_reads_arguments_files_and_stdin(run, call, tmp_path, monkeypatc
     (tmp_path / "in.txt").write_text("a great film\na poor film\n")
     from_file = call("predict.py", "--file", "in.txt").out
     assert from_file == call("predict.py", "a great film", "a poor film").out and len(from_file.splitlines()) == 2
-    with open(tmp_path / "in.txt") as stdin:
+    with open(tmp_path / "in.txt", encoding="utf-8") as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         assert call("predict.py").out == from_file
 

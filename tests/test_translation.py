@@ -548,7 +548,7 @@ def test_a_text_that_is_cut_is_counted(marian, pairs, call):
     assert result.code == 0 and "280 training texts (100.0%) to max_length=8" in result.out, result.out
     evaluated = call("evaluate.py", "outputs/long")
     assert evaluated.code == 0 and "longer sources are cut to 8 tokens (truncation=head)" in evaluated.out
-    assert "80 pairs have a side of more than 8 tokens" in Path("outputs/long/report.html").read_text()
+    assert "80 pairs have a side of more than 8 tokens" in Path("outputs/long/report.html").read_text(encoding="utf-8")
 
 
 def test_the_remark_tells_how_this_run_translated():
