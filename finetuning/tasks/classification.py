@@ -37,6 +37,7 @@ class SingleLabel(Labels):
     problem_type = "single_label_classification"
     metrics = (ACCURACY, Metric("f1", label_report.f1_single), F1_MACRO, LOSS)
     labels_are_classes = True
+    answer_names = ("prediction", "probability")
     code_template = "classification.py.jinja"
     widgets = (("label", "Label and probability"), ("highlight", "Words for it (red) and against it (violet)"))
 
@@ -183,6 +184,7 @@ class MultiLabel(Labels):
     problem_type = "multi_label_classification"
     metrics = (replace(ACCURACY, label="All labels correct:"), Metric("f1", label_report.f1_micro), F1_MACRO, LOSS)
     code_template = "classification_several.py.jinja"
+    answer_names = ("prediction", "probabilities")
     widgets = (("label", "Labels and their probabilities"),)
 
     def columns(self, available: list[str], config: Config) -> dict[str, str]:

@@ -69,6 +69,7 @@ class Entities(Task):
     truncates = False
     length_edges = (0, 8, 16, 32, 64)
     export_formats = ("merged", "onnx", "int8")
+    answer_names = ("entities",)
     options = {"context": None}  # which sentences are read together; None: as in training
     examples = (
         "Angela Merkel flew to Paris to meet the president of the European Commission.",
