@@ -31,7 +31,7 @@ TASK_OPTIONS = ("max_new_tokens", "temperature", "top_p", "seed", "num_beams", "
 def main() -> None:
     arguments = read_arguments()
 
-    from finetuning import console, processes, tasks
+    from finetuning import console, disk, processes, tasks
     from finetuning.results import run_folder
     from finetuning.use import predicting
 
@@ -43,7 +43,7 @@ def main() -> None:
         if arguments.file:
             rows, remarks = predicting.read_file(arguments.file, arguments.encoding, cache)
         else:
-            texts = [predicting.as_utf8(text) for text in arguments.texts]
+            texts = [disk.as_utf8(text) for text in arguments.texts]
             texts, remarks = (texts, []) if texts else predicting.read_stdin(arguments.encoding)
             rows = predicting.rows_of(texts)
         for remark in remarks:

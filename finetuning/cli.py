@@ -21,6 +21,7 @@ from typing import NoReturn, TextIO
 from transformers import HfArgumentParser
 
 from config import PRESETS, Config
+from finetuning.disk import remove_reserved
 from finetuning.errors import Terminated, UserError
 
 
@@ -56,6 +57,7 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
             code = _stop("stopped", 143 if isinstance(error, Terminated) else 130)
         finally:
             signal.signal(signal.SIGTERM, before)
+            remove_reserved()
         if "RANK" in os.environ:
             _exit_at_once(code)
         if code:

@@ -152,7 +152,7 @@ def test_the_code_of_each_card_answers_as_predict_does(kind, changed, files, tmp
     run, merged = tmp_path / "outputs" / "run", tmp_path / "outputs" / "run" / "export" / "merged"
     if changed.get("truncation") == "tail":
         assert "It reads the last 16 tokens" in ModelCard.load(merged / "README.md").text
-    cards = [(run / "adapter", {"ADAPTER": run / "adapter", model.name: model}), (merged, {"MODEL": merged})]
+    cards = [(run / "adapter", {"ADAPTER": run / "adapter"}), (merged, {"MODEL": merged})]  # the base model is where it was
     for answers in run_code(cards, expression, tmp_path):
         assert len(answers) == len(expected) > 3
         for answer, other in zip(answers, expected, strict=True):

@@ -52,7 +52,7 @@ def test_a_run_folder_holds_all_that_is_needed_to_judge_repeat_and_use_it(run):
     assert record["config"]["learning_rate"] == 0.01 and record["environment"]["versions"]["peft"]
     assert record["dataset"]["rows"] == {"train": 56, "validation": 8, "test": 16}
     adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
-    assert adapter["base_model_name_or_path"] == "tiny-distilbert", "what is published names no path of this machine"
+    assert adapter["base_model_name_or_path"] == record["config"]["model_name"], "a local base model is found again"
 
 
 def test_predictions_line_up_with_the_rows_of_the_test_split(run, data_file, call):

@@ -83,11 +83,8 @@ def test_the_model_card_has_the_hubs_header_and_what_was_measured(run):
     card = ModelCard.load(run.folder / "adapter" / "README.md")
     metrics = json.loads((run.folder / "metrics.json").read_text())
     header = card.data.to_dict()
-    assert [header[name] for name in ("base_model", "library_name", "pipeline_tag")] == [
-        "tiny-distilbert",
-        "peft",
-        "text-classification",
-    ]
+    assert (header["library_name"], header["pipeline_tag"]) == ("peft", "text-classification")
+    assert "base_model" not in header and f"local folder `{run.config.model_name}`" in card.text, "the Hub does not know it"
     accuracy = next(result for result in card.data.eval_results if result.metric_type == "accuracy")
     assert accuracy.metric_value == metrics["accuracy"] and "held out from train" in accuracy.dataset_name
     assert accuracy.dataset_split == "train"

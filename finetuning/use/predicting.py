@@ -149,12 +149,6 @@ def check_names(task: Task, available: list[str]) -> None:
         raise UserError(f"--file: {', '.join(taken)}: --out adds answers of this name, so rename these columns of the file")
 
 
-def as_utf8(argument: str) -> str:
-    """Return an argument as UTF-8, in any locale, with U+FFFD in place of what is not."""
-    no_bytes = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # other halves of surrogate pairs stand for bytes, see PEP 383
-    return no_bytes.sub("\ufffd", argument).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
 @by_first
 def read_stdin(encoding: str | None) -> tuple[list[str], list[str]]:
     """Return the lines of the standard input, a text each, and notes on how they were read.
