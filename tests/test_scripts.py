@@ -1,9 +1,12 @@
 """The scripts from end to end, on a tiny model."""
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import datetime
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +16,12 @@ import torch
 from conftest import ROOT, make_model, make_pairs, make_rows
 from safetensors.torch import load_file
 
-from finetuning import tasks
+from config import Config
+from finetuning import disk, tasks
+from finetuning.data import splits
 from finetuning.data.splits import load_data
 from finetuning.data.tokens import encode
+from finetuning.errors import UserError
 from finetuning.results import run_folder
 from finetuning.training import progress
 from finetuning.training.trainer import FineTuner
@@ -143,6 +149,40 @@ def test_predict_reads_arguments_files_and_stdin(run, call, tmp_path, monkeypatc
     with open(tmp_path / "in.txt", encoding="utf-8") as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         assert call("predict.py").out == from_file
+    broken, line_break = call("predict.py", "a poor \udcc3\udca9 \udced\udca0\udcbd \ud83d film", "a\nfilm\u2028b").out.splitlines()
+    assert "a poor é \ufffd\ufffd\ufffd \ufffd film" in broken, "bytes of an argument are UTF-8 in any locale"
+    assert "a film b" in line_break
+
+
+def test_a_name_is_reserved_for_one_run(tmp_path, monkeypatch):
+    model = SimpleNamespace(name="tiny")
+    config = Config(output_dir=str(tmp_path / "outputs"), dataset_name="rows.csv")
+    monkeypatch.setattr(run_folder.datetime, "datetime", SimpleNamespace(now=lambda: datetime(2024, 1, 31)))  # the same second
+    folders = [run_folder.choose_folder(config, model).name for _ in range(3)]
+    assert folders == [f"tiny-rows-20240131-000000{ending}" for ending in ("", "-2", "-3")]
+    named = replace(config, run_name="named")
+    folder = run_folder.choose_folder(named, model)
+    with pytest.raises(UserError, match="run_name=named: another run with this name is starting, or was killed: .* remove .*named.partial"):
+        run_folder.choose_folder(named, model)
+    disk.remove_reserved()
+    assert list(folder.parent.iterdir()) == [] and run_folder.choose_folder(named, model) == folder
+    disk.remove_reserved()
+    folder.mkdir()
+    with pytest.raises(UserError, match="never overwritten"):
+        run_folder.choose_folder(named, model)
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("error", [UserError("no rows"), KeyboardInterrupt(), RuntimeError("a bug")])
+def test_a_run_that_does_not_start_leaves_no_name_behind(error, call, tiny_flags, tmp_path, monkeypatch):
+    def fail(*_):
+        assert [file.name for file in (tmp_path / "outputs").iterdir()] == [".run.partial"]
+        raise error
+
+    with monkeypatch.context() as patch, contextlib.suppress(RuntimeError):
+        patch.setattr(splits, "load_data", fail)
+        assert call("fine_tune.py", *tiny_flags).code
+    assert list((tmp_path / "outputs").iterdir()) == []
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_the_same_rows(run, call, tiny_flags, tmp_path):
