@@ -152,7 +152,7 @@ def test_the_code_of_each_card_answers_as_predict_does(kind, changed, files, tmp
         assert np.ptp([answer[-1] for answer in expected]) > 0.01, expected
     opened = run_folder.open_run(tmp_path / "outputs" / "run", tasks.pick)
     inputs = opened.task.input_columns(["text", "source", "premise", "hypothesis"], opened.config, None)
-    assert tuple(Answers(opened).answer_batch(dict.fromkeys(inputs, texts))) == opened.task.answer_names
+    assert Answers(opened).answer_batch(dict.fromkeys(inputs, texts)).keys() == opened.task.answer_features.keys()
     run, merged = tmp_path / "outputs" / "run", tmp_path / "outputs" / "run" / "export" / "merged"
     if changed.get("truncation") == "tail":
         assert "It reads the last 16 tokens" in ModelCard.load(merged / "README.md").text

@@ -8,6 +8,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from datasets import Dataset, Features, Json, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetuning import tasks
 from finetuning.cli import exit_cleanly, shows_unicode
 from finetuning.errors import UserError
 from finetuning.use import predicting
@@ -124,10 +126,30 @@ def test_a_table_comes_back_through_the_readers_and_the_writers(values, way):
 
 def test_answers_replace_no_column_of_the_file():
     task = predicting.Task()
-    task.answer_names = ("prediction", "probability")
+    task.answer_features = Features({"prediction": Value("string"), "probability": Value("float64")})
     predicting.check_names(task, ["text", "Prediction", "label"])
     with pytest.raises(UserError, match="prediction, probability: .* rename these columns"):
         predicting.check_names(task, ["text", "prediction", "probability"])
+
+
+@pytest.mark.parametrize("task", tasks.TASKS, ids=lambda task: task.problem_type or task.name)
+def test_the_first_rows_may_have_no_answer(task, monkeypatch):
+    """Rows without any label or entity do not decide the type of a column."""
+    monkeypatch.setattr(predicting, "ROWS_IN_MEMORY", 2)
+    example = dict(string="é", float64=0.5, int64=1)
+
+    def filled(feature):
+        if isinstance(feature, dict):
+            return {name: filled(part) for name, part in feature.items()}
+        return [filled(feature.feature)] if isinstance(feature, List) else example[feature.dtype]
+
+    answer = filled(task.answer_features)
+    empty = {name: [] if isinstance(feature, List) else answer[name] for name, feature in task.answer_features.items()}
+    answers = predicting.Answers.__new__(predicting.Answers)
+    answers.run = SimpleNamespace(task=task)
+    answers.answer_batch = lambda inputs, start: {name: [(answer if start else empty)[name]] * 2 for name in answer}
+    rows = answers.add_to(Dataset.from_dict({"note": ["1"] * 4, "text": ["a"] * 4}), {"text": "text"})
+    assert rows.to_list() == [{"note": "1", "text": "a"} | answers for answers in (empty, empty, answer, answer)]
 
 
 @pytest.mark.parametrize(

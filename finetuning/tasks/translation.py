@@ -68,7 +68,7 @@ class Translation(Task):
     export_formats = ("merged", "ctranslate2", "ctranslate2-int8")
     int8_tolerance = 0.0125  # half a point of BLEU 40
     options = {"num_beams": None}  # None: as the run has it
-    answer_names = ("translation", "score")
+    answer_features = Features({"translation": Value("string"), "score": Value("float64")})
     examples = ("A man is riding a horse.", "Two children are playing in the snow.")
     code_template = "translation.py.jinja"
     widgets = (("text", "Translation"),)

@@ -111,6 +111,7 @@ class Answers:
         if show_progress and sys.stderr.isatty():
             datasets.enable_progress_bars()
         options = dict(with_indices=True, batched=True, batch_size=ROWS_IN_MEMORY, remove_columns=read.column_names, desc="predicted")
+        options["features"] = self.run.task.answer_features  # or the first rows decided, which may have no labels or entities
         fingerprint = datasets.fingerprint.generate_random_fingerprint()  # the model would be pickled to make one
         return concatenate_datasets([rows, read.map(answer, new_fingerprint=fingerprint, **options)], axis=1)
 
@@ -145,7 +146,7 @@ def _rows(columns: dict[str, list]) -> list[dict]:
 
 def check_names(task: Task, available: list[str]) -> None:
     """Raise `UserError` if columns of a file have the names of answers, which would replace them."""
-    if taken := [name for name in available if name in task.answer_names]:
+    if taken := [name for name in available if name in task.answer_features]:
         raise UserError(f"--file: {', '.join(taken)}: --out adds answers of this name, so rename these columns of the file")
 
 
