@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from finetuning.cli import Parser, exit_cleanly
+from finetuning.cli import Parser, check_encoding, exit_cleanly, shows_unicode
 from finetuning.errors import UserError
 
 ENGINE = (
@@ -31,7 +31,7 @@ TASK_OPTIONS = ("max_new_tokens", "temperature", "top_p", "seed", "num_beams", "
 def main() -> None:
     arguments = read_arguments()
 
-    from finetuning import console, processes, tasks
+    from finetuning import console, disk, processes, tasks
     from finetuning.results import run_folder
     from finetuning.use import predicting
 
@@ -42,11 +42,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         if arguments.file:
             rows, remarks = predicting.read_file(arguments.file, arguments.encoding, cache)
-            print(*(f"note: {remark}" for remark in remarks), sep="\n", end="\n" if remarks else "", file=sys.stderr)
         else:
-            rows = predicting.rows_of(arguments.texts or predicting.read_stdin())
+            texts = [disk.as_utf8(text) for text in arguments.texts]
+            texts, remarks = (texts, []) if texts else predicting.read_stdin(arguments.encoding)
+            rows = predicting.rows_of(texts)
+        for remark in remarks:
+            print(f"note: {remark}", file=sys.stderr)
         run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir), tasks.pick)
         columns = run.task.input_columns(rows.column_names, run.config, arguments.text_column)
+        if arguments.out:
+            predicting.check_names(run.task, rows.column_names)
         engine = predicting.pick_engine("torch" if arguments.explain else arguments.engine, run, len(rows))
         if engine != "torch":
             print(f"engine {engine} (--engine torch: as the run was evaluated)", file=sys.stderr)
@@ -58,14 +63,13 @@ def main() -> None:
             predicting.write_file(answers.add_to(rows, columns, show_progress=True), arguments.out)
             print(f"{len(rows):,} rows written to {arguments.out}")
             return
-        for row in answers.each(rows, columns):
-            inputs = {name: row[column] for name, column in columns.items()}
+        for inputs, answer in answers.each(rows, columns):
             words = answers.explain(inputs.get("text")) if arguments.explain else []
             if arguments.json:
-                content = run.task.as_json(inputs, row) | ({"words": words} if words else {})
-                print(json.dumps(content, ensure_ascii=False))
+                content = run.task.as_json(inputs, answer) | ({"words": words} if words else {})
+                print(json.dumps(content, ensure_ascii=not shows_unicode(sys.stdout)))
             else:
-                print(run.task.as_line(inputs, row, run.label_names))
+                print(" ".join(run.task.as_line(inputs, answer, run.label_names).splitlines()))
                 print_words(words)
 
 
@@ -75,7 +79,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--file", type=Path, help="predict the rows of this file instead")
     parser.add_argument("--out", type=Path, help="with --file: write its columns and the answers there")
     parser.add_argument("--text_column", help="with --file: the column with the text; not given: found by its usual names")
-    parser.add_argument("--encoding", help="with --file: of text files; not given: UTF-8, or else guessed, with a note")
+    parser.add_argument("--encoding", help="of the texts' file or standard input; not given: UTF-8, or else guessed, with a note")
     parser.add_argument("--run", type=Path, help="a run folder; not given: the newest in --output_dir")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
     parser.add_argument("--json", action="store_true", help="print one JSON object on each line")
@@ -88,6 +92,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--num_beams", type=int, help="translation: how many translations beam search follows; 1: greedy search")
     parser.add_argument("--context", choices=("sentence", "neighbours"), help=CONTEXT)
     arguments = parser.parse_args()
+    check_encoding(arguments.encoding)
     if arguments.file and arguments.texts:
         raise UserError("give texts or --file, not both")
     if arguments.out and (arguments.explain or not arguments.file):

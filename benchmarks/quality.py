@@ -241,7 +241,7 @@ def main() -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, record)
         if file.exists():
-            record = json.loads(file.read_text())
+            record = json.loads(file.read_text(encoding="utf-8"))
             metric = next(name for name in record if name in ("accuracy", "f1", "perplexity", "bleu", "spearman"))
             result = (
                 f"{record['minutes']:5.1f} min  {STUDIES[study].split} {metric} {record[metric]:.4f}, loss {record['loss']:.4f}"

@@ -26,7 +26,7 @@ class Record(dict):
 
 
 def read(file: Path) -> Record:
-    return Record(json.loads(file.read_text()))
+    return Record(json.loads(file.read_text(encoding="utf-8")))
 
 
 @cache

@@ -142,7 +142,7 @@ def processes(repeats: int = 3) -> dict:
         for name, command in ways.items():
             with tempfile.TemporaryDirectory() as folder:
                 python(*command, SCRIPT, *flags(**SHARED), folder=folder, HF_HUB_OFFLINE="1")
-                run = json.loads((Path(folder) / "run" / "training.json").read_text())
+                run = json.loads((Path(folder) / "run" / "training.json").read_text(encoding="utf-8"))
                 measured[name].append((1600 / run["seconds"]["training"], run["validation"]["loss"]))
                 print(repeat + 1, name, "process", *measured[name][-1], flush=True)
     return {
@@ -163,7 +163,7 @@ def main() -> None:
     arguments = parser.parse_args()
     console.quiet_libraries()
     file = machine_file("scale", arguments.name)
-    record = json.loads(file.read_text()) if file.exists() else {}
+    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     for part in arguments.parts:
         measure = measures[part]
         results = processes() if part == "processes" else {"sizes": [measure(rows) for rows in arguments.rows]}

@@ -32,10 +32,10 @@ ROWS_OF_TABLE = re.compile(r"(<!-- rows: ([^|]*) (\|.*\|) -->\n\|.*\n\|.*\n)(?:\
 
 def filled(page: str) -> str:
     """Return a page's text with its tables, values and lines of config.py as they are now."""
-    text = (ROOT / page).read_text()
+    text = (ROOT / page).read_text(encoding="utf-8")
     text = ROWS_OF_TABLE.sub(lambda m: m[1] + "".join(f"{m[3]}\n".format_map(row) for row in rows_of(m[2])) + m[4], text)
     text = VALUE.sub(lambda m: m[1] + m[3].format_map(named(m[2])) + m[4], text)
-    lines = enumerate((ROOT / "config.py").read_text().splitlines(), 1)
+    lines = enumerate((ROOT / "config.py").read_text(encoding="utf-8").splitlines(), 1)
     line_of = {line.split(":")[0].strip(): number for number, line in lines if line.startswith("    ")}
     return SETTING.sub(lambda m: f"{m[1]}{line_of[m[2]]}", text)
 
@@ -156,5 +156,5 @@ def draw() -> None:
 
 if __name__ == "__main__":
     for page in PAGES:
-        (ROOT / page).write_text(filled(page))
+        (ROOT / page).write_text(filled(page), encoding="utf-8")
     draw()

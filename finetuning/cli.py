@@ -7,6 +7,7 @@ import difflib
 import errno
 import functools
 import inspect
+import io
 import os
 import re
 import signal
@@ -15,11 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from transformers import HfArgumentParser
 
 from config import PRESETS, Config
+from finetuning.disk import remove_reserved
 from finetuning.errors import Terminated, UserError
 
 
@@ -33,6 +35,9 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def guarded() -> None:
         before = signal.signal(signal.SIGTERM, _terminate)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a character that the terminal can't show is written as its number
+                stream.reconfigure(errors="backslashreplace")
         code = 0
         try:
             main()
@@ -52,12 +57,18 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
             code = _stop("stopped", 143 if isinstance(error, Terminated) else 130)
         finally:
             signal.signal(signal.SIGTERM, before)
+            remove_reserved()
         if "RANK" in os.environ:
             _exit_at_once(code)
         if code:
             sys.exit(code)
 
     return guarded
+
+
+def shows_unicode(stream: TextIO) -> bool:
+    """Return whether every character can be written to a stream."""
+    return codecs.lookup(stream.encoding or "ascii").name.startswith("utf")
 
 
 @contextmanager
@@ -190,6 +201,14 @@ def parse_config(args: Sequence[str] | None = None, about: str | None = None) ->
     return config, extra
 
 
+def check_encoding(encoding: str | None) -> None:
+    """Raise `UserError` for an encoding that Python does not know."""
+    try:
+        codecs.lookup(encoding or "utf-8")
+    except LookupError:
+        raise UserError(f"encoding={encoding} is not known: utf-8, latin-1, cp1252, cp1251, utf-16, shift_jis, ...") from None
+
+
 def check(config: Config) -> None:
     """Check each value by itself and together with others, before anything slow starts. Raise `UserError`."""
 
@@ -225,12 +244,7 @@ def check(config: Config) -> None:
                 f"save_steps={config.save_steps:g} and eval_steps={config.eval_steps:g} do not agree: the best checkpoint can only "
                 "be kept where a validation was made. Leave save_steps out, or make it a multiple of eval_steps"
             )
-    try:
-        codecs.lookup(config.encoding or "utf-8")
-    except LookupError:
-        raise UserError(
-            f"encoding={config.encoding} is not known: utf-8, latin-1, cp1252, cp1251, utf-16, shift_jis, ..."
-        ) from None
+    check_encoding(config.encoding)
     if config.report_to != "none":
         from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 

@@ -1,20 +1,48 @@
-"""Files that are written completely or not at all."""
+"""Files that are written completely or not at all, and names that only one process gets."""
 
 import json
 import os
+import re
+import shutil
 from pathlib import Path
+
+NAMES = dict(encoding="utf-8", errors="surrogateescape")  # names of files may be no UTF-8; Python holds their bytes so (PEP 383)
+_reserved: set[Path] = set()  # folders of this process that `remove_reserved` removes
 
 
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON file completely or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", **NAMES)
     to_disk(partial)
     os.replace(partial, path)
 
 
 def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(path.read_text(**NAMES))
+
+
+def as_utf8(argument: str) -> str:
+    """Return an argument or a name as UTF-8, in any locale, with U+FFFD in place of what is not."""
+    no_bytes = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # halves of surrogate pairs; the others stand for bytes
+    return no_bytes.sub("\ufffd", argument).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def reserve(folder: Path) -> None:
+    """Make a folder, which goes away when the script ends unless it is moved before. Raise `FileExistsError` if there is one."""
+    folder.mkdir()
+    _reserved.add(folder)
+
+
+def keep_reserved(folder: Path, name: Path) -> None:
+    """Give a reserved folder its final name, for good."""
+    folder.rename(name)
+    _reserved.discard(folder)
+
+
+def remove_reserved() -> None:
+    while _reserved:
+        shutil.rmtree(_reserved.pop(), ignore_errors=True)
 
 
 def to_disk(path: Path) -> None:

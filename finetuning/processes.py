@@ -32,7 +32,7 @@ def start() -> None:
     if state.use_distributed and not on_cpu():
         atexit.register(torch.distributed.destroy_process_group)  # NCCL; destroying gloo's may hang
     if not state.is_main_process:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (for as long as the process lives)
 
 
 def by_first(function: Callable) -> Callable:

@@ -110,6 +110,7 @@ class Task:
     export_formats: tuple[str, ...] = ("merged",)
     int8_tolerance = 0.005  # the fraction of the first metric that 8-bit weights may cost
     options: dict = {}  # flags of predict.py that the task knows, with their defaults
+    answer_features: "Features"  # the columns of `answers`, as they are stored on disk
     examples: tuple[str, ...] = ()  # texts to try in app.py
     widgets: tuple[tuple[str, str], ...]  # what app.py shows: (kind, caption); kinds are label, highlight, text and json
     code_template = "numbers.py.jinja"  # in results/templates/: code for the model card

@@ -18,6 +18,7 @@ from finetuning import tasks
 from finetuning.data.sources import find_model
 from finetuning.data.splits import load_data
 from finetuning.results import run_folder
+from finetuning.use.predicting import Answers
 
 RUN_CODE = """
 import json
@@ -149,10 +150,13 @@ def test_the_code_of_each_card_answers_as_predict_does(kind, changed, files, tmp
         expression = f"[{code} for text in {texts!r}]"
     if kind in ("single label", "pairs", "regression"):
         assert np.ptp([answer[-1] for answer in expected]) > 0.01, expected
+    opened = run_folder.open_run(tmp_path / "outputs" / "run", tasks.pick)
+    inputs = opened.task.input_columns(["text", "source", "premise", "hypothesis"], opened.config, None)
+    assert Answers(opened).answer_batch(dict.fromkeys(inputs, texts)).keys() == opened.task.answer_features.keys()
     run, merged = tmp_path / "outputs" / "run", tmp_path / "outputs" / "run" / "export" / "merged"
     if changed.get("truncation") == "tail":
         assert "It reads the last 16 tokens" in ModelCard.load(merged / "README.md").text
-    cards = [(run / "adapter", {"ADAPTER": run / "adapter", model.name: model}), (merged, {"MODEL": merged})]
+    cards = [(run / "adapter", {"ADAPTER": run / "adapter"}), (merged, {"MODEL": merged})]  # the base model is where it was
     for answers in run_code(cards, expression, tmp_path):
         assert len(answers) == len(expected) > 3
         for answer, other in zip(answers, expected, strict=True):

@@ -1,9 +1,12 @@
 """The scripts from end to end, on a tiny model."""
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from datetime import datetime
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +16,12 @@ import torch
 from conftest import ROOT, make_model, make_pairs, make_rows
 from safetensors.torch import load_file
 
-from finetuning import tasks
+from config import Config
+from finetuning import disk, tasks
+from finetuning.data import splits
 from finetuning.data.splits import load_data
 from finetuning.data.tokens import encode
+from finetuning.errors import UserError
 from finetuning.results import run_folder
 from finetuning.training import progress
 from finetuning.training.trainer import FineTuner
@@ -52,7 +58,7 @@ def test_a_run_folder_holds_all_that_is_needed_to_judge_repeat_and_use_it(run):
     assert record["config"]["learning_rate"] == 0.01 and record["environment"]["versions"]["peft"]
     assert record["dataset"]["rows"] == {"train": 56, "validation": 8, "test": 16}
     adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
-    assert adapter["base_model_name_or_path"] == "tiny-distilbert", "what is published names no path of this machine"
+    assert adapter["base_model_name_or_path"] == record["config"]["model_name"], "a local base model is found again"
 
 
 def test_predictions_line_up_with_the_rows_of_the_test_split(run, data_file, call):
@@ -140,9 +146,43 @@ def test_predict_reads_arguments_files_and_stdin(run, call, tmp_path, monkeypatc
     (tmp_path / "in.txt").write_text("a great film\na poor film\n")
     from_file = call("predict.py", "--file", "in.txt").out
     assert from_file == call("predict.py", "a great film", "a poor film").out and len(from_file.splitlines()) == 2
-    with open(tmp_path / "in.txt") as stdin:
+    with open(tmp_path / "in.txt", encoding="utf-8") as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         assert call("predict.py").out == from_file
+    broken, line_break = call("predict.py", "a poor \udcc3\udca9 \udced\udca0\udcbd \ud83d film", "a\nfilm\u2028b").out.splitlines()
+    assert "a poor é \ufffd\ufffd\ufffd \ufffd film" in broken, "bytes of an argument are UTF-8 in any locale"
+    assert "a film b" in line_break
+
+
+def test_a_name_is_reserved_for_one_run(tmp_path, monkeypatch):
+    model = SimpleNamespace(name="tiny")
+    config = Config(output_dir=str(tmp_path / "outputs"), dataset_name="rows.csv")
+    monkeypatch.setattr(run_folder.datetime, "datetime", SimpleNamespace(now=lambda: datetime(2024, 1, 31)))  # the same second
+    folders = [run_folder.choose_folder(config, model).name for _ in range(3)]
+    assert folders == [f"tiny-rows-20240131-000000{ending}" for ending in ("", "-2", "-3")]
+    named = replace(config, run_name="named")
+    folder = run_folder.choose_folder(named, model)
+    with pytest.raises(UserError, match="run_name=named: another run with this name is starting, or was killed: .* remove .*named.partial"):
+        run_folder.choose_folder(named, model)
+    disk.remove_reserved()
+    assert list(folder.parent.iterdir()) == [] and run_folder.choose_folder(named, model) == folder
+    disk.remove_reserved()
+    folder.mkdir()
+    with pytest.raises(UserError, match="never overwritten"):
+        run_folder.choose_folder(named, model)
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("error", [UserError("no rows"), KeyboardInterrupt(), RuntimeError("a bug")])
+def test_a_run_that_does_not_start_leaves_no_name_behind(error, call, tiny_flags, tmp_path, monkeypatch):
+    def fail(*_):
+        assert [file.name for file in (tmp_path / "outputs").iterdir()] == [".run.partial"]
+        raise error
+
+    with monkeypatch.context() as patch, contextlib.suppress(RuntimeError):
+        patch.setattr(splits, "load_data", fail)
+        assert call("fine_tune.py", *tiny_flags).code
+    assert list((tmp_path / "outputs").iterdir()) == []
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_the_same_rows(run, call, tiny_flags, tmp_path):

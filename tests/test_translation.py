@@ -27,6 +27,7 @@ from finetuning.model import base as base_models
 from finetuning.model import lora
 from finetuning.results import bleu, metrics, run_folder
 from finetuning.speed import beam_search
+from finetuning.task import Evaluation
 from finetuning.tasks import pick
 from finetuning.tasks.translation import Translation, Translations
 from finetuning.training.prediction import Predictor
@@ -306,6 +307,56 @@ def test_metrics_equal_sacrebleus_on_all_rows_and_on_any_subset():
     assert TASK.metrics[-1].of(statistics) == pytest.approx(-np.average(means, weights=counts))
 
 
+@pytest.mark.parametrize(("language", "note"), [("zh", "tokenizer zh"), ("de", None)])
+def test_a_note_names_the_tokenizer_before_training(language, note, tmp_path):
+    texts = {"zh": [f"{text}{i}" for i in range(8) for text in CHINESE], "de": [f"Ein Mann reitet {i} mal." for i in range(32)]}[language]
+    (tmp_path / "train.en").write_text("".join(f"a text of number {i}\n" for i in range(32)), "utf-8")
+    (tmp_path / f"train.{language}").write_text("".join(f"{text}\n" for text in texts), "utf-8")
+    config = replace(CONFIG, dataset_name=str(tmp_path), source_column="en", target_column=language, train_samples=0)
+    remarks = " ".join(splits.load_data(TASK, config).remarks)
+    assert note in remarks if note else "tokenizer" not in remarks
+
+
+CHINESE = ["两个孩子在公园里看书。", "他们正在河边慢慢地走路。", "我用 iPhone 看 YouTube 视频。", "一个女人在窗台上画一只猫。"]
+
+
+@pytest.mark.parametrize(
+    ("language", "texts", "tokenizer"),
+    [
+        ("zh", CHINESE, "zh"),
+        ("zh-CN", ["abc"], "zh"),
+        (None, CHINESE, "zh"),
+        ("tgt", CHINESE, "zh"),  # a column's name, which is a language's code too
+        (None, ["これは短い文です。", "彼は学生だ。"], ("ja-mecab", "char")),
+        ("ko", ["그는 학생이다."], ("ko-mecab", "char")),
+        (None, ["เขาเป็นนักเรียน"], "char"),
+        ("Lao", ["abc"], "char"),
+        ("de", ["Ein Mann reitet."], "13a"),
+        (None, ["The word 苹果 means apple."], "13a"),
+        (None, ["Он читает книгу."], "13a"),
+        (None, [], "13a"),
+    ],
+)
+def test_the_tokenizer_of_bleu_is_that_of_the_target_language(language, texts, tokenizer):
+    assert bleu.tokenizer(languages.special_script(language, texts)) in tokenizer
+
+
+@pytest.mark.parametrize("language", ["zh", None])
+def test_translations_without_spaces_are_scored_by_their_characters(language):
+    """As sacreBLEU scores Chinese; with words between spaces, each text would be one word, and nearly all scores 0."""
+    for texts, ter in ((CHINESE, 0), ([text[:-2] + "着。" for text in CHINESE], 12)):
+        predictions = Translations(np.ones((4, 2)), texts, CHINESE, {}, language)
+        statistics = TASK.statistics(predictions, split_of(CHINESE), {})
+        assert TASK.metrics[0].of(statistics) == BLEU(trg_lang="zh").corpus_score(texts, [CHINESE]).score > 70
+        assert bleu.GREEDY_BLEU.of(statistics) == pytest.approx(100)
+        assert TASK.metrics[2].of(statistics) == pytest.approx(ter, abs=3)
+    evaluation = Evaluation(predictions, split_of(CHINESE), np.ones(4), [], {}, replace(CONFIG, target_lang=language))
+    assert TASK.lengths(evaluation).tolist() == [len(text.replace(" ", "")) for text in CHINESE]
+    details = TASK.details(evaluation, statistics)
+    assert "tok:zh|" in details["bleu_signature"] and "tok:zh+" in details["ter_signature"]
+    assert "tokenizer zh, not words" in bleu.note(details["bleu_signature"])
+
+
 def test_intervals_are_close_to_sacrebleus():
     references = [f"the man number {i} rides a {'white ' * (i % 3)}horse , at {i}:30 ." for i in range(200)]
     texts = [" ".join(word for n, word in enumerate(text.split()) if (n * 7 + i * i) % 5) for i, text in enumerate(references)]
@@ -548,7 +599,7 @@ def test_a_text_that_is_cut_is_counted(marian, pairs, call):
     assert result.code == 0 and "280 training texts (100.0%) to max_length=8" in result.out, result.out
     evaluated = call("evaluate.py", "outputs/long")
     assert evaluated.code == 0 and "longer sources are cut to 8 tokens (truncation=head)" in evaluated.out
-    assert "80 pairs have a side of more than 8 tokens" in Path("outputs/long/report.html").read_text()
+    assert "80 pairs have a side of more than 8 tokens" in Path("outputs/long/report.html").read_text(encoding="utf-8")
 
 
 def test_the_remark_tells_how_this_run_translated():

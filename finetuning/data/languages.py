@@ -9,18 +9,44 @@ from transformers import M2M100Tokenizer, MarianTokenizer, PreTrainedTokenizerBa
 from config import Config
 from finetuning.errors import UserError
 
+# Languages that BLEU can't divide into words at spaces: their ISO 639-3 codes, and the characters of their scripts.
+SPECIAL_SCRIPTS = {
+    "ja": ("jpn", "\u3040-\u30ff\uff66-\uff9f"),  # kana; kanji are Han
+    "zh": ("zho cmn yue wuu nan hak gan hsn lzh", "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"),
+    "ko": ("kor", "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af"),
+    "th": ("tha", "\u0e00-\u0e7f"),
+    "lo": ("lao", "\u0e80-\u0eff"),
+    "km": ("khm", "\u1780-\u17ff"),
+    "my": ("mya", "\u1000-\u109f\uaa60-\uaa7f"),
+    "bo": ("bod dzo", "\u0f00-\u0fff"),
+}
+MIN_OF_SCRIPT = {"ja": 0.1}  # fraction of the characters; kana are about half of Japanese, and hardly in Chinese
+SAMPLED_TEXTS = 1_000
 LANGUAGE_TOKEN = re.compile(r"(?:__|>>)?([a-z]{2,3}(?:_[A-Za-z]+)?)(?:__|<<)?")  # of M2M100, Marian, mBART and NLLB
 
 
 def language(name: str | None):
     """Return ISO 639-3's entry for a language's name or code, such as German, de, deu or de_DE; None if there is none."""
-    name = (name or "").partition("_")[0].lower()
+    name = re.split("_|(?<=^..)-", name or "")[0].lower()  # zh of zh_CN and zh-CN
     kinds = {2: ("alpha_2",), 3: ("alpha_3", "bibliographic")}.get(len(name))
     if kinds:  # before names: "en" is the name of a language too
         entries = (pycountry.languages.get(**{kind: name}) for kind in kinds)
         return next((entry for entry in entries if entry), None)
     with contextlib.suppress(LookupError):
         return pycountry.languages.lookup(name)
+
+
+def special_script(name: str | None, texts: list[str]) -> str | None:
+    """Return the key of SPECIAL_SCRIPTS for texts in the language `name`, or in an unknown one; None for words with spaces between."""
+    entry = language(name)
+    for key, (codes, _) in SPECIAL_SCRIPTS.items():
+        if entry and entry.alpha_3 in codes.split():
+            return key
+    words = re.sub("[!-~]+", "a", " ".join(texts[:SAMPLED_TEXTS]))  # names in Latin letters count as one character
+    characters = "".join(words.split())
+    for key, (_, script) in SPECIAL_SCRIPTS.items():
+        if len(re.findall(f"[{script}]", characters)) > MIN_OF_SCRIPT.get(key, 0.5) * len(characters):
+            return key
 
 
 def known_languages(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

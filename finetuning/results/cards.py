@@ -1,5 +1,6 @@
 """Model cards and stand-alone loading code for published models; uploads to the Hub."""
 
+import json
 from pathlib import Path
 
 import huggingface_hub
@@ -11,7 +12,7 @@ from finetuning.disk import read_json
 from finetuning.errors import UserError
 from finetuning.processes import by_first
 from finetuning.results.report import template
-from finetuning.results.run_folder import Run
+from finetuning.results.run_folder import Run, local_base
 
 METHODS = {"lora": "LoRA", "full": "all weights fine-tuned", "head": "only the head trained"}
 # The Hub's names of our metrics, for those that it knows.
@@ -24,7 +25,7 @@ def of_adapter(run: Run, metrics: dict) -> ModelCard:
     load = _render(
         "load_adapter.py.jinja",
         auto_class=run.task.auto_class.__name__,
-        base_model=metrics["model"],
+        base_model=json.dumps(local_base(run.record, run.config) or run.record["model"]["name"], ensure_ascii=False),
         settings=run.task.model_settings(run.label_names),
         ties_words=run.config.method == "full" and not run.label_names,
     )
@@ -32,7 +33,7 @@ def of_adapter(run: Run, metrics: dict) -> ModelCard:
     return _card(run, metrics, _code(run, load, run.calibration), library_name="peft", tags=tags)
 
 
-def of_export(run: Run, base_model: str, exports: dict) -> ModelCard:
+def of_export(run: Run, exports: dict) -> ModelCard:
     """Return the merged model's README.md. `exports`: the content of export.json; the test metrics are given if there are any."""
     load = _render("load_merged.py.jinja", auto_class=run.task.auto_class.__name__)
     calibration = run.calibration | ({"temperature": None} if "temperature" in run.calibration else {})  # it is in the weights
@@ -41,7 +42,7 @@ def of_export(run: Run, base_model: str, exports: dict) -> ModelCard:
     file = run.folder / "metrics.json"
     metrics = read_json(file) if file.is_file() else None
     code = _code(run, load, calibration)
-    return _card(run, metrics, code, base_model=base_model, library_name="transformers", tags=None, variables=variables)
+    return _card(run, metrics, code, library_name="transformers", tags=None, variables=variables)
 
 
 def _code(run: Run, load: str, calibration: dict) -> str:
@@ -54,13 +55,11 @@ def _render(template_name: str, **variables) -> str:
     return template(template_name).render(**variables).strip()
 
 
-def _card(
-    run: Run, metrics: dict | None, code: str, base_model: str | None = None, variables: dict | None = None, **header
-) -> ModelCard:
-    dataset, model = run.record["dataset"], run.record["model"]
+def _card(run: Run, metrics: dict | None, code: str, variables: dict | None = None, **header) -> ModelCard:
+    dataset, model, folder = run.record["dataset"], run.record["model"], local_base(run.record, run.config)
     names = [metric.name for metric in run.task.metrics if metric.name in HUB_METRICS] if metrics else []
     data = ModelCardData(
-        base_model=base_model or model["name"],
+        base_model=None if folder else model["name"],  # the Hub takes only names that it knows
         datasets=[dataset["name"]] if dataset["origin"] == "hub" else None,
         pipeline_tag=run.task.pipeline_tag,
         metrics=[HUB_METRICS[name] for name in names] or None,
@@ -76,6 +75,7 @@ def _card(
         method=METHODS[run.config.method],
         run=run,
         model=model,
+        folder=folder,
         dataset=dataset,
         metrics=metrics,
         headline=metrics and f"{first.label or first.name} {first.show(metrics[first.name])}",

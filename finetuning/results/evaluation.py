@@ -17,7 +17,7 @@ import pyarrow.parquet
 
 from finetuning.data.sources import Source
 from finetuning.data.splits import Data, Split
-from finetuning.disk import write_json
+from finetuning.disk import as_utf8, read_json, write_json
 from finetuning.errors import UserError
 from finetuning.processes import by_first
 from finetuning.results import cards, metrics, plots, report
@@ -49,9 +49,9 @@ def describe(run: Run, model: Source, data: Data, seconds: float) -> dict:
     return {
         "task": run.config.task,
         "method": cards.METHODS[run.config.method],
-        "model": model.name,
+        "model": run.record["model"]["name"],
         "model_origin": model.origin,
-        "dataset": data.source.name,
+        "dataset": run.record["dataset"]["name"],
         "dataset_origin": data.source.origin,
         "split": data.test_split,
         "stand_in": run.stand_in,
@@ -86,7 +86,7 @@ def write(run: Run, evaluation: Evaluation, statistics: Statistics, sections: li
             (folder / file_name).write_text(text, encoding="utf-8")
         headline, interval = show_headline(task, evaluation.metrics)
         html = report.render(folder, sections, m=evaluation.metrics, headline=headline, interval=interval)
-        (folder / "report.html").write_text(html, encoding="utf-8")
+        (folder / "report.html").write_text(as_utf8(html), encoding="utf-8")
         for file in sorted(folder.iterdir()):
             os.replace(file, run.folder / file.name)
     cards.of_adapter(run, evaluation.metrics).save(run.folder / "adapter" / "README.md")
@@ -134,6 +134,11 @@ def compare(a: Run, b: Run, test: Split) -> tuple[list[dict], Path]:
     same = a.task is b.task and a.record["dataset"]["sha256"] == b.record["dataset"]["sha256"]
     if not same or not predictions[0].row.equals(predictions[1].row):
         raise UserError(f"{a.folder} and {b.folder} were tested on different rows: only runs on the same rows can be compared")
+    signatures = [_signatures(run) for run in (a, b)]
+    if signatures[0] != signatures[1]:
+        raise UserError(
+            f"{a.folder} and {b.folder} were scored in different ways, {signatures[0]} and {signatures[1]}: evaluate both once more"
+        )
     statistics = [_read_statistics(run.folder / STATISTICS) for run in (a, b)]
     results = []
     for metric in a.task.metrics:
@@ -167,6 +172,12 @@ def _read_predictions(run: Run) -> pd.DataFrame:
     if not (run.folder / STATISTICS).is_file():
         raise UserError(f"{run.folder} is not evaluated yet, or by an older version: python evaluate.py {run.folder}")
     return pd.read_parquet(run.folder / "predictions.parquet")
+
+
+def _signatures(run: Run) -> list[str]:
+    """Return how a run's metrics were computed, as far as metrics.json has signatures of sacreBLEU, whose versions may differ."""
+    measured = read_json(run.folder / "metrics.json")
+    return [text.partition("|version")[0] for name, text in measured.items() if name.endswith("_signature")]
 
 
 def _read_statistics(path: Path) -> Statistics:

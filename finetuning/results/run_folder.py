@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import chain, count
 from pathlib import Path
 
 import accelerate
@@ -27,7 +28,7 @@ import transformers
 from config import Config
 from finetuning.data.sources import Source, find_model
 from finetuning.data.splits import Data
-from finetuning.disk import read_json, to_disk, write_json
+from finetuning.disk import as_utf8, keep_reserved, read_json, remove_reserved, reserve, to_disk, write_json
 from finetuning.errors import UserError
 from finetuning.model.base import build_base, load_tokenizer, save_tokenizer
 from finetuning.model.lora import load_adapter
@@ -70,20 +71,40 @@ class Run:
 
 @by_first
 def choose_folder(config: Config, model: Source) -> Path:
-    """Return the folder of a new run. Raise `UserError` if it exists, or nothing can be written beside it."""
+    """Return the folder of a new run, whose name no other run gets from now on.
+
+    A name that was not given gets a number if it is taken. Raise `UserError` if a given name is taken, or nothing can be written there.
+    """
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     name = config.run_name or f"{Path(model.name).name}-{Path(config.dataset_name).name.split('.')[0]}-{stamp}"
-    folder = Path(config.output_dir) / name
-    if folder.exists():
-        raise UserError(f"run_name={name}: {folder} exists and is never overwritten; take another name")
+    names = chain([name], () if config.run_name else (f"{name}-{number}" for number in count(2)))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        probe = folder.parent / f".{name}.probe"
-        probe.write_bytes(b"\0" * 2**20)
-        probe.unlink()
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        return next(folder for name in names if (folder := _reserve(Path(config.output_dir) / name, bool(config.run_name))))
     except OSError as error:
         raise UserError(f"output_dir={config.output_dir}: cannot write there ({error})") from error
-    return folder
+
+
+def _reserve(folder: Path, is_given: bool) -> Path | None:
+    """Return `folder` if its name is free, and reserve it; else return None, or raise `UserError` if the user gave the name."""
+    try:
+        reserve(_partial(folder))
+    except FileExistsError:
+        problem = f"another run with this name is starting, or was killed: take another name, or remove {_partial(folder)}"
+    else:
+        if not folder.exists():
+            probe = _partial(folder) / "probe"
+            probe.write_bytes(b"\0" * 2**20)
+            probe.unlink()
+            return folder
+        remove_reserved()
+        problem = f"{folder} exists and is never overwritten; take another name"
+    if is_given:
+        raise UserError(f"run_name={folder.name}: {problem}")
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.partial")
 
 
 @by_first
@@ -91,10 +112,10 @@ def start_run(folder: Path, model: Source, data: Data) -> None:
     """Create the run folder with its config.json."""
     record = {
         "config": asdict(data.config),
-        "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "model": {"name": model.name, "origin": model.origin, "sha256": model.sha256},
+        "command": as_utf8(" ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "model": {"name": as_utf8(model.name), "origin": model.origin, "sha256": model.sha256},
         "dataset": {
-            "name": data.source.name,
+            "name": as_utf8(data.source.name),
             "origin": data.source.origin,
             "sha256": data.sha256,
             "label_names": data.label_names,
@@ -104,10 +125,8 @@ def start_run(folder: Path, model: Source, data: Data) -> None:
         },
         "environment": environment(),
     }
-    partial = folder.with_name(f".{folder.name}.partial")
-    partial.mkdir(exist_ok=True)
-    write_json(partial / "config.json", record)
-    partial.rename(folder)
+    write_json(_partial(folder) / "config.json", record)
+    keep_reserved(_partial(folder), folder)
 
 
 @by_first
@@ -115,7 +134,8 @@ def finish_run(folder: Path, predictor: Predictor, base_name: str, training: dic
     """Save the adapter, then training.json, which marks the run as finished; delete the checkpoints."""
     partial = folder / "adapter.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    predictor.model.peft_config["default"].base_model_name_or_path = base_name  # not this machine's path
+    base = local_base(*_read_config(folder)) or base_name  # not this machine's path of a model of the Hub
+    predictor.model.peft_config["default"].base_model_name_or_path = base
     predictor.model.save_pretrained(str(partial), save_embedding_layers=False)
     save_tokenizer(predictor.tokenizer, predictor.task, predictor.config, partial)
     (partial / "README.md").unlink(missing_ok=True)  # peft's empty template of a model card
@@ -188,6 +208,11 @@ def find_base_model(run: Run) -> Source:
             f"{run.folder}: the adapter belongs to another base model; the weights in {source.path} are not those it was trained on"
         )
     return source
+
+
+def local_base(record: dict, config: Config) -> str | None:
+    """Return the folder of the base model, as the user named it; None if the model is from the Hub or a stand-in."""
+    return as_utf8(str(Path(config.model_name).expanduser())) if record["model"]["origin"] == "local path" else None
 
 
 def load_predictor(run: Run, source: Source, show_progress: bool = True) -> Predictor:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from scipy.special import expit, log_softmax, softmax
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
@@ -37,6 +37,7 @@ class SingleLabel(Labels):
     problem_type = "single_label_classification"
     metrics = (ACCURACY, Metric("f1", label_report.f1_single), F1_MACRO, LOSS)
     labels_are_classes = True
+    answer_features = Features({"prediction": Value("string"), "probability": Value("float64")})
     code_template = "classification.py.jinja"
     widgets = (("label", "Label and probability"), ("highlight", "Words for it (red) and against it (violet)"))
 
@@ -181,6 +182,7 @@ class MultiLabel(Labels):
     problem_type = "multi_label_classification"
     metrics = (replace(ACCURACY, label="All labels correct:"), Metric("f1", label_report.f1_micro), F1_MACRO, LOSS)
     code_template = "classification_several.py.jinja"
+    answer_features = Features({"prediction": List(Value("string")), "probabilities": List(Value("float64"))})
     widgets = (("label", "Labels and their probabilities"),)
 
     def columns(self, available: list[str], config: Config) -> dict[str, str]:

@@ -69,6 +69,16 @@ class Entities(Task):
     truncates = False
     length_edges = (0, 8, 16, 32, 64)
     export_formats = ("merged", "onnx", "int8")
+    answer_features = Features(
+        {
+            "entities": List(
+                {
+                    **dict(start=Value("int64"), end=Value("int64"), text=Value("string")),
+                    **dict(label=Value("string"), probability=Value("float64")),
+                }
+            )
+        }
+    )
     options = {"context": None}  # which sentences are read together; None: as in training
     examples = (
         "Angela Merkel flew to Paris to meet the president of the European Commission.",

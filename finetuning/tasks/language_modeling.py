@@ -220,6 +220,7 @@ class CausalLM(_LanguageModel):
     auto_class = AutoModelForCausalLM
     peft_type = TaskType.CAUSAL_LM
     options = dict(max_new_tokens=60, temperature=0.8, top_p=0.95, seed=0)
+    answer_features = Features({"continuation": Value("string")})
     examples = ("This film", "The worst thing about it is", "I had never heard of the director, but")
     code_template = "causal-lm.py.jinja"
     widgets = (("text", "The text and its continuation"),)
@@ -298,6 +299,7 @@ class MaskedLM(_LanguageModel):
     settings = (*_LanguageModel.settings, "mlm_probability")
     token_settings = (*_LanguageModel.token_settings, "mlm_probability")
     examples = (f"This film was {MASK} from beginning to end.", f"The acting is {MASK} and the plot is {MASK}.")
+    answer_features = Features({"words": List(List({"word": Value("string"), "probability": Value("float64")}))})
     code_template = "masked-lm.py.jinja"
     widgets = (("json", f"The most probable tokens in place of each {MASK}"),)
     blocks = staticmethod(masked_blocks)

@@ -53,6 +53,7 @@ class TextClassification(Task):
     label_columns = LABEL_COLUMNS  # usual names
     cuda_graphs = True
     export_formats = ("merged", "onnx", "int8")
+    answer_features = Features({"prediction": Value("float64")})
     examples = (
         "I went in expecting little and left with a lump in my throat. The two leads are superb.",
         "Two hours of my life I will never get back. The plot makes no sense and the jokes fall flat.",

@@ -19,7 +19,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerBase
 
 from config import Config
 from finetuning.data.formats import LANGUAGE_ENDINGS, read_parallel
-from finetuning.data.languages import language, set_direction
+from finetuning.data.languages import SAMPLED_TEXTS, language, set_direction, special_script
 from finetuning.data.pairs import check_pairs
 from finetuning.data.splits import Split
 from finetuning.data.text import LINE_BREAK, TEXT_COLUMNS, check_texts, clean, find_column, renamed
@@ -46,6 +46,7 @@ class Translations:
     texts: list[str]  # by beam search
     greedy: list[str]  # by greedy search
     direction: dict  # of `set_direction`
+    target_lang: str | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return iter(self.scores)
@@ -67,6 +68,7 @@ class Translation(Task):
     export_formats = ("merged", "ctranslate2", "ctranslate2-int8")
     int8_tolerance = 0.0125  # half a point of BLEU 40
     options = {"num_beams": None}  # None: as the run has it
+    answer_features = Features({"translation": Value("string"), "score": Value("float64")})
     examples = ("A man is riding a horse.", "Two children are playing in the snow.")
     code_template = "translation.py.jinja"
     widgets = (("text", "Translation"),)
@@ -111,6 +113,9 @@ class Translation(Task):
         rows = renamed(raw, columns)
         left_out, remarks = check_pairs(rows, columns, config)
         labels = {split: np.zeros(len(pairs), dtype=np.int64) for split, pairs in rows.items()}
+        targets = clean(rows["train"][:SAMPLED_TEXTS]["target"])
+        if note := bleu.note(bleu.signatures(bleu.tokenizer(special_script(config.target_lang, targets)))["bleu_signature"]):
+            remarks.append(note)
         return Rows(rows, labels, left_out=left_out, remarks=remarks)
 
     def contents(self, batch: dict[str, list], labels: np.ndarray) -> tuple[list[str], Sequence]:
@@ -196,7 +201,8 @@ class Translation(Task):
     def validate(self, predictor: Predictor, tokens: Tokens) -> Translations:
         """Return predictions with translations by greedy search only."""
         scores, greedy = self.scores(predictor, tokens), self.translate(predictor, tokens, 1)
-        return Translations(scores, greedy, greedy, set_direction(predictor.tokenizer, predictor.config))
+        config = predictor.config
+        return Translations(scores, greedy, greedy, set_direction(predictor.tokenizer, config), config.target_lang)
 
     def scores(self, predictor: Predictor, tokens: Tokens) -> np.ndarray:
         """Return for each row the mean log-likelihood of its targets, and their number: (rows, 2)."""
@@ -220,20 +226,26 @@ class Translation(Task):
     def statistics(self, predictions: Translations, split: Split, calibration: dict) -> Statistics:
         """Return sacreBLEU's statistics of each translation, and the loss and number of the reference's tokens."""
         targets, (means, counts) = references(split), predictions.scores.T
-        scores = {name: bleu.statistics(name, predictions.texts, targets) for name in bleu.SCORERS}
+        tokenize = bleu.tokenizer(special_script(predictions.target_lang, targets))
+        scores = {name: bleu.statistics(name, predictions.texts, targets, tokenize) for name in bleu.SCORERS}
         same = predictions.greedy is predictions.texts
-        scores["greedy_bleu"] = scores["bleu"] if same else bleu.statistics("bleu", predictions.greedy, targets)
+        scores["greedy_bleu"] = scores["bleu"] if same else bleu.statistics("bleu", predictions.greedy, targets, tokenize)
         return {"rows": np.ones(len(targets), dtype=np.int32), "loss": -means * counts, "tokens": counts} | scores
 
     def lengths(self, evaluation: Evaluation) -> np.ndarray:
-        return np.array([len(text.split()) for text in clean(evaluation.split.columns()["source"])])
+        """Return each source's number of words, or of characters in a language without spaces between words."""
+        sources = clean(evaluation.split.columns()["source"])
+        if _counted(evaluation.config, sources) == "words":
+            return np.array([len(text.split()) for text in sources])
+        return np.array([len("".join(text.split())) for text in sources])
 
     # --- results ---------------------------------------------------------------------------------------------------------
 
     def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
         """Return BLEU of greedy search, the number of tokens of the references, and sacreBLEU's signatures."""
         greedy = {"bleu": bleu.GREEDY_BLEU.of(statistics), "bleu_ci95": metrics.interval(bleu.GREEDY_BLEU, statistics)}
-        return {"greedy": greedy, "tokens": int(statistics["tokens"].sum())} | bleu.signatures()
+        tokenize = bleu.tokenizer(special_script(evaluation.config.target_lang, references(evaluation.split)))
+        return {"greedy": greedy, "tokens": int(statistics["tokens"].sum())} | bleu.signatures(tokenize)
 
     def prediction_columns(self, evaluation: Evaluation) -> dict[str, Any]:
         """Return the reference and the translation of each row, the translation's `chrf`, and the reference's `loss`."""
@@ -285,16 +297,18 @@ class Translation(Task):
 
     def _length_section(self, evaluation: Evaluation) -> Section:
         metric, numbers = self.metrics[0], []
+        counted = _counted(evaluation.config, clean(evaluation.split.columns()["source"]))
         for group in evaluation.metrics["by_length"]:
-            words = f"{group['above'] + 1} to {group['up_to']}" if group["up_to"] else f"{group['above'] + 1} or more"
+            length = f"{group['above'] + 1} to {group['up_to']}" if group["up_to"] else f"{group['above'] + 1} or more"
             numbers.append(
-                (f"{words} words", metric.show(group["bleu"]), f"{metric.show_interval(group['bleu_ci95'])}; {group['n']:,} pairs")
+                (f"{length} {counted}", metric.show(group["bleu"]), f"{metric.show_interval(group['bleu_ci95'])}; {group['n']:,} pairs")
             )
-        return Section("By length of the source", "BLEU of sources with so many words.", numbers=tuple(numbers))
+        return Section("By length of the source", f"BLEU of sources with so many {counted}.", numbers=tuple(numbers))
 
     def remark(self, metrics: dict) -> str:
         greedy = f" BLEU of greedy search: {metrics['greedy']['bleu']:.2f}." if metrics["run"]["config"]["num_beams"] > 1 else ""
-        return f"{_how_translated(metrics)}{greedy} sacreBLEU's signature of BLEU: {metrics['bleu_signature']}."
+        note, signature = bleu.note(metrics["bleu_signature"]), f"sacreBLEU's signature of BLEU: {metrics['bleu_signature']}."
+        return " ".join(filter(None, (_how_translated(metrics) + greedy, note, signature)))
 
     # --- use -------------------------------------------------------------------------------------------------------------
 
@@ -320,6 +334,11 @@ class Translation(Task):
 
     def code_variables(self, config: Config, calibration: dict) -> dict:
         return {"direction": calibration["direction"], "line_break": LINE_BREAK.pattern}
+
+
+def _counted(config: Config, sources: list[str]) -> str:
+    """Return what the length of a source is counted in."""
+    return "words" if special_script(config.source_lang, sources) in (None, "ko") else "characters"
 
 
 def references(split: Split) -> list[str]:

@@ -31,7 +31,7 @@ class Keeper(TrainerCallback):
     def on_train_begin(self, args, state, control, **_) -> None:
         self.started = time.perf_counter()
         if state.global_step:
-            self.seconds_before = json.loads((_folder(args, state.global_step) / COMPLETE).read_text())["seconds"]
+            self.seconds_before = json.loads((_folder(args, state.global_step) / COMPLETE).read_text(encoding="utf-8"))["seconds"]
         if state.best_global_step and (best := _folder(args, state.best_global_step)).is_dir():
             state.best_model_checkpoint = str(best)  # the run folder may have been moved
 

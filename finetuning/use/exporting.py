@@ -72,7 +72,7 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
     content = _record(comparison, data, test)
     write_json(partial / "export.json", content)
     if (partial / "merged").is_dir():
-        cards.of_export(run, source.name, content).save(partial / "merged" / "README.md")
+        cards.of_export(run, content).save(partial / "merged" / "README.md")
     partial.rename(folder)
     return comparison.results
 

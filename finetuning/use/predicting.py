@@ -1,21 +1,27 @@
 """Predict with a finished run: texts one by one, or a file at a time."""
 
+import contextlib
+import csv
 import functools
 import importlib.util
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
-from datasets import ClassLabel, Dataset, List, Value
+from datasets import Dataset, concatenate_datasets
 
+from finetuning.data.files import UTF_16, guess_encoding
 from finetuning.data.formats import READERS, read_lines
 from finetuning.data.reading import read
 from finetuning.data.splits import flat, load_data
@@ -25,6 +31,7 @@ from finetuning.processes import by_first
 from finetuning.results.run_folder import Run, find_base_model, load_predictor
 from finetuning.speed import openvino
 from finetuning.speed.precision import on_cpu, pick_precision
+from finetuning.task import Task
 from finetuning.training.prediction import Predictor
 
 ROWS_IN_MEMORY = 2048  # at a time
@@ -87,23 +94,28 @@ class Answers:
         """Return the words that decided. Raise `UserError` if the task can't explain."""
         return self.run.task.explain(self.predictor, text)
 
-    def each(self, rows: Dataset, columns: dict[str, str]) -> Iterator[dict]:
-        """Yield `rows` with the task's answers, in their order, as soon as they are computed."""
+    def each(self, rows: Dataset, columns: dict[str, str]) -> Iterator[tuple[dict, dict]]:
+        """Yield the inputs and the answer of each row, in their order, as soon as they are computed."""
+        rows = rows.select_columns([*dict.fromkeys(columns.values())])
         for start in range(0, len(rows), ROWS_IN_MEMORY):
-            yield from self.add_to(rows.select(range(start, min(start + ROWS_IN_MEMORY, len(rows)))), columns, rows_before=start)
+            batch = rows[start : start + ROWS_IN_MEMORY]
+            inputs = {name: batch[column] for name, column in columns.items()}
+            answers = self.answer_batch(inputs, start)
+            yield from zip(_rows(inputs), _rows(answers), strict=True)
 
-    def add_to(self, rows: Dataset, columns: dict[str, str], show_progress: bool = False, rows_before: int = 0) -> Dataset:
-        """Return `rows` with the task's answers as further columns; on disk, some at a time in memory."""
+    def add_to(self, rows: Dataset, columns: dict[str, str], show_progress: bool = False) -> Dataset:
+        """Return `rows`, unchanged, with the task's answers as further columns; on disk, some at a time in memory."""
+        read = rows.select_columns([*dict.fromkeys(columns.values())])
 
         def answer(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
-            inputs = {name: batch[column] for name, column in columns.items()}
-            return self.answer_batch(inputs, rows_before + positions[0])
+            return self.answer_batch({name: batch[column] for name, column in columns.items()}, positions[0])
 
         if show_progress and sys.stderr.isatty():
             datasets.enable_progress_bars()
+        options = dict(with_indices=True, batched=True, batch_size=ROWS_IN_MEMORY, remove_columns=read.column_names, desc="predicted")
+        options["features"] = self.run.task.answer_features  # or the first rows decided, which may have no labels or entities
         fingerprint = datasets.fingerprint.generate_random_fingerprint()  # the model would be pickled to make one
-        size = ROWS_IN_MEMORY
-        return rows.map(answer, with_indices=True, batched=True, batch_size=size, new_fingerprint=fingerprint, desc="predicted")
+        return concatenate_datasets([rows, read.map(answer, new_fingerprint=fingerprint, **options)], axis=1)
 
     def answer_batch(self, inputs: dict[str, list], rows_before: int = 0) -> dict[str, list]:
         """Return columns of answers to rows with the task's input columns."""
@@ -130,10 +142,49 @@ def _check_values(values: list, kinds: tuple[type, ...], rows_before: int, may_b
             raise UserError(f"text {number} is empty: every text gets an answer, so remove the empty ones")
 
 
+def _rows(columns: dict[str, list]) -> list[dict]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def check_names(task: Task, available: list[str]) -> None:
+    """Raise `UserError` if columns of a file have the names of answers, which would replace them."""
+    if taken := [name for name in available if name in task.answer_features]:
+        raise UserError(f"--file: {', '.join(taken)}: --out adds answers of this name, so rename these columns of the file")
+
+
 @by_first
-def read_stdin() -> list[str]:
-    """Return the lines of the standard input, a text each."""
-    return sys.stdin.read().splitlines()
+def read_stdin(encoding: str | None) -> tuple[list[str], list[str]]:
+    """Return the lines of the standard input, a text each, and notes on how they were read.
+
+    Lines end with \\n or \\r\\n alone, so that there are as many answers as `wc -l` counts. Without an `encoding` it is UTF-8, UTF-16
+    with its mark, or else guessed. Raise `UserError` for what is no text.
+    """
+    content, remarks = sys.stdin.buffer.read(), []
+    try:
+        text = content.decode(encoding or ("utf-16" if content.startswith(UTF_16) else "utf-8-sig"))
+    except UnicodeDecodeError as error:
+        guessed = None if encoding else _guess(content)
+        if not guessed:
+            raise UserError(f"the standard input can't be read ({error}): set --encoding to the one it has") from error
+        text, remark = guessed
+        remarks.append(remark)
+    lines = re.split("\r?\n", text)
+    if numbers := [number for number, line in enumerate(lines, 1) if "\0" in line]:
+        remedy = "is it UTF-16 (--encoding utf-16-le), or binary? If it is text, remove them: tr -d '\\000'"
+        raise UserError(f"the standard input has NUL characters, in line {numbers[0]}: {remedy}")
+    return lines if lines[-1] else lines[:-1], remarks
+
+
+def _guess(content: bytes) -> tuple[str, str] | None:
+    """Return text that is not UTF-8, and a note on the encoding that was guessed; None if none fits."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "stdin"
+        file.write_bytes(content)
+        guessed = None if content.startswith(UTF_16) else guess_encoding([file])
+    with contextlib.suppress(UnicodeDecodeError):
+        if guessed:
+            remark = f"the standard input is not UTF-8; read as {guessed[0]}, with words such as {guessed[1]!r}: if wrong, set --encoding"
+            return content.decode(guessed[0]), remark
 
 
 def rows_of(texts: list[str]) -> Dataset:
@@ -153,36 +204,74 @@ def read_file(path: Path, encoding: str | None, cache: str) -> tuple[Dataset, li
     return next(iter(flat(splits).values())), remarks
 
 
+# --- files with the rows and their answers -----------------------------------------------------------------------------------
+
+
+def _lists(rows: Dataset) -> Iterator[list]:
+    """Yield the values of each row; NaN is None, as it is where files are read."""
+    for batch in rows.iter(ROWS_IN_MEMORY):
+        yield from ([None if value != value else value for value in row] for row in zip(*batch.values(), strict=True))
+
+
+def _as_json(value) -> str:
+    return json.dumps(value, ensure_ascii=False, default=_as_text)
+
+
+def _as_text(value) -> str:
+    """Return dates as ISO text, and other values that JSON lacks as Python shows them."""
+    if isinstance(value, bytes):
+        raise UserError("--out: the file has a column of bytes, which are no text: take the ending .parquet")
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _field(value):
+    """Return a value for the csv module: words of a list with semicolons between, other lists and objects as JSON, dates as ISO text."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+        return "; ".join(map(str, value))
+    return _as_json(value) if isinstance(value, list | dict) else _as_text(value)
+
+
 def _write_csv(rows: Dataset, file: Path, **options) -> None:
-    """Write lists as text with semicolons between their items; lists of more than words as JSON."""
-    lists = {name: feature.feature for name, feature in rows.features.items() if isinstance(feature, List)}
-
-    def as_text(batch: dict[str, list]) -> dict[str, list[str]]:
-        def text(name: str, values: list) -> str:
-            plain = isinstance(lists[name], Value | ClassLabel)
-            return "; ".join(map(str, values)) if plain else json.dumps(values, ensure_ascii=False)
-
-        return {name: [text(name, values or []) for values in batch[name]] for name in lists}
-
-    (rows.map(as_text, batched=True) if lists else rows).to_csv(file, **options)
+    with file.open("w", encoding="utf-8", newline="") as out:
+        # The csv module quotes the characters of its line end, so both kinds are given; the file has \n alone.
+        lines = SimpleNamespace(write=lambda line: out.write(line.removesuffix("\r\n") + "\n"))
+        writer = csv.writer(lines, lineterminator="\r\n", **options)
+        writer.writerow(rows.column_names)
+        writer.writerows(map(_field, row) for row in _lists(rows))
 
 
-def _write_json_list(rows: Dataset, file: Path) -> None:
-    """Write one list with an object on each line; the library can write a list only if all of it is in memory."""
-    with tempfile.TemporaryFile() as objects, file.open("wb") as out:
-        rows.to_json(objects, force_ascii=False)
-        objects.seek(0)
-        out.write(b"[")
-        for number, line in enumerate(objects):
-            out.write((b",\n" if number else b"\n") + line.rstrip(b"\n"))
-        out.write(b"\n]\n")
+def _write_tsv(rows: Dataset, file: Path) -> None:
+    """Write without quoting, as most tools read .tsv files, unless a value needs it."""
+    needs_quotes = re.compile(r'^"|[\t\n\r]').search
+    texts = (_field(value) for row in chain([rows.column_names], _lists(rows)) for value in row)
+    quoted = any(isinstance(text, str) and needs_quotes(text) for text in texts)
+    _write_csv(rows, file, delimiter="\t", **{} if quoted else dict(quoting=csv.QUOTE_NONE, quotechar=None))
+
+
+def _objects(rows: Dataset) -> Iterator[str]:
+    return (_as_json(dict(zip(rows.column_names, row, strict=True))) for row in _lists(rows))
+
+
+def _write_json(rows: Dataset, file: Path) -> None:
+    """Write one list with an object on each line."""
+    with file.open("w", encoding="utf-8", newline="\n") as out:
+        for number, line in enumerate(_objects(rows)):
+            out.write((",\n" if number else "[\n") + line)
+        out.write("\n]\n")
+
+
+def _write_jsonl(rows: Dataset, file: Path) -> None:
+    with file.open("w", encoding="utf-8", newline="\n") as out:
+        out.writelines(f"{line}\n" for line in _objects(rows))
 
 
 WRITERS = {
     ".csv": _write_csv,
-    ".tsv": lambda rows, file: _write_csv(rows, file, sep="\t"),
-    ".json": _write_json_list,
-    ".jsonl": lambda rows, file: rows.to_json(file, force_ascii=False),
+    ".tsv": _write_tsv,
+    ".json": _write_json,
+    ".jsonl": _write_jsonl,
     ".parquet": Dataset.to_parquet,
 }
 
