@@ -52,6 +52,9 @@ def main() -> None:
         columns = run.task.input_columns(rows.column_names, run.config, arguments.text_column)
         if arguments.out:
             predicting.check_names(run.task, rows.column_names)
+        if arguments.file:
+            names = " and ".join(map(repr, columns.values()))
+            print(f"{len(rows):,} rows of {arguments.file.name}, read from column {names}", file=sys.stderr)
         engine = predicting.pick_engine("torch" if arguments.explain else arguments.engine, run, len(rows))
         if engine != "torch":
             print(f"engine {engine} (--engine torch: as the run was evaluated)", file=sys.stderr)
