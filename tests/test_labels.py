@@ -108,10 +108,15 @@ def test_one_label_a_text(values, names, codes, note):
 
 @pytest.mark.parametrize(
     ("values", "names"),
-    [(["a, b", "b;c", "C#|a"], ["C#", "a", "b", "c"]), (["a#b", "C#"], ["C#", "a", "b"]), (["C#", "F#"], ["C#", "F#"])],
+    [
+        (["a, b", "b;c", "C#|a"], ["C#", "a", "b", "c"]),
+        (["a, 1", 1, "b"], ["1", "a", "b"]),
+        (["a#b", "C#"], ["C#", "a", "b"]),
+        (["C#", "F#"], ["C#", "F#"]),
+    ],
 )
 def test_labels_that_are_divided_in_a_text(values, names):
-    rows, _ = read_labels(values, problem_type=SEVERAL)
+    rows, _ = read_labels(values, Json() if 1 in values else TEXT, problem_type=SEVERAL)
     assert rows.label_names == names and bool(rows.remarks) == ("a#b" in values), "a note where they are divided at '#'"
 
 

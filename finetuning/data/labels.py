@@ -208,16 +208,17 @@ def _divided(raw: dict[str, Dataset], column: str) -> Lists:
     """Return lists from texts that name several labels."""
     texts = {split: distinct(rows, column) for split, rows in raw.items()}
     values = [value for split in texts.values() for value in split.values if value is not None]
-    if not all(isinstance(value, str) for value in values):
+    if values and not any(isinstance(value, str) for value in values):
         raise UserError(
             f"label_column={column} holds {raw['train'].features[column]}: several labels of a text must be lists, or texts with commas"
         )
+    values = [as_text(value) for value in values]
     separator, reason = SEPARATORS, ""
     if not any(re.search(SEPARATORS, value) for value in values) and any(re.search(HASH, value) for value in values):
         separator, reason = HASH, "they are divided at '#'"
     arrays = {}
     for split, (split_values, codes) in texts.items():
-        parts = [value and re.split(separator, value) for value in split_values]
+        parts = [value if value is None else re.split(separator, as_text(value)) for value in split_values]
         arrays[split] = pyarrow.array([*parts, []], pyarrow.list_(pyarrow.string())).take(pyarrow.array(codes, mask=codes < 0))
     return Lists(arrays, reason)
 
