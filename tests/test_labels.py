@@ -143,6 +143,7 @@ def test_many_classes_are_taken_from_a_column_that_is_named():
         ([[], [[0, 4, "LOC"]]], Json(), {}, "row 1 .*set task to token-classification"),
         ([{"a": 1}, {"b": [1]}], Json(), {}, "row 0 .*must be a text or a number, or a list"),
         ([["a", "b"], ["a"]], List(TEXT), dict(problem_type=ONE), "row 0 .*several labels: set problem_type to multi_label"),
+        (["1.5", "2"], TEXT, dict(problem_type=SEVERAL), "holds decimal numbers: .* must be lists, or texts with commas"),
         (["1.5", "2"], TEXT, {}, "decimal numbers, such as 1.5: .*--problem_type regression.*single_label_classification"),
     ],
 )  # fmt: skip
