@@ -108,10 +108,15 @@ def test_one_label_a_text(values, names, codes, note):
 
 @pytest.mark.parametrize(
     ("values", "names"),
-    [(["a, b", "b;c", "C#|a"], ["C#", "a", "b", "c"]), (["a#b", "C#"], ["C#", "a", "b"]), (["C#", "F#"], ["C#", "F#"])],
+    [
+        (["a, b", "b;c", "C#|a"], ["C#", "a", "b", "c"]),
+        (["a, 1", 1, "b"], ["1", "a", "b"]),
+        (["a#b", "C#"], ["C#", "a", "b"]),
+        (["C#", "F#"], ["C#", "F#"]),
+    ],
 )
 def test_labels_that_are_divided_in_a_text(values, names):
-    rows, _ = read_labels(values, problem_type=SEVERAL)
+    rows, _ = read_labels(values, Json() if 1 in values else TEXT, problem_type=SEVERAL)
     assert rows.label_names == names and bool(rows.remarks) == ("a#b" in values), "a note where they are divided at '#'"
 
 
@@ -138,6 +143,7 @@ def test_many_classes_are_taken_from_a_column_that_is_named():
         ([[], [[0, 4, "LOC"]]], Json(), {}, "row 1 .*set task to token-classification"),
         ([{"a": 1}, {"b": [1]}], Json(), {}, "row 0 .*must be a text or a number, or a list"),
         ([["a", "b"], ["a"]], List(TEXT), dict(problem_type=ONE), "row 0 .*several labels: set problem_type to multi_label"),
+        (["1.5", "2"], TEXT, dict(problem_type=SEVERAL), "holds decimal numbers: .* must be lists, or texts with commas"),
         (["1.5", "2"], TEXT, {}, "decimal numbers, such as 1.5: .*--problem_type regression.*single_label_classification"),
     ],
 )  # fmt: skip

@@ -92,11 +92,11 @@ def holds_several(train: Dataset, column: str) -> bool:
     if lists:
         return bool((_occurrences(lists.arrays["train"], "train", column).lengths > 1).any())
     if getattr(train.features[column], "dtype", None) in ("string", "large_string"):
-        values = [value for value in distinct(train, column).values if value is not None]
-        if values and None not in map(_number, values) and any(_number(value) % 1 for value in values):
+        decimal = _decimal([value for value in distinct(train, column).values if value is not None])
+        if decimal is not None:
             raise UserError(
-                f"label_column={column} holds decimal numbers, such as {next(value for value in values if _number(value) % 1)}: to "
-                "predict the numbers set --problem_type regression; to take each for a class set it to single_label_classification"
+                f"label_column={column} holds decimal numbers, such as {decimal}: to predict the numbers set --problem_type regression; "
+                "to take each for a class set it to single_label_classification"
             )
     return False
 
@@ -208,16 +208,16 @@ def _divided(raw: dict[str, Dataset], column: str) -> Lists:
     """Return lists from texts that name several labels."""
     texts = {split: distinct(rows, column) for split, rows in raw.items()}
     values = [value for split in texts.values() for value in split.values if value is not None]
-    if not all(isinstance(value, str) for value in values):
-        raise UserError(
-            f"label_column={column} holds {raw['train'].features[column]}: several labels of a text must be lists, or texts with commas"
-        )
+    if values and (not any(isinstance(value, str) for value in values) or _decimal(values) is not None):
+        held = raw["train"].features[column] if _decimal(values) is None else "decimal numbers"
+        raise UserError(f"label_column={column} holds {held}: several labels of a text must be lists, or texts with commas")
+    values = [as_text(value) for value in values]
     separator, reason = SEPARATORS, ""
     if not any(re.search(SEPARATORS, value) for value in values) and any(re.search(HASH, value) for value in values):
         separator, reason = HASH, "they are divided at '#'"
     arrays = {}
     for split, (split_values, codes) in texts.items():
-        parts = [value and re.split(separator, value) for value in split_values]
+        parts = [value if value is None else re.split(separator, as_text(value)) for value in split_values]
         arrays[split] = pyarrow.array([*parts, []], pyarrow.list_(pyarrow.string())).take(pyarrow.array(codes, mask=codes < 0))
     return Lists(arrays, reason)
 
@@ -328,3 +328,9 @@ def _number(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if abs(number) <= LARGEST else None
+
+
+def _decimal(values: list) -> Any:
+    """Return the first decimal number, if all values are numbers; else None."""
+    numbers = [_number(value) for value in values]
+    return None if None in numbers else next((value for value, number in zip(values, numbers, strict=True) if number % 1), None)
