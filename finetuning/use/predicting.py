@@ -288,6 +288,6 @@ def check_out(path: Path) -> None:
 @by_first
 def write_file(rows: Dataset, path: Path) -> None:
     """Write rows in the format of `path`'s ending, completely or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    WRITERS[path.suffix.lower()](rows, partial)
-    os.replace(partial, path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        WRITERS[path.suffix.lower()](rows, Path(folder) / path.name)
+        os.replace(Path(folder) / path.name, path)
