@@ -110,7 +110,9 @@ class Answers:
 
         if show_progress and sys.stderr.isatty():
             datasets.enable_progress_bars()
-        options = dict(with_indices=True, batched=True, batch_size=ROWS_IN_MEMORY, remove_columns=read.column_names, desc="predicted")
+        options = dict(
+            with_indices=True, batched=True, batch_size=ROWS_IN_MEMORY, remove_columns=read.column_names, desc="predicted"
+        )
         options["features"] = self.run.task.answer_features  # or the first rows decided, which may have no labels or entities
         fingerprint = datasets.fingerprint.generate_random_fingerprint()  # the model would be pickled to make one
         return concatenate_datasets([rows, read.map(answer, new_fingerprint=fingerprint, **options)], axis=1)
