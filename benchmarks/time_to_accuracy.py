@@ -112,7 +112,11 @@ def main() -> None:
         return
 
     file = machine_file("time", arguments.name)
-    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"targets": TARGETS, "minutes": arguments.minutes, "runs": []}
+    record = (
+        json.loads(file.read_text(encoding="utf-8"))
+        if file.exists()
+        else {"targets": TARGETS, "minutes": arguments.minutes, "runs": []}
+    )
     done = {(run["way"], run["seed"]) for run in record["runs"]}
     for seed in arguments.seeds:
         for way in arguments.ways:

@@ -124,6 +124,13 @@ def test_a_table_comes_back_through_the_readers_and_the_writers(values, way):
     assert rows.to_list() == again == frame.to_dict("records")
 
 
+@pytest.mark.parametrize("ending", [".csv", ".json"])
+def test_bytes_are_no_text_and_nothing_is_left_behind(ending, tmp_path):
+    with pytest.raises(UserError, match="bytes, which are no text: take the ending .parquet"):
+        written(Dataset.from_dict({"text": ["a"], "image": [b"\xff"]}), ending, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_answers_replace_no_column_of_the_file():
     task = predicting.Task()
     task.answer_features = Features({"prediction": Value("string"), "probability": Value("float64")})

@@ -66,6 +66,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(flags, words, tiny_flags, tmp_
     (first, message), (second, silence) = apart.run(tmp_path, "fine_tune.py", *tiny_flags, *flags, processes=2)
     assert (first, second) == (2, 2), message + silence
     assert message.count("error: ") == 1 and words in message and "Traceback" not in message and not silence.strip()
+    assert not [*(tmp_path / "outputs").glob(".*")], "no name stays reserved"
 
 
 def test_the_first_process_decides_for_all_and_different_data_are_refused(tmp_path):

@@ -309,7 +309,9 @@ def test_metrics_equal_sacrebleus_on_all_rows_and_on_any_subset():
 
 @pytest.mark.parametrize(("language", "note"), [("zh", "tokenizer zh"), ("de", None)])
 def test_a_note_names_the_tokenizer_before_training(language, note, tmp_path):
-    texts = {"zh": [f"{text}{i}" for i in range(8) for text in CHINESE], "de": [f"Ein Mann reitet {i} mal." for i in range(32)]}[language]
+    texts = {"zh": [f"{text}{i}" for i in range(8) for text in CHINESE], "de": [f"Ein Mann reitet {i} mal." for i in range(32)]}[
+        language
+    ]
     (tmp_path / "train.en").write_text("".join(f"a text of number {i}\n" for i in range(32)), "utf-8")
     (tmp_path / f"train.{language}").write_text("".join(f"{text}\n" for text in texts), "utf-8")
     config = replace(CONFIG, dataset_name=str(tmp_path), source_column="en", target_column=language, train_samples=0)

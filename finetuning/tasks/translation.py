@@ -301,7 +301,11 @@ class Translation(Task):
         for group in evaluation.metrics["by_length"]:
             length = f"{group['above'] + 1} to {group['up_to']}" if group["up_to"] else f"{group['above'] + 1} or more"
             numbers.append(
-                (f"{length} {counted}", metric.show(group["bleu"]), f"{metric.show_interval(group['bleu_ci95'])}; {group['n']:,} pairs")
+                (
+                    f"{length} {counted}",
+                    metric.show(group["bleu"]),
+                    f"{metric.show_interval(group['bleu_ci95'])}; {group['n']:,} pairs",
+                )
             )
         return Section("By length of the source", f"BLEU of sources with so many {counted}.", numbers=tuple(numbers))
 

@@ -112,7 +112,9 @@ class Answers:
 
         if show_progress and sys.stderr.isatty():
             datasets.enable_progress_bars()
-        options = dict(with_indices=True, batched=True, batch_size=ROWS_IN_MEMORY, remove_columns=read.column_names, desc="predicted")
+        options = dict(
+            with_indices=True, batched=True, batch_size=ROWS_IN_MEMORY, remove_columns=read.column_names, desc="predicted"
+        )
         options["features"] = self.run.task.answer_features  # or the first rows decided, which may have no labels or entities
         fingerprint = datasets.fingerprint.generate_random_fingerprint()  # the model would be pickled to make one
         return concatenate_datasets([rows, read.map(answer, new_fingerprint=fingerprint, **options)], axis=1)
@@ -295,6 +297,6 @@ def check_out(path: Path) -> None:
 @by_first
 def write_file(rows: Dataset, path: Path) -> None:
     """Write rows in the format of `path`'s ending, completely or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    WRITERS[path.suffix.lower()](rows, partial)
-    os.replace(partial, path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        WRITERS[path.suffix.lower()](rows, Path(folder) / path.name)
+        os.replace(Path(folder) / path.name, path)
