@@ -106,10 +106,10 @@ TEXTS = st.one_of(st.sampled_from(AWKWARD), st.text(st.characters(exclude_catego
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
-@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5), st.sampled_from([*WAYS]))
+@given(st.lists(st.tuples(TEXTS, TEXTS).filter(any), min_size=1, max_size=5), st.sampled_from([*WAYS]))
 def test_a_table_comes_back_through_the_readers_and_the_writers(values, way):
-    """A letter in front: a text is no number and no gap. pandas leaves a lone \\r without quotes."""
-    frame = pd.DataFrame([["x" + text.replace("\r", "\n") for text in row] for row in values], columns=["text", "note"])
+    """pandas leaves a lone \\r without quotes, so there is none; a table without a text has no rows."""
+    frame = pd.DataFrame([[text.replace("\r", "\n") for text in row] for row in values], columns=["text", "note"])
     ending, write = WAYS[way]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"in{ending}"
@@ -121,7 +121,8 @@ def test_a_table_comes_back_through_the_readers_and_the_writers(values, way):
         else:
             text = out.read_text("utf-8")
             again = json.loads(text) if ending == ".json" else [json.loads(line) for line in text.split("\n")[:-1]]
-    assert rows.to_list() == again == frame.to_dict("records")
+    back = [[{name: value or "" for name, value in row.items()} for row in table] for table in (rows.to_list(), again)]
+    assert back[0] == back[1] == frame.to_dict("records")
 
 
 @pytest.mark.parametrize("ending", [".csv", ".json"])
