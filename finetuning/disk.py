@@ -6,8 +6,10 @@ import re
 import shutil
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 NAMES = dict(encoding="utf-8", errors="surrogateescape")  # names of files may be no UTF-8; Python holds their bytes so (PEP 383)
-_reserved: set[Path] = set()  # folders of this process that `remove_reserved` removes
+_reserved: dict[Path, FileLock] = {}  # folders of this process that `remove_reserved` removes
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -29,20 +31,35 @@ def as_utf8(argument: str) -> str:
 
 
 def reserve(folder: Path) -> None:
-    """Make a folder, which goes away when the script ends unless it is moved before. Raise `FileExistsError` if there is one."""
-    folder.mkdir()
-    _reserved.add(folder)
+    """Make a folder, which goes away when the script ends unless it is moved before. What a killed process left of it is taken over.
+
+    Raise `FileExistsError` if another process has it.
+    """
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise FileExistsError(folder) from error
+    _reserved[folder] = lock
+    folder.mkdir(exist_ok=True)
 
 
 def keep_reserved(folder: Path, name: Path) -> None:
     """Give a reserved folder its final name, for good."""
     folder.rename(name)
-    _reserved.discard(folder)
+    _release(folder)
 
 
 def remove_reserved() -> None:
-    while _reserved:
-        shutil.rmtree(_reserved.pop(), ignore_errors=True)
+    for folder in [*_reserved]:
+        shutil.rmtree(folder, ignore_errors=True)
+        _release(folder)
+
+
+def _release(folder: Path) -> None:
+    lock = _reserved.pop(folder)
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
 
 
 def to_disk(path: Path) -> None:

@@ -149,7 +149,7 @@ def test_a_language_model_holds_out_the_rows_that_a_classifier_of_the_same_data_
     assert {*range(0, 120, 7)} & filled <= {*read.train.rows.tolist()} and not {*classified.train.rows} & {*range(0, 120, 7)}
 
 
-@pytest.mark.parametrize("labels", [None, [1.5, 2.5] * 40, ["only one"] * 80], ids=["no column", "no classes", "one class"])
+@pytest.mark.parametrize("labels", [None, [f"{i}.5" for i in range(80)], ["only one"] * 80], ids=["no column", "no classes", "one class"])
 def test_labels_that_no_classifier_could_use_make_no_difference(labels, tmp_path):
     rows = make_rows().drop(columns="sentiment")
     (rows if labels is None else rows.assign(label=labels)).to_csv(tmp_path / "rows.csv", index=False)

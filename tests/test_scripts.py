@@ -162,9 +162,7 @@ def test_a_name_is_reserved_for_one_run(tmp_path, monkeypatch):
     assert folders == [f"tiny-rows-20240131-000000{ending}" for ending in ("", "-2", "-3")]
     named = replace(config, run_name="named")
     folder = run_folder.choose_folder(named, model)
-    with pytest.raises(
-        UserError, match="run_name=named: another run with this name is starting, or was killed: .* remove .*named.partial"
-    ):
+    with pytest.raises(UserError, match="run_name=named: another run with this name is starting: take another name"):
         run_folder.choose_folder(named, model)
     disk.remove_reserved()
     assert list(folder.parent.iterdir()) == [] and run_folder.choose_folder(named, model) == folder
@@ -178,7 +176,7 @@ def test_a_name_is_reserved_for_one_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize("error", [UserError("no rows"), KeyboardInterrupt(), RuntimeError("a bug")])
 def test_a_run_that_does_not_start_leaves_no_name_behind(error, call, tiny_flags, tmp_path, monkeypatch):
     def fail(*_):
-        assert [file.name for file in (tmp_path / "outputs").iterdir()] == [".run.partial"]
+        assert (tmp_path / "outputs" / ".run.partial").is_dir()
         raise error
 
     with monkeypatch.context() as patch, contextlib.suppress(RuntimeError):

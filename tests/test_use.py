@@ -157,7 +157,7 @@ def test_files_are_predicted_in_their_order_some_rows_at_a_time(ending, run, cal
     answers = pd.read_parquet("out.parquet")
     assert answers["text" if ending == "txt" else "review"].tolist() == rows.review.tolist()
     if ending != "txt":
-        assert answers.other.tolist() == rows.other.tolist()
+        assert answers.other.tolist() == (rows.other.astype(str) if ending in ("csv", "tsv") else rows.other).tolist()
     alone = [json.loads(line) for line in call("predict.py", "--run", run.folder, "--json", *rows.review).out.splitlines()]
     assert answers.prediction.tolist() == [answer["label"] for answer in alone]
     assert answers.probability.tolist() == pytest.approx([answer["probability"] for answer in alone], abs=0.02)
@@ -184,7 +184,7 @@ def test_json_is_one_list_and_jsonl_is_lines(run, call, tmp_path):
 def test_a_bad_file_is_refused_and_nothing_is_written(run, call, tmp_path):
     make_rows(10).to_csv("in.csv", index=False)
     make_rows(10).assign(review=lambda rows: rows.review.where(rows.index != 6, " ")).to_csv("gap.csv", index=False)
-    make_rows(10).assign(n=range(10)).to_csv("numbers.csv", index=False)
+    make_rows(10).assign(n=range(10)).to_parquet("numbers.parquet", index=False)
     make_rows(10).assign(probability=1, prediction="good").to_csv("human.csv", index=False)
     (tmp_path / "existing.csv").write_text("")
     for arguments, words in (
@@ -195,12 +195,12 @@ def test_a_bad_file_is_refused_and_nothing_is_written(run, call, tmp_path):
         (["--file", "gap.csv", "--out", "out.csv"], "text 7 is empty"),
         (["--file", "human.csv", "--out", "out.csv"], "probability, prediction: --out adds answers of this name"),
         (["a text", " "], "text 2 is empty"),
-        (["--file", "numbers.csv", "--text_column", "n"], "text 1 is 0, which is no text: set --text_column"),
+        (["--file", "numbers.parquet", "--text_column", "n"], "text 1 is 0, which is no text: set --text_column"),
         (["--out", "out.csv", "a text"], "--out writes the answers to a --file"),
     ):
         result = call("predict.py", "--run", run.folder, *arguments)
         assert result.code == 2 and words in result.err, (arguments, result.err)
-    assert {file.name for file in tmp_path.iterdir()} == {"in.csv", "gap.csv", "numbers.csv", "human.csv", "existing.csv"}
+    assert {file.name for file in tmp_path.iterdir()} == {"in.csv", "gap.csv", "numbers.parquet", "human.csv", "existing.csv"}
 
 
 @pytest.mark.parametrize("task", tasks.TASKS, ids=lambda task: task.problem_type or task.name)
