@@ -90,7 +90,7 @@ def _reserve(folder: Path, is_given: bool) -> Path | None:
     try:
         reserve(_partial(folder))
     except FileExistsError:
-        problem = f"another run with this name is starting: take another name"
+        problem = "another run with this name is starting: take another name"
     else:
         if not folder.exists():
             probe = _partial(folder) / "probe"
