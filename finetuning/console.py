@@ -51,7 +51,7 @@ def show_sources(model, data) -> None:
         )
         print(f"       files: {'; '.join(names)}")
     if counts := data.task.label_counts(data.train, data.label_names):
-        listed = ", ".join(f"{name} {count:,}" for name, count in [*counts.items()][:MAX_LABELS])
+        listed = ", ".join(f"{repr(name) if ',' in name else name} {count:,}" for name, count in [*counts.items()][:MAX_LABELS])
         print(f"       labels in train: {listed}{f', ... ({len(counts)} labels)' if len(counts) > MAX_LABELS else ''}")
     if data.remarks:
         print(f"note   {len(data.remarks):,} note{'s' * (len(data.remarks) > 1)} on the data:")

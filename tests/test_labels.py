@@ -95,8 +95,8 @@ def test_vectors_of_0_and_1_have_a_place_for_each_label(values, feature):
         (["a，b", "a", "b"], ["a", "a，b", "b"], [1, 0, 2], "'a，b' are made of other labels"),
         (["in, out", "in, up", "C#"], ["C#", "in, out", "in, up"], [1, 2, 0], ""),
         ([1, "a", True, 1], ["1", "a", "true"], [0, 1, 2, 0], ""),
-        ([["a"], [], ["b"], None], ["a", "b"], [0, -1, 1, -1], "one label a text, as it holds lists"),
-        (["['a']", "[]", "['b']"], ["a", "b"], [0, -1, 1], "one label a text, as it holds lists that are written as text"),
+        ([["a"], [], ["b"], None], ["a", "b"], [0, -1, 1, -1], "one label for each text, because it holds lists"),
+        (["['a']", "[]", "['b']"], ["a", "b"], [0, -1, 1], "one label for each text, because it holds lists that are written as text"),
     ],
 )  # fmt: skip
 def test_one_label_a_text(values, names, codes, note):

@@ -59,7 +59,7 @@ def encode_labels(raw: dict[str, Dataset], column: str, named: bool = False) -> 
         columns = {split: _only_labels(array, split, column) for split, array in lists.arrays.items()}
         feature = getattr(feature, "feature", feature)
         remarks.append(
-            f"label_column={column}: one label a text, as {lists.reason} with at most one label each; for several {SEVERAL}"
+            f"label_column={column}: read as one label for each text, because {lists.reason} with at most one label each; for several {SEVERAL}"
         )
     else:
         columns = {split: distinct(rows, column) for split, rows in raw.items()}
@@ -140,7 +140,7 @@ def _only_labels(lists: pyarrow.Array, split: str, column: str) -> Distinct:
     labels = _occurrences(lists, split, column)
     if len(rows := np.flatnonzero(labels.lengths > 1)):
         row = int(rows[0])
-        refuse(column, split, row, lists[row].as_py(), f"several labels: {SEVERAL}, or give one label a text")
+        refuse(column, split, row, lists[row].as_py(), f"several labels: {SEVERAL}, or give one label for each text")
     codes = np.full(len(lists), -1)
     codes[labels.rows] = labels.codes
     return Distinct(labels.distinct, codes)
@@ -166,7 +166,7 @@ def _similar(names: list[str], column: str) -> list[str]:
         if others & known or (len(others) > 1 and all(counts[part] > 1 for part in others)):
             remarks.append(
                 f"label_column={column}: labels such as {name!r} are made of other labels, and each is taken for a label of its own; "
-                f"several labels a text? Then divide them by commas, and {SEVERAL}"
+                f"if a text may have several labels, divide them by commas, and {SEVERAL}"
             )
             break
     return remarks
@@ -180,7 +180,7 @@ def encode_label_lists(raw: dict[str, Dataset], column: str) -> Encoded:
     feature = raw["train"].features[column]
     lists = find_lists(raw, column) or _divided(raw, column)
     labels = {split: _occurrences(array, split, column) for split, array in lists.arrays.items()}
-    remarks = [f"label_column={column}: several labels a text, as {lists.reason}"] if lists.reason else []
+    remarks = [f"label_column={column}: read as several labels for each text, because {lists.reason}"] if lists.reason else []
     if lists.reason and (empty := sum(int((split.lengths == 0).sum()) for split in labels.values())):
         remarks = [f"{remarks[0]}; {empty:,} texts have none"]
     if isinstance(getattr(feature, "feature", None), ClassLabel):
@@ -188,7 +188,7 @@ def encode_label_lists(raw: dict[str, Dataset], column: str) -> Encoded:
     elif _are_vectors(labels["train"], column):
         values = {split: _vectors(labels[split], labels["train"], (lists.arrays[split], split, column)) for split in labels}
         names = [f"label_{i}" for i in range(values["train"].shape[1])]
-        note = f"label_column={column}: lists of 0 and 1 are read as a place for each label, which are called {names[0]} to {names[-1]}"
+        note = f"label_column={column}: in lists of 0 and 1 each place is a label; they are called {names[0]} to {names[-1]}"
         return Encoded(values, names, [*remarks, note])
     else:
         known = _ordered(labels["train"].distinct, [label for split in labels.values() for label in split.distinct])
@@ -292,7 +292,7 @@ def encode_label_columns(raw: dict[str, Dataset], columns: list[str]) -> Encoded
                 )
             encoded[split][:, i] = np.array(numbers, dtype=np.float32)[codes]
     names = [column.strip() for column in columns]
-    return Encoded(encoded, names, ["several labels a text, as label_column names several columns"])
+    return Encoded(encoded, names, ["read as several labels for each text, because label_column names several columns"])
 
 
 # --- numbers -------------------------------------------------------------------------------------------------------------
