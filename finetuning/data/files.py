@@ -42,8 +42,8 @@ def ending(file: Path) -> str:
 def split_files(path: Path, files: list[Path], named: Collection[str] = ()) -> dict[str, list[Path]]:
     """Return the files of a folder by split, as their names tell: train-1.csv, corpus.dev.en, test/rows.csv, eng.testa.
 
-    Files whose names tell nothing are all of train; beside a file of train that would be a guess, so raise `UserError`, unless the file is called like
-    one of the splits `named`.
+    Files whose names tell nothing are all of train; beside a file of train that would be a guess, so raise `UserError`, unless the
+    file is called like one of the splits `named`.
     """
     splits: dict[str, list[Path]] = {}
     for file in files:

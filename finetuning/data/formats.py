@@ -1,7 +1,8 @@
 """What stands in a file: a reader for each format. Text stays as it is written; nothing is taken for a number, a date or "missing".
 
-A reader gets the files of a split, their encoding (None: UTF-8, or UTF-16 by its mark) and a list of notes for the user to add to. It raises `UserError` with the
-line for what can't be read or could be read in two ways, and `UnicodeDecodeError` if the encoding is another.
+A reader gets the files of a split, their encoding (None: UTF-8, or UTF-16 by its byte order mark) and a list of notes for the user to
+add to. It raises `UserError` with the line for what can't be read or could be read in two ways, and `UnicodeDecodeError` if the encoding
+is another.
 """
 
 import csv
@@ -186,8 +187,8 @@ def _check_swallowed(file: Path, columns: int, suspects: list, values: list[set]
 def _is_quoted(file: Path, encoding: str | None) -> bool | None:
     """Return whether quotation marks of a .tsv surround fields, or are part of the texts; None if no field begins with one.
 
-    They surround fields if each line alone has another number of fields than the first, or if they are around all fields of a column, or only where they
-    are needed.
+    They surround fields if a line alone has another number of fields than the first, or if they are around all fields of a column, or
+    only where they are needed.
     """
     columns, filled, quoted, needless, whole = 0, [], [], [], True
     for line in lines_of(file, encoding):
@@ -345,7 +346,7 @@ def _objects(files: list[Path], rows: Callable[[], Iterator[dict]]) -> Content:
 
 
 def _kind(value: Any) -> Any:
-    """Return what tells the Arrow type of a value: "string", "int64", ..., of a list with its items' in a tuple, of an object its keys; else "json"."""
+    """Return what tells the Arrow type of a value: "string", "int64", ..., a tuple for a list or an object of texts; else "json"."""
     simple = {str: "string", bool: "bool", float: "float64"}.get(type(value))
     if simple:
         return simple
@@ -410,8 +411,10 @@ def read_lines(files: list[Path], encoding: str | None, remarks: list[str]) -> C
 
 
 def read_documents(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
-    """Read documents: each of several files is one, unless they are named after splits. The documents of a single file are divided by lines
-    without a character, or are its lines if it has none of these between others."""
+    """Read documents: each of several files is one, unless they are named after splits.
+
+    The documents of a single file are divided by empty lines, or are its lines if no empty line stands between others.
+    """
     if len(files) > 1 and not any(split_of(Path(file.name)) for file in files):
         return of_strings(["text"], (["\n".join(lines_of(file, encoding))] for file in files))
 

@@ -1,7 +1,7 @@
 """Read a file or folder: the rows of each split, notes on them, and which file each split is from.
 
-What stands in a file is read by data/formats.py. The rows are kept in the cache of the library `datasets` (HF_HOME), under a name made of the
-files' contents, and are mapped into memory from there.
+What stands in a file is read by data/formats.py. The rows are kept in the cache of the library `datasets` (HF_HOME), under a name made
+of the files' contents, and are mapped into memory from there.
 """
 
 import errno
