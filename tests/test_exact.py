@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import uuid
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -299,7 +300,8 @@ def test_a_killed_run_ends_bit_for_bit_like_an_undisturbed_one(name, undisturbed
 
 
 def test_a_run_killed_while_tokenizing_starts_that_step_again(model_dir, tmp_path):
-    make_rows(3000).to_csv(tmp_path / "rows.csv", index=False)
+    never_tokenized = make_rows(3000).assign(review=lambda rows: f"{uuid.uuid4()} " + rows.review)
+    never_tokenized.to_csv(tmp_path / "rows.csv", index=False)
     flags = flags_of(dict(num_train_epochs=0.1), model_dir, tmp_path / "rows.csv", "run")
     in_second_batch = Death("transformers:PreTrainedTokenizerFast.__call__", 5)
     ((code, _),) = apart.run(tmp_path, "fine_tune.py", *flags, death=in_second_batch)
