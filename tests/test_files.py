@@ -13,6 +13,7 @@ import pytest
 from conftest import make_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
 from config import Config
 from finetuning import tasks
@@ -212,7 +213,7 @@ AWKWARD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(AWKWARD, AWKWARD, AWKWARD).filter(any), min_size=1, max_size=6))
-def test_any_table_comes_back_from_csv_and_json(tmp_path_factory, rows):
+def test_any_table_comes_back_from_csv_json_and_excel(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("table")
     with (folder / "rows.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("a", "b", "c"), *rows])
@@ -223,7 +224,11 @@ def test_any_table_comes_back_from_csv_and_json(tmp_path_factory, rows):
         "".join(json.dumps(record, ensure_ascii=number % 2 == 0) + "\n" for number, record in enumerate(records)),
     )
     write(folder / "rows.json", json.dumps(records, ensure_ascii=False, indent=1))
-    for name in ("rows.csv", "pandas.csv", "rows.jsonl", "rows.json"):
+    names = ["rows.csv", "pandas.csv", "rows.jsonl", "rows.json"]
+    if not any(ILLEGAL_CHARACTERS_RE.search(text) or text.startswith("=") for row in rows for text in row):  # "=" begins a formula
+        names.append("rows.xlsx")
+        pd.DataFrame(rows, columns=["a", "b", "c"]).to_excel(folder / "rows.xlsx", index=False)
+    for name in names:
         back = find_rows(str(folder / name))[0]["train"]
         assert [tuple(value or "" for value in row.values()) for row in back] == rows, name
 
