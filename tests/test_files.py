@@ -324,6 +324,13 @@ def test_a_changed_file_is_read_again(tmp_path):
         assert label in load(file).label_names
 
 
+def test_a_changed_translation_is_read_again(tmp_path):
+    source = write(tmp_path / "train.en", "one\ntwo\n")
+    for target in ("eins\nzwei\n", "uno\ndue\n"):
+        write(tmp_path / "train.de", target)
+        assert find_rows(str(source), readers=Translation.readers)[0]["train"]["de"][:] == target.split()
+
+
 def test_a_cache_that_cannot_be_written_is_not_the_fault_of_the_data(tmp_path, monkeypatch):
     (tmp_path / "a file").write_text("")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "a file")

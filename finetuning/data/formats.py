@@ -437,14 +437,13 @@ def read_documents(files: list[Path], encoding: str | None, remarks: list[str]) 
     return of_strings(["text"], ([document] for document in documents))
 
 
-def read_parallel(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
-    """Read texts in several languages, line by line: train.en beside train.de and so on, a column for each ending.
+def in_other_languages(path: Path) -> list[Path]:
+    """Return a file, and those beside it whose names differ only in the language."""
+    return [file for file in sorted(path.parent.iterdir()) if ending(file) in LANGUAGE_ENDINGS and stem(file) == stem(path)]
 
-    For a single file the others are those beside it whose names differ only in the language.
-    """
-    if len(files) == 1:
-        beside = sorted(files[0].parent.iterdir())
-        files = [file for file in beside if ending(file) in LANGUAGE_ENDINGS and stem(file) == stem(files[0])]
+
+def read_parallel(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
+    """Read texts in several languages, line by line: train.en beside train.de and so on, a column for each ending."""
     by_stem: dict[Path, dict[str, Path]] = {}
     for file in files:
         by_stem.setdefault(file.parent / stem(file), {})[ending(file)[1:]] = file

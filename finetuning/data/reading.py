@@ -104,6 +104,8 @@ def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: P
     files = known(path, readers)
     if not files:
         raise UserError(f"{path}: {'no file in it is' if path.is_dir() else 'not'} one of {', '.join(readers)}, .tar.gz")
+    if path.is_file() and readers[ending(path)] is formats.read_parallel:
+        files = formats.in_other_languages(path)
     splits, remarks, names = {}, [], {}
     for split, several in (split_files(path, files, named) if path.is_dir() else {"train": files}).items():
         if len(endings := {ending(file) for file in several}) > 1 and len({readers[end] for end in endings}) > 1:
