@@ -6,7 +6,6 @@ of the files' contents, and are mapped into memory from there.
 
 import errno
 import hashlib
-import inspect
 import json
 import os
 import shutil
@@ -24,8 +23,9 @@ from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
 
 from finetuning.data import formats
+from finetuning.data.cache import source_of
+from finetuning.data.content import Reader
 from finetuning.data.files import ending, guess_encoding, known, split_files
-from finetuning.data.formats import Reader
 from finetuning.errors import UserError
 
 ROWS_PER_BATCH = 10_000  # in an Arrow file: opening it maps 64 KiB of each batch into memory
@@ -126,7 +126,7 @@ def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: P
 
 def stored(files: list[Path], reader: Reader, encoding: str | None, cache: Path) -> tuple[dict[str, Dataset], list[str]]:
     """Return the splits that `reader` finds in files, and its notes; from the cache if files with these contents were read before."""
-    key = _digest(files, [reader.__qualname__, str(encoding), inspect.getsource(formats)])
+    key = _digest(files, [reader.__qualname__, str(encoding), str(source_of(reader))])
     folder, done = cache / key, cache / key / "remarks.json"
     with FileLock(cache / f"{key}.lock"):  # other processes wait, and find the copy
         if not done.is_file():

@@ -1,0 +1,150 @@
+"""Objects in .json and .jsonl files as rows. A column whose values have one type gets it; others keep their JSON."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from datasets import Features, Json, List, Value
+
+from finetuning.data.content import STRING, Content, batched
+from finetuning.data.files import SPLITS, ending, lines_of, open_text
+from finetuning.errors import UserError
+
+DECODER = json.JSONDecoder(parse_constant=lambda constant: None)  # NaN is missing
+
+
+def read_json(files: list[Path], encoding: str | None, remarks: list[str]) -> Content | dict[str, Content]:
+    """Read an object per line, a list of objects, rows under a key, splits under keys, or a column per key, as pandas writes it."""
+    if len(files) > 1 or _has_lines(files[0], encoding):
+        if any(not _has_lines(file, encoding) for file in files):
+            raise UserError(
+                f"{files[0].parent}: several .json files of one split must hold an object on each line: save them as .jsonl"
+            )
+        return _objects(files, lambda: (row for file in files for row in _json_lines(file, encoding)))
+    with open_text(files[0], encoding) as opened:
+        text = opened.read()
+    if not text.strip():
+        raise UserError(f"{files[0]}: it is empty")
+    content = _load(text, files[0])
+    tables = {"train": content} if isinstance(content, list) else _tables_of(content, files[0])
+    for split, rows in tables.items():
+        wrong = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
+        if wrong is not None:
+            raise UserError(f"{files[0]}: row {wrong} of {split} is no object with names and values: {str(rows[wrong])[:80]}")
+    return {split: _objects(files, lambda rows=rows: iter(rows)) for split, rows in tables.items()}
+
+
+def _has_lines(file: Path, encoding: str | None) -> bool:
+    """Return whether a file holds an object on each line."""
+    if ending(file) == ".jsonl":
+        return True
+    lines = (line for line in lines_of(file, encoding) if line.strip())
+    try:
+        return isinstance(json.loads(next(lines, "")), dict) and next(lines, None) is not None
+    except ValueError:
+        return False
+
+
+def _load(text: str, place: str | Path) -> Any:
+    try:
+        content = DECODER.decode(text)
+    except ValueError as error:
+        raise UserError(f"{place}: it is no JSON, or cut short ({error})") from error
+    return _without_surrogates(content) if "\\ud" in text or "\\uD" in text else content
+
+
+def _without_surrogates(value: Any) -> Any:
+    """Return `value` with U+FFFD in place of each half of a character."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    return [_without_surrogates(item) for item in value] if isinstance(value, list) else value
+
+
+def _json_lines(file: Path, encoding: str | None) -> Iterator[dict]:
+    for number, line in enumerate(lines_of(file, encoding), 1):
+        if line.strip():
+            row = _load(line, f"{file}: line {number:,}")
+            if not isinstance(row, dict):
+                raise UserError(f"{file}: line {number:,} is no object with names and values: {line[:80]}")
+            yield row
+
+
+def _tables_of(content: dict, file: Path) -> dict[str, list]:
+    """Return the rows of each split of a file that is one object."""
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: it holds no rows: {str(content)[:80]}")
+    tables = {key: value for key, value in content.items() if value and isinstance(value, list) and isinstance(value[0], dict)}
+    if len(tables) == 1:
+        return {"train": next(iter(tables.values()))}
+    if tables:
+        if "train" not in tables or not tables.keys() <= {*SPLITS}:
+            keys = ", ".join(tables)
+            raise UserError(f"{file}: rows under several keys, {keys}: keep those of one, or name them {', '.join(SPLITS)}")
+        return tables
+    if content and all(isinstance(value, dict) for value in content.values()):  # as pandas writes a frame: column -> row -> value
+        rows = list(dict.fromkeys(row for column in content.values() for row in column))
+        return {"train": [{name: column.get(row) for name, column in content.items()} for row in rows]}
+    if content and all(isinstance(value, list) for value in content.values()):
+        if len(lengths := {len(value) for value in content.values()}) > 1:
+            raise UserError(f"{file}: its columns have different lengths, {', '.join(map(str, sorted(lengths)))}")
+        return {"train": [dict(zip(content, values, strict=True)) for values in zip(*content.values(), strict=True)]}
+    return {"train": [content]}
+
+
+def _objects(files: list[Path], rows: Callable[[], Iterator[dict]]) -> Content:
+    """Return objects as rows; `rows` gives them, once to find the types of the columns, once to write them."""
+    kinds: dict[str, set] = {}
+    for row in rows():
+        for name, value in row.items():
+            if value is not None:
+                kinds.setdefault(name, set()).add(_kind(value))
+            elif name not in kinds:
+                kinds[name] = set()
+    if not kinds:
+        raise UserError(f"{files[0]}: it is empty")
+    features = Features({name: _feature(several) for name, several in kinds.items()})
+    return Content(features, (_object_table(batch, features) for batch in batched(rows())))
+
+
+def _kind(value: Any) -> Any:
+    """Return what tells the Arrow type of a value: "string", "int64", ..., a tuple for a list or an object of texts; else "json"."""
+    simple = {str: "string", bool: "bool", float: "float64"}.get(type(value))
+    if simple:
+        return simple
+    if isinstance(value, int):
+        return "int64" if -(2**63) <= value < 2**63 else "json"
+    if isinstance(value, list):
+        kinds = {_kind(item) for item in value}
+        return ("list", *kinds) if not kinds or (len(kinds) == 1 and kinds <= {"string", "int64", "float64"}) else "json"
+    if value and all(isinstance(item, str) for item in value.values()):
+        return ("object", *value)
+    return "json"
+
+
+def _feature(kinds: set) -> Any:
+    """Return the feature of a column with values of these kinds."""
+    lists = {kind[1:] for kind in kinds if isinstance(kind, tuple) and kind[0] == "list"} - {()}
+    if kinds and all(isinstance(kind, tuple) and kind[0] == "list" for kind in kinds) and len(lists) <= 1:
+        return List(Value(next(iter(lists), ("string",))[0]))
+    if len(kinds) > 1:
+        return Json()
+    kind = next(iter(kinds), "string")
+    if isinstance(kind, tuple):
+        return dict.fromkeys(kind[1:], STRING)
+    return Json() if kind == "json" else Value(kind)
+
+
+def _object_table(rows: list[dict], features: Features) -> pyarrow.Table:
+    columns = []
+    for name, feature in features.items():
+        values = [row.get(name) for row in rows]
+        if isinstance(feature, Json):
+            texts = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+            columns.append(pyarrow.ExtensionArray.from_storage(pyarrow.json_(), pyarrow.array(texts, pyarrow.string())))
+        else:
+            columns.append(pyarrow.array(values, features.arrow_schema.field(name).type))
+    return pyarrow.table(columns, list(features))
