@@ -206,11 +206,11 @@ def settle_offsets(text: str, span: Span, reading: str) -> Span:
     if reading == "characters" and 0 <= span.start < span.end <= len(text) and span.text in (None, text[span.start : span.end]):
         return span
     placed = {name: in_characters(text, span, name) for name in sorted(READINGS, key=lambda name: name != reading)}
-    inside = {name: its for name, its in placed.items() if 0 <= its.start < its.end <= len(text)}
+    inside = {name: candidate for name, candidate in placed.items() if 0 <= candidate.start < candidate.end <= len(text)}
     if span.text is not None:
         words = span.text.split()
-        if same := [its for its in inside.values() if text[its.start : its.end].split() == words]:
-            return same[0]
+        if fitting := [candidate for candidate in inside.values() if text[candidate.start : candidate.end].split() == words]:
+            return fitting[0]
         raise UserError(
             f"the span from {span.start} to {span.end} says that it holds {span.text!r}, and the text has "
             f"{text[slice(*placed[reading][:2])]!r} there: correct its offsets or remove it"

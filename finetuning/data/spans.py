@@ -185,7 +185,7 @@ def read(raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Ro
     reading, notes = _find_reading(parts, config)
     rows = {part.name: _map_rows(part, _reader(part.rows.features[columns["label"]], reading), FEATURES, reading) for part in parts}
     left_out = {split: read_columns(split_rows, "left_out")["left_out"].to_numpy() for split, split_rows in rows.items()}
-    if empty := [split for split, its in left_out.items() if its.all()]:
+    if empty := [split for split, mask in left_out.items() if mask.all()]:
         raise UserError(f"label_column={columns['label']}: no row of split {empty[0]} is annotated: annotate some")
     counts = {split: _count_tags(split_rows) for split, split_rows in rows.items()}
     types = sorted({tag[2:] for tag in counts["train"]} - {""})
@@ -318,7 +318,7 @@ def _summarize(rows: dict[str, Dataset]) -> list[str]:
     lines = []
     for kind, by_split in by_kind.items():
         places = ", ".join(
-            f"row {listed([*dict.fromkeys(number for number, _ in its)])} of {split}" for split, its in by_split.items()
+            f"row {listed([*dict.fromkeys(number for number, _ in examples)])} of {split}" for split, examples in by_split.items()
         )
         example = next(iter(by_split.values()))[0][1]
         lines.append(f"{sum(map(len, by_split.values())):,} {kind} ({places}{'; first: ' + example if example else ''})")
