@@ -61,7 +61,7 @@ def main() -> None:
     evaluated.metrics.update(task.more_details(predictor, data.test))
     sections = evaluation.sections_of(run, evaluated)
     evaluation.write(run, evaluated, statistics, sections)
-    console.show_metrics(run.folder, task, evaluated.metrics, sections)
+    console.show_metrics(run, evaluated.metrics, sections)
     trackers.send_test(run.folder, run.config, evaluated.metrics)
     if arguments.push_to_hub:
         files = {file.name: file for file in (run.folder / "adapter").iterdir()}

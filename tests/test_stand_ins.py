@@ -26,9 +26,9 @@ SHARED = ROOT.parent / "shared"
 def test_the_plain_commands_say_that_they_use_stand_ins(call, tmp_path):
     trained = call("fine_tune.py", "--preset", "smoke", "--run_name", "smoke")
     assert trained.code == 0, trained.err
-    assert "STAND-INS" in trained.out and "all-MiniLM-L6-v2 (stand-in)" in trained.out
+    assert "STAND-IN" in trained.out and "all-MiniLM-L6-v2 (stand-in)" in trained.out
     evaluated = call("evaluate.py")
-    assert evaluated.code == 0 and "STAND-INS" in evaluated.out
+    assert evaluated.code == 0 and "STAND-IN" in evaluated.out
     assert (
         "all-MiniLM-L6-v2 (stand-in), LoRA" in evaluated.out
         and "IMDb train reviews (stand-in), held out from train" in evaluated.out

@@ -41,8 +41,8 @@ class Predictor:
 
         Each process of a run computes a part and gets all.
         """
-        trainer = self.trainer or self._new_trainer(len(tokens))
         order, unlabelled = by_length(tokens), tokens.unlabelled()
+        trainer = self.trainer or self._new_trainer(np.minimum(tokens.lengths[order], self.config.max_length))
         piece = BATCHES * trainer.args.per_device_eval_batch_size * trainer.args.world_size
         for start in range(0, len(order), piece):
             positions = order[start : start + piece]
@@ -51,7 +51,7 @@ class Predictor:
             if self.config.speedups:
                 give_back_freed_memory()
 
-    def _new_trainer(self, rows: int) -> Trainer:
+    def _new_trainer(self, lengths: np.ndarray) -> Trainer:
         arguments = TrainingArguments(
             tempfile.gettempdir(),  # the Trainer makes its folder, though nothing is written
             eval_do_concat_batches=False,  # concatenating after each batch is quadratic in the rows
@@ -62,7 +62,7 @@ class Predictor:
         )
         collate = partial(self.task.collate, tokenizer=self.tokenizer, config=self.config)
         trainer = Trainer(model=self.model, args=arguments, data_collator=collate, processing_class=self.tokenizer)
-        trainer.add_callback(progress.Prediction(rows, self.show_progress))
+        trainer.add_callback(progress.Prediction(progress.RowBar(lengths, self.show_progress)))
         return trainer
 
 

@@ -12,20 +12,13 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
+from finetuning.console import duration
 from finetuning.task import Metric
 
-STEPS_BEFORE_ESTIMATE = 5  # and as many seconds, before the first estimate of the remaining time
+STEPS_BEFORE_ESTIMATE = SECONDS_BEFORE_ESTIMATE = 5  # both must have passed before the first estimate of the remaining time
 LONG_TRAINING = 5 * 60  # seconds; above it a message says what would shorten training
 FORWARD_FRACTION = 0.4  # of a training step's time, to predict as many tokens
 ATTENTION_TOKENS = 1_000  # length at which attention takes as long as all other layers: small encoders on a CPU
-
-
-def duration(seconds: float) -> str:
-    """Return a rounded duration: "40 s", "6 min", "2 h 10 min"."""
-    if seconds < 90:
-        return f"{max(5 * round(seconds / 5), 5)} s" if seconds > 10 else f"{max(round(seconds), 1)} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def work(tokens: np.ndarray) -> np.ndarray:
@@ -66,7 +59,7 @@ class Training(TrainerCallback):
         if self.done:
             left = self.left(args, state)
             self.bar.set_postfix_str(f"{duration(left)} left", refresh=False)
-            if not self.estimated and self.show and min(self.steps, self.spent) > STEPS_BEFORE_ESTIMATE:
+            if not self.estimated and self.show and self.steps > STEPS_BEFORE_ESTIMATE and self.spent > SECONDS_BEFORE_ESTIMATE:
                 self.estimated = True
                 rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
                 steps = f"{state.max_steps - state.global_step:,} steps of {rows:,} rows"
@@ -115,11 +108,34 @@ class Training(TrainerCallback):
         sys.stdout.flush()
 
 
-class Prediction(TrainerCallback):
-    """A bar over all rows, shown by the first process."""
+class RowBar:
+    """A bar over the rows to predict. A file or a pipe gets one line with the remaining time instead, if prediction takes long."""
 
-    def __init__(self, rows: int, show: bool) -> None:
-        self.bar = tqdm(total=rows, unit=" rows", disable=None if show and PartialState().is_main_process else True)
+    def __init__(self, lengths: np.ndarray, show: bool, action: str = "predicting") -> None:
+        """`lengths` (rows,) in tokens, in the order of prediction. `show`: False keeps the terminal as it is."""
+        show = show and PartialState().is_main_process
+        self.work, self.action = np.cumsum(work(lengths)), action
+        self.bar = tqdm(total=len(lengths), unit=" rows", disable=None if show else True)
+        self.prints = show and self.bar.disable  # not a terminal
+        self.started = time.perf_counter()
+
+    def update(self, rows: int) -> None:
+        self.bar.n = min(self.bar.n + rows, self.bar.total)
+        self.bar.refresh()
+        if self.bar.n == self.bar.total:
+            self.bar.close()
+        spent = time.perf_counter() - self.started
+        if self.prints and spent > SECONDS_BEFORE_ESTIMATE and self.bar.n < self.bar.total:
+            self.prints = False
+            left = spent * (self.work[-1] / self.work[self.bar.n - 1] - 1)
+            print(f"{self.action} {self.bar.total:,} rows: about {duration(left)} left on this machine", flush=True)
+
+
+class Prediction(TrainerCallback):
+    """Updates a `RowBar` after each batch."""
+
+    def __init__(self, bar: RowBar) -> None:
+        self.bar = bar
 
     def on_prediction_step(self, args, *_, **__) -> None:
-        self.bar.update(min(args.per_device_eval_batch_size * args.world_size, self.bar.total - self.bar.n))
+        self.bar.update(args.per_device_eval_batch_size * args.world_size)

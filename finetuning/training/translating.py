@@ -8,7 +8,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from peft import PeftModel
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from finetuning.data.tokens import Tokens
@@ -17,6 +16,7 @@ from finetuning.speed import beam_search
 from finetuning.speed.memory import give_back_freed_memory
 from finetuning.speed.precision import autocast, rows_to_predict
 from finetuning.training.prediction import Predictor, by_length
+from finetuning.training.progress import RowBar
 
 TOKENS_PER_ROW = 256  # a batch has so many tokens per row of eval_batch_size, divided by the number of beams
 
@@ -30,10 +30,12 @@ def translate(predictor: Predictor, tokens: Tokens, num_beams: int, forced_bos_t
     else:
         generate = partial(model.generate, do_sample=False, use_cache=True)
     lengths, room = np.minimum(tokens.lengths, config.max_length), TOKENS_PER_ROW * rows_to_predict(config) // num_beams
-    batches, state, numbered = [*by_tokens(by_length(tokens), lengths, room)], PartialState(), []
-    shows = predictor.show_progress and state.is_main_process
-    with tqdm(total=len(tokens), unit=" rows", disable=None if shows else True) as bar, torch.no_grad(), autocast(config):
-        for rows in batches[state.process_index :: state.num_processes]:
+    state, numbered = PartialState(), []
+    batches = [*by_tokens(by_length(tokens), lengths, room)][state.process_index :: state.num_processes]
+    beams = "1 beam" if num_beams == 1 else f"{num_beams} beams"
+    bar = RowBar(lengths[[row for rows in batches for row in rows]], predictor.show_progress, f"translating with {beams}")
+    with torch.no_grad(), autocast(config):
+        for rows in batches:
             sources = padded([example["input_ids"] for example in tokens.__getitems__(rows)], tokenizer.pad_token_id)
             ids = generate(
                 **{name: tensor.to(model.device) for name, tensor in sources.items()},
