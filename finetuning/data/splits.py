@@ -76,8 +76,12 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     for name, rows in raw.items():
         if missing := set(columns.values()) - set(rows.column_names):
             files = f" ({', '.join(source.files[official[name]])})" if official[name] in source.files else ""
-            remedy = "" if name == "train" else f"; add it, or give the file of train alone, of which a {name} split is then held out"
-            raise UserError(f"dataset_name={config.dataset_name}: split {official[name]}{files} has no column {', '.join(missing)}{remedy}")
+            remedy = (
+                "" if name == "train" else f"; add it, or give the file of train alone, of which a {name} split is then held out"
+            )
+            raise UserError(
+                f"dataset_name={config.dataset_name}: split {official[name]}{files} has no column {', '.join(missing)}{remedy}"
+            )
         if len(rows) == 0:
             raise UserError(f"dataset_name={config.dataset_name}: split {name} has no rows")
     read = task.read(raw, columns, config)
@@ -124,7 +128,9 @@ def official_splits(dataset: DatasetDict, config: Config) -> dict[str, str]:
     wanted = {"train": "train", "validation": config.validation_split, "test": config.test_split}
     for name in ("validation", "test"):
         if wanted[name] == "train":
-            raise UserError(f"{name}_split=train: a model is not measured on the rows it learns from; leave it out, and rows of train are held out")
+            raise UserError(
+                f"{name}_split=train: a model is not measured on the rows it learns from; leave it out, and rows of train are held out"
+            )
     for name, their_name in wanted.items():
         if their_name not in dataset and (name == "train" or their_name != name):
             raise UserError(
@@ -186,7 +192,8 @@ def usable(
     if problems and config.on_bad_rows == "error":
         raise UserError(f"{'; '.join(problems)}: correct them, or set on_bad_rows to skip, which leaves them out")
     kept = {
-        name: frame[~frame.left_out & ~frame.blank & (frame.labelled | (not task.labels_required))] for name, frame in frames.items()
+        name: frame[~frame.left_out & ~frame.blank & (frame.labelled | (not task.labels_required))]
+        for name, frame in frames.items()
     }
     if empty := [official[name] for name, frame in kept.items() if frame.empty]:
         raise UserError(f"split {empty[0]} has no row with both a text and a label")

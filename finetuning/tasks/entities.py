@@ -117,7 +117,8 @@ class Entities(Task):
             for starts, ends, codes in zip(rows["starts"], rows["ends"], actual_codes(split), strict=True)
         ]
         shown = (
-            ", ".join(f"{text[start:end]} ({name})" for start, end, name in spans) for text, spans in zip(rows["text"], places, strict=True)
+            ", ".join(f"{text[start:end]} ({name})" for start, end, name in spans)
+            for text, spans in zip(rows["text"], places, strict=True)
         )
         return [names or "no entity" for names in shown]
 
