@@ -16,8 +16,8 @@ class Config:
     # --- task --------------------------------------------------------------------------------------------------------
     task: str = HfArg(
         default="text-classification",
-        help="text-classification (a label or a number for each text), token-classification (named entities), causal-lm (predict the "
-        "next token), masked-lm (predict masked tokens) or translation",
+        help="text-classification (a label or a number for each text), token-classification (named entities), causal-lm (predict "
+        "the next token), masked-lm (predict masked tokens) or translation",
     )
 
     # --- model -------------------------------------------------------------------------------------------------------
@@ -29,8 +29,8 @@ class Config:
     # --- data --------------------------------------------------------------------------------------------------------
     dataset_name: str = HfArg(
         default="stanfordnlp/imdb",
-        help="a data set on the Hub; or a local parquet, csv, tsv, json, jsonl, xlsx or conll file (also .gz and .zip), a folder of such "
-        "files, a folder that save_to_disk wrote, or aclImdb (folder or .tar.gz)",
+        help="a data set on the Hub; or a local parquet, csv, tsv, json, jsonl, xlsx or conll file (also .gz and .zip), a folder "
+        "of such files, a folder that save_to_disk wrote, or aclImdb (folder or .tar.gz)",
     )
     encoding: str | None = HfArg(
         default=None,
@@ -42,13 +42,13 @@ class Config:
     text_pair_column: str | None = HfArg(default=None, help="column with the second text, if a label belongs to a pair of texts")
     label_column: str | None = HfArg(
         default=None,
-        help="column with the label, the tags or the spans; or several columns of 0 and 1, separated by commas; not given: the first "
-        "column with a usual name",
+        help="column with the label, the tags or the spans; or several columns of 0 and 1, separated by commas; not given: the "
+        "first column with a usual name",
     )
     span_offsets: Literal["characters", "utf-16"] | None = HfArg(
         default=None,
-        help="named entities: the unit of the spans' offsets: characters, or UTF-16 units as in JavaScript, where an emoji counts as two; "
-        "not given: the unit in which spans match whole words",
+        help="named entities: the unit of the spans' offsets: characters, or UTF-16 units as in JavaScript, where an emoji counts "
+        "as two; not given: the unit in which spans match whole words",
     )
     source_column: str | None = HfArg(
         default=None, help="column with the text to translate; not given: the first with a usual name"
@@ -61,24 +61,26 @@ class Config:
     problem_type: str | None = HfArg(
         default=None,
         help="for text-classification: single_label_classification, multi_label_classification (any number of labels per text) or "
-        "regression (a number per text); not given: multi_label_classification if a list in the label column has several labels or if "
-        "label_column names several columns, else single_label_classification",
+        "regression (a number per text); not given: multi_label_classification if a list in the label column has several labels "
+        "or if label_column names several columns, else single_label_classification",
     )
     on_bad_rows: Literal["error", "skip"] = HfArg(
         default="error",
-        help="what to do with rows that have an empty text or no label; skip: leave them out and print how many; for translation, also "
-        "leave out pairs with swapped sides or very different lengths",
+        help="what to do with rows that have an empty text or no label; skip: leave them out and print how many; for translation, "
+        "also leave out pairs with swapped sides or very different lengths",
     )
     validation_split: str = HfArg(default="validation", help="the split that chooses checkpoints and settings")
     test_split: str = HfArg(
         default="test",
-        help="the split to test on; set it to validation if the test split has no labels: validation rows are then held out from train",
+        help="the split to test on; set it to validation if the test split has no labels: validation rows are then held out from "
+        "train",
     )
     test_fraction: float = HfArg(default=0.2, help="fraction of train that is held out as test, if there is no test split")
     validation_fraction: float = HfArg(default=0.1, help="the same for validation")
     split_seed: int = HfArg(
         default=13,
-        help="decides which rows are held out or sampled; separate from `seed`, so that runs with different seeds use the same rows",
+        help="decides which rows are held out or sampled; separate from `seed`, so that runs with different seeds use the same "
+        "rows",
     )
     train_samples: int = HfArg(default=12_500, help="number of training rows, stratified by label; 0: all")
     val_samples: int = HfArg(default=1_000, help="number of validation rows, stratified by label; 0: all")
@@ -87,28 +89,28 @@ class Config:
     # --- tokens ------------------------------------------------------------------------------------------------------
     max_length: int = HfArg(
         default=256,
-        help="the model reads at most this many tokens of a text; 44 %% of the IMDb reviews are longer than 256; 128 lost two points in "
-        "the study",
+        help="the model reads at most this many tokens of a text; 44 %% of the IMDb reviews are longer than 256; 128 lost two "
+        "points in the study",
     )
     truncation: Literal["head", "tail", "head+tail", "error"] = HfArg(
         default="head+tail",
-        help="which tokens of a longer text are kept; head+tail: a quarter of max_length from the start, the rest from the end (arXiv "
-        "1905.05583), because a review's verdict comes last; translation keeps the head; error: refuse a longer text",
+        help="which tokens of a longer text are kept; head+tail: a quarter of max_length from the start, the rest from the end "
+        "(arXiv 1905.05583), because a review's verdict comes last; translation keeps the head; error: refuse a longer text",
     )
     context: Literal["sentence", "neighbours"] = HfArg(
         default="sentence",
-        help="named entities: sentence reads each row alone; neighbours reads rows together with those before and after, up to `max_length`: "
-        "for rows that are the sentences of documents, in order",
+        help="named entities: sentence reads each row alone; neighbours reads rows together with those before and after, up to "
+        "`max_length`: for rows that are the sentences of documents, in order",
     )
     padding: Literal["longest", "max_length"] = HfArg(
         default="longest",
-        help="longest: batches of texts of similar length, padded to the longest text; max_length: rows in random order, all padded to "
-        "max_length (slower)",
+        help="longest: batches of texts of similar length, padded to the longest text; max_length: rows in random order, all "
+        "padded to max_length (slower)",
     )
     augmentation: Literal["none", "token-dropout", "crop", "sentence-shuffle"] = HfArg(
         default="none",
-        help="change each training text in every epoch: token-dropout drops a tenth of the tokens, crop keeps a window of at least 70 %% of "
-        "them, sentence-shuffle reorders the sentences; no gain with 500 reviews, about half a point with 8,000",
+        help="change each training text in every epoch: token-dropout drops a tenth of the tokens, crop keeps a window of at "
+        "least 70 %% of them, sentence-shuffle reorders the sentences; no gain with 500 reviews, about half a point with 8,000",
     )
     mlm_probability: float = HfArg(default=0.15, help="fraction of the tokens that masked-lm masks, as in BERT")
     num_beams: int = HfArg(
@@ -128,13 +130,13 @@ class Config:
     lora_dropout: float = HfArg(default=0.0, help="dropout on the adapter's input; 0 for the same reason as `dropout`")
     target_modules: str = HfArg(
         default="all-linear",
-        help="layers that LoRA adapts: all-linear, attention, mlp or query-value (in this order in the study, best first); or names of "
-        "modules, separated by commas",
+        help="layers that LoRA adapts: all-linear, attention, mlp or query-value (in this order in the study, best first); or "
+        "names of modules, separated by commas",
     )
     train_embeddings: bool = HfArg(
         default=False,
-        help="with LoRA, also train the word embeddings and the output layer, for a language that the model can't write yet; the saved "
-        "adapter gets larger",
+        help="with LoRA, also train the word embeddings and the output layer, for a language that the model can't write yet; the "
+        "saved adapter gets larger",
     )
     use_rslora: bool = HfArg(default=False, help="scale by lora_alpha / sqrt(lora_r) instead (arXiv 2312.03732)")
     use_dora: bool = HfArg(
@@ -142,7 +144,8 @@ class Config:
     )
     init_lora_weights: Literal["default", "pissa"] = HfArg(
         default="default",
-        help="default: LoRA does not change the model at first; pissa: start from the weights' largest singular values (arXiv 2404.02948)",
+        help="default: LoRA does not change the model at first; pissa: start from the weights' largest singular values (arXiv "
+        "2404.02948)",
     )
     loraplus_lr_ratio: float = HfArg(default=1.0, help="learning rate of B divided by that of A; above 1: LoRA+ (arXiv 2402.12354)")
 
@@ -161,8 +164,9 @@ class Config:
     )
     length_warmup: float = HfArg(
         default=0.67,
-        help="labels of single texts: in this fraction of the steps, from the first one on, cut texts to 128 tokens; 0: never; saves 30 %% of "
-        "the training time, with no measurable loss of accuracy in the study (arXiv 2108.06084 does it for stability)",
+        help="labels of single texts: in this fraction of the steps, from the first one on, cut texts to 128 tokens; 0: never; "
+        "saves 30 %% of the training time, with no measurable loss of accuracy in the study (arXiv 2108.06084 does it for "
+        "stability)",
     )
     num_train_epochs: float = HfArg(
         default=1.0, help="passes over the training rows; from the third on, the validation loss rose in the study"
@@ -182,12 +186,13 @@ class Config:
     precision: Literal["auto", "bf16", "float32"] = HfArg(default="auto", help="auto: bf16 if the hardware supports it")
     speedups: bool = HfArg(
         default=True,
-        help="use finetuning/speed; False: train and predict with plain transformers and peft, slower, with the same results up to rounding",
+        help="use finetuning/speed; False: train and predict with plain transformers and peft, slower, with the same results up "
+        "to rounding",
     )
     cuda_graphs: bool = HfArg(
         default=True,
-        help="classification and named entities on one CUDA GPU: record a training step for a few lengths, and replay it; about twice as "
-        "fast for small models",
+        help="classification and named entities on one CUDA GPU: record a training step for a few lengths, and replay it; about "
+        "twice as fast for small models",
     )
 
     # --- evaluation while training -----------------------------------------------------------------------------------
@@ -198,8 +203,8 @@ class Config:
     )
     metric_for_best_model: str | None = HfArg(
         default=None,
-        help="the validation metric that picks the checkpoint and decides early stopping; not given: accuracy (labels), rmse (numbers), f1 "
-        "(named entities), perplexity (language models) or bleu (translation)",
+        help="the validation metric that picks the checkpoint and decides early stopping; not given: accuracy (labels), rmse "
+        "(numbers), f1 (named entities), perplexity (language models) or bleu (translation)",
     )
     early_stopping_patience: int = HfArg(default=3, help="stop after this many validations without improvement; 0: never")
 
@@ -270,7 +275,8 @@ PRESETS: dict[str, dict] = {
         max_length=128,
         **ALL_ROWS,
         num_train_epochs=5.0,
-        learning_rate=4e-4,  # at 1e-3 and rank 64, all-mpnet-base-v2 learned nothing; with the same settings the smaller stand-in was best
+        # At 1e-3 and rank 64 all-mpnet-base-v2 learned nothing; with the same settings the smaller stand-in was best.
+        learning_rate=4e-4,
         batch_size=8,
         eval_steps=0.2,
     ),

@@ -7,7 +7,7 @@ python fine_tune.py --dataset_name reviews.csv       your own texts and labels
 python fine_tune.py --dataset_name ratings.csv --problem_type regression    a number per text
 python fine_tune.py --preset ner                     named entities
 python fine_tune.py --preset pretrain                further pre-training on texts without labels
-python fine_tune.py --task causal-lm --model_name gpt2 --dataset_name texts.txt   a language model that continues texts in their style
+python fine_tune.py --task causal-lm --model_name gpt2 --dataset_name texts.txt    a model that writes texts like these
 python fine_tune.py --preset translation             English to German
 python fine_tune.py --learning_rate 5e-4 --lora_r 8  every field of config.py is a flag
 python fine_tune.py --resume outputs/RUN             continue an interrupted run

@@ -21,8 +21,8 @@ from finetuning.cli import Parser, check_encoding, exit_cleanly, shows_unicode
 from finetuning.errors import UserError
 
 ENGINE_HELP = (
-    "for labels and entities on a CPU; auto: openvino if it is installed and there are 1,500 texts or more, else torch; int8: 8-bit "
-    "weights, about twice as fast as torch, some labels differ"
+    "for labels and entities on a CPU; auto: openvino if it is installed and there are 1,500 texts or more, else torch; int8: "
+    "8-bit weights, about twice as fast as torch, some labels differ"
 )
 CONTEXT_HELP = (
     "entities: read each row alone, or with its neighbours; not given: as in training for the rows of a --file, else alone"
