@@ -365,7 +365,8 @@ class MaskedLM(_LanguageModel):
         config = metrics["run"]["config"]
         return (
             f"Perplexity is per masked token: {config['mlm_probability']:.0%} of the tokens were masked, the same ones in every "
-            f"run, in blocks of at most {config['max_length']} tokens. It can't be compared between tokenizers, nor with causal models."
+            f"run, in blocks of at most {config['max_length']} tokens. It can't be compared between tokenizers, nor with causal "
+            "models."
         )
 
     # --- use -------------------------------------------------------------------------------------------------------------

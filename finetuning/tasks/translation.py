@@ -187,7 +187,7 @@ class Translation(Task):
         return sources | {"targets": targets, "labels": targets}
 
     def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
-        """Return a function of (scores of `adapt`, labels): the loss summed over tokens, with label smoothing (arXiv 1512.00567)."""
+        """Return a function of (scores, labels): the loss summed over tokens, with label smoothing (arXiv 1512.00567)."""
         smoothing = config.label_smoothing_factor
         return lambda scores, labels: -((1 - smoothing) * scores[:, 0] + smoothing * scores[:, 1]).sum()
 
