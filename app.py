@@ -1,9 +1,9 @@
-"""A web page to try a finished run: type a text and see the model's answer.
+"""Start a web page to try a finished run: type a text and see the model's answer.
 
     python app.py                the run that finished last, on http://127.0.0.1:7860
     python app.py outputs/RUN    another run
 
-Needs requirements-extras.txt. As a Space on the Hub it runs unchanged, with the run folder beside it.
+Needs requirements-extras.txt. The same file runs as a Space on the Hub, with the run folder next to it.
 """
 
 import functools
@@ -22,7 +22,7 @@ def main() -> None:
     try:
         import gradio
     except ImportError as error:
-        raise UserError("app.py needs Gradio: pip install -r requirements-extras.txt") from error
+        raise UserError("app.py needs Gradio, which is not installed: pip install -r requirements-extras.txt") from error
 
     from finetuning import console, processes, tasks
     from finetuning.results import run_folder
@@ -33,7 +33,7 @@ def main() -> None:
     processes.start()
     run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir), tasks.pick)
     if run.config.text_pair_column:
-        raise UserError(f"{run.folder} reads pairs of texts and the page takes one text: use predict.py --file")
+        raise UserError(f"{run.folder} reads pairs of texts, but the page takes one text: use predict.py --file")
     predictor = load_engine(run, "torch")
     predictor.options = run.task.options
     components = {

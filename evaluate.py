@@ -3,10 +3,10 @@
     python evaluate.py                        the run that finished last
     python evaluate.py outputs/RUN            another run
     python evaluate.py outputs/A outputs/B    compare two evaluated runs, row by row
-    python evaluate.py --push_to_hub ME/NAME  upload the adapter and its model card too
+    python evaluate.py --push_to_hub ME/NAME  also upload the adapter and its model card
 
-Writes report.html, its pictures and numbers, predictions.parquet and errors.csv into the run folder, and a model card
-beside the adapter. All settings come from the run folder, so that they can't disagree with the training.
+Writes metrics.json, report.html with its pictures, predictions.parquet and errors.csv into the run folder, and a model card into
+the adapter's folder. All settings come from the run folder, so that they are those of the training.
 """
 
 import time
@@ -19,10 +19,12 @@ from finetuning.errors import UserError
 @exit_cleanly
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="a run folder, or two to compare; none: the newest")
+    parser.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN", help="a run folder, or two to compare; not given: the newest in --output_dir"
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
-    parser.add_argument("--push_to_hub", metavar="REPO", help="upload adapter and model card there, as ME/NAME")
-    parser.add_argument("--private", action="store_true", help="with --push_to_hub: only you can see them")
+    parser.add_argument("--push_to_hub", metavar="REPO", help="upload the adapter and its model card to this repository, ME/NAME")
+    parser.add_argument("--private", action="store_true", help="with --push_to_hub: make the repository private")
     arguments = parser.parse_args()
 
     from finetuning import console, processes, tasks
@@ -36,7 +38,7 @@ def main() -> None:
     folders = arguments.runs or [run_folder.newest_run(arguments.output_dir)]
     runs = [run_folder.open_run(folder, tasks.pick) for folder in folders]
     if len(runs) > 2:
-        raise UserError(f"{len(runs)} run folders: give one to evaluate it, or two to compare them")
+        raise UserError(f"{len(runs)} run folders are too many: give one to evaluate it, or two to compare them")
     run, task = runs[0], runs[0].task
     data = splits.load_data(task, run.config, run.origins["dataset"])
     run_folder.check_same_data(run.folder, data)

@@ -2,15 +2,15 @@
 
     python export.py                         the run that finished last
     python export.py outputs/RUN --formats merged
-    python export.py --push_to_hub ME/NAME --private     upload what was written
+    python export.py --push_to_hub ME/NAME --private     also upload the exports
 
 merged   the adapter merged into the base model, for plain transformers (safetensors)
-onnx     the same for ONNX Runtime, any batch size and length; needs requirements-extras.txt
-int8     the same with 8-bit weights, smaller and often faster on a CPU
-ctranslate2, ctranslate2-int8     translation: for CTranslate2, in float32 and with 8-bit weights; likewise
+onnx     the merged model for ONNX Runtime, any batch size and length; needs requirements-extras.txt
+int8     the ONNX model with 8-bit weights, smaller and often faster on a CPU
+ctranslate2, ctranslate2-int8     translation: for CTranslate2, in float32 or with 8-bit weights; needs requirements-extras.txt
 
-Writes outputs/RUN/export/ with export.json, which compares each format with the run's model on held-out rows. A format that does
-not agree is not written, and the exit code is 1.
+Writes outputs/RUN/export/ with export.json, which compares each format with the run's model on held-out rows. A format that
+does not agree with it is not written, and the exit code is then 1.
 """
 
 import sys
@@ -27,13 +27,15 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("run", nargs="?", type=Path, help="a run folder; not given: the newest in --output_dir")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, help="which to write; not given: all that the task knows")
-    parser.add_argument("--rows", type=int, default=500, help="held-out rows to compare on")
-    parser.add_argument("--push_to_hub", metavar="REPO", help="upload what was written there, as ME/NAME")
-    parser.add_argument("--private", action="store_true", help="with --push_to_hub: only you can see it")
+    parser.add_argument(
+        "--formats", nargs="+", choices=FORMATS, help="the formats to write; not given: all that exist for the task"
+    )
+    parser.add_argument("--rows", type=int, default=500, help="number of held-out rows to compare on")
+    parser.add_argument("--push_to_hub", metavar="REPO", help="upload the exports to this repository, ME/NAME")
+    parser.add_argument("--private", action="store_true", help="with --push_to_hub: make the repository private")
     arguments = parser.parse_args()
     if arguments.push_to_hub and "merged" not in (arguments.formats or ["merged"]):
-        raise UserError("--push_to_hub needs the merged model: add merged to --formats")
+        raise UserError("--push_to_hub needs the format merged: add it to --formats")
 
     from finetuning import console, processes, tasks
     from finetuning.results import cards, run_folder

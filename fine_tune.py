@@ -1,14 +1,14 @@
 """Fine-tune a text model with LoRA: to label texts, find named entities, predict words, or translate.
 
-python fine_tune.py                                  part of IMDb, for a laptop
+python fine_tune.py                                  a part of IMDb, for a laptop
 python fine_tune.py --preset full                    all of IMDb, for the best result
-python fine_tune.py --preset smoke                   seconds: does it run?
+python fine_tune.py --preset smoke                   a few seconds: does it run?
 python fine_tune.py --dataset_name reviews.csv       your own texts and labels
 python fine_tune.py --dataset_name ratings.csv --problem_type regression    a number per text
 python fine_tune.py --preset ner                     named entities
 python fine_tune.py --preset pretrain                further pre-training on texts without labels
-python fine_tune.py --task causal-lm --model_name gpt2 --dataset_name texts.txt   continue texts in their style
-python fine_tune.py --preset translation
+python fine_tune.py --task causal-lm --model_name gpt2 --dataset_name texts.txt    a model that writes texts like these
+python fine_tune.py --preset translation             English to German
 python fine_tune.py --learning_rate 5e-4 --lora_r 8  every field of config.py is a flag
 python fine_tune.py --resume outputs/RUN             continue an interrupted run
 python fine_tune.py --search 20                      search for better settings, on validation
@@ -25,7 +25,7 @@ def main() -> None:
     started = time.perf_counter()
     config, arguments = parse_config(about=__doc__)
 
-    # The libraries take seconds to import: a mistyped flag should not have to wait for them.
+    # Import the libraries after the flags were checked: it takes seconds.
     from finetuning import console, processes, tasks
     from finetuning.data import sources, splits, tokens
     from finetuning.model import base, lora
@@ -37,7 +37,7 @@ def main() -> None:
     console.quiet_libraries()
     processes.start()
 
-    # Settings and sources: everything that can be wrong is found before anything slow starts.
+    # Settings and sources. Errors in them are found before anything slow starts.
     origins = {"model": None, "dataset": None}
     if arguments.resume:
         run = run_folder.reopen(Path(arguments.resume), tasks.pick)
@@ -49,7 +49,7 @@ def main() -> None:
         folder = run_folder.choose_folder(config, model_source)
     precision, reason = pick_precision(config.precision)
 
-    # Rows, then tokens. The rows may settle the task: labels in lists are several per text.
+    # Rows, then tokens. The rows may decide the task: a list of labels makes it multi-label classification.
     data = splits.load_data(task, config, origins["dataset"], arguments.given)
     task, config = data.task, data.config
     console.show_sources(model_source, data)
@@ -67,7 +67,7 @@ def main() -> None:
     trainable, total = lora.count_parameters(model)
     print(f"train  {trainable:,} of {total:,} parameters ({trainable / total:.2%}), {precision}: {reason}")
 
-    # Train; the best checkpoint by validation is kept.
+    # Train, and keep the checkpoint that is best on validation.
     if arguments.resume:
         run_folder.check_same_data(folder, data)
     else:

@@ -89,11 +89,11 @@ def test_the_longer_text_of_a_pair_is_cut_and_each_token_has_its_text(tokenizer)
 
 def test_what_is_said_of_truncation_is_what_is_done():
     assert SINGLE.truncation_note(Config()) == "truncation=head+tail"
-    assert SINGLE.truncation_note(PAIRS) == "of a pair the longer text is cut first, at its end"
-    assert SINGLE.truncation_note(replace(PAIRS, truncation="tail")) == "of a pair the longer text is cut first, at its start"
+    assert SINGLE.truncation_note(PAIRS) == "the longer text of a pair is cut first, at its end"
+    assert SINGLE.truncation_note(replace(PAIRS, truncation="tail")) == "the longer text of a pair is cut first, at its start"
     metrics = {"calibration": {"scaled": {"expected_calibration_error": 0.01}}, "temperature": 1.0}
     remark = SINGLE.remark(metrics | {"run": {"config": {"text_pair_column": "b"}}})
-    assert "the longer text is cut first" in remark and "head+tail" not in remark
+    assert "the longer text of a pair is cut first" in remark and "head+tail" not in remark
 
 
 @pytest.mark.parametrize("second", [None, "we loved every minute of it"], ids=["a text", "a pair"])

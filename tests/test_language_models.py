@@ -57,7 +57,7 @@ def test_a_gpt_goes_through_all_the_scripts(gpt, data_file, call, tmp_path):
         all(sample["actual"] for sample in metrics["samples"])
         and any(sample["model"] for sample in metrics["samples"])
         and "The hardest" in page
-        and "each token predicted once" in page
+        and "Each token is predicted once" in page
     )
     card = ModelCard.load(run / "adapter" / "README.md")
     assert card.data.pipeline_tag == "text-generation" and f"Perplexity {metrics['perplexity']:.3f}" in card.text

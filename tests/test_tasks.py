@@ -146,7 +146,7 @@ def test_pairs_of_texts_go_through_all_the_scripts(model_type, pairs, call, tiny
     flags += ["--text_pair_column", "hypothesis", *BRIEFLY]
     trained = call("fine_tune.py", *flags, "--max_length", 12)
     assert trained.code == 0, trained.err
-    how_cut = "of a pair the longer text is cut first, at its end"
+    how_cut = "the longer text of a pair is cut first, at its end"
     assert f"to max_length=12 tokens ({how_cut})" in trained.out and "head+tail" not in trained.out
     evaluated = call("evaluate.py")
     assert evaluated.code == 0, evaluated.err

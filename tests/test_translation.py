@@ -560,7 +560,7 @@ def test_columns_that_are_swapped_in_one_split_are_refused(tmp_path):
         (["--target_column", "other"], "target_column=other is not a column; the columns are low, high"),
         (["--text_column", "low"], "text_column=low is not for translation"),
         (["--method", "head"], "method=head is not for translation"),
-        (["--metric_for_best_model", "f1"], "metric_for_best_model=f1 is not known for translation: bleu, chrf, ter, loss"),
+        (["--metric_for_best_model", "f1"], "metric_for_best_model=f1 is not known for translation: set it to one of bleu, chrf, ter, loss"),
         (["--context", "neighbours"], "context=neighbours is not for translation"),
         (["--augmentation", "crop"], "augmentation=crop is not for translation"),
         (["--task", "text-classification"], "source_column=low is not for single_label_classification"),
@@ -601,7 +601,7 @@ def test_a_text_that_is_cut_is_counted(marian, pairs, call):
     assert result.code == 0 and "280 training texts (100.0%) to max_length=8" in result.out, result.out
     evaluated = call("evaluate.py", "outputs/long")
     assert evaluated.code == 0 and "longer sources are cut to 8 tokens (truncation=head)" in evaluated.out
-    assert "80 pairs have a side of more than 8 tokens" in Path("outputs/long/report.html").read_text(encoding="utf-8")
+    assert "In 80 pairs a side has more than 8 tokens" in Path("outputs/long/report.html").read_text(encoding="utf-8")
 
 
 def test_the_remark_tells_how_this_run_translated():
@@ -628,7 +628,7 @@ def test_a_script_that_the_tokenizer_does_not_know_is_refused(marian, tmp_path, 
     rows["low"] += [" 文" * i for i in range(60)]
     rows.to_csv("pairs.csv", index=False)
     result = call("fine_tune.py", *FLAGS, "--model_name", marian, "--dataset_name", "pairs.csv")
-    assert result.code == 2 and "unknown to" in result.err and "script" in result.err
+    assert result.code == 2 and "does not know" in result.err and "script" in result.err
 
 
 def test_files_that_are_not_line_for_line_are_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Changes to training texts that keep their label, drawn anew each epoch. They work on token ids and cost almost no time."""
+"""Random changes of training texts that keep the label, new in each epoch. They work on token ids and cost almost no time."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from finetuning.data.tokens import special_tokens
 
 
 def drop_tokens(ids: list[int], rng: np.random.Generator, probability: float = 0.1) -> list[int]:
-    """Drop each token with this probability."""
+    """Return the tokens without those that are dropped, each with this probability."""
     return [token for token, stays in zip(ids, rng.random(len(ids)) >= probability, strict=True) if stays]
 
 
@@ -22,7 +22,7 @@ def crop(ids: list[int], rng: np.random.Generator, shortest: float = 0.7) -> lis
 
 
 def shuffle_sentences(ids: list[int], rng: np.random.Generator, ends: set[int]) -> list[int]:
-    """Return the sentences, each of which ends with one of the tokens `ends`, in random order."""
+    """Return the sentences in random order. A sentence ends with one of the tokens `ends`."""
     cuts = [position + 1 for position, token in enumerate(ids) if token in ends]
     sentences = [ids[start:end] for start, end in zip([0, *cuts], [*cuts, len(ids)], strict=True)]
     return [token for i in rng.permutation(len(sentences)) for token in sentences[i]]
@@ -32,9 +32,9 @@ Change = Callable[[list[int], int, int], list[int]]  # (ids, epoch, row) -> ids
 
 
 def augmentation(tokenizer: PreTrainedTokenizerBase, config: Config) -> Change | None:
-    """Return a function that changes a text as `config.augmentation` asks, or None if nothing is changed.
+    """Return the function that `config.augmentation` names; None for "none".
 
-    A text's change depends on (seed, epoch, row) and on nothing drawn before. Special tokens stay in their places.
+    The change of a text depends only on (seed, epoch, row). Special tokens keep their positions.
     """
     if config.augmentation == "none":
         return None

@@ -1,4 +1,4 @@
-"""Documents as language models read them: in blocks of at most `max_length` tokens, none with tokens of two documents."""
+"""Split documents into blocks of at most `max_length` tokens for language models. No block has tokens of two documents."""
 
 import zlib
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from finetuning.errors import UserError
 
 
 def token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return the token ids of texts, neither truncated nor with special tokens."""
+    """Return the token ids of texts, without truncation and without special tokens."""
     settings = dict(add_special_tokens=False, padding=False, truncation=False, verbose=False)
     return tokenizer(clean(texts), return_attention_mask=False, return_token_type_ids=False, **settings)["input_ids"]
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that a text begins with for a causal model: its own, or the one for the end of the text before."""
+    """Return the token that begins a text for a causal model: the tokenizer's start token, or else its end token."""
     return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
@@ -30,14 +30,14 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int
 
 
 def causal_blocks(ids: list[int], tokenizer: PreTrainedTokenizerBase, config: Config) -> Iterator[tuple[list[int]]]:
-    """Yield the token ids of each block of a document; `ids` are those of its text.
+    """Yield the token ids of each block of a document with the token ids `ids`.
 
-    A block begins with the last token of the one before, so each token but the first is predicted once.
+    A block begins with the last token of the block before, so each token but the first is predicted once.
     """
     if tokenizer.eos_token_id is None:
         raise UserError(
-            f"task=causal-lm: the tokenizer of {config.model_name} has no token for the end of a text: set model_name to a decoder, "
-            "such as gpt2, or task to masked-lm"
+            f"task=causal-lm: the tokenizer of {config.model_name} has no token for the end of a text: set model_name to a decoder "
+            "such as gpt2, or set task to masked-lm"
         )
     ids = [start_token(tokenizer), *ids, tokenizer.eos_token_id]
     for start in range(0, len(ids) - 1, config.max_length - 1):
@@ -45,11 +45,11 @@ def causal_blocks(ids: list[int], tokenizer: PreTrainedTokenizerBase, config: Co
 
 
 def masked_blocks(ids: list[int], tokenizer: PreTrainedTokenizerBase, config: Config) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield what `mask_tokens` returns for each block of a document; which tokens are masked depends on the block alone."""
+    """Yield the result of `mask_tokens` for each block of a document. The masked tokens depend only on the block."""
     if tokenizer.mask_token_id is None:
         raise UserError(f"task=masked-lm: the tokenizer of {config.model_name} has no mask token: set task to causal-lm")
     before, after = special_ids(tokenizer)
-    ids = ids or [tokenizer.unk_token_id]  # some characters give no token at all
+    ids = ids or [tokenizer.unk_token_id]  # some texts have no token at all
     width = config.max_length - len(before) - len(after)
     for start in range(0, len(ids), width):
         block = np.array([*before, *ids[start : start + width], *after])
@@ -59,15 +59,16 @@ def masked_blocks(ids: list[int], tokenizer: PreTrainedTokenizerBase, config: Co
 def mask_tokens(
     block: np.ndarray, rng: np.random.Generator, tokenizer: PreTrainedTokenizerBase, config: Config
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the token ids with `mlm_probability` of them masked, at least one, and the targets, -100 elsewhere; both (tokens,).
+    """Mask the fraction `mlm_probability` of the tokens, at least one. Return token ids and targets, both (tokens,).
 
-    Of ten masked tokens eight become the mask token, one any other token, and one stays as it is (BERT, arXiv 1810.04805).
+    A masked token becomes the mask token with probability 0.8, a random token with 0.1, and stays as it is with 0.1 (BERT, arXiv
+    1810.04805). Targets are the original tokens, and -100 where no token is masked.
     """
-    places = np.flatnonzero(~np.isin(block, tokenizer.all_special_ids))
-    places = places if len(places) else np.arange(len(block))
-    places = rng.permutation(places)[: max(1, round(config.mlm_probability * len(places)))]
-    kind, others = rng.random(len(places)), rng.integers(len(tokenizer), size=len(places))
+    positions = np.flatnonzero(~np.isin(block, tokenizer.all_special_ids))
+    positions = positions if len(positions) else np.arange(len(block))
+    positions = rng.permutation(positions)[: max(1, round(config.mlm_probability * len(positions)))]
+    kind, random_tokens = rng.random(len(positions)), rng.integers(len(tokenizer), size=len(positions))
     masked, targets = block.copy(), np.full_like(block, -100)
-    targets[places] = block[places]
-    masked[places] = np.select([kind < 0.8, kind < 0.9], [tokenizer.mask_token_id, others], block[places])
+    targets[positions] = block[positions]
+    masked[positions] = np.select([kind < 0.8, kind < 0.9], [tokenizer.mask_token_id, random_tokens], block[positions])
     return masked, targets

@@ -1,4 +1,4 @@
-"""What a reader of files returns."""
+"""The result of a reader of files."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -13,13 +13,13 @@ STRING = Value("string")
 
 
 class Content(NamedTuple):
-    """What a reader finds: the columns, and their rows some thousand at a time."""
+    """The columns of a data set, and its rows in tables of at most `ROWS_PER_TABLE`."""
 
     features: Features
     tables: Iterator[pyarrow.Table]
 
 
-# If one file holds several splits, the content of each.
+# (files, encoding, list of notes to add to) -> the content; if one file holds several splits, the content of each.
 Reader = Callable[[list[Path], str | None, list[str]], Content | dict[str, Content]]
 
 
@@ -30,8 +30,8 @@ def batched(rows: Iterable) -> Iterator[list]:
         yield batch
 
 
-def of_strings(names: list[str], rows: Iterable[list[str | None]]) -> Content:
-    """Return rows of texts, in which an empty one is missing."""
+def string_content(names: list[str], rows: Iterable[list[str | None]]) -> Content:
+    """Return rows of strings as content; an empty string becomes None."""
 
     def table(batch: list[list[str | None]]) -> pyarrow.Table:
         columns = [pyarrow.array([value or None for value in column], pyarrow.string()) for column in zip(*batch, strict=True)]

@@ -1,4 +1,4 @@
-"""Tables in text files, .csv and .tsv: their separator, their quotation marks, and as many fields in each row as there are names."""
+"""Read tables in text files (.csv, .tsv): find the separator, interpret quotation marks, and check the number of fields."""
 
 import csv
 import itertools
@@ -6,58 +6,62 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from finetuning.data.content import Content, of_strings
+from finetuning.data.content import Content, string_content
 from finetuning.data.files import SNIFFED_BYTES, lines_of, open_text
 from finetuning.errors import UserError
 
 SEPARATORS = ",;\t|"
-MAX_VALUES = 50  # of a column that may be one of labels
-MIN_SUSPECT_LINES = 4  # of a quoted field: so many lines that look like rows are rows
+MAX_DISTINCT_VALUES = 50  # a column with more is not taken for a column of labels
+MIN_SUSPECT_LINES = 4  # so many lines of a quoted field that look like rows are taken for rows
 
 
 def read_csv(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
-    """Read fields that are divided by the separator that divides the first lines best, with quotation marks as RFC 4180 has them."""
+    """Read fields with quotation marks as in RFC 4180. The separator is the one that splits the first lines most evenly."""
     with open_text(files[0], encoding) as opened:
         start = opened.read(SNIFFED_BYTES)
     lines = start.splitlines(keepends=True)
-    lines = lines if len(start) < SNIFFED_BYTES else lines[:-1]  # the last one is cut
+    lines = lines if len(start) < SNIFFED_BYTES else lines[:-1]  # the last line may be cut
 
-    def agree(separator: str) -> tuple[float, int]:
+    def evenness(separator: str) -> tuple[float, int]:
+        """Return the fraction of lines with as many fields as the first one, and that number of fields."""
         rows = [len(row) for row in csv.reader(lines, delimiter=separator) if row]
         return (sum(n == rows[0] for n in rows) / len(rows), rows[0]) if rows and rows[0] > 1 else (0, 0)
 
-    separator = max(SEPARATORS, key=agree)  # of equals the first
+    separator = max(SEPARATORS, key=evenness)
     if separator not in (",", "\t"):
-        remarks.append(f"{files[0].name}: its columns are divided by {separator!r}")
+        remarks.append(f"{files[0].name}: the separator of its columns is {separator!r}")
     return _table(files, encoding, [separator] * len(files))
 
 
 def read_tsv(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
-    """Read fields that are divided by tabs. Quotation marks are part of the texts, unless they are consistently put around fields."""
+    """Read fields separated by tabs. Quotation marks belong to the texts, unless they consistently surround fields."""
     quoted = [_is_quoted(file, encoding) for file in files]
-    for file, answer in zip(files, quoted, strict=True):
-        if answer is False:
+    for file, is_quoted in zip(files, quoted, strict=True):
+        if is_quoted is False:
             remarks.append(f"{file.name}: its quotation marks are read as part of the texts")
-    return _table(files, encoding, ["\t" if answer else None for answer in quoted])
+    return _table(files, encoding, ["\t" if is_quoted else None for is_quoted in quoted])
 
 
 def _table(files: list[Path], encoding: str | None, separators: list[str | None]) -> Content:
-    """Read files with equal names of columns; without a separator fields are divided by tabs, and nothing is quoted."""
+    """Read files that have the same columns. Separator None: tabs separate fields, and quotation marks belong to the texts."""
     rows_of_files = [_fields(file, encoding, separator) for file, separator in zip(files, separators, strict=True)]
     headers = [[name.strip() for name in next(rows, [])] for rows in rows_of_files]
     for file, header in zip(files, headers, strict=True):
         if not header:
             raise UserError(f"{file}: it is empty")
         if len(set(header)) < len(header):
-            twice = next(name for name in header if header.count(name) > 1)
-            raise UserError(f"{file}: two columns are called {twice!r}: rename one of them in its first line")
+            duplicate = next(name for name in header if header.count(name) > 1)
+            raise UserError(f"{file}: two columns are called {duplicate!r}: rename one of them in the first line")
         if header != headers[0]:
-            raise UserError(f"{file}: its columns are {', '.join(header)}, and those of {files[0].name} {', '.join(headers[0])}")
-    return of_strings(headers[0], itertools.chain.from_iterable(rows_of_files))
+            raise UserError(
+                f"{file}: its columns are {', '.join(header)}, but those of {files[0].name} are {', '.join(headers[0])}: use the "
+                "same"
+            )
+    return string_content(headers[0], itertools.chain.from_iterable(rows_of_files))
 
 
 def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator[list[str]]:
-    """Yield the fields of each row, the header first. Raise `UserError`, with the line, for a row with another number of fields."""
+    """Yield the fields of each row, first those of the header. Raise `UserError` for a row with another number of fields."""
     if separator is None:
         columns = 0
         for number, line in enumerate(lines_of(file, encoding), 1):
@@ -69,7 +73,7 @@ def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator
                 yield fields
         return
     csv.field_size_limit(2**31 - 1)
-    lines: list[str] = []  # of the current row
+    lines: list[str] = []  # the lines of the current row
 
     def recorded() -> Iterator[str]:
         for line in lines_of(file, encoding, keep_ends=True):
@@ -78,15 +82,15 @@ def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator
 
     reader = csv.reader(recorded(), delimiter=separator, strict=True)
     columns, suspects = 0, []
-    values: dict[int, set] = {}  # of the columns that have few
+    values: dict[int, set] = {}  # distinct values of each column that has few
     while True:
         first_line = reader.line_num + 1
         try:
             row = next(reader, None)
         except csv.Error as error:
             raise UserError(
-                f"{file}: line {first_line:,}: {error}: a field with quotation marks must begin and end with one, and those inside must be doubled; "
-                "write the file with a spreadsheet or a csv library, or save it as .jsonl"
+                f"{file}: line {first_line:,}: {error}: a quoted field must begin and end with a quotation mark, and quotation "
+                "marks inside it must be doubled: write the file with a spreadsheet or a csv library, or save it as .jsonl"
             ) from error
         if row is None:
             break
@@ -100,7 +104,7 @@ def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator
             else:
                 for i in [*values]:
                     values[i].add(row[i])
-                    if len(values[i]) > MAX_VALUES:
+                    if len(values[i]) > MAX_DISTINCT_VALUES:
                         del values[i]
             yield row
         lines.clear()
@@ -108,37 +112,39 @@ def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator
 
 
 def _refuse_fields(file: Path, line: int, fields: int, columns: int, separator: str) -> NoReturn:
+    """Raise `UserError` for a line with another number of fields than the header has."""
     name = {"\t": "a tab", ",": "a comma"}.get(separator, repr(separator))
     raise UserError(
-        f"{file}: line {line:,} has {fields} fields, and the first line {columns}: put quotation marks around a text that holds {name}, give each row as many "
-        "fields as there are names, or save the file as .jsonl"
+        f"{file}: line {line:,} has {fields} fields, but the first line has {columns}: put quotation marks around a text that "
+        f"contains {name}, correct the number of fields, or save the file as .jsonl"
     )
 
 
 def _check_swallowed(file: Path, columns: int, suspects: list, values: list[set]) -> None:
-    """Raise `UserError` if a quoted field of several lines looks like whole rows: a stray quotation mark has swallowed them.
+    """Raise `UserError` if the lines of a quoted field look like rows: a single quotation mark has probably joined them.
 
-    `suspects`: the first line of such a row, and its lines, divided at each separator. `values`: those of the columns with few.
+    `suspects`: for each row of several lines its first line number, and its lines split at each separator. `values`: the distinct
+    values of each column that has few.
     """
     for first_line, rows in suspects:
         if columns < 2 or any(len(row) != columns for row in rows):
             continue
         positions = range(columns)
-        few = any(all(row[i].strip('"') in known for row in rows) for known in values for i in positions)
-        if few or len(rows) >= MIN_SUSPECT_LINES:
+        has_labels = any(all(row[i].strip('"') in known for row in rows) for known in values for i in positions)
+        if has_labels or len(rows) >= MIN_SUSPECT_LINES:
             raise UserError(
-                f"{file}: lines {first_line:,} to {first_line + len(rows) - 1:,} look like {len(rows)} rows, but a quotation mark at the start of a field makes them "
-                "one: double the quotation marks inside of fields, or save the file as .jsonl"
+                f"{file}: lines {first_line:,} to {first_line + len(rows) - 1:,} look like {len(rows)} rows, but a quotation mark "
+                "at the start of a field joins them: double the quotation marks inside fields, or save the file as .jsonl"
             )
 
 
 def _is_quoted(file: Path, encoding: str | None) -> bool | None:
-    """Return whether quotation marks of a .tsv surround fields, or are part of the texts; None if no field begins with one.
+    """Return True if quotation marks of a .tsv surround fields, False if they belong to the texts, None if there are none.
 
-    They surround fields if a line alone has another number of fields than the first, or if they are around all fields of a column, or
-    only where they are needed.
+    They surround fields if a line has another number of fields than the first line, if they surround all fields of a column, or if
+    only fields that need them have them.
     """
-    columns, filled, quoted, needless, whole = 0, [], [], [], True
+    columns, filled, quoted, unneeded, well_formed = 0, [], [], [], True  # lists: number of such fields in each column
     for line in lines_of(file, encoding):
         fields = line.split("\t")
         if not line:
@@ -146,14 +152,14 @@ def _is_quoted(file: Path, encoding: str | None) -> bool | None:
         columns = columns or len(fields)
         if len(fields) != columns:
             return True if any(quoted) or '"' in line else None
-        filled, quoted, needless = (counts or [0] * columns for counts in (filled, quoted, needless))
+        filled, quoted, unneeded = (counts or [0] * columns for counts in (filled, quoted, unneeded))
         for i, field in enumerate(fields):
             filled[i] += bool(field)
             if field.startswith('"'):
                 inside = field[1:-1].replace('""', "")
-                whole = whole and len(field) > 1 and field.endswith('"') and '"' not in inside
+                well_formed = well_formed and len(field) > 1 and field.endswith('"') and '"' not in inside
                 quoted[i] += 1
-                needless[i] += '""' not in field[1:-1]
+                unneeded[i] += '""' not in field[1:-1]
     if not any(quoted):
         return None
-    return whole and all(quoted[i] == filled[i] or not needless[i] for i in range(columns))
+    return well_formed and all(quoted[i] == filled[i] or not unneeded[i] for i in range(columns))

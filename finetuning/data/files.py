@@ -1,4 +1,4 @@
-"""The files of a data set: which belong to which split, and how they are opened."""
+"""Find the files of a data set, tell their splits from their names, and open them in their encoding."""
 
 import gzip
 import io
@@ -6,98 +6,101 @@ import re
 import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import chardet
 
 from finetuning.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-SPLIT_WORDS = {  # in the names of files
+SPLIT_WORDS = {  # words in the names of files -> splits
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev", "testa"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation", "testb"), "test"),
 }
-SNIFFED_BYTES = 2**16  # of a file, to see whether it is text
-ABOUT = ("readme", "license", "licence", "notice", "changelog")  # files with these names hold no rows
-GUESS_BYTES = 2**18  # of lines that are not UTF-8, to guess the encoding
-UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-MIN_CONFIDENCE = 0.1  # of chardet; below it the encoding of Western European spreadsheets is as probable
+SNIFFED_BYTES = 2**16  # at the start of a file, to see whether it is text and which separator it has
+NO_ROWS = ("readme", "license", "licence", "notice", "changelog")  # names of files without rows
+BYTES_FOR_GUESS = 2**18  # of lines that are not UTF-8, to guess the encoding
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
+MIN_CONFIDENCE = 0.1  # of chardet; below it, Windows-1252 is as probable
 
 
 # --- files and their splits ----------------------------------------------------------------------------------------------
 
 
-def known(path: Path, endings: Collection[str]) -> list[Path]:
-    """Return the files with one of `endings`, without hidden ones."""
-    inside = [file for file in sorted(path.rglob("[!.]*")) if file.is_file()] if path.is_dir() else [path]
-    return [file for file in inside if ending(file) in endings]
+def known_files(path: Path, endings: Collection[str]) -> list[Path]:
+    """Return the file at `path`, or the files in that folder, that have one of `endings`; without hidden files."""
+    files = [file for file in sorted(path.rglob("[!.]*")) if file.is_file()] if path.is_dir() else [path]
+    return [file for file in files if ending(file) in endings]
 
 
 def ending(file: Path) -> str:
-    """Return a file's ending, or that of the file that is packed in it."""
+    """Return the ending of a file, in lower case; of a .gz or .zip that of the file in it."""
     name = file.name.lower()
-    return Path(_member(file) if name.endswith(".zip") else name.removesuffix(".gz")).suffix.lower()
+    return Path(_packed_name(file) if name.endswith(".zip") else name.removesuffix(".gz")).suffix.lower()
 
 
-def split_files(path: Path, files: list[Path], named: Collection[str] = ()) -> dict[str, list[Path]]:
-    """Return the files of a folder by split, as their names tell: train-1.csv, corpus.dev.en, test/rows.csv, eng.testa.
+def split_files(path: Path, files: list[Path], split_names: Collection[str] = ()) -> dict[str, list[Path]]:
+    """Return the files of each split of a folder, by their names: train-1.csv, corpus.dev.en, test/rows.csv, eng.testa.
 
-    Files whose names tell nothing are all of train; beside a file of train that would be a guess, so raise `UserError`, unless the
-    file is called like one of the splits `named`.
+    `split_names`: further names of splits, which the user gave. If no file belongs to train, the files without a split do. Raise
+    `UserError` for a file without a split beside a file of train.
     """
     splits: dict[str, list[Path]] = {}
     for file in files:
-        splits.setdefault(split_of(file.relative_to(path), named), []).append(file)
-    unknown = [file for file in splits.pop("", []) if stem(file).lower() not in ABOUT]
+        splits.setdefault(split_of(file.relative_to(path), split_names), []).append(file)
+    unknown = [file for file in splits.pop("", []) if stem(file).lower() not in NO_ROWS]
     if unknown and "train" in splits:
         names = ", ".join(str(file.relative_to(path)) for file in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         raise UserError(
-            f"{path}: beside {splits['train'][0].name} there is {names}, whose name tells no split: give one file, move it elsewhere, call it after "
-            f"train, validation or test, or set test_split or validation_split to its name, {stem(unknown[0])}"
+            f"{path}: the name of {names} tells no split, and {splits['train'][0].name} is train already: give one file, move it "
+            "elsewhere, put train, validation or test into its name, or set test_split or validation_split to its name, "
+            f"{stem(unknown[0])}"
         )
     if unknown:
         splits = {"train": unknown} | splits
     return dict(sorted(splits.items(), key=lambda item: SPLITS.index(item[0]) if item[0] in SPLITS else len(SPLITS)))
 
 
-def split_of(file: Path, named: Collection[str] = ()) -> str:
-    """Return the split that a file's name tells, or else the nearest of its folders' names; "" if none does."""
-    if stem(file) in named:
+def split_of(file: Path, split_names: Collection[str] = ()) -> str:
+    """Return the split that the name of a file tells, or else the name of its nearest folder; "" if no name does."""
+    if stem(file) in split_names:
         return stem(file)
     for part in (file.name, *reversed(file.parent.parts)):
-        found = {SPLIT_WORDS[word] for word in re.findall(r"[a-z]+", part.lower()) if word in SPLIT_WORDS}
-        if len(found) > 1:
-            raise UserError(f"{file}: its name tells several splits, {', '.join(sorted(found))}: rename it")
-        if found:
-            return found.pop()
+        splits = {SPLIT_WORDS[word] for word in re.findall(r"[a-z]+", part.lower()) if word in SPLIT_WORDS}
+        if len(splits) > 1:
+            raise UserError(f"{file}: its name tells several splits, {', '.join(sorted(splits))}: rename it")
+        if splits:
+            return splits.pop()
     return ""
 
 
 def stem(file: Path) -> str:
-    """Return a file's name without its ending, and without that of its packing."""
+    """Return the name of a file without its ending and without .gz or .zip."""
     return Path(file.name.removesuffix(".gz").removesuffix(".zip")).stem
 
 
 # --- opening and encodings -----------------------------------------------------------------------------------------------
 
 
-def _member(file: Path) -> str:
+def _packed_name(file: Path) -> str:
     """Return the name of the file that a .zip holds."""
     with zipfile.ZipFile(file) as packed:
         names = [name for name in packed.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
     if len(names) != 1:
-        raise UserError(f"{file}: {len(names)} files are packed in it: unpack it, and give the folder")
+        raise UserError(f"{file}: it contains {len(names)} files, and only one is allowed: unpack it, and give the folder")
     return names[0]
 
 
 def open_bytes(file: Path) -> io.BufferedIOBase:
+    """Open a file for reading; of a .gz or .zip the file in it."""
     if file.suffix.lower() == ".gz":
         return gzip.open(file)
-    return zipfile.ZipFile(file).open(_member(file)) if file.suffix.lower() == ".zip" else file.open("rb")
+    return zipfile.ZipFile(file).open(_packed_name(file)) if file.suffix.lower() == ".zip" else file.open("rb")
 
 
 def open_text(file: Path, encoding: str | None) -> io.TextIOWrapper:
-    """Open a text file, UTF-8 or UTF-16 if no `encoding` is given. Only line feeds end a line: others may be part of a text.
+    """Open a text file for reading. Without `encoding` it is UTF-8, or UTF-16 by its byte order mark. Only line feeds end a line.
 
     Raise `UserError` for a binary file.
     """
@@ -110,15 +113,18 @@ def open_text(file: Path, encoding: str | None) -> io.TextIOWrapper:
     return io.TextIOWrapper(open_bytes(file), encoding=encoding, newline="\n")
 
 
-def _refuse_nul(file: Path, line: int) -> None:
+def _refuse_nul(file: Path, line: int) -> NoReturn:
     raise UserError(
-        f"{file}: it is binary, or text with NUL characters (the first in line {line:,}): save it as text in UTF-8, or take these characters "
-        "out (tr -d '\\000')"
+        f"{file}: it is binary, or text with NUL characters (the first in line {line:,}): save it as text in UTF-8, or remove "
+        "these characters (tr -d '\\000')"
     )
 
 
 def lines_of(file: Path, encoding: str | None, keep_ends: bool = False) -> Iterator[str]:
-    """Yield the lines of a text file; a carriage return before the line feed belongs to the end. Raise `UserError` for a NUL character."""
+    """Yield the lines of a text file, without line feeds and carriage returns unless `keep_ends`.
+
+    Raise `UserError` for a NUL character.
+    """
     with open_text(file, encoding) as opened:
         for number, line in enumerate(opened, 1):
             if "\0" in line:
@@ -127,13 +133,13 @@ def lines_of(file: Path, encoding: str | None, keep_ends: bool = False) -> Itera
 
 
 def guess_encoding(files: list[Path]) -> tuple[str, str] | None:
-    """Return the most probable encoding of text that is not UTF-8, and a word of it to judge that by; None if it is UTF-8."""
+    """Return the most probable encoding of files, and a word by which the user can check it; None if they are UTF-8."""
     sample = bytearray()
     for file in files:
         with open_bytes(file) as opened:
             for line in opened:
                 sample += b"" if _is_utf8(line) else line
-                if len(sample) > GUESS_BYTES:
+                if len(sample) > BYTES_FOR_GUESS:
                     break
     if not sample:
         return None

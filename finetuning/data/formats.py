@@ -1,8 +1,8 @@
-"""What stands in a file: a reader for each format. Text stays as it is written; nothing is taken for a number, a date or "missing".
+"""A reader for each file format. Texts are kept as they are written: none becomes a number, a date or a missing value.
 
-A reader gets the files of a split, their encoding (None: UTF-8, or UTF-16 by its byte order mark) and a list of notes for the user to
-add to. It raises `UserError` with the line for what can't be read or could be read in two ways, and `UnicodeDecodeError` if the encoding
-is another.
+A reader gets the files of a split, their encoding (None: UTF-8, or UTF-16 by its byte order mark), and a list to which it adds
+notes for the user. It raises `UserError`, with the line, for content that can't be read or could be read in two ways. It raises
+`UnicodeDecodeError` if the encoding is wrong.
 """
 
 import importlib.util
@@ -20,13 +20,13 @@ import pycountry
 from datasets import ClassLabel, Features, List
 from pyarrow.parquet import ParquetFile, read_schema
 
-from finetuning.data.content import ROWS_PER_TABLE, STRING, Content, Reader, batched, of_strings
+from finetuning.data.content import ROWS_PER_TABLE, STRING, Content, Reader, batched, string_content
 from finetuning.data.delimited import read_csv, read_tsv
 from finetuning.data.files import ending, lines_of, open_bytes, split_of, stem
 from finetuning.data.json_rows import read_json
 from finetuning.errors import UserError
 
-SNIFFED_SENTENCES = 50  # of a CoNLL file, to find what its columns hold
+SNIFFED_SENTENCES = 50  # of a CoNLL file, to find the columns of words and tags
 LANGUAGE_ENDINGS = [f".{language.alpha_2}" for language in pycountry.languages if hasattr(language, "alpha_2")]
 TAG = re.compile(r"O|[BIESLUM][-_].+")
 
@@ -35,33 +35,37 @@ TAG = re.compile(r"O|[BIESLUM][-_].+")
 
 
 def read_excel(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
-    """Read the first sheet, whose first row has the names of the columns. Numbers, dates and truth values become text."""
+    """Read the first sheet. Its first row has the names of the columns. Numbers, dates and truth values become text."""
     if not importlib.util.find_spec("openpyxl"):
-        raise UserError(f"{files[0]}: reading it needs openpyxl: pip install -r requirements-extras.txt, or save it as csv")
+        raise UserError(f"{files[0]}: openpyxl is missing: pip install -r requirements-extras.txt, or save the file as csv")
     import openpyxl
 
     if len(files) > 1:
-        raise UserError(f"{files[0].parent}: {len(files)} .xlsx files of one split: give one, or save them as csv")
+        raise UserError(
+            f"{files[0].parent}: a split has {len(files)} .xlsx files, and only one is allowed: give one, or save them as csv"
+        )
     with open_bytes(files[0]) as opened:
         book = openpyxl.load_workbook(io.BytesIO(opened.read()), read_only=True, data_only=True)
     if len(book.worksheets) > 1:
-        remarks.append(f"{files[0].name}: the first of its sheets, {book.worksheets[0].title!r}, was read")
+        remarks.append(f"{files[0].name}: only its first sheet, {book.worksheets[0].title!r}, was read")
     rows = [[_cell_text(value) for value in row] for row in book.worksheets[0].iter_rows(values_only=True)]
     while rows and not any(rows[-1]):
         rows.pop()
     if not rows:
-        raise UserError(f"{files[0]}: its sheet {book.worksheets[0].title!r} is empty")
+        raise UserError(
+            f"{files[0]}: its first sheet, {book.worksheets[0].title!r}, is empty: put the rows there, or save them as csv"
+        )
     width = max(i + 1 for row in rows for i, value in enumerate(row) if value)
     rows = [[*row[:width], *[None] * (width - len(row))] for row in rows]
     names = [(name or "").strip() for name in rows[0]]
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{files[0]}: several columns are called {twice!r}: give each a name of its own in the first row")
-    return of_strings(names, rows[1:])
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{files[0]}: several columns are called {duplicate!r}: give each column another name in the first row")
+    return string_content(names, rows[1:])
 
 
 def _cell_text(value: Any) -> str | None:
-    """Return what stands in a cell, as text."""
+    """Return the value of a cell as text; a date without a time of day is only the date."""
     if isinstance(value, datetime):
         return str(value.date() if value.time() == time() else value)
     return value if value is None else str(value).upper() if isinstance(value, bool) else str(value)
@@ -71,13 +75,14 @@ def _cell_text(value: Any) -> str | None:
 
 
 def read_parquet(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
-    """Read typed columns."""
+    """Read columns with their types."""
     opened = [io.BytesIO(open_bytes(file).read()) if file.suffix.lower() != ".parquet" else file for file in files]
     schemas = [read_schema(file) for file in opened]
     for file, schema in zip(files, schemas, strict=True):
         if schema.names != schemas[0].names:
             raise UserError(
-                f"{file}: its columns are {', '.join(schema.names)}, and those of {files[0].name} {', '.join(schemas[0].names)}"
+                f"{file}: its columns are {', '.join(schema.names)}, but those of {files[0].name} are "
+                f"{', '.join(schemas[0].names)}: use the same"
             )
     features = Features.from_arrow_schema(schemas[0])
     batches = (batch for file in opened for batch in ParquetFile(file).iter_batches(batch_size=ROWS_PER_TABLE))
@@ -89,67 +94,68 @@ def read_parquet(files: list[Path], encoding: str | None, remarks: list[str]) ->
 
 def read_lines(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
     """Read a text per line."""
-    return of_strings(["text"], ([line] for file in files for line in lines_of(file, encoding)))
+    return string_content(["text"], ([line] for file in files for line in lines_of(file, encoding)))
 
 
 def read_documents(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
-    """Read documents: each of several files is one, unless they are named after splits.
+    """Read documents. Each of several files is a document, unless the files are named after splits.
 
-    The documents of a single file are divided by empty lines, or are its lines if no empty line stands between others.
+    In other files empty lines separate the documents; without such lines, each line is a document.
     """
     if len(files) > 1 and not any(split_of(Path(file.name)) for file in files):
-        return of_strings(["text"], (["\n".join(lines_of(file, encoding))] for file in files))
+        return string_content(["text"], (["\n".join(lines_of(file, encoding))] for file in files))
 
     def paragraphs(file: Path) -> Iterator[list[str]]:
         for filled, lines in itertools.groupby(lines_of(file, encoding), key=lambda line: bool(line.strip())):
             if filled:
                 yield list(lines)
 
-    divided = any(len(list(itertools.islice(paragraphs(file), 2))) > 1 for file in files)
+    has_paragraphs = any(len(list(itertools.islice(paragraphs(file), 2))) > 1 for file in files)
     documents = ("\n".join(lines) for file in files for lines in paragraphs(file))
-    if not divided:
+    if not has_paragraphs:
         documents = (line for file in files for line in lines_of(file, encoding) if line.strip())
         first = list(itertools.islice(documents, 2))
         if len(first) < 2 and len(files) == 1:
             raise UserError(
-                f"{files[0]}: it is {'a single line' if first else 'empty'}, and nothing can be held out of one document: divide "
-                "documents by empty lines or line breaks, or give a folder with a file for each"
+                f"{files[0]}: it is {'a single line' if first else 'empty'}, and nothing can be held out of one document: separate "
+                "documents by empty lines or line breaks, or give a folder with a file for each document"
             )
         documents = itertools.chain(first, documents)
-    return of_strings(["text"], ([document] for document in documents))
+    return string_content(["text"], ([document] for document in documents))
 
 
 def in_other_languages(path: Path) -> list[Path]:
-    """Return a file, and those beside it whose names differ only in the language."""
+    """Return a file, and the files in its folder whose names differ only in the language."""
     return [file for file in sorted(path.parent.iterdir()) if ending(file) in LANGUAGE_ENDINGS and stem(file) == stem(path)]
 
 
 def read_parallel(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
-    """Read texts in several languages, line by line: train.en beside train.de and so on, a column for each ending."""
+    """Read texts in several languages line by line, such as train.en and train.de. Each ending is a column."""
     by_stem: dict[Path, dict[str, Path]] = {}
     for file in files:
         by_stem.setdefault(file.parent / stem(file), {})[ending(file)[1:]] = file
-    names = sorted({name for of in by_stem.values() for name in of})
-    for path, of in by_stem.items():
-        if len(of) < 2 or sorted(of) != names:
+    names = sorted({name for by_language in by_stem.values() for name in by_language})
+    for path, by_language in by_stem.items():
+        if len(by_language) < 2 or sorted(by_language) != names:
             raise UserError(
-                f"{path.parent}: of {path} there is {', '.join(of)} only, of others {', '.join(names)}: give each in all languages"
+                f"{path}: it exists in {', '.join(by_language)}, but the languages are {', '.join(names)}: give a file for each, "
+                "and at least two"
             )
-        counts = {file.name: sum(1 for _ in lines_of(file, encoding)) for file in of.values()}
+        counts = {file.name: sum(1 for _ in lines_of(file, encoding)) for file in by_language.values()}
         if len({*counts.values()}) > 1:
             lengths = ", ".join(f"{name} has {count:,}" for name, count in counts.items())
-            raise UserError(f"{path.parent}: the files do not match line by line: {lengths} lines: correct them")
-    rows = (zip(*(lines_of(of[name], encoding) for name in names), strict=True) for of in by_stem.values())
-    return of_strings(names, itertools.chain.from_iterable(rows))
+            raise UserError(f"{path.parent}: the files must match line by line, but {lengths} lines: correct them")
+    rows = (zip(*(lines_of(paths[name], encoding) for name in names), strict=True) for paths in by_stem.values())
+    return string_content(names, itertools.chain.from_iterable(rows))
 
 
 # --- CoNLL ---------------------------------------------------------------------------------------------------------------
 
 
 def read_conll(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
-    """Read a word and its tags per line, and an empty line after each sentence: the columns tokens, column_2, ..., tags.
+    """Read a word and its tags per line, and an empty line after each sentence. The columns are tokens, column_2, ..., tags.
 
-    Lines of -DOCSTART- and comments are passed over. A first column that counts the words of each sentence is no word.
+    Lines with -DOCSTART- and comments are skipped. A first column that numbers the words of each sentence is not the word.
     """
     sample = list(itertools.islice(_sentences(files[0], encoding), SNIFFED_SENTENCES))
     if not sample:
@@ -163,10 +169,11 @@ def read_conll(files: list[Path], encoding: str | None, remarks: list[str]) -> C
     elif len(tag_columns) == 1:
         names[1], names[tag_columns[0]] = "tokens", "tags"
         remarks.append(
-            f"{files[0].name}: its first column counts words; words are read from column 2, tags from column {tag_columns[0] + 1}"
+            f"{files[0].name}: its first column numbers the words; words are read from column 2, tags from column "
+            f"{tag_columns[0] + 1}"
         )
     else:
-        remarks.append(f"{files[0].name}: its first column counts words, and tags are in several columns")
+        remarks.append(f"{files[0].name}: its first column numbers the words, and several columns hold tags")
     if width == 1:
         names = ["tokens"]
 
@@ -179,7 +186,7 @@ def read_conll(files: list[Path], encoding: str | None, remarks: list[str]) -> C
 
 
 def _sentences(file: Path, encoding: str | None, width: int | None = None) -> Iterator[list[list[str]]]:
-    """Yield the fields of the lines of each sentence. Raise `UserError` for a line with another number of fields than `width`."""
+    """Yield each sentence as a list of lines, each a list of fields. Raise `UserError` for a line without `width` fields."""
     sentence: list[list[str]] = []
     for number, line in enumerate(lines_of(file, encoding), 1):
         fields = line.split("\t") if "\t" in line else line.split()
@@ -192,7 +199,8 @@ def _sentences(file: Path, encoding: str | None, width: int | None = None) -> It
             width = width or len(fields)
             if len(fields) != width:
                 raise UserError(
-                    f"{file}: line {number:,} has {len(fields)} columns, and those before {width}: correct it, or remove it"
+                    f"{file}: line {number:,} has {len(fields)} columns, but the lines before have {width}: correct it, or remove "
+                    "it"
                 )
             sentence.append(fields)
     if sentence:
@@ -215,6 +223,7 @@ def acl_imdb(path: Path) -> dict[str, Content]:
 
 
 def _acl_imdb_rows(path: Path, part: str) -> list[tuple[str, str]]:
+    """Return (label, text) of the reviews in the folder `part`, train or test, in the order of labels and file names."""
     texts = {}
     if path.is_dir():
         for file in path.glob(f"{part}/*/*.txt"):
@@ -226,11 +235,11 @@ def _acl_imdb_rows(path: Path, part: str) -> list[tuple[str, str]]:
                     texts[Path(member.name).parts[-2:]] = archive.extractfile(member).read().decode("utf-8")
     rows = [(label, text) for (label, _), text in sorted(texts.items()) if label in ("neg", "pos")]
     if not rows:
-        raise UserError(f"no {part}/neg/*.txt and {part}/pos/*.txt in it")
+        raise UserError(f"{path}: it has no {part}/neg/*.txt and {part}/pos/*.txt: give the original release of IMDb")
     return rows
 
 
-READERS: dict[str, Reader] = {  # by a file's ending
+READERS: dict[str, Reader] = {  # ending of a file -> reader
     ".parquet": read_parquet,
     ".csv": read_csv,
     ".tsv": read_tsv,

@@ -1,4 +1,4 @@
-"""Objects in .json and .jsonl files as rows. A column whose values have one type gets it; others keep their JSON."""
+"""Read objects in .json and .jsonl files as rows. A column with values of several types keeps them as JSON."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -12,15 +12,19 @@ from finetuning.data.content import STRING, Content, batched
 from finetuning.data.files import SPLITS, ending, lines_of, open_text
 from finetuning.errors import UserError
 
-DECODER = json.JSONDecoder(parse_constant=lambda constant: None)  # NaN is missing
+DECODER = json.JSONDecoder(parse_constant=lambda constant: None)  # NaN becomes None
 
 
 def read_json(files: list[Path], encoding: str | None, remarks: list[str]) -> Content | dict[str, Content]:
-    """Read an object per line, a list of objects, rows under a key, splits under keys, or a column per key, as pandas writes it."""
+    """Read rows in the usual forms of JSON.
+
+    These are an object per line, a list of objects, an object with the rows under a key or with a key for each split, and an object
+    with a key for each column, as pandas writes it.
+    """
     if len(files) > 1 or _has_lines(files[0], encoding):
         if any(not _has_lines(file, encoding) for file in files):
             raise UserError(
-                f"{files[0].parent}: several .json files of one split must hold an object on each line: save them as .jsonl"
+                f"{files[0].parent}: a split has several .json files, which must then have an object per line: save them as .jsonl"
             )
         return _objects(files, lambda: (row for file in files for row in _json_lines(file, encoding)))
     with open_text(files[0], encoding) as opened:
@@ -30,14 +34,14 @@ def read_json(files: list[Path], encoding: str | None, remarks: list[str]) -> Co
     content = _load(text, files[0])
     tables = {"train": content} if isinstance(content, list) else _tables_of(content, files[0])
     for split, rows in tables.items():
-        wrong = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
-        if wrong is not None:
-            raise UserError(f"{files[0]}: row {wrong} of {split} is no object with names and values: {str(rows[wrong])[:80]}")
+        number = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
+        if number is not None:
+            raise UserError(f"{files[0]}: row {number} of {split} is no object with names and values: {str(rows[number])[:80]}")
     return {split: _objects(files, lambda rows=rows: iter(rows)) for split, rows in tables.items()}
 
 
 def _has_lines(file: Path, encoding: str | None) -> bool:
-    """Return whether a file holds an object on each line."""
+    """Return whether a file has an object on each line."""
     if ending(file) == ".jsonl":
         return True
     lines = (line for line in lines_of(file, encoding) if line.strip())
@@ -47,16 +51,17 @@ def _has_lines(file: Path, encoding: str | None) -> bool:
         return False
 
 
-def _load(text: str, place: str | Path) -> Any:
+def _load(text: str, where: str | Path) -> Any:
+    """Return the content of JSON; `where` begins the message of a `UserError`."""
     try:
         content = DECODER.decode(text)
     except ValueError as error:
-        raise UserError(f"{place}: it is no JSON, or cut short ({error})") from error
+        raise UserError(f"{where}: it is no JSON, or cut short ({error})") from error
     return _without_surrogates(content) if "\\ud" in text or "\\uD" in text else content
 
 
 def _without_surrogates(value: Any) -> Any:
-    """Return `value` with U+FFFD in place of each half of a character."""
+    """Return `value` with U+FFFD in place of each lone surrogate, which is half of a character."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, dict):
@@ -65,6 +70,7 @@ def _without_surrogates(value: Any) -> Any:
 
 
 def _json_lines(file: Path, encoding: str | None) -> Iterator[dict]:
+    """Yield the object on each line."""
     for number, line in enumerate(lines_of(file, encoding), 1):
         if line.strip():
             row = _load(line, f"{file}: line {number:,}")
@@ -76,27 +82,27 @@ def _json_lines(file: Path, encoding: str | None) -> Iterator[dict]:
 def _tables_of(content: dict, file: Path) -> dict[str, list]:
     """Return the rows of each split of a file that is one object."""
     if not isinstance(content, dict):
-        raise UserError(f"{file}: it holds no rows: {str(content)[:80]}")
+        raise UserError(f"{file}: it has no rows, only {str(content)[:80]}: write a list of objects, or an object per line")
     tables = {key: value for key, value in content.items() if value and isinstance(value, list) and isinstance(value[0], dict)}
     if len(tables) == 1:
         return {"train": next(iter(tables.values()))}
     if tables:
         if "train" not in tables or not tables.keys() <= {*SPLITS}:
             keys = ", ".join(tables)
-            raise UserError(f"{file}: rows under several keys, {keys}: keep those of one, or name them {', '.join(SPLITS)}")
+            raise UserError(f"{file}: several keys have rows, {keys}: keep one of them, or name them {', '.join(SPLITS)}")
         return tables
-    if content and all(isinstance(value, dict) for value in content.values()):  # as pandas writes a frame: column -> row -> value
+    if content and all(isinstance(value, dict) for value in content.values()):  # a data frame of pandas: column -> row -> value
         rows = list(dict.fromkeys(row for column in content.values() for row in column))
         return {"train": [{name: column.get(row) for name, column in content.items()} for row in rows]}
     if content and all(isinstance(value, list) for value in content.values()):
         if len(lengths := {len(value) for value in content.values()}) > 1:
-            raise UserError(f"{file}: its columns have different lengths, {', '.join(map(str, sorted(lengths)))}")
+            raise UserError(f"{file}: its columns have different lengths, {', '.join(map(str, sorted(lengths)))}: correct them")
         return {"train": [dict(zip(content, values, strict=True)) for values in zip(*content.values(), strict=True)]}
     return {"train": [content]}
 
 
 def _objects(files: list[Path], rows: Callable[[], Iterator[dict]]) -> Content:
-    """Return objects as rows; `rows` gives them, once to find the types of the columns, once to write them."""
+    """Return objects as content. `rows` is called twice: to find the types of the columns, and to write the rows."""
     kinds: dict[str, set] = {}
     for row in rows():
         for name, value in row.items():
@@ -106,15 +112,15 @@ def _objects(files: list[Path], rows: Callable[[], Iterator[dict]]) -> Content:
                 kinds[name] = set()
     if not kinds:
         raise UserError(f"{files[0]}: it is empty")
-    features = Features({name: _feature(several) for name, several in kinds.items()})
+    features = Features({name: _feature(column_kinds) for name, column_kinds in kinds.items()})
     return Content(features, (_object_table(batch, features) for batch in batched(rows())))
 
 
 def _kind(value: Any) -> Any:
-    """Return what tells the Arrow type of a value: "string", "int64", ..., a tuple for a list or an object of texts; else "json"."""
-    simple = {str: "string", bool: "bool", float: "float64"}.get(type(value))
-    if simple:
-        return simple
+    """Return the kind of a value: an Arrow type such as "string", a tuple for a list or an object of texts, or else "json"."""
+    kind = {str: "string", bool: "bool", float: "float64"}.get(type(value))
+    if kind:
+        return kind
     if isinstance(value, int):
         return "int64" if -(2**63) <= value < 2**63 else "json"
     if isinstance(value, list):
@@ -139,6 +145,7 @@ def _feature(kinds: set) -> Any:
 
 
 def _object_table(rows: list[dict], features: Features) -> pyarrow.Table:
+    """Return objects as a table with the columns `features`."""
     columns = []
     for name, feature in features.items():
         values = [row.get(name) for row in rows]

@@ -1,12 +1,13 @@
-"""The forms that labels have in a data set: a value a row, or lists, as such or written as text.
+"""Read the forms that labels have in a data set: a value per row, a list per row, or a list that is written as text.
 
-`raw` is a data set's splits by name. All functions raise `UserError`, with the split and the row, for what is no label.
+`raw` has the splits of a data set by name. All functions raise `UserError`, with the split and the row, for a value that is no
+label.
 """
 
 import ast
 import json
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pyarrow
@@ -21,9 +22,9 @@ OTHER_TASK = "; for entities in the text set task to token-classification"
 QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 CONSTANTS = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None, "nan": None, "NaN": None}
 PLAIN = rf"-?(?:0|[1-9]\d*)(?:\.\d*)?(?:e[-+]?\d+)?(?![\w.])|(?:{'|'.join(CONSTANTS)})\b"
-ITEM = rf"(?:np\.\w+\((?:{QUOTED}|{PLAIN})\)|{QUOTED}|{PLAIN})"  # as Python, JSON and NumPy write it
-ITEMS = re.compile(rf"{ITEM}(?:(?:\s*,\s*|\s+){ITEM})*")  # NumPy writes no commas
-WORD = rf"(?:{QUOTED}|[^\s,'\"\[\](){{}}][^,'\"\[\](){{}}]*)"  # as Java, Spark and PostgreSQL write it
+ITEM = rf"(?:np\.\w+\((?:{QUOTED}|{PLAIN})\)|{QUOTED}|{PLAIN})"  # an item of a list that Python, JSON or NumPy wrote
+ITEMS = re.compile(rf"{ITEM}(?:(?:\s*,\s*|\s+){ITEM})*")  # NumPy writes lists without commas
+WORD = rf"(?:{QUOTED}|[^\s,'\"\[\](){{}}][^,'\"\[\](){{}}]*)"  # an item of a list that Java, Spark or PostgreSQL wrote
 WORDS = re.compile(rf"{WORD}(?:\s*,\s*{WORD})*")
 WRAPPED = re.compile(r"[\w.]+\(([\[({].*[\])}])(?:,\s*dtype=[^()]+)?\)", re.DOTALL)  # array(...), frozenset(...)
 NESTED = re.compile(r"[\[({]\s*(?:[\[({]|(['\"]).*?\1\s*:).*[\])}]", re.DOTALL)  # lists of lists or of objects, and objects
@@ -31,27 +32,30 @@ BRACKETS = ("[]", "()", "{}")
 
 
 class Distinct(NamedTuple):
-    """A column's distinct values, and each row's position among them."""
+    """The distinct values of a column, and the position of each row's value among them."""
 
-    values: list  # Python's; None where a value is missing. Two may be equal
+    values: list  # Python values, None for a missing one; without the spaces around them, two may be equal
     codes: np.ndarray  # (rows,) int, -1 where there is no value
 
     def row_of(self, position: int) -> int:
+        """Return the first row with the value at `position`."""
         return int(np.flatnonzero(self.codes == position)[0])
 
 
 class Lists(NamedTuple):
-    arrays: dict[str, pyarrow.Array]  # of each split: a list of labels a row, or null
-    reason: str  # why they are taken for lists, for the user
+    """Labels that are given as lists."""
+
+    arrays: dict[str, pyarrow.Array]  # for each split a list of labels per row, or null
+    reason: str  # why the column was taken for lists, for the user
 
 
 def distinct(rows: Dataset, column: str) -> Distinct:
-    """Return what a column with one value a row holds. Spaces around texts are taken off; empty texts and NaN are None."""
+    """Return the values of a column with one value per row. Texts lose the spaces around them; empty texts and NaN become None."""
     feature, data = rows.features[column], read_columns(rows, column)[column]
     try:
         encoded = (data.cast(pyarrow.string()) if isinstance(feature, Json) else data).dictionary_encode().unify_dictionaries()
     except pyarrow.ArrowException as error:
-        raise UserError(f"label_column={column} holds {feature}: set it to a column with one label a row") from error
+        raise UserError(f"label_column={column} holds {feature}: set it to a column with a label per row") from error
     values = encoded.chunk(0).dictionary.to_pylist() if len(data) else []
     indices = [chunk.indices.fill_null(-1).to_numpy() for chunk in encoded.chunks]
     values = [json.loads(value) for value in values] if isinstance(feature, Json) else values
@@ -60,22 +64,25 @@ def distinct(rows: Dataset, column: str) -> Distinct:
 
 
 def shown(value: Any) -> str:
+    """Return a value as text for a message, at most `MAX_SHOWN` characters."""
     text = repr(value)
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
-def refuse(column: str, split: str, row: int, value: Any, remedy: str) -> None:
+def refuse(column: str, split: str, row: int, value: Any, remedy: str) -> NoReturn:
+    """Raise `UserError` for the value of a row."""
     raise UserError(f"label_column={column}: row {row} of split {split} holds {shown(value)}: {remedy}")
 
 
 def kind_of(value: Any) -> type:
-    """Return the kind of a label: float stands for all numbers that Arrow knows."""
+    """Return the kind of a label: float for all numbers that Arrow can hold, else the type."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         return float
     return type(value)
 
 
 def as_text(value: Any) -> str:
+    """Return a label as text; one that is no text as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -83,7 +90,7 @@ def as_text(value: Any) -> str:
 
 
 def find_lists(raw: dict[str, Dataset], column: str) -> Lists | None:
-    """Return the labels of each row if the column holds lists; None if it holds one value a row."""
+    """Return the labels of each row if the column holds lists; None if it holds a value per row."""
     feature = raw["train"].features[column]
     if isinstance(feature, List | LargeList):
         arrays = {split: read_columns(rows, column)[column].combine_chunks() for split, rows in raw.items()}
@@ -95,14 +102,14 @@ def find_lists(raw: dict[str, Dataset], column: str) -> Lists | None:
     columns = {split: distinct(rows, column) for split, rows in raw.items()}
     lists, reason = _lists_in_json(columns, column), "it holds lists"
     if lists is None:
-        lists, reason = _written_lists(columns, column), "it holds lists that are written as text"
+        lists, reason = _lists_in_texts(columns, column), "it holds lists that are written as text"
     if lists is None:
         return None
     return Lists(_as_arrays(columns, lists, column), reason)
 
 
 def _lists_in_json(columns: dict[str, Distinct], column: str) -> dict[str, list] | None:
-    """Return each distinct value as a list, one that is no list as a list of one; None if no value is a list."""
+    """Return each distinct value as a list; a value that is no list becomes a list of one. Return None if no value is a list."""
     for split in columns:
         for position, value in enumerate(columns[split].values):
             if isinstance(value, dict):
@@ -116,24 +123,23 @@ def _lists_in_json(columns: dict[str, Distinct], column: str) -> dict[str, list]
     }
 
 
-def _written_lists(columns: dict[str, Distinct], column: str) -> dict[str, list] | None:
-    """Return each distinct text as a list; None if the texts are no lists. Raise `UserError` if only some of them are."""
-    places = [
+def _lists_in_texts(columns: dict[str, Distinct], column: str) -> dict[str, list] | None:
+    """Return each distinct text as a list; None if the texts are no lists. Raise `UserError` if only some of them are lists."""
+    entries = [
         (split, position, value) for split in columns for position, value in enumerate(columns[split].values) if value is not None
     ]
-    texts = [value for _, _, value in places if isinstance(value, str)]
-    exact = {text: read_list(text) for text in texts}
-    is_exact = None not in exact.values()
-    lists = exact if is_exact else {text: read_list(text, words=True) for text in texts}
-    is_list = any(labels is not None for labels in exact.values()) or (
+    texts = [value for _, _, value in entries if isinstance(value, str)]
+    quoted = {text: read_list(text) for text in texts}  # lists with quotation marks around their texts
+    lists = quoted if None not in quoted.values() else {text: read_list(text, words=True) for text in texts}
+    is_list = any(labels is not None for labels in quoted.values()) or (
         None not in lists.values() and any(len(labels) > 1 for labels in lists.values())
     )
-    others = [place for place in places if lists.get(place[2]) is None]
-    for split, position, value in others:
+    no_lists = [entry for entry in entries if lists.get(entry[2]) is None]
+    for split, position, value in no_lists:
         nested = isinstance(value, str) and NESTED.fullmatch(value)
         if nested or is_list:
-            example = next((f", as others are, such as {shown(text)}" for text in texts if exact[text]), "")
-            remedy = f"write the labels of all rows as lists{example}, or those of no row"
+            example = next((f", like {shown(text)}" for text in texts if quoted[text]), "")
+            remedy = f"write the labels of all rows as lists{example}, or write none as a list"
             remedy = f"write names of labels, or lists of them such as ['a', 'b']{OTHER_TASK}" if nested else remedy
             refuse(column, split, columns[split].row_of(position), value, remedy)
     if not is_list:
@@ -144,7 +150,7 @@ def _written_lists(columns: dict[str, Distinct], column: str) -> dict[str, list]
 def read_list(text: str, words: bool = False) -> list | None:
     """Return the items of a list, tuple or set that Python, JSON or NumPy wrote as text; None if the text is no such list.
 
-    `words`: as other programs write it, with texts that are not in quotation marks.
+    `words`: accept lists of other programs too, whose texts are not in quotation marks.
     """
     wrapped = WRAPPED.fullmatch(text)
     text = wrapped[1] if wrapped else "[]" if text == "set()" else text
@@ -159,6 +165,7 @@ def read_list(text: str, words: bool = False) -> list | None:
 
 
 def _value(item: str, words: bool) -> Any:
+    """Return the value of an item of a list; `words` as in `read_list`."""
     if item.startswith("np."):
         item = item.partition("(")[2].removesuffix(")")
     if item[0] not in "'\"":
@@ -170,7 +177,7 @@ def _value(item: str, words: bool) -> Any:
 
 
 def _as_arrays(columns: dict[str, Distinct], lists: dict[str, list], column: str) -> dict[str, pyarrow.Array]:
-    """Return a list of labels per row from those of the distinct values; labels of several kinds become texts."""
+    """Return a list of labels for each row from the lists of the distinct values. Labels of several kinds become texts."""
     kinds = set()
     for split, values in lists.items():
         for position, labels in enumerate(values):

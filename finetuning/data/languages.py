@@ -1,4 +1,4 @@
-"""Languages of a translation model: which it knows, by which codes, and how it is told the two of a run."""
+"""Languages of a translation model: those that it knows, their codes, and how it gets the source and the target language."""
 
 import contextlib
 import re
@@ -9,7 +9,7 @@ from transformers import M2M100Tokenizer, MarianTokenizer, PreTrainedTokenizerBa
 from config import Config
 from finetuning.errors import UserError
 
-# Languages that BLEU can't divide into words at spaces: their ISO 639-3 codes, and the characters of their scripts.
+# Languages without spaces between words, or for which BLEU has its own tokenizer: ISO 639-3 codes, and characters of the script.
 SPECIAL_SCRIPTS = {
     "ja": ("jpn", "\u3040-\u30ff\uff66-\uff9f"),  # kana; kanji are Han
     "zh": ("zho cmn yue wuu nan hak gan hsn lzh", "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"),
@@ -20,16 +20,16 @@ SPECIAL_SCRIPTS = {
     "my": ("mya", "\u1000-\u109f\uaa60-\uaa7f"),
     "bo": ("bod dzo", "\u0f00-\u0fff"),
 }
-MIN_OF_SCRIPT = {"ja": 0.1}  # fraction of the characters; kana are about half of Japanese, and hardly in Chinese
-SAMPLED_TEXTS = 1_000
-LANGUAGE_TOKEN = re.compile(r"(?:__|>>)?([a-z]{2,3}(?:_[A-Za-z]+)?)(?:__|<<)?")  # of M2M100, Marian, mBART and NLLB
+MIN_FRACTION_OF_SCRIPT = {"ja": 0.1}  # fraction of the characters, else 0.5; about half of Japanese is kana, almost none of Chinese
+SAMPLED_TEXTS = 1_000  # that tell the script
+LANGUAGE_TOKEN = re.compile(r"(?:__|>>)?([a-z]{2,3}(?:_[A-Za-z]+)?)(?:__|<<)?")  # tokens of M2M100, Marian, mBART and NLLB
 
 
 def language(name: str | None):
-    """Return ISO 639-3's entry for a language's name or code, such as German, de, deu or de_DE; None if there is none."""
-    name = re.split("_|(?<=^..)-", name or "")[0].lower()  # zh of zh_CN and zh-CN
+    """Return the entry in ISO 639-3 for a name or code, such as German, de, deu or de_DE; None if there is none."""
+    name = re.split("_|(?<=^..)-", name or "")[0].lower()  # zh for zh_CN and zh-CN
     kinds = {2: ("alpha_2",), 3: ("alpha_3", "bibliographic")}.get(len(name))
-    if kinds:  # before names: "en" is the name of a language too
+    if kinds:  # codes come first: "en" is also the name of a language
         entries = (pycountry.languages.get(**{kind: name}) for kind in kinds)
         return next((entry for entry in entries if entry), None)
     with contextlib.suppress(LookupError):
@@ -37,7 +37,7 @@ def language(name: str | None):
 
 
 def special_script(name: str | None, texts: list[str]) -> str | None:
-    """Return the key of SPECIAL_SCRIPTS for texts in the language `name`, or in an unknown one; None for words with spaces between."""
+    """Return the key of SPECIAL_SCRIPTS for texts in the language `name`, which may be None; None for all other languages."""
     entry = language(name)
     for key, (codes, _) in SPECIAL_SCRIPTS.items():
         if entry and entry.alpha_3 in codes.split():
@@ -45,12 +45,12 @@ def special_script(name: str | None, texts: list[str]) -> str | None:
     words = re.sub("[!-~]+", "a", " ".join(texts[:SAMPLED_TEXTS]))  # names in Latin letters count as one character
     characters = "".join(words.split())
     for key, (_, script) in SPECIAL_SCRIPTS.items():
-        if len(re.findall(f"[{script}]", characters)) > MIN_OF_SCRIPT.get(key, 0.5) * len(characters):
+        if len(re.findall(f"[{script}]", characters)) > MIN_FRACTION_OF_SCRIPT.get(key, 0.5) * len(characters):
             return key
 
 
 def known_languages(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Return the model's code of each language that it has a token for -> that token; {} for a model of two languages."""
+    """Return the model's code of each language -> its token; {} for a model of two languages, which has no such tokens."""
     tokens = [*tokenizer.all_special_tokens]
     if isinstance(tokenizer, MarianTokenizer):
         tokens += tokenizer.supported_language_codes
@@ -61,10 +61,10 @@ def known_languages(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
 
 
 def set_direction(tokenizer: PreTrainedTokenizerBase, config: Config) -> dict:
-    """Set the tokenizer to the languages of a run, and return how the model is told, None for what it does not need.
+    """Set the languages of the tokenizer, and return the settings by which the model gets them, None for those it does not need.
 
-    `prefix` is put before a source, `forced_bos_token_id` is the first token of a translation, `src_lang` and `tgt_lang` are
-    the tokenizer's settings. Raise `UserError` for a language that the model does not know.
+    `prefix` is the text before a source, `forced_bos_token_id` the first token of a translation. `src_lang` and `tgt_lang` are
+    settings of the tokenizer. Raise `UserError` for a language that the model does not know.
     """
     direction = dict.fromkeys(("prefix", "forced_bos_token_id", "src_lang", "tgt_lang"))
     if isinstance(tokenizer, T5Tokenizer):
@@ -74,7 +74,7 @@ def set_direction(tokenizer: PreTrainedTokenizerBase, config: Config) -> dict:
     if not known:
         return direction
     target = _code(known, config.target_lang, "target_lang", config.model_name)
-    if not hasattr(tokenizer, "src_lang"):  # Marian's, of a model with several target languages
+    if not hasattr(tokenizer, "src_lang"):  # Marian with several target languages
         return direction | {"prefix": f"{known[target]} "}
     source = _code(known, config.source_lang, "source_lang", config.model_name)
     tokenizer.tgt_lang, tokenizer.src_lang = target, source
@@ -83,20 +83,20 @@ def set_direction(tokenizer: PreTrainedTokenizerBase, config: Config) -> dict:
 
 
 def _name(given: str | None, setting: str) -> str:
-    """Return a language's English name, by which T5 knows it."""
+    """Return the English name of a language, for T5."""
     if entry := language(given):
         return entry.name
-    raise UserError(f"{setting}={given} is not a language: T5 needs it, so set it to a name or code, such as English or en")
+    raise UserError(f"{setting}={given} is not a language, and T5 needs one: set it to a name or code, such as English or en")
 
 
 def _code(known: dict[str, str], given: str | None, setting: str, model: str) -> str:
     """Return the model's code for a language that is given by name or code."""
-    wanted = language(given)
-    codes = [code for code in known if wanted and language(code) == wanted]
+    entry = language(given)
+    codes = [code for code in known if entry and language(code) == entry]
     if given in known or len(codes) == 1:
         return given if given in known else codes[0]
     if codes:
-        problem = f"is several languages of {model}: {', '.join(codes)}"
+        problem = f"fits several languages of {model}, {', '.join(codes)}"
     else:
         problem = f"is not a language of {model}, which knows {', '.join(sorted(known))}"
     raise UserError(f"{setting}={given} {problem}: set {setting} to one of them")

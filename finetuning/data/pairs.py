@@ -1,4 +1,4 @@
-"""Checks of pairs of texts for translation: pairs that are equal, do not fit in length, or have swapped sides."""
+"""Check pairs of texts for translation: equal texts, very different lengths, swapped sides."""
 
 from collections import Counter
 
@@ -11,32 +11,32 @@ from finetuning.data.splits import listed
 from finetuning.data.text import clean
 from finetuning.errors import UserError
 
-FINE, EQUAL, UNLIKE, SWAPPED = range(4)  # kinds of pairs
+FINE, EQUAL, UNEQUAL_LENGTHS, SWAPPED = range(4)  # kinds of pairs
 PROBLEMS = {
     EQUAL: "have equal texts on both sides",
-    UNLIKE: "have sides of absurdly different lengths",
+    UNEQUAL_LENGTHS: "have sides of very different lengths",
     SWAPPED: "seem to have swapped sides",
 }
-LEFT_OUT = (UNLIKE, SWAPPED)  # if bad rows are skipped; equal texts may be right
-MAX_RATIO = 9  # of the numbers of characters of the two sides
-ALWAYS_FINE_CHARACTERS = 50  # if the longer side has no more, the ratio does not matter
-VOCABULARY_PAIRS = 20_000  # pairs of train that the words of each side are taken from
-MIN_COUNT = 3  # of a word on its side
-MIN_COUNT_RATIO = 10  # a word of one side is more than so many times as frequent as on the other
+LEFT_OUT = (UNEQUAL_LENGTHS, SWAPPED)  # kinds that `on_bad_rows` skips; equal texts may be right
+MAX_LENGTH_RATIO = 9  # characters of the longer side per character of the shorter side
+ALWAYS_FINE_CHARACTERS = 50  # up to this length of the longer side, every ratio is fine
+VOCABULARY_PAIRS = 20_000  # pairs of train that give the typical words of each side
+MIN_COUNT = 3  # of a typical word on its side
+MIN_COUNT_RATIO = 10  # a typical word is more than so many times as frequent as on the other side
 
 
 def check_pairs(rows: dict[str, Dataset], columns: dict[str, str], config: Config) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return which pairs of each split are left out, (rows,) bool, and notes on pairs that look wrong.
+    """Return True for the pairs that are left out, (rows,) bool for each split, and notes on pairs that look wrong.
 
-    `rows` have the columns `source` and `target`, whose names in the data set are `columns`. Raise `UserError` if most pairs of
-    a split have swapped sides, compared with train, and if none are left.
+    `rows` have the columns `source` and `target`; `columns` are their names in the data set. Raise `UserError` if most pairs of a
+    split have swapped sides compared with train, or if no pair is left.
     """
     words, left_out, remarks = words_of_sides(rows["train"]), {}, []
     for split, pairs in rows.items():
         kinds = kinds_of_pairs(pairs, words)
         if split != "train" and (kinds == SWAPPED).mean() > 0.5:
             raise UserError(
-                f"split {split}: {columns['source']} and {columns['target']} are swapped, compared with train: correct its file"
+                f"split {split}: {columns['source']} and {columns['target']} are swapped compared with train: swap them in its file"
             )
         left_out[split] = np.isin(kinds, LEFT_OUT) & (config.on_bad_rows == "skip")
         if left_out[split].all():
@@ -52,7 +52,7 @@ def check_pairs(rows: dict[str, Dataset], columns: dict[str, str], config: Confi
 
 
 def words_of_sides(train: Dataset) -> tuple[list[str], list[str]]:
-    """Return the words that are frequent in the sources of train and rare in the targets, and the reverse."""
+    """Return the words that are frequent in the sources and rare in the targets of train, and those of the opposite."""
     pairs = train[: min(len(train), VOCABULARY_PAIRS)]
     source, target = (Counter(word for text in clean(pairs[side]) for word in text.split()) for side in ("source", "target"))
 
@@ -63,7 +63,7 @@ def words_of_sides(train: Dataset) -> tuple[list[str], list[str]]:
 
 
 def kinds_of_pairs(pairs: Dataset, words: tuple[list[str], list[str]]) -> np.ndarray:
-    """Return the kind of each pair, (rows,); `words` are those of `words_of_sides`."""
+    """Return the kind of each pair, (rows,); `words` is the result of `words_of_sides`."""
     source_words, target_words = map(set, words)
 
     def kinds_of_batch(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
@@ -74,9 +74,10 @@ def kinds_of_pairs(pairs: Dataset, words: tuple[list[str], list[str]]) -> np.nda
 
 
 def kind_of_pair(source: str, target: str, source_words: set[str], target_words: set[str]) -> int:
-    """Return the kind of a pair. One with an empty side is fine here: empty texts are counted elsewhere, for all tasks."""
+    """Return the kind of a pair. An empty side is fine here: data/splits.py counts empty texts, for all tasks."""
 
-    def lean(text: str) -> int:
+    def balance(text: str) -> int:
+        """Return the number of source words minus the number of target words."""
         return sum((word in source_words) - (word in target_words) for word in text.split())
 
     if not source.strip() or not target.strip():
@@ -84,6 +85,6 @@ def kind_of_pair(source: str, target: str, source_words: set[str], target_words:
     if source.strip() == target.strip():
         return EQUAL
     shorter, longer = sorted((len(source), len(target)))
-    if longer > max(ALWAYS_FINE_CHARACTERS, MAX_RATIO * shorter):
-        return UNLIKE
-    return SWAPPED if lean(source) < 0 < lean(target) else FINE
+    if longer > max(ALWAYS_FINE_CHARACTERS, MAX_LENGTH_RATIO * shorter):
+        return UNEQUAL_LENGTHS
+    return SWAPPED if balance(source) < 0 < balance(target) else FINE

@@ -1,7 +1,7 @@
-"""Read a file or folder: the rows of each split, notes on them, and which file each split is from.
+"""Read a file or folder: the rows of each split, notes on them, and the files that each split comes from.
 
-What stands in a file is read by data/formats.py. The rows are kept in the cache of the library `datasets` (HF_HOME), under a name made
-of the files' contents, and are mapped into memory from there.
+The readers are in data/formats.py. The rows are stored in the cache of the library `datasets` (HF_HOME), under a name made from the
+contents of the files, and are memory-mapped from there.
 """
 
 import errno
@@ -25,13 +25,13 @@ from filelock import FileLock
 from finetuning.data import formats
 from finetuning.data.cache import source_of
 from finetuning.data.content import Reader
-from finetuning.data.files import ending, guess_encoding, known, split_files
+from finetuning.data.files import ending, guess_encoding, known_files, split_files
 from finetuning.errors import UserError
 
 ROWS_PER_BATCH = 10_000  # in an Arrow file: opening it maps 64 KiB of each batch into memory
-HASHED_BYTES = 2**20  # at a time
+HASHED_BYTES = 2**20  # read at a time
 
-UNREADABLE = (
+READING_ERRORS = (  # of the libraries, for a file that can't be read
     datasets.exceptions.DatasetsError,
     pyarrow.ArrowException,
     ValueError,
@@ -44,11 +44,11 @@ UNREADABLE = (
 
 
 class Reading(NamedTuple):
-    """The splits of a file or folder, notes on how they were read, and the files that each split is from."""
+    """The splits of a file or folder."""
 
     splits: DatasetDict
-    remarks: list[str]
-    files: dict[str, list[str]]
+    remarks: list[str]  # notes on how they were read
+    files: dict[str, list[str]]  # names of the files that each split comes from
 
 
 def read(
@@ -57,12 +57,13 @@ def read(
     prefix: str,
     encoding: str | None = None,
     cache: str | None = None,
-    named: Collection[str] = (),
+    split_names: Collection[str] = (),
 ) -> Reading:
-    """Return the splits of a file or folder; only "train" if it has none.
+    """Return the splits of a file or folder; only "train" if it has no splits.
 
-    `readers`: `formats.READERS` or others like them. Without an `encoding` it is UTF-8, or else guessed. `named`: splits that the user
-    names. Raise `UserError`, which begins with `prefix`, for what can't be read.
+    `readers`: ending of a file -> reader, such as `formats.READERS`. `encoding`: None means UTF-8, or else guessed. `cache`:
+    folder for the copy; None is that of `datasets`. `split_names`: further names of splits, which the user gave. Raise
+    `UserError`, whose message begins with `prefix`, for a file that can't be read.
     """
     folder = Path(cache or datasets.config.HF_DATASETS_CACHE) / "files"
     try:
@@ -70,65 +71,69 @@ def read(
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"the cache {folder} cannot be written ({error}): set HF_HOME to a folder that can") from error
+        raise UserError(
+            f"cannot write to the cache {folder} ({error}): set the environment variable HF_HOME to another folder"
+        ) from error
     try:
-        return _read(path, readers, encoding, folder, named)
+        return _read(path, readers, encoding, folder, split_names)
     except UserError as error:
         raise UserError(f"{prefix}{error}") from error
-    except UNREADABLE as error:
+    except READING_ERRORS as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise
-        wrong = (
-            f"it is not in {encoding}: set encoding to the one it has"
+        problem = (
+            f"it is not in {encoding}: set encoding to the right one"
             if isinstance(error, UnicodeError)
             else "it is empty or cut short"
         )
-        raise UserError(f"{prefix}{path}: cannot be read, {wrong} ({error})") from error
+        raise UserError(f"{prefix}{path}: cannot be read, {problem} ({error})") from error
 
 
-def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: Path, named: Collection[str]) -> Reading:
+def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: Path, split_names: Collection[str]) -> Reading:
     if (path / "aclImdb").is_dir():
         path = path / "aclImdb"
     if path.name.endswith((".tar.gz", ".tgz")) or (path / "train" / "pos").is_dir():
         files = sorted(path.glob("t*/*/*.txt")) if path.is_dir() else [path]
-        splits, remarks = stored(files, lambda *_: formats.acl_imdb(path), encoding, cache)
+        splits, remarks = read_once(files, lambda *_: formats.acl_imdb(path), encoding, cache)
         return Reading(DatasetDict(splits), remarks, dict.fromkeys(splits, [path.name]))
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():  # of save_to_disk
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():  # written by save_to_disk
         saved = load_from_disk(str(path))
         saved = saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
         return Reading(saved, [], dict.fromkeys(saved, [path.name]))
     card = path / "README.md"
     if card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace").partition("\n---")[0]:
-        copy = load_dataset(str(path))  # a copy from the Hub: the library knows how to read it
+        copy = load_dataset(str(path))  # a copy of a data set on the Hub, which `datasets` can read
         return Reading(copy, [], dict.fromkeys(copy, [path.name]))
-    files = known(path, readers)
+    files = known_files(path, readers)
     if not files:
-        raise UserError(f"{path}: {'no file in it is' if path.is_dir() else 'not'} one of {', '.join(readers)}, .tar.gz")
+        problem = "no file in it has a known ending" if path.is_dir() else "its ending is not known"
+        raise UserError(f"{path}: {problem}: use one of {', '.join(readers)}, .tar.gz")
     if path.is_file() and readers[ending(path)] is formats.read_parallel:
         files = formats.in_other_languages(path)
     splits, remarks, names = {}, [], {}
-    for split, several in (split_files(path, files, named) if path.is_dir() else {"train": files}).items():
-        if len(endings := {ending(file) for file in several}) > 1 and len({readers[end] for end in endings}) > 1:
-            listed = ", ".join(file.name for file in several)
-            raise UserError(f"{path}: the files of split {split} are of several kinds, {listed}: keep one kind")
-        found, notes = stored(several, readers[ending(several[0])], encoding, cache)
-        if len(found) > 1 and path.is_dir():
-            raise UserError(f"{several[0]}: it holds the splits {', '.join(found)}: give this file, not its folder")
-        found = {split: next(iter(found.values()))} if len(found) == 1 else found
-        splits |= found
+    files_by_split = split_files(path, files, split_names) if path.is_dir() else {"train": files}
+    for split, split_paths in files_by_split.items():
+        if len({readers[ending(file)] for file in split_paths}) > 1:
+            listed = ", ".join(file.name for file in split_paths)
+            raise UserError(f"{path}: the files of split {split} have several formats, {listed}: keep one format")
+        contents, notes = read_once(split_paths, readers[ending(split_paths[0])], encoding, cache)
+        if len(contents) > 1 and path.is_dir():
+            raise UserError(f"{split_paths[0]}: it has the splits {', '.join(contents)}: give this file, not its folder")
+        contents = {split: next(iter(contents.values()))} if len(contents) == 1 else contents
+        splits |= contents
         remarks += notes
-        names |= dict.fromkeys(found, [str(file.relative_to(path)) if path.is_dir() else file.name for file in several])
+        names |= dict.fromkeys(contents, [str(file.relative_to(path)) if path.is_dir() else file.name for file in split_paths])
     return Reading(DatasetDict(splits), remarks, names)
 
 
 # --- the copy on disk ----------------------------------------------------------------------------------------------------
 
 
-def stored(files: list[Path], reader: Reader, encoding: str | None, cache: Path) -> tuple[dict[str, Dataset], list[str]]:
-    """Return the splits that `reader` finds in files, and its notes; from the cache if files with these contents were read before."""
+def read_once(files: list[Path], reader: Reader, encoding: str | None, cache: Path) -> tuple[dict[str, Dataset], list[str]]:
+    """Return the splits that `reader` reads from files, and its notes; from the cache if it has read the same contents before."""
     key = _digest(files, [reader.__qualname__, str(encoding), str(source_of(reader))])
     folder, done = cache / key, cache / key / "remarks.json"
-    with FileLock(cache / f"{key}.lock"):  # other processes wait, and find the copy
+    with FileLock(cache / f"{key}.lock"):  # other processes wait for the copy
         if not done.is_file():
             partial = cache / f"{key}.partial"
             remarks = _write(partial, files, reader, encoding)
@@ -138,23 +143,25 @@ def stored(files: list[Path], reader: Reader, encoding: str | None, cache: Path)
     for file in sorted(folder.glob("[0-9]-*.arrow")):
         split = file.stem[2:]
         splits[split] = Dataset.from_file(str(file), split=datasets.NamedSplit(split))
-        splits[split]._fingerprint = f"{key}{split}"  # of what is computed from the rows: equal contents, equal results
+        splits[split]._fingerprint = f"{key}{split}"  # equal contents have equal fingerprints, so computed columns are reused
     return splits, json.loads(done.read_text(encoding="utf-8"))
 
 
 def _write(folder: Path, files: list[Path], reader: Reader, encoding: str | None) -> list[str]:
-    """Write the rows of each split as an Arrow file; return the reader's notes. Text that is not UTF-8 is read as it is guessed."""
+    """Write the rows of each split as an Arrow file, and return the notes of the reader. Guess the encoding if it is not UTF-8."""
     try:
-        return _write_read(folder, files, reader, encoding)
+        return _write_content(folder, files, reader, encoding)
     except UnicodeDecodeError:
         if encoding or not (guessed := guess_encoding(files)):
             raise
         encoding, word = guessed
-        note = f"{files[0].name} is not UTF-8; read as {encoding}, with words such as {word!r}: if wrong, set encoding"
-        return [note, *_write_read(folder, files, reader, encoding)]
+        note = (
+            f"{files[0].name} is not UTF-8; it was read as {encoding}, with words such as {word!r}: if this is wrong, set encoding"
+        )
+        return [note, *_write_content(folder, files, reader, encoding)]
 
 
-def _write_read(folder: Path, files: list[Path], reader: Reader, encoding: str | None) -> list[str]:
+def _write_content(folder: Path, files: list[Path], reader: Reader, encoding: str | None) -> list[str]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     remarks: list[str] = []
@@ -165,12 +172,12 @@ def _write_read(folder: Path, files: list[Path], reader: Reader, encoding: str |
             for table in content.tables:
                 writer.write_table(table)
             if writer.finalize()[0] == 0:
-                raise UserError(f"{files[0]}: it is empty, there are no rows in it")
+                raise UserError(f"{files[0]}: it is empty, without rows")
     return remarks
 
 
 def _digest(files: list[Path], more: list[str]) -> str:
-    """Return a hash of the files' names and contents."""
+    """Return a hash of the names and contents of files, and of the strings `more`."""
     digest = hashlib.sha256("\0".join(more).encode())
     for file in files:
         with file.open("rb") as opened:

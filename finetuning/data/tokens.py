@@ -1,4 +1,4 @@
-"""From texts to token ids: truncated to `max_length`, kept on disk, read a batch at a time."""
+"""Convert texts to token ids, truncated to `max_length` and stored on disk; read them batch by batch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -15,27 +15,28 @@ from finetuning.data.splits import Split
 from finetuning.errors import UserError
 from finetuning.task import Task
 
-ROWS_PER_MAPPING = 1024  # rows read in random order through one mapping; a new one takes 10 ms for a million rows
+ROWS_PER_MAPPING = 1024  # rows that are read through one memory mapping; a new one takes 10 ms for a million rows
 
 
 @dataclass
 class Tokens:
-    """A split as the Trainer reads it: token ids on disk, a batch at a time; labels in memory."""
+    """A split as a PyTorch data set: token ids on disk, labels in memory."""
 
     inputs: Dataset  # `input_ids`, and the other columns of `Task.features`
     lengths: np.ndarray  # (examples,) in tokens, before truncation
-    labels: np.ndarray | None = None  # (examples, ...), where the task keeps them in memory
-    rows: np.ndarray | None = None  # where a row may give several examples or predictions: the row of each, ascending
-    rows_read: int = 0
+    labels: np.ndarray | None = None  # (examples, ...); None if the task keeps them in `inputs`
+    rows: np.ndarray | None = None  # the row of each prediction, ascending; None if an example is a row
+    rows_read: int = 0  # through the current memory mapping
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def unlabelled(self) -> "Tokens":
+        """Return the same examples without labels."""
         return replace(self, labels=None, inputs=self.inputs.remove_columns({"labels"} & {*self.inputs.column_names}))
 
     def __getitems__(self, positions: Iterable[int]) -> list[dict]:
-        """Return examples. PyTorch's DataLoader calls this with the positions of a whole batch."""
+        """Return the examples at `positions`. PyTorch's DataLoader calls this once per batch."""
         positions = [int(position) for position in positions]
         self.rows_read += len(positions)
         if self.rows_read > ROWS_PER_MAPPING:
@@ -47,7 +48,7 @@ class Tokens:
 
 
 def encode(task: Task, split: Split, tokenizer: PreTrainedTokenizerBase, config: Config) -> Tokens:
-    """Return a split's tokens in the order of its rows, at most `max_length` per example; on disk."""
+    """Return the tokens of a split in the order of its rows, at most `max_length` per example, from disk if they are there."""
 
     def tokenize_batch(batch: dict[str, list], positions: list[int]) -> dict:
         examples = task.tokenize(batch, tokenizer, config)
@@ -59,23 +60,23 @@ def encode(task: Task, split: Split, tokenizer: PreTrainedTokenizerBase, config:
     files = [file.read_bytes() for pattern in ("*.json", "*.txt", "*.model") for file in sorted(folder.glob(pattern))]
     settings = {name: getattr(config, name) for name in task.token_settings}
     features = task.features(tokenizer, config)
-    stored = map_once(split.raw.select(split.rows), tokenize_batch, features, [files, settings])
-    lengths = read_columns(stored, "length")["length"].to_numpy()
+    examples = map_once(split.raw.select(split.rows), tokenize_batch, features, [files, settings])
+    lengths = read_columns(examples, "length")["length"].to_numpy()
     if "rows" not in features:
-        return Tokens(stored.remove_columns("length"), lengths, split.labels)
-    rows = pyarrow.compute.list_flatten(read_columns(stored, "rows")["rows"]).to_numpy()
-    return Tokens(stored.remove_columns(["length", "rows"]), lengths, rows=rows)
+        return Tokens(examples.remove_columns("length"), lengths, split.labels)
+    rows = pyarrow.compute.list_flatten(read_columns(examples, "rows")["rows"]).to_numpy()
+    return Tokens(examples.remove_columns(["length", "rows"]), lengths, rows=rows)
 
 
 def encode_batch(task: Task, batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> Tokens:
-    """Return the tokens of a batch that is in memory, such as new texts."""
+    """Return the tokens of a batch in memory, such as new texts."""
     examples = task.tokenize(batch, tokenizer, config)
     lengths, rows = np.array(examples.pop("length")), examples.pop("rows", None)
     return Tokens(Dataset.from_dict(examples), lengths, rows=None if rows is None else np.concatenate([*rows, []]).astype(int))
 
 
 def tokenize_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, config: Config) -> tuple[list[list[int]], np.ndarray]:
-    """Return each text's token ids, at most `max_length`, and its length in tokens before truncation."""
+    """Return the token ids of each text, at most `max_length`, and the number of tokens before truncation, (texts,)."""
     encoded = tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, padding=False, truncation=False)
     ids = encoded["input_ids"]
     first, last = special_tokens(tokenizer)
@@ -83,17 +84,18 @@ def tokenize_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, config:
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Return how many special tokens the tokenizer puts before and after a text, e.g. (1, 1) for [CLS] ... [SEP]."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    """Return the number of special tokens that the tokenizer puts before and after a text, such as (1, 1) for [CLS] ... [SEP]."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]
-    first = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-    return first, len(full) - first - len(bare)
+    first = next(i for i in range(len(full)) if full[i : i + len(plain)] == plain)
+    return first, len(full) - first - len(plain)
 
 
 def truncate(ids: list[int], max_length: int, side: str, first: int = 1, last: int = 1) -> list[int]:
-    """Return at most `max_length` ids from the head, the tail, or both (a quarter and the rest, as in arXiv 1905.05583).
+    """Return at most `max_length` ids: the head, the tail, or both (head+tail: a quarter and the rest, as in arXiv 1905.05583).
 
-    The `first` and `last` special tokens stay in any case. Raise `UserError` for a longer text if the side is "error".
+    The `first` special tokens at the start and the `last` ones at the end are always kept. Raise `UserError` for a longer text if
+    `side` is "error".
     """
     if len(ids) <= max_length:
         return ids

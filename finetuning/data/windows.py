@@ -1,4 +1,4 @@
-"""Words as token ids: a label for each word, and windows that overlap where a text is longer than the model reads."""
+"""Convert words to token ids with a label per word, in overlapping windows if a text is too long for the model."""
 
 from collections.abc import Iterator
 
@@ -7,14 +7,14 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from finetuning.data.tokens import special_tokens
 
-IGNORED = -100  # label of a token that is not scored; the losses of PyTorch and transformers leave it out
+IGNORED = -100  # label of a token without a label; the losses of PyTorch and transformers ignore it
 
 
 def tokenize(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, max_length: int, together: bool) -> dict[str, list]:
-    """Return windows of at most `max_length` tokens, each of one row, or of all rows of the batch one after the other (`together`).
+    """Return windows of at most `max_length` tokens: of each row alone, or of all rows of the batch in sequence (`together`).
 
-    The first sub-word of a word has the word's tag as its label. Neighbouring windows overlap, and a word has its label in one
-    window only, the one with more words on both sides of it. Words without tags have the label 0, which says where they are.
+    The tag of a word is the label of its first sub-word. Neighbouring windows overlap. A word has its label in only one of them,
+    the one in which it is farther from the border. If the batch has no tags, all labels are 0, which marks the words.
     """
     texts = zip(batch["text"], batch["starts"], batch["ends"], strict=True)
     words = [[text[start:end] for start, end in zip(starts, ends, strict=True)] for text, starts, ends in texts]
@@ -36,12 +36,12 @@ def tokenize(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, max_len
 
 
 def label_sub_words(words: list[list[str]], tags: list[list[int]], tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
-    """Return each row's sub-words, (3, sub-words): their token ids, their labels and the row's number."""
+    """Return an array for each row, (3, sub-words): token ids, labels, and the number of the row."""
     encoded = _encode(words, tokenizer)
     dropped = [{*range(len(row))} - {*encoded.word_ids(number)} for number, row in enumerate(words)]
-    if any(dropped):  # the tokenizer gives no token for some characters
+    if any(dropped):  # words without a token
         unknown = tokenizer.unk_token or "?"
-        words = [[unknown if i in gone else word for i, word in enumerate(row)] for row, gone in zip(words, dropped, strict=True)]
+        words = [[unknown if i in lost else word for i, word in enumerate(row)] for row, lost in zip(words, dropped, strict=True)]
         encoded = _encode(words, tokenizer)
     sequences = []
     for number, ids in enumerate(encoded["input_ids"]):
@@ -52,15 +52,16 @@ def label_sub_words(words: list[list[str]], tags: list[list[int]], tokenizer: Pr
 
 
 def _encode(words: list[list[str]], tokenizer: PreTrainedTokenizerBase) -> BatchEncoding:
+    """Return the token ids of the words of each row, without special tokens and truncation."""
     ids_only = dict(add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
     return tokenizer(words, is_split_into_words=True, padding=False, truncation=False, **ids_only)
 
 
 def split(sequence: np.ndarray, width: int) -> Iterator[np.ndarray]:
-    """Yield windows of at most `width` columns of `sequence`, (3, sub-words), as `label_sub_words` gives it.
+    """Yield windows of at most `width` columns of a sequence of `label_sub_words`, (3, sub-words).
 
-    A window shares a quarter of its columns with the next one; up to the middle of what they share the labels are in the first,
-    from there on in the second. The last window ends with the sequence.
+    A window overlaps the next one by a quarter of its columns. In the first half of the overlap the first window has the labels, in
+    the second half the second window. The last window ends where the sequence ends, so its overlap may be larger.
     """
     length, step = sequence.shape[1], width - width // 4
     starts = [*range(0, length - width, step), length - width] if length > width else [0]

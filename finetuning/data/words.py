@@ -1,4 +1,4 @@
-"""The words of a text, and their tags where spans are marked in it."""
+"""Divide texts into words, and convert spans to tags of the words."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -7,43 +7,43 @@ import regex
 
 from finetuning.data.annotations import Remark, Span
 
-# Scripts without spaces; Line_Break=SA: Thai, Lao, Khmer, Myanmar and their neighbours.
+# Scripts without spaces between words. Line_Break=SA has Thai, Lao, Khmer, Myanmar and related scripts.
 _WITHOUT_SPACES = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Line_Break=SA}"
 _CHARACTER = rf"[\p{{L}}\p{{M}}\p{{N}}_--{_WITHOUT_SPACES}]"
-_FURTHER = rf"[\p{{L}}\p{{M}}\p{{N}}\p{{Cf}}_--{_WITHOUT_SPACES}\u200b]"  # and joiners, soft hyphens; no zero-width space
+_FURTHER = rf"[\p{{L}}\p{{M}}\p{{N}}\p{{Cf}}_--{_WITHOUT_SPACES}\u200b]"  # also joiners and soft hyphens, but no zero-width space
 _ABBREVIATION = rf"(?:{_CHARACTER}\.){{2,}}"
 _PART = f"{_CHARACTER}{_FURTHER}*"
-_WORD = rf"{_PART}(?:(?:[.&-]|['’](?!s\b)|(?<=\d),(?=\d)){_PART})*"  # with an apostrophe, full stop, & or hyphen inside
+_WORD = rf"{_PART}(?:(?:[.&-]|['’](?!s\b)|(?<=\d),(?=\d)){_PART})*"  # may have an apostrophe, full stop, & or hyphen inside
 _ELIDED = "l d j m t s c n v qu jusqu lorsqu puisqu gl un all dall dell nell sull coll quest quell".replace(" ", "|")
-_ELISION = rf"(?i:{_ELIDED})['’](?!s\b)(?=\p{{L}})"  # French, Italian, Catalan: l'Arvénie, dell'Orvanie
+_ELISION = rf"(?i:{_ELIDED})['’](?!s\b)(?=\p{{L}})"  # in French, Italian, Catalan: l'Arvénie, dell'Orvanie
 _CLUSTER = rf"(?=[{_WITHOUT_SPACES}])\X\p{{M}}*"
 WORDS = regex.compile(rf"(?V1){_ABBREVIATION}|{_ELISION}|{_WORD}|['’]s\b|{_CLUSTER}|(?=[^\s\u200b])\X")
 
 
 def find_words(text: str) -> tuple[list[int], list[int]]:
-    """Return where the words of a text start and end.
+    """Return the offsets where the words of a text start and end.
 
-    Each punctuation mark is a word, and in scripts without spaces each character with its marks. Words are found without spans, in
-    training as in prediction; only in training a word is divided where a span begins or ends inside it.
+    Each punctuation mark is a word. In scripts without spaces, each character with its marks is a word. Spans do not matter here,
+    in training or prediction; `divide_words` later divides training words in which a span begins or ends.
     """
-    places = [match.span() for match in WORDS.finditer(text)]
-    return [start for start, _ in places], [end for _, end in places]
+    offsets = [match.span() for match in WORDS.finditer(text)]
+    return [start for start, _ in offsets], [end for _, end in offsets]
 
 
 def are_whole(text: str, span: Span, starts: list[int], ends: list[int]) -> bool:
-    """Return whether a span is inside of the text, and holds words and no part of one."""
+    """Return whether a span is inside the text and consists of whole words."""
     first, after = bisect_right(ends, span.start), bisect_left(starts, span.end)
     inside = 0 <= span.start < span.end <= len(text) and first < after
     return inside and span.start <= starts[first] and ends[after - 1] <= span.end
 
 
 def divide_words(text: str, spans: Sequence[Span], starts: list[int], ends: list[int]) -> dict:
-    """Return a text's words, divided where one of `spans` begins or ends inside, their IOB2 tags, and remarks on the spans.
+    """Return the words of a text, divided where one of `spans` begins or ends inside a word, their IOB2 tags, and remarks.
 
-    Of spans that overlap the longest is kept.
+    If spans overlap, the longest is kept. `starts` and `ends` are from `find_words`.
     """
     kept, remarks = [], []
-    for span in sorted({*spans}, key=lambda span: (span.start - span.end, span[:3])):  # the longest first
+    for span in sorted({*spans}, key=lambda span: (span.start - span.end, span[:3])):  # longest first
         shown = f"{span.label} {text[span.start : span.end]!r}"
         first, after = bisect_right(ends, span.start), bisect_left(starts, span.end)
         if first >= after:

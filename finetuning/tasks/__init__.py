@@ -1,4 +1,4 @@
-"""The tasks, a class each. A new task is a file with a class, and a line in `TASKS`."""
+"""The tasks. To add one, write a file with its class and add the class to `TASKS`."""
 
 from collections.abc import Collection
 
@@ -15,27 +15,31 @@ TASKS: tuple[Task, ...] = (SingleLabel(), MultiLabel(), Regression(), Entities()
 
 
 def pick(config: Config, given: Collection[str] = ()) -> Task:
-    """Return the task that `config` asks for. Raise `UserError` if it is unknown, or one of the settings `given` by the user means
-    nothing to it."""
+    """Return the task that `config` names. Its settings `given` by the user are checked too.
+
+    Raise `UserError` for an unknown task, and for a setting in `given` that the task does not read.
+    """
     candidates = [task for task in TASKS if task.name == config.task]
     if not candidates:
-        raise UserError(f"task={config.task} is not known: {', '.join(dict.fromkeys(task.name for task in TASKS))}")
-    chosen = [task for task in candidates if config.problem_type in (None, task.problem_type)]
-    if not chosen:
+        names = ", ".join(dict.fromkeys(task.name for task in TASKS))
+        raise UserError(f"task={config.task} is not known: set it to one of {names}")
+    matches = [task for task in candidates if config.problem_type in (None, task.problem_type)]
+    if not matches:
         kinds = [task.problem_type for task in candidates if task.problem_type]
         remedy = f"set it to {' or '.join(kinds)}" if kinds else "leave it out"
         raise UserError(f"problem_type={config.problem_type} is not for task={config.task}: {remedy}")
-    _check(chosen[0], config, given)
-    return chosen[0]
+    _check(matches[0], config, given)
+    return matches[0]
 
 
 def _check(task: Task, config: Config, given: Collection[str]) -> None:
-    """Raise `UserError` for settings that only other tasks read, and for a metric that the task does not have."""
-    foreign = {setting for other in TASKS for setting in other.settings} - {*task.settings, "problem_type"}
-    for setting in sorted(foreign & {*given}):
+    """Raise `UserError` for given settings that only other tasks read, and for a metric that the task does not have."""
+    unread = {setting for other in TASKS for setting in other.settings} - {*task.settings, "problem_type"}
+    for setting in sorted(unread & {*given}):
         if getattr(config, setting) != getattr(Config, setting):
             raise UserError(f"{setting}={getattr(config, setting)} is not for {task.problem_type or task.name}: leave it out")
     names = [metric.name for metric in task.metrics]
     if config.metric_for_best_model not in (None, *names):
-        raise UserError(f"metric_for_best_model={config.metric_for_best_model} is not known for {config.task}: {', '.join(names)}")
+        metric = f"metric_for_best_model={config.metric_for_best_model}"
+        raise UserError(f"{metric} is not known for {config.task}: set it to one of {', '.join(names)}")
     task.check(config)

@@ -1,5 +1,6 @@
-"""Labels for each text, or for each pair of texts: exactly one (`SingleLabel`), or any number of them (`MultiLabel`)."""
+"""Labels for texts or pairs of texts: exactly one label each (`SingleLabel`), or any number of labels (`MultiLabel`)."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,35 +20,105 @@ from finetuning.data.splits import Split
 from finetuning.data.text import listed_columns, shortened
 from finetuning.errors import UserError
 from finetuning.results import label_report, plots
-from finetuning.results.label_report import ACCURACY, F1_MACRO, LOSS
+from finetuning.results.label_report import ACCURACY, F1_MACRO, LOSS, calibration_section, ranking_section
 from finetuning.results.metrics import accuracy, fit_temperature
 from finetuning.results.report import Picture, Section, Table
 from finetuning.task import Evaluation, Metric, Statistics, Task
-from finetuning.tasks.text_task import Labels, show_examples
+from finetuning.tasks.text_task import TextClassification, show_examples
 from finetuning.training.prediction import Predictor
 from finetuning.use import explaining
 
-MAX_EXAMPLE_PAIRS = 20  # of labels, with examples of the errors on the page
-MAX_LINE = 120  # characters of a text on a line of the page
+MAX_CONFUSED_PAIRS = 20  # pairs of labels that the report page shows errors of
+MAX_LINE_CHARACTERS = 120  # of a text, on a line of the report page
+
+
+class Labels(TextClassification):
+    """Base class for one label and for several labels per text."""
+
+    def one_hot(self, labels: np.ndarray, n: int) -> np.ndarray:
+        """Return True where a row has a label, (rows, n) bool; `n` is the number of labels."""
+        raise NotImplementedError
+
+    def losses(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return each row's loss, (rows,)."""
+        raise NotImplementedError
+
+    def probabilities(self, logits: np.ndarray, calibration: dict) -> np.ndarray:
+        """Return each label's probability, (rows, labels)."""
+        raise NotImplementedError
+
+    def label_counts(self, split: Split, label_names: list[str]) -> dict[str, int]:
+        return dict(zip(label_names, self.one_hot(split.labels, len(label_names)).sum(axis=0).astype(int).tolist(), strict=True))
+
+    def show_labels(self, split: Split, label_names: list[str]) -> list[str]:
+        names = np.array(label_names, dtype=object)
+        return [", ".join(names[row]) or "none" for row in self.one_hot(split.labels, len(names)).astype(bool)]
+
+    def model_settings(self, label_names: list[str]) -> dict:
+        return {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
+
+    def statistics(self, predictions: np.ndarray, split: Split, calibration: dict) -> Statistics:
+        """Return the statistics that the metrics sum.
+
+        `correct`, (rows,): all labels of the row are right. `loss`, (rows,). `actual`, (rows, labels): the row has the label.
+        `predicted`, (rows, labels): the model predicts it. `true_positives`, (rows, labels): both.
+        """
+        n = predictions.shape[1]
+        actual, predicted = self.one_hot(split.labels, n), self.one_hot(self.decide(predictions, calibration), n)
+        return {
+            "rows": np.ones(len(actual), dtype=np.int32),
+            "correct": (actual == predicted).all(axis=1),
+            "loss": self.losses(predictions, split.labels),
+            "true_positives": actual & predicted,
+            "predicted": predicted,
+            "actual": actual,
+        }
+
+    def worst(self, evaluation: Evaluation) -> np.ndarray:
+        """Return the numbers of the rows with a wrong label, the most confident first."""
+        statistics = self.statistics(evaluation.predictions, evaluation.split, evaluation.calibration)
+        wrong = np.flatnonzero(~statistics["correct"])
+        return wrong[np.argsort(-self.answer_columns(evaluation)["probability"][wrong], kind="stable")]
+
+    def curves(self, evaluation: Evaluation) -> dict:
+        """Return ROC and precision-recall curves for each label; with two exclusive labels only for the second."""
+        names, probabilities = evaluation.label_names, self.probabilities(evaluation.predictions, evaluation.calibration)
+        actual = self.one_hot(evaluation.split.labels, len(names))
+        shown = [1] if self.labels_are_classes and len(names) == 2 else range(len(names))
+        return plots.curves({names[i]: (actual[:, i], probabilities[:, i]) for i in shown})
+
+    def files(self, evaluation: Evaluation) -> dict[str, str]:
+        return {"curves.json": json.dumps(self.curves(evaluation), indent=1, ensure_ascii=False) + "\n"}
+
+    def common_sections(self, evaluation: Evaluation) -> list[Section]:
+        sections = ranking_section(self.curves(evaluation)), calibration_section(evaluation.metrics)
+        return [*sections, self.length_section(evaluation)]
+
+    def remark(self, metrics: dict) -> str:
+        error = metrics["calibration"]["scaled"]["expected_calibration_error"]
+        return (
+            f"Expected calibration error {100 * error:.2f} % after dividing the logits by the temperature "
+            f"{metrics['temperature']:.3f}.\n{super().remark(metrics)}"
+        )
 
 
 class SingleLabel(Labels):
-    """Exactly one label for each text: is a review good or bad, what is a message about?"""
+    """Exactly one label for each text, such as the sentiment of a review or the topic of a message."""
 
     problem_type = "single_label_classification"
     metrics = (ACCURACY, Metric("f1", label_report.f1_single), F1_MACRO, LOSS)
     labels_are_classes = True
     answer_features = Features({"prediction": Value("string"), "probability": Value("float64")})
     code_template = "classification.py.jinja"
-    widgets = (("label", "Label and probability"), ("highlight", "Words for it (red) and against it (violet)"))
+    widgets = (("label", "Label and probability"), ("highlight", "Words for the label (red) and against it (violet)"))
 
     def settle(self, train: Dataset, config: Config) -> tuple[Task, Config]:
-        """Return the task and the problem type that the label column shows, if none was given."""
+        """Return the task and the problem type that fit the label column, if no problem type was given."""
         if config.problem_type:
             return self, config
-        several = "," in (config.label_column or "") and config.label_column not in train.column_names
-        several = several or holds_several(train, self.columns(train.column_names, config)["label"])
-        task = MultiLabel() if several else self
+        is_multi_label = "," in (config.label_column or "") and config.label_column not in train.column_names
+        is_multi_label = is_multi_label or holds_several(train, self.columns(train.column_names, config)["label"])
+        task = MultiLabel() if is_multi_label else self
         return task, replace(config, problem_type=task.problem_type)
 
     def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Encoded:
@@ -57,7 +128,7 @@ class SingleLabel(Labels):
         return labels >= 0
 
     def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
-        """Return the cross entropy; with balanced classes the mean of the weights over the training rows is 1."""
+        """Return the cross entropy. Balanced class weights have a mean of 1 over the training rows."""
         weight = None
         if config.class_weights == "balanced":
             counts = np.bincount(train_labels, minlength=n_labels)
@@ -90,7 +161,7 @@ class SingleLabel(Labels):
     # --- results ---------------------------------------------------------------------------------------------------------
 
     def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
-        """Return scores of `label_report.details`, and the accuracy as Hugging Face's `evaluate` computes it."""
+        """Return the scores of `label_report.details`, and the accuracy from Hugging Face's `evaluate`."""
         logits, labels = evaluation.predictions, evaluation.split.labels
         probabilities = softmax(logits, axis=-1), self.probabilities(logits, evaluation.calibration)
         details = label_report.details(logits, labels, evaluation.label_names, probabilities)
@@ -102,7 +173,7 @@ class SingleLabel(Labels):
         return {"label": names[evaluation.split.labels], "prediction": names[predicted], "probability": probability}
 
     def files(self, evaluation: Evaluation) -> dict[str, str]:
-        """Return curves.json, and the confusion matrix if the picture does not show all of it."""
+        """Return curves.json, and the confusion matrix as csv if it has too many labels for the picture."""
         files, names = super().files(evaluation), evaluation.label_names
         if len(names) > plots.MAX_MATRIX_LABELS:
             matrix = pd.DataFrame(evaluation.metrics["confusion_matrix"], index=names, columns=names)
@@ -134,7 +205,7 @@ class SingleLabel(Labels):
                 f"{names[i]}, predicted as {names[j]}",
                 show_examples(lines, wrong[(labels[wrong] == i) & (predicted[wrong] == j)], show_line),
             )
-            for i, j in label_report.most_confused(counts)[:MAX_EXAMPLE_PAIRS]
+            for i, j in label_report.most_confused(counts)[:MAX_CONFUSED_PAIRS]
         )
         return [
             Section(numbers=numbers, tables=tables, pictures=(Picture("confusion_matrix", "confusion matrix", draw),)),
@@ -145,7 +216,7 @@ class SingleLabel(Labels):
     # --- use -------------------------------------------------------------------------------------------------------------
 
     def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
-        """Return `prediction` and its `probability`."""
+        """Return `prediction`, a label, and its `probability`."""
         probabilities = self.probabilities(self.logits_of(predictor, batch), calibration)
         prediction = [label_names[i] for i in probabilities.argmax(axis=-1)]
         return {"prediction": prediction, "probability": probabilities.max(axis=-1).tolist()}
@@ -157,7 +228,7 @@ class SingleLabel(Labels):
         return f"{answer['prediction']:<{max(map(len, label_names))}}  {answer['probability']:.3f}  {shortened(inputs)}"
 
     def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
-        """Return each label's probability, and the words with their contributions, the largest of them 1."""
+        """Return the probability of each label, and the words with their contributions, scaled so that the largest is 1."""
         (probabilities,) = self.probabilities(self.logits_of(predictor, {"text": [text]}), calibration).tolist()
         words = self.explain(predictor, text)
         largest = max((abs(contribution) for _, contribution in words), default=1)
@@ -171,13 +242,13 @@ class SingleLabel(Labels):
 
 
 def show_line(row) -> str:
-    """Return the line of the page above an error's text."""
-    start = row.text[:MAX_LINE] + ("…" if len(row.text) > MAX_LINE else "")
+    """Return the line above the text of an error on the report page."""
+    start = row.text[:MAX_LINE_CHARACTERS] + ("…" if len(row.text) > MAX_LINE_CHARACTERS else "")
     return f"row {row.row}, {row.tokens} tokens{', truncated' if row.truncated else ''}: {start}"
 
 
 class MultiLabel(Labels):
-    """Any number of labels for each text. A text is correct if all its labels are."""
+    """Any number of labels for each text. A text is correct if all its labels are correct."""
 
     problem_type = "multi_label_classification"
     metrics = (replace(ACCURACY, label="All labels correct:"), Metric("f1", label_report.f1_micro), F1_MACRO, LOSS)
@@ -186,26 +257,26 @@ class MultiLabel(Labels):
     widgets = (("label", "Labels and their probabilities"),)
 
     def columns(self, available: list[str], config: Config) -> dict[str, str]:
-        """Return one column with each text's labels, or several of 0 and 1, whose names are the labels."""
-        wanted = [name.strip() for name in (config.label_column or "").split(",")]
-        if len(wanted) == 1 or config.label_column in available:
+        """Return one column with lists of labels, or several columns of 0 and 1 whose names are the labels."""
+        names = [name.strip() for name in (config.label_column or "").split(",")]
+        if len(names) == 1 or config.label_column in available:
             return super().columns(available, config)
         by_name = {name.strip(): name for name in available}
-        if missing := [name for name in wanted if name not in by_name]:
+        if missing := [name for name in names if name not in by_name]:
             raise UserError(
                 f"label_column={config.label_column}: no column {', '.join(missing)}; the columns are {listed_columns(available)}"
             )
-        labels = {f"label {name}": by_name[name] for name in wanted}
+        labels = {f"label {name}": by_name[name] for name in names}
         return self.input_columns(available, config, config.text_column) | labels
 
     def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Encoded:
-        """Return 0 or 1, (rows, labels), float32, as the loss takes them."""
+        """Return the labels of each split as 0 or 1, (rows, labels), float32, and their names."""
         if "label" in columns:
             return encode_label_lists(raw, columns["label"])
         return encode_label_columns(raw, [column for name, column in columns.items() if name.startswith("label ")])
 
     def strata(self, labels: np.ndarray) -> np.ndarray:
-        """Return a number for each set of labels."""
+        """Return a number per row, (rows,), that is the same for rows with the same labels."""
         return np.unique(labels, axis=0, return_inverse=True)[1]
 
     def contents(self, batch: dict[str, list], labels: np.ndarray) -> tuple[list[str], Sequence]:
@@ -215,11 +286,14 @@ class MultiLabel(Labels):
         return super().model_settings(label_names) | {"problem_type": self.problem_type}
 
     def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
-        """Return the sum of the losses of each label of each text; balanced: having a label weighs as much as not having it."""
+        """Return the binary cross entropy, summed over texts and labels.
+
+        Balanced: for each label, the texts with it weigh as much as the texts without it.
+        """
         weight = None
         if config.class_weights == "balanced":
-            having = train_labels.sum(axis=0)
-            weight = torch.tensor((len(train_labels) - having) / having.clip(min=1))
+            counts = train_labels.sum(axis=0)
+            weight = torch.tensor((len(train_labels) - counts) / counts.clip(min=1))
 
         def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             on_device = None if weight is None else weight.to(logits.device)
@@ -234,7 +308,7 @@ class MultiLabel(Labels):
         return labels.astype(bool)
 
     def losses(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Return the mean over the labels, (rows,)."""
+        """Return the loss of each row, the mean over its labels, (rows,)."""
         losses = binary_cross_entropy_with_logits(torch.tensor(logits).double(), torch.tensor(labels).double(), reduction="none")
         return losses.mean(dim=1).numpy()
 
@@ -242,18 +316,18 @@ class MultiLabel(Labels):
         return expit(logits / calibration["temperature"])
 
     def calibrate(self, predictions: np.ndarray, validation: Split) -> dict:
-        """Return the temperature, and the threshold with the best micro F1; of several the one nearest to a half."""
+        """Return the temperature, and the threshold with the best micro F1; among equal ones the threshold closest to 0.5."""
         labels = validation.labels
         yes_or_no = np.stack([np.zeros(predictions.size, dtype=predictions.dtype), predictions.ravel()], axis=-1)
         temperature = fit_temperature(yes_or_no, labels.ravel().astype(int))
         probabilities = expit(predictions / temperature)
         thresholds = sorted(np.linspace(0.05, 0.95, 91), key=lambda threshold: abs(threshold - 0.5))
         predicted = (probabilities >= threshold for threshold in thresholds)
-        f1 = [2 * (labels * chosen).sum() / max(1, labels.sum() + chosen.sum()) for chosen in predicted]
+        f1 = [2 * (labels * mask).sum() / max(1, labels.sum() + mask.sum()) for mask in predicted]
         return {"temperature": temperature, "threshold": float(thresholds[np.argmax(f1)])}
 
     def decide(self, predictions: np.ndarray, calibration: dict) -> np.ndarray:
-        """Return whether each label is given, (rows, labels)."""
+        """Return True for each predicted label, (rows, labels) bool."""
         return self.probabilities(predictions, calibration) >= calibration["threshold"] if calibration else predictions >= 0
 
     # --- results ---------------------------------------------------------------------------------------------------------
@@ -264,16 +338,16 @@ class MultiLabel(Labels):
         return label_report.details_of_several(predicted, evaluation.split.labels, evaluation.label_names, probabilities)
 
     def answer_columns(self, evaluation: Evaluation) -> dict[str, Any]:
-        """Return lists of labels, and the probability of the whole list, with the labels taken as independent."""
+        """Return lists of labels, and the probability of the predicted list if labels were independent."""
         names = np.array(evaluation.label_names, dtype=object)
         predicted = self.decide(evaluation.predictions, evaluation.calibration)
-        sets = [
+        actual_lists, predicted_lists = (
             pyarrow.array([names[row].tolist() for row in rows], pyarrow.list_(pyarrow.string()))
             for rows in (evaluation.split.labels.astype(bool), predicted)
-        ]
+        )
         probabilities = self.probabilities(evaluation.predictions, evaluation.calibration)
         probability = np.where(predicted, probabilities, 1 - probabilities).prod(axis=1)
-        return {"label": sets[0], "prediction": sets[1], "probability": probability}
+        return {"label": actual_lists, "prediction": predicted_lists, "probability": probability}
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         metrics, (wrong, lines) = evaluation.metrics, self.errors(evaluation)
@@ -281,8 +355,8 @@ class MultiLabel(Labels):
         numbers = [(f"{name}, micro", f"{metrics[name]:.4f}", "") for name in ("f1", "precision", "recall")]
         numbers += [("f1, macro", f"{metrics['f1_macro']:.4f}", ""), ("loss", f"{metrics['loss']:.4f}", "")]
         text = (
-            "A text is correct if all its labels are. A label is given from a probability of "
-            f"{metrics['threshold']:.2f} on: this threshold had the best micro F1 on validation."
+            "A text is correct if all its labels are correct. The model gives a label if its probability is at least "
+            f"{metrics['threshold']:.2f}: this threshold had the best micro F1 on validation."
         )
         picture = Picture("by_label", "F1 by label", partial(plots.plot_by_label, labels))
 
@@ -298,17 +372,17 @@ class MultiLabel(Labels):
 
     def remark(self, metrics: dict) -> str:
         scores = f"F1 {metrics['f1']:.4f} (micro) and {metrics['f1_macro']:.4f} (macro). "
-        return f"{scores}A label is given from a probability of {metrics['threshold']:.2f} on. {super().remark(metrics)}"
+        return f"{scores}A label is given if its probability is at least {metrics['threshold']:.2f}. {super().remark(metrics)}"
 
     # --- use -------------------------------------------------------------------------------------------------------------
 
     def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
-        """Return `prediction`, a list of labels, and their `probabilities`."""
+        """Return `prediction`, the list of labels that reach the threshold, and their `probabilities`."""
         probabilities = self.probabilities(self.logits_of(predictor, batch), calibration)
-        given = [np.flatnonzero(row >= calibration["threshold"]) for row in probabilities]
+        positions = [np.flatnonzero(row >= calibration["threshold"]) for row in probabilities]
         return {
-            "prediction": [[label_names[i] for i in labels] for labels in given],
-            "probabilities": [row[labels].tolist() for row, labels in zip(probabilities, given, strict=True)],
+            "prediction": [[label_names[i] for i in labels] for labels in positions],
+            "probabilities": [row[labels].tolist() for row, labels in zip(probabilities, positions, strict=True)],
         }
 
     def as_json(self, inputs: dict[str, str], answer: dict) -> dict:
@@ -325,4 +399,4 @@ class MultiLabel(Labels):
 
     def pipeline(self, config: Config) -> tuple[str, str]:
         arguments, difference = super().pipeline(config)
-        return f"{arguments}, top_k=None", f"{difference} It gives the probability of every label, and no threshold is applied."
+        return f"{arguments}, top_k=None", f"{difference} It returns the probability of every label, without a threshold."

@@ -1,7 +1,7 @@
-"""Named entities: which words of a text are a person, a place, a product?
+"""Named entities: words of a text that name a person, a place, a product and so on.
 
-Data sets are read in many formats (data/spans.py). The tag of a word is predicted at its first sub-word. Sentences that are too
-long for the model are read in overlapping windows (data/windows.py), so that every word counts in the metrics. The tags of a
+Data sets are read in many formats (data/spans.py). The model predicts the tag of a word at the first sub-word. A sentence that is
+too long for the model is read in overlapping windows (data/windows.py), so that every word counts in the metrics. The tags of a
 sentence are decoded together, so that they are valid (results/entities.py).
 """
 
@@ -50,6 +50,8 @@ from finetuning.training.prediction import Predictor
 
 
 class Entities(Task):
+    """Named entities. A row is a sentence, or any other text."""
+
     name = pipeline_tag = "token-classification"
     auto_class = AutoModelForTokenClassification
     peft_type = TaskType.TOKEN_CLS
@@ -62,7 +64,7 @@ class Entities(Task):
     )
     settings = ("text_column", "label_column", "span_offsets", "context", "padding", "label_smoothing_factor")
     token_settings = ("max_length", "context")
-    tokenizer_options = {"add_prefix_space": True}  # tokenizers of RoBERTa and GPT-2 know a word by the space before it
+    tokenizer_options = {"add_prefix_space": True}  # in RoBERTa and GPT-2 the space before a word is part of its token
     readers = dict.fromkeys((".txt", ".train", ".testa", ".testb"), read_conll)
     input_types = (str, list, dict)
     cuda_graphs = True
@@ -79,14 +81,14 @@ class Entities(Task):
             )
         }
     )
-    options = {"context": None}  # which sentences are read together; None: as in training
+    options = {"context": None}  # "sentence" or "neighbours"; None: as in training
     examples = (
         "Angela Merkel flew to Paris to meet the president of the European Commission.",
         "Nokia moved its headquarters to Espoo in 1996, said the Helsingin Sanomat.",
         "Inter Milan beat Blackburn Rovers 3-1 after two late goals by the Brazilian Ronaldo.",
     )
     code_template = "entities.py.jinja"
-    widgets = (("highlight", "Entities"), ("json", "With their places and probabilities"))
+    widgets = (("highlight", "Entities"), ("json", "Their offsets and probabilities"))
 
     # --- rows ------------------------------------------------------------------------------------------------------------
 
@@ -116,20 +118,21 @@ class Entities(Task):
             place_entities({"starts": starts, "ends": ends}, entities(codes), types)
             for starts, ends, codes in zip(rows["starts"], rows["ends"], actual_codes(split), strict=True)
         ]
-        shown = (
-            ", ".join(f"{text[start:end]} ({name})" for start, end, name in spans) for text, spans in zip(rows["text"], places, strict=True)
+        sentences = (
+            ", ".join(f"{text[start:end]} ({name})" for start, end, name in spans)
+            for text, spans in zip(rows["text"], places, strict=True)
         )
-        return [names or "no entity" for names in shown]
+        return [sentence or "no entity" for sentence in sentences]
 
     # --- tokens and model ------------------------------------------------------------------------------------------------
 
     def features(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Features:
-        """Return the columns of a window. `labels`: -100 where it has none; `rows`: those of the words that have their label in it."""
+        """Return the columns of a window. `labels`: -100 for tokens without a label. `rows`: the row of each label."""
         columns = {"input_ids": List(Value("int32")), "labels": List(Value("int16")), "rows": List(Value("int64"))}
         return Features(columns | {"length": Value("int32")})
 
     def tokenize(self, batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, list]:
-        """Return windows; with `context` "neighbours" one may hold several rows. Without tags the labels say where the words are."""
+        """Return windows, of several rows if the context is "neighbours". Without tags, the label of each word is 0."""
         return windows.tokenize(batch, tokenizer, config.max_length, together=config.context == "neighbours")
 
     def model_settings(self, label_names: list[str]) -> dict:
@@ -153,7 +156,7 @@ class Entities(Task):
     # --- predictions -----------------------------------------------------------------------------------------------------
 
     def predict(self, predictor: Predictor, tokens: Tokens) -> list[np.ndarray]:
-        """Return the logits of each row's words, (words, tags), float32."""
+        """Return the logits of the words of each row, (words, tags), float32."""
         window_logits: list = [None] * len(tokens)
         window_labels = tokens.inputs.select_columns("labels")
         for positions, batches in predictor.outputs(tokens):
@@ -167,14 +170,15 @@ class Entities(Task):
         return {"temperature": fit_temperature(logits, codes)}
 
     def decide(self, predictions: list[np.ndarray], calibration: dict) -> list[np.ndarray]:
-        """Return for each row the valid tags, (words,), that are most probable together."""
+        """Return the most probable valid sequence of tags for each row, (words,)."""
         return decode(predictions)
 
     def compare(self, predictions: list[np.ndarray], split: Split) -> Comparison:
+        """Return the comparison of predicted and actual entities."""
         return Comparison.of(predictions, actual_codes(split))
 
     def statistics(self, predictions: list[np.ndarray], split: Split, calibration: dict) -> Statistics:
-        """Return numbers of words, and of entities by type, (rows, types); `loss` is summed over a row's words."""
+        """Return numbers of words, (rows,), and of entities by type, (rows, types). `loss` is the sum over the words of a row."""
         comparison = self.compare(predictions, split)
         words = np.array([len(codes) for codes in comparison.actual_codes])
         row_of_word = np.repeat(np.arange(len(words)), words)
@@ -189,6 +193,7 @@ class Entities(Task):
         } | comparison.counts(len(types_of(split.raw.features["tags"].feature.names)))
 
     def lengths(self, evaluation: Evaluation) -> np.ndarray:
+        """Return the number of words of each row, (rows,)."""
         return np.array([len(logits) for logits in evaluation.predictions])
 
     # --- results ---------------------------------------------------------------------------------------------------------
@@ -213,7 +218,7 @@ class Entities(Task):
         }
 
     def more_details(self, predictor: Predictor, split: Split) -> dict:
-        """Return the F1 of the rows when each is read alone, if the run reads them with their neighbours."""
+        """Return the F1 with each row read alone, if the run reads rows with their neighbours."""
         if predictor.config.context == "sentence":
             return {}
         tokens = encode(self, split, predictor.tokenizer, replace(predictor.config, context="sentence"))
@@ -221,7 +226,7 @@ class Entities(Task):
         return {"f1_sentences_alone": F1.of(statistics)}
 
     def prediction_columns(self, evaluation: Evaluation) -> dict[str, Any]:
-        """Return the words' tags, IOB2, and the probabilities of the predicted ones after temperature scaling."""
+        """Return the IOB2 tags of the words, and the probabilities of the predicted tags after temperature scaling."""
         comparison, names = self.compare(evaluation.predictions, evaluation.split), evaluation.label_names
         return {
             "label": [[names[code] for code in codes] for codes in comparison.actual_codes],
@@ -230,7 +235,7 @@ class Entities(Task):
         }
 
     def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
-        """Return an error for each entity that is not right, the most probable first."""
+        """Return an error for each wrong or missed entity, the most probable first."""
         comparison = self.compare(evaluation.predictions, evaluation.split)
         errors = comparison.errors(evaluation.calibration["temperature"])
 
@@ -245,9 +250,9 @@ class Entities(Task):
 
     def remark(self, metrics: dict) -> str:
         return (
-            f"Precision {metrics['precision']:.2%}, recall {metrics['recall']:.2%}, {metrics['entities']:,} entities; {metrics['mode']}. "
-            f"{describe_context(metrics)} A word's tag is that of its first sub-word; the tags of a sentence are decoded together, so that "
-            "they are valid IOB2."
+            f"Precision {metrics['precision']:.2%}, recall {metrics['recall']:.2%}, {metrics['entities']:,} entities; "
+            f"{metrics['mode']}. {describe_context(metrics)} The tag of a word is predicted at its first sub-word. The tags of a "
+            "sentence are decoded together, so that they are valid IOB2."
         )
 
     # --- use -------------------------------------------------------------------------------------------------------------
@@ -255,8 +260,8 @@ class Entities(Task):
     def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
         """Return the `entities` of each text: their `start` and `end` in it, `text`, `label` and `probability`.
 
-        The words of a list are joined with spaces. `predictor.options["context"]` says which rows are read together: "sentence",
-        each alone, or "neighbours", those of the batch; not given: as in training.
+        Words of a list are joined with spaces. With `predictor.options["context"]` "sentence" each row is read alone, with
+        "neighbours" the rows of the batch are read together; None means as in training.
         """
         rows = [spans.place(value) for value in batch["text"]]
         config = replace(predictor.config, context=predictor.options.get("context") or predictor.config.context)
@@ -297,13 +302,13 @@ class Entities(Task):
 
     def pipeline(self, config: Config) -> tuple[str, str]:
         difference = (
-            "It decides on each word by itself, whereas `predict.py` decodes the tags of a sentence together, so that they are valid; "
-            "a text longer than the model's positions is an error."
+            "It decides on each word separately, while `predict.py` decodes the tags of a sentence together, so that they are "
+            "valid. A text that is longer than the model can read raises an error."
         )
         return ', aggregation_strategy="first"', difference
 
 
 def actual_codes(split: Split) -> list[np.ndarray]:
-    """Return the tags of each row, (words,)."""
+    """Return the codes of the tags of each row, (words,)."""
     tags = read_columns(split.raw.select(split.rows), "tags")["tags"].combine_chunks()
     return np.split(tags.flatten().to_numpy(), tags.value_lengths().to_numpy().cumsum()[:-1])

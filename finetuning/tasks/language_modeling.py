@@ -1,7 +1,7 @@
-"""Language modelling, on texts without labels: from left to right (causal-lm), or of masked tokens (masked-lm).
+"""Language models of texts without labels: they predict the next token (causal-lm) or masked tokens (masked-lm).
 
 A row is a document. It is read in blocks of at most `max_length` tokens, and no block holds tokens of two documents. The model
-returns the log-likelihood of the tokens that it has to predict; perplexity is the exponential of the mean loss of all of them.
+returns the log-likelihood of the tokens that it has to predict. Perplexity is the exponential of their mean loss.
 """
 
 import contextlib
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from finetuning.data.tokens import Tokens
     from finetuning.training.prediction import Predictor
 
-SAMPLES = 6  # documents that the page shows samples of
-PROMPT_TOKENS = 24  # of a document that a sample gives to a causal model
-MASKED_SAMPLE_TOKENS = 48  # of a document that a sample gives to a masked model
-MAX_LINE_CHARACTERS = 100  # of a document on a line of the page
-MASK = "[MASK]"  # in texts for predict.py, whatever the tokenizer's own mask is
-GUESSES = 5  # tokens that are returned for each mask
+SAMPLE_DOCUMENTS = 6  # documents on the report page that the model continues, or whose masks it fills
+PROMPT_TOKENS = 24  # tokens at the start of a document that a causal model continues
+MASKED_SAMPLE_TOKENS = 48  # tokens at the start of a document that a masked model reads
+MAX_LINE_CHARACTERS = 100  # of a document, on a line of the report page
+MASK = "[MASK]"  # the mask in texts for predict.py, for all tokenizers
+GUESSES_PER_MASK = 5
 
 
 class _LanguageModel(Task):
-    """What both kinds of language model have in common. Predictions are (documents, 3), as `predict` says."""
+    """Base class of the language models. Predictions are (documents, 3), see `predict`."""
 
     metrics = (
         Metric("perplexity", lambda sums: np.exp(sums["loss"] / sums["tokens"]), "lower", ".3f", "Perplexity"),
@@ -51,11 +51,11 @@ class _LanguageModel(Task):
     token_settings = ("max_length",)
     readers = {".txt": read_documents}
     labels_required = False
-    mixed_lengths = True  # after many steps of short texts alone, a model no longer continues long ones well
+    mixed_lengths = True  # after many steps with only short texts, a model continues long texts badly
     truncates = False
     prediction_column = "loss"
-    blocks: Callable[..., Iterator[tuple]]  # (a text's token ids, tokenizer, config) -> its blocks, each with the `block_columns`
-    block_columns: tuple[str, ...]  # lists of token ids
+    blocks: Callable[..., Iterator[tuple]]  # (token ids of a text, tokenizer, config) -> blocks, each with `block_columns`
+    block_columns: tuple[str, ...]  # names of lists of token ids
 
     def check(self, config: Config) -> None:
         if config.method == "head":
@@ -67,7 +67,10 @@ class _LanguageModel(Task):
         return text_columns(available, config, text_column)
 
     def columns(self, available: list[str], config: Config) -> dict[str, str]:
-        """Return the text's column, and the label's if there is one: a classifier of the same data then holds out the same rows."""
+        """Return the column of the text, and that of the label if there is one.
+
+        With the labels, this task and a classifier of the same data hold out the same rows.
+        """
         columns = self.input_columns(available, config, config.text_column)
         others = [column for column in available if column not in columns.values()]
         if config.label_column or any(column.strip().lower() in LABEL_COLUMNS for column in others):
@@ -75,7 +78,7 @@ class _LanguageModel(Task):
         return columns
 
     def read(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Rows:
-        """Return the texts; empty ones are left out. Labels are -1 where missing, and 0 everywhere if no classifier could use them."""
+        """Return the texts; empty ones are left out. A missing label is -1. All labels are 0 if no classifier could use them."""
         remarks = check_texts(raw, columns)
         rows = renamed(raw, columns)
         texts = {split: part.select_columns("text") for split, part in rows.items()}
@@ -96,7 +99,7 @@ class _LanguageModel(Task):
     # --- tokens and model ------------------------------------------------------------------------------------------------
 
     def features(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Features:
-        """Return the columns of a block: its token ids, the document that it is from, and its length."""
+        """Return the columns of a block: its token ids, its document (`rows`) and its length."""
         token_ids = {name: List(Value("int32")) for name in self.block_columns}
         return Features(token_ids | {"rows": List(Value("int64")), "length": Value("int32")})
 
@@ -111,7 +114,7 @@ class _LanguageModel(Task):
     def adapt(self, model: torch.nn.Module) -> torch.nn.Module:
         """Return the model, changed so that it returns (blocks, 2) in place of logits for a batch with `targets`.
 
-        These are the sum of the targets' log-likelihoods, and the number of targets.
+        The two numbers are the sum of the targets' log-likelihoods and the number of targets.
         """
         return scoring(model, getattr(model, model.base_model_prefix))
 
@@ -121,15 +124,15 @@ class _LanguageModel(Task):
     # --- predictions and results -----------------------------------------------------------------------------------------
 
     def predict(self, predictor: "Predictor", tokens: "Tokens") -> np.ndarray:
-        """Return (documents, 3): the mean log-likelihood of the predicted tokens, their number, and the tokens in all blocks."""
+        """Return (documents, 3): mean log-likelihood of the predicted tokens, number of predicted tokens, tokens in all blocks."""
         scores = np.empty((len(tokens), 2))
         for blocks, outputs in predictor.outputs(tokens):
             scores[blocks] = np.concatenate(outputs)
-        sums, counts, read = (np.bincount(tokens.rows, column) for column in (*scores.T, tokens.lengths))
-        return np.stack([sums / counts, counts, read], axis=1)
+        sums, counts, lengths = (np.bincount(tokens.rows, column) for column in (*scores.T, tokens.lengths))
+        return np.stack([sums / counts, counts, lengths], axis=1)
 
     def statistics(self, predictions: np.ndarray, split: "Split", calibration: dict) -> Statistics:
-        """Return the summed negative log-likelihood of each document, `loss`, and the number of predicted tokens, `tokens`."""
+        """Return `loss`, the negative log-likelihood of each document, and `tokens`, the number of its predicted tokens."""
         means, counts, _ = predictions.T
         return {"rows": np.ones(len(means)), "loss": -means * counts, "tokens": counts}
 
@@ -140,7 +143,7 @@ class _LanguageModel(Task):
         return {"tokens": int(statistics["tokens"].sum())}
 
     def prediction_columns(self, evaluation: Evaluation) -> dict[str, Any]:
-        """Return the number of predicted tokens of each document, and their mean loss."""
+        """Return `tokens`, the number of predicted tokens of each document, and `loss`, their mean loss."""
         return {"tokens": evaluation.predictions[:, 1].astype(int), "loss": -evaluation.predictions[:, 0]}
 
     def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
@@ -168,18 +171,18 @@ class _LanguageModel(Task):
         ]
 
     def samples(self, predictor: "Predictor", split: "Split") -> list[dict]:
-        """Return what the model makes of some documents."""
+        """Return the answers of the model for some documents."""
         raise NotImplementedError
 
     def more_details(self, predictor: "Predictor", split: "Split") -> dict:
         return {"samples": self.samples(predictor, split)}
 
     def samples_title(self) -> tuple[str, str]:
-        """Return the title of the page's section of samples, and the text below it."""
+        """Return the title of the section of samples on the report page, and the text below it."""
         raise NotImplementedError
 
     def as_example(self, sample: dict) -> Example:
-        """Return one of `samples` for the page."""
+        """Return one of `samples` for the report page."""
         raise NotImplementedError
 
     def _hardest(self, evaluation: Evaluation) -> Section:
@@ -188,13 +191,13 @@ class _LanguageModel(Task):
         for kind, positions in (("The hardest", order[:MAX_EXAMPLES]), ("The easiest", order[::-1][:MAX_EXAMPLES])):
             lines = lines_of(positions[: len(order) // 2 + 1])
             titles = [f"perplexity {np.exp(line.loss):,.1f}, row {line.row}: " for line in lines.itertuples()]
-            shown = [Example(title + text[:MAX_LINE_CHARACTERS], text) for title, text in zip(titles, lines.text, strict=True)]
-            examples.append((kind, shown))
+            documents = [Example(title + text[:MAX_LINE_CHARACTERS], text) for title, text in zip(titles, lines.text, strict=True)]
+            examples.append((kind, documents))
         return Section("The hardest and the easiest documents", f"All {len(order):,} are in errors.csv.", examples=tuple(examples))
 
 
 def _blank(texts: Dataset) -> np.ndarray:
-    """Return which rows have no text, (rows,) bool."""
+    """Return True for rows without text, (rows,) bool."""
 
     def blank(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
         return {"blank": [not text.strip() for text in clean(batch["text"])]}
@@ -203,16 +206,16 @@ def _blank(texts: Dataset) -> np.ndarray:
 
 
 def _first_texts(split: "Split") -> tuple[list[int], list[str]]:
-    """Return the rows that samples are made of: their numbers, and their texts."""
-    first = split.select(range(min(SAMPLES, len(split))))
+    """Return the numbers and the texts of the first rows, for samples."""
+    first = split.select(range(min(SAMPLE_DOCUMENTS, len(split))))
     return first.rows.tolist(), first.columns()["text"]
 
 
 class CausalLM(_LanguageModel):
-    """A model that predicts each token from those before it, and continues texts in the style of those it was fine-tuned on.
+    """A model that predicts each token from the tokens before it, and continues texts in the style of its training texts.
 
-    A document begins and ends with the token for the end of a text. A block begins with the last token of the one before, so each
-    token is predicted once.
+    A document begins with the tokenizer's token for the start of a text and ends with the one for its end. A block begins with the
+    last token of the block before, so each token is predicted once.
     """
 
     name = "causal-lm"
@@ -228,9 +231,9 @@ class CausalLM(_LanguageModel):
     block_columns = ("input_ids",)
 
     def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
-        """Return a batch, (blocks, tokens); each token's target is the next token.
+        """Return a batch, (blocks, tokens). The target of each token is the next token.
 
-        `labels`, which the Trainer counts, are the tokens without the first, which is not predicted.
+        `labels`, which the Trainer counts, are all tokens but the first, which is not predicted.
         """
         batch = padded([example["input_ids"] for example in examples], tokenizer.pad_token_id)
         labels = padded([[-100, *example["input_ids"][1:]] for example in examples], -100)["input_ids"]
@@ -240,7 +243,7 @@ class CausalLM(_LanguageModel):
     # --- results ---------------------------------------------------------------------------------------------------------
 
     def samples(self, predictor: "Predictor", split: "Split") -> list[dict]:
-        """Return the beginnings of some documents, their continuations by the model, and the actual ones."""
+        """Return the beginnings of some documents, with the continuations by the model and the actual ones."""
         samples, tokenizer = [], predictor.tokenizer
         for row, text in zip(*_first_texts(split), strict=True):
             (ids,) = token_ids([text], tokenizer)
@@ -252,7 +255,7 @@ class CausalLM(_LanguageModel):
 
     def samples_title(self) -> tuple[str, str]:
         options = ", ".join(f"{name} {value}" for name, value in self.options.items())
-        return "Continuations", f"Sampled with {options}. Open one to see it beside the actual continuation."
+        return "Continuations", f"Sampled with {options}. Open a continuation to see it beside the actual one."
 
     def as_example(self, sample: dict) -> Example:
         sides = (("the model", sample["model"]), ("the document", sample["actual"]))
@@ -260,14 +263,14 @@ class CausalLM(_LanguageModel):
 
     def remark(self, metrics: dict) -> str:
         return (
-            "Perplexity is per token of this model: models with other tokenizers can't be compared by it. Documents were read in "
-            f"blocks of {metrics['run']['config']['max_length']} tokens, no block across two documents, each token predicted once."
+            "Perplexity is per token of this model, so it can't be compared between tokenizers. Documents were read in blocks of "
+            f"{metrics['run']['config']['max_length']} tokens. No block has tokens of two documents. Each token is predicted once."
         )
 
     # --- use -------------------------------------------------------------------------------------------------------------
 
     def answers(self, predictor: "Predictor", batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
-        """Return the `continuation` of each prompt. A prompt is read alone, so the other ones make no difference."""
+        """Return the `continuation` of each prompt. It does not depend on the other prompts, because each is read alone."""
         model, tokenizer, options = predictor.model, predictor.tokenizer, self.options | predictor.options
         prompts = [[start_token(tokenizer), *ids] for ids in token_ids(batch["text"], tokenizer)]
         return {"continuation": [continue_text(model, tokenizer, prompt, options) for prompt in prompts]}
@@ -280,7 +283,7 @@ class CausalLM(_LanguageModel):
         return [text + continuation]
 
     def pipeline(self, config: Config) -> tuple[str, str]:
-        return "", "It samples with its own settings, and puts no token for the beginning of a text before the prompt."
+        return "", "It samples with its own settings, and does not put the token for the start of a text before the prompt."
 
     def code_variables(self, config: Config, calibration: dict) -> dict:
         return {"options": self.options}
@@ -289,8 +292,8 @@ class CausalLM(_LanguageModel):
 class MaskedLM(_LanguageModel):
     """Further pre-training of an encoder on texts without labels (arXiv 2004.10964).
 
-    A fraction of a block's tokens is masked and has to be predicted (BERT, arXiv 1810.04805). In training, other tokens are masked
-    in each epoch. In validation and test they are the same ones in every run, so that runs can be compared.
+    A fraction of the tokens of a block is masked, and the model predicts them (BERT, arXiv 1810.04805). In training, each epoch
+    masks other tokens. In validation and test, every run masks the same tokens, so that runs can be compared.
     """
 
     name = "masked-lm"
@@ -301,18 +304,18 @@ class MaskedLM(_LanguageModel):
     examples = (f"This film was {MASK} from beginning to end.", f"The acting is {MASK} and the plot is {MASK}.")
     answer_features = Features({"words": List(List({"word": Value("string"), "probability": Value("float64")}))})
     code_template = "masked-lm.py.jinja"
-    widgets = (("json", f"The most probable tokens in place of each {MASK}"),)
+    widgets = (("json", f"The most probable tokens for each {MASK}"),)
     blocks = staticmethod(masked_blocks)
     block_columns = ("input_ids", "targets")
 
     def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
-        """Return a batch, (blocks, tokens); targets are -100 where no token is masked. The Trainer counts them as `labels`."""
+        """Return a batch, (blocks, tokens). Targets are -100 where no token is masked. The Trainer counts them as `labels`."""
         targets = padded([example["targets"] for example in examples], -100)["input_ids"]
         inputs = padded([example["input_ids"] for example in examples], tokenizer.pad_token_id)
         return inputs | {"targets": targets, "labels": targets}
 
     def augment(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Callable[[dict, int, int], dict]:
-        """Return (block, epoch, row) -> the block with other tokens masked."""
+        """Return a function of (block, epoch, row) that masks other tokens of the block in each epoch."""
 
         def mask_others(block: dict, epoch: int, row: int) -> dict:
             ids, targets = np.array(block["input_ids"]), np.array(block["targets"])
@@ -323,7 +326,7 @@ class MaskedLM(_LanguageModel):
         return mask_others
 
     def extra_export_weights(self, source_path: str, merged: torch.nn.Module) -> dict[str, torch.Tensor]:
-        """Return the weights of the base model's file that a masked language model does not have, such as BERT's pooler.
+        """Return weights of the base model's file that the masked language model lacks, such as BERT's pooler.
 
         A classifier that starts from the export needs them.
         """
@@ -335,55 +338,60 @@ class MaskedLM(_LanguageModel):
     # --- results ---------------------------------------------------------------------------------------------------------
 
     def samples(self, predictor: "Predictor", split: "Split") -> list[dict]:
-        """Return the beginnings of some documents with masked tokens, the model's guesses, and the actual tokens."""
+        """Return the beginnings of some documents with masked tokens, the guesses of the model, and the actual tokens."""
         samples, tokenizer = [], predictor.tokenizer
         before, after = special_ids(tokenizer)
         rows, texts = _first_texts(split)
         for row, ids in zip(rows, token_ids(texts, tokenizer), strict=True):
             ids = ids[: min(MASKED_SAMPLE_TOKENS, predictor.config.max_length - len(before) - len(after))]
-            places = sorted(np.random.default_rng(row).permutation(len(ids))[: max(1, len(ids) // 8)].tolist())
-            masked = [tokenizer.mask_token_id if place in places else token for place, token in enumerate(ids)]
-            guesses = fill_masks(predictor.model, tokenizer, [*before, *masked, *after], GUESSES)
-            actual = [tokenizer.decode([ids[place]]).strip() for place in places]
+            positions = sorted(np.random.default_rng(row).permutation(len(ids))[: max(1, len(ids) // 8)].tolist())
+            masked = [tokenizer.mask_token_id if i in positions else token for i, token in enumerate(ids)]
+            guesses = fill_masks(predictor.model, tokenizer, [*before, *masked, *after], GUESSES_PER_MASK)
+            actual = [tokenizer.decode([ids[i]]).strip() for i in positions]
             samples.append({"row": row, "text": tokenizer.decode(masked), "guesses": guesses, "actual": actual})
         return samples
 
     def samples_title(self) -> tuple[str, str]:
-        return "Masked tokens", "Open a text to see each masked token, and the most probable tokens in its place."
+        return "Masked tokens", "Open a text to see each masked token, and the most probable tokens for it."
 
     def as_example(self, sample: dict) -> Example:
-        guesses = [", ".join(f"{guess['word']} {guess['probability']:.2f}" for guess in of_mask) for of_mask in sample["guesses"]]
+        guesses = [
+            ", ".join(f"{guess['word']} {guess['probability']:.2f}" for guess in of_one_mask) for of_one_mask in sample["guesses"]
+        ]
         sides = [(f"{n} {word}", text) for n, (word, text) in enumerate(zip(sample["actual"], guesses, strict=True), 1)]
         return Example(f"row {sample['row']}: {sample['text']}", sides=tuple(sides))
 
     def remark(self, metrics: dict) -> str:
         config = metrics["run"]["config"]
         return (
-            f"Perplexity is per masked token: {config['mlm_probability']:.0%} of the tokens were masked, the same ones in every run, in "
-            f"blocks of at most {config['max_length']}. Models with other tokenizers can't be compared by it, nor can causal models."
+            f"Perplexity is per masked token: {config['mlm_probability']:.0%} of the tokens were masked, the same ones in every "
+            f"run, in blocks of at most {config['max_length']} tokens. It can't be compared between tokenizers, nor with causal "
+            "models."
         )
 
     # --- use -------------------------------------------------------------------------------------------------------------
 
     def answers(self, predictor: "Predictor", batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
-        """Return `words` for each text: for each [MASK] the most probable tokens, each with its `word` and `probability`."""
+        """Return `words` for each text: for each [MASK] the most probable tokens, each with `word` and `probability`."""
         words, tokenizer, max_length = [], predictor.tokenizer, predictor.config.max_length
         for text in clean(batch["text"]):
             ids = tokenizer(text.replace(MASK, tokenizer.mask_token), truncation=True, max_length=max_length)["input_ids"]
             if tokenizer.mask_token_id not in ids:
-                raise UserError(f"no {MASK} in the first {max_length} tokens of {text[:60]!r}: write it in place of a word")
-            words.append(fill_masks(predictor.model, tokenizer, ids, GUESSES))
+                raise UserError(f"no {MASK} in the first {max_length} tokens of {text[:60]!r}: write {MASK} in place of a word")
+            words.append(fill_masks(predictor.model, tokenizer, ids, GUESSES_PER_MASK))
         return {"words": words}
 
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
-        guesses = (", ".join(f"{guess['word']} {guess['probability']:.3f}" for guess in of_mask) for of_mask in answer["words"])
+        guesses = (
+            ", ".join(f"{guess['word']} {guess['probability']:.3f}" for guess in of_one_mask) for of_one_mask in answer["words"]
+        )
         return f"{shortened(inputs)}  ->  {'; '.join(guesses)}"
 
     def widget_values(self, predictor: "Predictor", text: str, label_names: list[str], calibration: dict) -> list:
         return self.answers(predictor, {"text": [text]}, label_names, calibration)["words"]
 
     def pipeline(self, config: Config) -> tuple[str, str]:
-        return "", "It takes the tokenizer's own mask token, and a text that is longer than the model's positions is an error."
+        return "", "It reads the tokenizer's own mask token, and a text that is longer than the model can read raises an error."
 
     def code_variables(self, config: Config, calibration: dict) -> dict:
-        return {"mask": MASK, "guesses": GUESSES}
+        return {"mask": MASK, "guesses": GUESSES_PER_MASK}

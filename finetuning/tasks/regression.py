@@ -1,4 +1,4 @@
-"""One number for each text, or pair of texts: a rating, a similarity."""
+"""One number for each text or pair of texts, such as a rating or a similarity."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,12 +19,12 @@ from finetuning.task import Evaluation, Metric, Statistics, Sums
 from finetuning.tasks.text_task import TextClassification, show_examples
 from finetuning.training.prediction import Predictor
 
-STRATA = 10  # of the labels: held-out rows have their distribution
-MOMENTS = ("x", "y", "xx", "yy", "xy")
+STRATA = 10  # groups of labels, by quantile, that keep their fraction in held-out rows
+MOMENTS = ("x", "y", "xx", "yy", "xy")  # sums of these give a correlation
 
 
 def _correlation(prefix: str) -> Callable[[Sums], float]:
-    """Return a function of summed moments: the correlation coefficient of x and y; 0 if one of them is constant."""
+    """Return a function of summed moments that gives the correlation coefficient of x and y, 0 if one of them is constant."""
 
     def value(sums: Sums) -> float:
         n, (x, y, xx, yy, xy) = sums["rows"], (sums[f"{prefix}_{name}"] for name in MOMENTS)
@@ -35,11 +35,12 @@ def _correlation(prefix: str) -> Callable[[Sums], float]:
 
 
 def _moments(prefix: str, x: np.ndarray, y: np.ndarray) -> Statistics:
+    """Return the per-row terms of the correlation of x and y, each (rows,)."""
     return {f"{prefix}_{name}": values for name, values in zip(MOMENTS, (x, y, x * x, y * y, x * y), strict=True)}
 
 
 class Regression(TextClassification):
-    """One number for each text: the only output of the model is compared with the label by its squared error."""
+    """One number for each text: the model has a single output, and the loss is its squared error."""
 
     problem_type = "regression"
     widgets = (("text", "Predicted value"),)
@@ -49,16 +50,16 @@ class Regression(TextClassification):
         Metric("rmse", lambda sums: (sums["squared_error"] / sums["rows"]) ** 0.5, better="lower", format=".4f", label="RMSE"),
         Metric("mae", lambda sums: sums["absolute_error"] / sums["rows"], better="lower"),
         Metric("pearson", _correlation("values")),
-        Metric("spearman", _correlation("ranks")),  # ranks are those among all rows, also in an interval or a group of rows
+        Metric("spearman", _correlation("ranks")),  # ranks among all rows, also for intervals and groups of rows
         Metric("loss", lambda sums: sums["squared_error"] / sums["rows"], better="lower", interval=False),
     )
 
     def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Encoded:
-        """Return each split's labels, (rows,) float32, NaN where one is missing; there are no names."""
+        """Return the numbers of each split, (rows,) float32, NaN for a missing one, and no names."""
         return encode_numbers(raw, columns["label"])
 
     def strata(self, labels: np.ndarray) -> np.ndarray:
-        """Return the tenth of the labels that each label is in."""
+        """Return the quantile group of each label, (rows,), from 0 to `STRATA` - 1."""
         return np.searchsorted(np.nanquantile(labels, np.arange(1, STRATA) / STRATA), labels)
 
     def show_labels(self, split: Split, label_names: list[str]) -> list[str]:
@@ -82,7 +83,9 @@ class Regression(TextClassification):
             "rows": np.ones(len(error)),
             "squared_error": error**2,
             "absolute_error": abs(error),
-            **_moments("values", predicted - actual.mean(), actual - actual.mean()),  # centred, for the precision of the sums
+            **_moments(
+                "values", predicted - actual.mean(), actual - actual.mean()
+            ),  # centred, so that the sums keep their precision
             **_moments("ranks", rankdata(predicted), rankdata(actual)),
         }
 
@@ -100,7 +103,7 @@ class Regression(TextClassification):
         measured, order = evaluation.metrics, self.worst(evaluation)
         numbers = [(metric.name, metric.show(measured[metric.name]), "") for metric in self.metrics]
         numbers.append(
-            ("RMSE of the mean", f"{measured['rmse_of_mean']:.4f}", "if every answer were the mean of the test's labels")
+            ("RMSE of the mean", f"{measured['rmse_of_mean']:.4f}", "if every prediction were the mean of the test labels")
         )
         draw = partial(_plot_scatter, evaluation.split.labels, evaluation.predictions[:, 0])
         examples = show_examples(
@@ -115,7 +118,7 @@ class Regression(TextClassification):
     # --- use -------------------------------------------------------------------------------------------------------------
 
     def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
-        """Return `prediction`, the number for each row."""
+        """Return `prediction`, a number per row."""
         return {"prediction": [round(float(value), 6) for value in self.logits_of(predictor, batch)[:, 0]]}
 
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:

@@ -1,7 +1,7 @@
 """Translation: an encoder reads a text in one language, a decoder writes it in another.
 
-The model is trained on pairs of texts to predict the next token of the translation. For validation during training, translations
-are made by greedy search, which takes the most probable token at each step; evaluate.py and predict.py use beam search.
+The model learns from pairs of texts to predict the next token of the translation. Validation during training translates with greedy
+search, which takes the most probable token at each step. evaluate.py and predict.py use beam search.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,17 +35,17 @@ from finetuning.use.ctranslate2 import CTranslate2
 
 SOURCE_COLUMNS = ("source", "src", "source_text", "source_sentence", "input")
 TARGET_COLUMNS = ("target", "tgt", "target_text", "target_sentence", "translation", "output")
-MAX_UNKNOWN = 0.5  # fraction of a batch's tokens that the tokenizer may not know
+MAX_UNKNOWN_FRACTION = 0.5  # of the tokens of a batch; more is an error
 
 
 @dataclass(frozen=True)
 class Translations:
-    """Predictions, in the order of the rows. Iterating gives `scores`, by which an export is compared with the run's model."""
+    """Predictions in the order of the rows. Iteration yields the rows of `scores`, which compare an export with the run's model."""
 
-    scores: np.ndarray  # (rows, 2): mean log-likelihood of the reference's tokens, and their number
-    texts: list[str]  # by beam search
-    greedy: list[str]  # by greedy search
-    direction: dict  # of `set_direction`
+    scores: np.ndarray  # (rows, 2): mean log-likelihood of the tokens of the reference, and their number
+    texts: list[str]  # translations by beam search
+    greedy: list[str]  # translations by greedy search
+    direction: dict  # from `set_direction`
     target_lang: str | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -53,7 +53,7 @@ class Translations:
 
 
 class Translation(Task):
-    """Reads pairs with a `source` and a `target`. Predictions are `Translations`."""
+    """Translation of the column `source` into the column `target`. Predictions are `Translations`."""
 
     name = pipeline_tag = "translation"
     auto_class = AutoModelForSeq2SeqLM
@@ -62,12 +62,12 @@ class Translation(Task):
     token_settings = ("max_length", "truncation", "source_lang", "target_lang")
     settings = ("source_column", "target_column", "source_lang", "target_lang", "num_beams", "truncation", "label_smoothing_factor")
     readers = dict.fromkeys(LANGUAGE_ENDINGS, read_parallel)
-    mixed_lengths = True  # after many steps of short texts alone, a model no longer writes long ones well
+    mixed_lengths = True  # after many steps with only short texts, a model writes long texts badly
     length_edges = (0, 10, 20, 30, 50)
     prediction_column = "translation"
     export_formats = ("merged", "ctranslate2", "ctranslate2-int8")
-    int8_tolerance = 0.0125  # half a point of BLEU 40
-    options = {"num_beams": None}  # None: as the run has it
+    int8_tolerance = 0.0125  # half a point at 40 BLEU
+    options = {"num_beams": None}  # None: as in the run's config
     answer_features = Features({"translation": Value("string"), "score": Value("float64")})
     examples = ("A man is riding a horse.", "Two children are playing in the snow.")
     code_template = "translation.py.jinja"
@@ -81,26 +81,28 @@ class Translation(Task):
     # --- rows ------------------------------------------------------------------------------------------------------------
 
     def input_columns(self, available: list[str], config: Config, text_column: str | None) -> dict[str, str]:
-        trained = [name for name in (config.source_column, (config.source_column or "").rpartition(".")[2]) if name]
-        return {"source": find_column("text_column", text_column, (*trained, *SOURCE_COLUMNS, *TEXT_COLUMNS), available)}
+        from_training = [name for name in (config.source_column, (config.source_column or "").rpartition(".")[2]) if name]
+        return {"source": find_column("text_column", text_column, (*from_training, *SOURCE_COLUMNS, *TEXT_COLUMNS), available)}
 
     def columns(self, available: list[str], config: Config) -> dict[str, str]:
-        """Return the columns of both sides, found by their names, or by the languages that they are named after."""
+        """Return the columns of both sides: those given, or else columns with the name of the language or a usual name."""
         columns = {}
         for side, usual in (("source", SOURCE_COLUMNS), ("target", TARGET_COLUMNS)):
             given = getattr(config, f"{side}_column")
             name = given or getattr(config, f"{side}_lang")
-            named = [column for column in available if name in (column, column.rpartition(".")[2])]  # "en" may be "translation.en"
-            columns[side] = find_column(f"{side}_column", named[0] if len(named) == 1 else given, usual, available)
+            matches = [
+                column for column in available if name in (column, column.rpartition(".")[2])
+            ]  # "en" matches "translation.en"
+            columns[side] = find_column(f"{side}_column", matches[0] if len(matches) == 1 else given, usual, available)
         if columns["source"] == columns["target"]:
             raise UserError(
-                f"source_column and target_column are both {columns['source']!r}: name two columns, out of {', '.join(available)}, "
-                "the second with the translations"
+                f"source_column and target_column are both {columns['source']!r}: set target_column to the column with the "
+                f"translations; the columns are {', '.join(available)}"
             )
         return columns
 
     def settle(self, train: Dataset, config: Config) -> tuple[Task, Config]:
-        """Return `config` with the columns, the languages that they are named after, and the side that is truncated."""
+        """Return `config` with the columns, their languages if their names tell them, and the kind of truncation."""
         settled = {f"{side}_column": column for side, column in self.columns(train.column_names, config).items()}
         for side in ("source", "target"):
             name = settled[f"{side}_column"].rpartition(".")[2]
@@ -119,7 +121,7 @@ class Translation(Task):
         return Rows(rows, labels, left_out=left_out, remarks=remarks)
 
     def contents(self, batch: dict[str, list], labels: np.ndarray) -> tuple[list[str], Sequence]:
-        """Return the sources, "" if a side is empty, and the targets. So equal sources stay on one side of a split."""
+        """Return the sources, "" if a side is empty, and the targets. Equal sources thus stay in one split."""
         targets = clean(batch["target"])
         return [source if target.strip() else "" for source, target in zip(clean(batch["source"]), targets, strict=True)], targets
 
@@ -136,7 +138,10 @@ class Translation(Task):
         return Features({**ids, "rows": List(Value("int64")), "length": Value("int32")})
 
     def tokenize(self, batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, list]:
-        """Return the token ids of both sides; `length` is that of the longer side. Raise `UserError` for an unknown script."""
+        """Return the token ids of both sides. `length` is that of the longer side.
+
+        Raise `UserError` if the tokenizer does not know most of the tokens.
+        """
         prefix = set_direction(tokenizer, config)["prefix"] or ""
         plain = dict(return_attention_mask=False, return_token_type_ids=False, padding=False, truncation=False, verbose=False)
         ids = {"input_ids": tokenizer([prefix + text for text in clean(batch["source"])], **plain)["input_ids"]}
@@ -145,23 +150,23 @@ class Translation(Task):
         for column, rows in zip((config.source_column, config.target_column), ids.values(), strict=False):
             tokens = np.concatenate([*rows, []])
             unknown = np.mean(tokens == tokenizer.unk_token_id) if len(tokens) else 0
-            if unknown > MAX_UNKNOWN:
+            if unknown > MAX_UNKNOWN_FRACTION:
                 raise UserError(
-                    f"{column}: {unknown:.0%} of its tokens are unknown to {config.model_name}, whose tokenizer does not know its "
-                    "script: choose another model_name"
+                    f"column {column}: the tokenizer of {config.model_name} does not know {unknown:.0%} of its tokens, so it can't "
+                    "read this script: set model_name to a model of these languages"
                 )
         special, lengths = special_tokens(tokenizer), [max(map(len, sides)) for sides in zip(*ids.values(), strict=True)]
         cut = {name: [truncate(row, config.max_length, config.truncation, *special) for row in rows] for name, rows in ids.items()}
         return cut | {"length": lengths, "rows": [[row] for row in range(len(lengths))]}
 
     def truncation_note(self, config: Config) -> str:
-        return f"of each side, truncation={config.truncation}"
+        return f"each side, truncation={config.truncation}"
 
     def adapt(self, model: torch.nn.Module) -> torch.nn.Module:
         """Return the model, changed so that it returns (rows, 3) in place of logits for a batch with `targets`.
 
-        These are the sum of the targets' log-likelihoods, the sum over their places of the vocabulary's mean log-likelihood, and
-        the number of targets.
+        The three numbers are the sum of the targets' log-likelihoods, the sum over the targets of the mean log-likelihood of all
+        tokens of the vocabulary, and the number of targets.
         """
         start, padding = model.config.decoder_start_token_id, model.config.pad_token_id
 
@@ -170,19 +175,19 @@ class Translation(Task):
             return torch.stack([log_probabilities.gather(1, targets[:, None])[:, 0], log_probabilities.mean(dim=-1)], dim=1)
 
         def inputs_of(targets: torch.Tensor) -> dict[str, torch.Tensor]:
-            """Return what the decoder has read when it predicts each target."""
+            """Return the tokens that the decoder reads: the targets, one position later."""
             return {"decoder_input_ids": pad(targets.where(targets >= 0, padding)[:, :-1], (1, 0), value=start)}
 
         return scoring(model, model.get_decoder(), scores_of, inputs_of)
 
     def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
-        """Return a batch, (rows, tokens); targets are -100 where there is none. The Trainer counts them as `labels`."""
+        """Return a batch, (rows, tokens). Targets are padded with -100. The Trainer counts them as `labels`."""
         targets = padded([example["targets"] for example in examples], -100)["input_ids"]
         sources = padded([example["input_ids"] for example in examples], tokenizer.pad_token_id)
         return sources | {"targets": targets, "labels": targets}
 
     def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
-        """Return (scores of `adapt`, labels) -> the sum of the losses of all tokens, with label smoothing (arXiv 1512.00567)."""
+        """Return a function of (scores, labels): the loss summed over tokens, with label smoothing (arXiv 1512.00567)."""
         smoothing = config.label_smoothing_factor
         return lambda scores, labels: -((1 - smoothing) * scores[:, 0] + smoothing * scores[:, 1]).sum()
 
@@ -199,32 +204,32 @@ class Translation(Task):
         return replace(predictions, texts=self.translate(predictor, tokens, num_beams))
 
     def validate(self, predictor: Predictor, tokens: Tokens) -> Translations:
-        """Return predictions with translations by greedy search only."""
+        """Return predictions with translations only by greedy search."""
         scores, greedy = self.scores(predictor, tokens), self.translate(predictor, tokens, 1)
         config = predictor.config
         return Translations(scores, greedy, greedy, set_direction(predictor.tokenizer, config), config.target_lang)
 
     def scores(self, predictor: Predictor, tokens: Tokens) -> np.ndarray:
-        """Return for each row the mean log-likelihood of its targets, and their number: (rows, 2)."""
+        """Return the mean log-likelihood of the targets of each row, and their number, (rows, 2)."""
         sums = np.empty((len(tokens), 3))
         for rows, outputs in predictor.outputs(tokens):
             sums[rows] = np.concatenate(outputs)
         return np.stack([sums[:, 0] / sums[:, 2], sums[:, 2]], axis=1)
 
     def translate(self, predictor: Predictor, tokens: Tokens, num_beams: int) -> list[str]:
-        """Return translations in the order of the rows; with one beam by greedy search."""
+        """Return translations in the order of the rows; `num_beams` 1 is greedy search."""
         first = set_direction(predictor.tokenizer, predictor.config)["forced_bos_token_id"]
         return translate(predictor, tokens, num_beams, first)
 
     def calibrate(self, predictions: Translations, validation: Split) -> dict:
-        """Return how the model is told the languages, for model cards."""
+        """Return the settings by which the model gets the languages, for model cards."""
         return {"direction": predictions.direction}
 
     def decide(self, predictions: Translations, calibration: dict) -> list[str]:
         return predictions.texts
 
     def statistics(self, predictions: Translations, split: Split, calibration: dict) -> Statistics:
-        """Return sacreBLEU's statistics of each translation, and the loss and number of the reference's tokens."""
+        """Return sacreBLEU's statistics of each translation, and the loss and number of the tokens of its reference."""
         targets, (means, counts) = references(split), predictions.scores.T
         tokenize = bleu.tokenizer(special_script(predictions.target_lang, targets))
         scores = {name: bleu.statistics(name, predictions.texts, targets, tokenize) for name in bleu.SCORERS}
@@ -233,22 +238,22 @@ class Translation(Task):
         return {"rows": np.ones(len(targets), dtype=np.int32), "loss": -means * counts, "tokens": counts} | scores
 
     def lengths(self, evaluation: Evaluation) -> np.ndarray:
-        """Return each source's number of words, or of characters in a language without spaces between words."""
+        """Return the number of words of each source, or of characters if its language has no spaces between words, (rows,)."""
         sources = clean(evaluation.split.columns()["source"])
-        if _counted(evaluation.config, sources) == "words":
+        if _unit_of_length(evaluation.config, sources) == "words":
             return np.array([len(text.split()) for text in sources])
         return np.array([len("".join(text.split())) for text in sources])
 
     # --- results ---------------------------------------------------------------------------------------------------------
 
     def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
-        """Return BLEU of greedy search, the number of tokens of the references, and sacreBLEU's signatures."""
+        """Return the BLEU of greedy search, the number of tokens of the references, and sacreBLEU's signatures."""
         greedy = {"bleu": bleu.GREEDY_BLEU.of(statistics), "bleu_ci95": metrics.interval(bleu.GREEDY_BLEU, statistics)}
         tokenize = bleu.tokenizer(special_script(evaluation.config.target_lang, references(evaluation.split)))
         return {"greedy": greedy, "tokens": int(statistics["tokens"].sum())} | bleu.signatures(tokenize)
 
     def prediction_columns(self, evaluation: Evaluation) -> dict[str, Any]:
-        """Return the reference and the translation of each row, the translation's `chrf`, and the reference's `loss`."""
+        """Return the reference and the translation of each row, `chrf` of the translation, and `loss` of the reference."""
         texts, targets = evaluation.predictions.texts, references(evaluation.split)
         columns = {"reference": targets, "translation": texts, "chrf": bleu.sentence_chrf(texts, targets)}
         return columns | {"loss": -evaluation.predictions.scores[:, 0]}
@@ -263,7 +268,7 @@ class Translation(Task):
         return np.argsort(table.chrf.to_numpy(), kind="stable"), lines_of
 
     def files(self, evaluation: Evaluation) -> dict[str, str]:
-        """Return the texts, one per line, as other tools read them."""
+        """Return sources, references and translations with a text per line, for other tools."""
         texts = {"sources": clean(evaluation.split.columns()["source"]), "references": references(evaluation.split)}
         texts["translations"] = evaluation.predictions.texts
         return {f"{name}.txt": "".join(f"{' '.join(text.split())}\n" for text in rows) for name, rows in texts.items()}
@@ -275,12 +280,12 @@ class Translation(Task):
         def examples_of(positions: np.ndarray) -> tuple:
             return (("", [_as_example(line) for line in lines_of(positions).itertuples()]),)
 
-        worst = f"By chrF of the sentence; all {len(order):,} are in errors.csv."
+        worst = f"Sorted by chrF of the sentence. All {len(order):,} rows are in errors.csv."
         return [
             self._numbers(evaluation),
             self._length_section(evaluation),
-            Section("A sample", "Open a line to see the translation beside the reference.", examples=examples_of(sample)),
-            Section("The worst", worst, examples=examples_of(order[:MAX_EXAMPLES])),
+            Section("A random sample", "Open a line to see the translation beside the reference.", examples=examples_of(sample)),
+            Section("The worst translations", worst, examples=examples_of(order[:MAX_EXAMPLES])),
         ]
 
     def _numbers(self, evaluation: Evaluation) -> Section:
@@ -290,41 +295,41 @@ class Translation(Task):
             interval = metric.show_interval(measured[f"{metric.name}_ci95"])
             numbers.append((metric.label or metric.name, metric.show(measured[metric.name]), f"{interval}; {note}"))
         greedy, validation = bleu.GREEDY_BLEU, measured["validation"]
-        numbers.append((greedy.label, greedy.show(measured["greedy"]["bleu"]), "the most probable token at each step"))
+        numbers.append((greedy.label, greedy.show(measured["greedy"]["bleu"]), "takes the most probable token at each step"))
         numbers.append(("validation BLEU", greedy.show(validation["bleu"]), f"{validation['n']:,} pairs, greedy search"))
-        longer = f" {(evaluation.lengths > max_length).sum():,} pairs have a side of more than {max_length} tokens."
-        return Section(text=_how_translated(measured) + longer, numbers=tuple(numbers))
+        longer = f" In {(evaluation.lengths > max_length).sum():,} pairs a side has more than {max_length} tokens."
+        return Section(text=_describe_search(measured) + longer, numbers=tuple(numbers))
 
     def _length_section(self, evaluation: Evaluation) -> Section:
         metric, numbers = self.metrics[0], []
-        counted = _counted(evaluation.config, clean(evaluation.split.columns()["source"]))
+        unit = _unit_of_length(evaluation.config, clean(evaluation.split.columns()["source"]))
         for group in evaluation.metrics["by_length"]:
             length = f"{group['above'] + 1} to {group['up_to']}" if group["up_to"] else f"{group['above'] + 1} or more"
             numbers.append(
                 (
-                    f"{length} {counted}",
+                    f"{length} {unit}",
                     metric.show(group["bleu"]),
                     f"{metric.show_interval(group['bleu_ci95'])}; {group['n']:,} pairs",
                 )
             )
-        return Section("By length of the source", f"BLEU of sources with so many {counted}.", numbers=tuple(numbers))
+        return Section("By length of the source", f"BLEU by the number of {unit} of the source.", numbers=tuple(numbers))
 
     def remark(self, metrics: dict) -> str:
         greedy = f" BLEU of greedy search: {metrics['greedy']['bleu']:.2f}." if metrics["run"]["config"]["num_beams"] > 1 else ""
         note, signature = bleu.note(metrics["bleu_signature"]), f"sacreBLEU's signature of BLEU: {metrics['bleu_signature']}."
-        return " ".join(filter(None, (_how_translated(metrics) + greedy, note, signature)))
+        return " ".join(filter(None, (_describe_search(metrics) + greedy, note, signature)))
 
     # --- use -------------------------------------------------------------------------------------------------------------
 
     def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
-        """Return each text's `translation`, and its `score`: the mean log-likelihood of the translation's tokens."""
+        """Return the `translation` of each text, and its `score`, the mean log-likelihood of its tokens."""
         config, num_beams = predictor.config, (self.options | predictor.options)["num_beams"]
         if num_beams is not None and num_beams < 1:
             raise UserError(f"--num_beams {num_beams} is out of range: it must be at least 1")
         tokens = encode_batch(self, batch, predictor.tokenizer, config)
         texts = self.translate(predictor, tokens, num_beams or config.num_beams)
-        kept = "head" if config.truncation == "error" else config.truncation  # the translations may be longer
-        scored = encode_batch(self, batch | {"target": texts}, predictor.tokenizer, replace(config, truncation=kept))
+        truncation = "head" if config.truncation == "error" else config.truncation  # a long translation is no error
+        scored = encode_batch(self, batch | {"target": texts}, predictor.tokenizer, replace(config, truncation=truncation))
         return {"translation": texts, "score": self.scores(predictor, scored)[:, 0].tolist()}
 
     def as_json(self, inputs: dict[str, str], answer: dict) -> dict:
@@ -340,27 +345,28 @@ class Translation(Task):
         return {"direction": calibration["direction"], "line_break": LINE_BREAK.pattern}
 
 
-def _counted(config: Config, sources: list[str]) -> str:
-    """Return what the length of a source is counted in."""
+def _unit_of_length(config: Config, sources: list[str]) -> str:
+    """Return the unit that the length of a source is counted in, words or characters."""
     return "words" if special_script(config.source_lang, sources) in (None, "ko") else "characters"
 
 
 def references(split: Split) -> list[str]:
+    """Return the target of each row, without spaces around it."""
     return [text.strip() for text in clean(split.columns()["target"])]
 
 
 def _as_example(line) -> Example:
-    """Return a line of errors.csv for the page."""
+    """Return a line of errors.csv for the report page."""
     sides = (("the model", line.translation), ("the reference", line.reference))
     return Example(f"chrF {line.chrf:.0f}, row {line.row}: {line.source}", sides=sides)
 
 
-def _how_translated(measured: dict) -> str:
-    """Return how the translations were made and compared, for readers."""
+def _describe_search(measured: dict) -> str:
+    """Return how the translations were made and compared, as text."""
     config = Config(**measured["run"]["config"])
     search = f"beam search with {config.num_beams} beams" if config.num_beams > 1 else "greedy search"
     cut = f"; longer sources are cut to {config.max_length} tokens (truncation={config.truncation})"
     return (
-        f"Translated by {search}, into at most {config.max_length} tokens{cut if config.truncation != 'error' else ''}. Compared with "
-        "one reference per text, in full and with upper and lower case."
+        f"Translated by {search}, into at most {config.max_length} tokens{cut if config.truncation != 'error' else ''}. Compared "
+        "with one complete reference per text, with upper and lower case."
     )
