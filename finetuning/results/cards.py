@@ -103,7 +103,9 @@ def _result(run: Run, metrics: dict, name: str) -> EvalResult:
 def push_to_hub(files: dict[str, Path], repo: str, private: bool, message: str) -> str:
     """Upload `files`, by their places in the repository, and return its address. Raise `UserError` if that fails."""
     if not hub_answers():
-        raise UserError(f"push_to_hub={repo}: the Hugging Face Hub does not answer, so nothing was uploaded; the files here are complete")
+        raise UserError(
+            f"push_to_hub={repo}: the Hugging Face Hub does not answer, so nothing was uploaded; the files here are complete"
+        )
     try:
         url = huggingface_hub.create_repo(repo, private=private or None, exist_ok=True)
         operations = [CommitOperationAdd(place, file) for place, file in sorted(files.items())]

@@ -233,7 +233,9 @@ def environment() -> dict:
         hardware = f"{cores} CPU core{'s' * (cores > 1)} ({', '.join([platform.machine(), *bf16])})"
     if (processes := accelerate.PartialState().num_processes) > 1:
         hardware = (
-            f"{processes} processes, each with {hardware}" if not torch.cuda.is_available() else f"{processes} processes, {hardware}"
+            f"{processes} processes, each with {hardware}"
+            if not torch.cuda.is_available()
+            else f"{processes} processes, {hardware}"
         )
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     git = shutil.which("git") and subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)

@@ -165,7 +165,8 @@ class FineTuner(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """Count on the CPU if there is one process: a copy to the GPU would wait likewise. A number as label counts, be it -100."""
         batches = [
-            {"labels": torch.zeros_like(batch["labels"])} if batch["labels"].is_floating_point() else batch for batch in batch_samples
+            {"labels": torch.zeros_like(batch["labels"])} if batch["labels"].is_floating_point() else batch
+            for batch in batch_samples
         ]
         return super()._get_num_items_in_batch(batches, device if self.args.world_size > 1 else torch.device("cpu"))
 
