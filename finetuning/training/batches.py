@@ -29,14 +29,14 @@ def check_step_size(rows: int, config: Config) -> None:
     parts, fewest_rows = config.gradient_accumulation_steps * processes, rows // count_steps(rows, size)
     if fewest_rows < parts:
         raise UserError(
-            f"batch_size={config.batch_size}, gradient_accumulation_steps={config.gradient_accumulation_steps}: the smallest step of "
-            f"{rows:,} training rows has {fewest_rows}, which can't be divided among {config.gradient_accumulation_steps} forward "
-            f"passes of {processes} processes; raise batch_size, or lower gradient_accumulation_steps or the number of processes"
+            f"batch_size={config.batch_size}, gradient_accumulation_steps={config.gradient_accumulation_steps}: the smallest step "
+            f"of {rows:,} training rows has {fewest_rows}, too few for {config.gradient_accumulation_steps} forward passes of "
+            f"{processes} processes; raise batch_size, or lower gradient_accumulation_steps or the number of processes"
         )
 
 
 def short_steps(steps: int, length_warmup: float) -> range:
-    """Return the steps that read truncated texts (`length_warmup`). The first step reads whole ones: it shows if memory suffices."""
+    """Return the steps that read shorter texts (`length_warmup`). The first step does not: it shows whether memory suffices."""
     return range(1, round(length_warmup * steps))
 
 
@@ -46,8 +46,8 @@ def steps_of_epoch(
     """Return the rows of each step. Each row occurs once, in as few steps of at most `size` rows as possible.
 
     The sizes of two steps differ by at most one row. With `by_length`, the rows of a step have similar `lengths` (rows,), and the
-    step with the longest row comes first: it shows at once whether memory suffices. Lengths fall from step to step within a window of
-    `STEPS_PER_WINDOW` steps; with `mixed`, the steps come in random order.
+    step with the longest row comes first: it shows at once whether memory suffices. Lengths fall from step to step within a window
+    of `STEPS_PER_WINDOW` steps; with `mixed`, the steps come in random order.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
@@ -90,7 +90,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """The examples whose numbers `Batches` yields. The task's `augment` changes them, and in the steps `short` also its `shorten`."""
+    """The examples whose numbers `Batches` yields. The task's `augment` changes them, in the steps `short` also its `shorten`."""
 
     tokens: Tokens
     augment: Callable[[dict, int, int], dict] | None = None

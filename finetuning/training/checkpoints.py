@@ -65,7 +65,7 @@ def _folder(args, step: int) -> Path:
 
 @by_first
 def last_complete(checkpoints: Path) -> str | None:
-    """Return the path of a run's last complete checkpoint, None if there is none. Delete incomplete ones, left by a killed process."""
+    """Return the path of a run's last complete checkpoint, None if there is none. Delete incomplete ones of a killed process."""
     complete = {}
     for folder in checkpoints.glob("checkpoint-*"):
         try:

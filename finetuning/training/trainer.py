@@ -165,7 +165,7 @@ class FineTuner(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """Return the number of labels of a step.
 
-        With one process it stays on the CPU, as a copy to the GPU would wait for the GPU. The Trainer counts labels other than -100;
+        With one process it stays on the CPU, as a copy to the GPU would wait for the GPU. The Trainer leaves out labels of -100;
         labels that are numbers (regression) all count, also -100.
         """
         batches = [
