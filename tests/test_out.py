@@ -127,7 +127,7 @@ def test_a_table_comes_back_through_the_readers_and_the_writers(values, way):
 
 @pytest.mark.parametrize("ending", [".csv", ".json"])
 def test_bytes_are_no_text_and_nothing_is_left_behind(ending, tmp_path):
-    with pytest.raises(UserError, match="bytes, which are no text: take the ending .parquet"):
+    with pytest.raises(UserError, match="bytes, which only a .parquet file can store: use this ending"):
         written(Dataset.from_dict({"text": ["a"], "image": [b"\xff"]}), ending, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -51,8 +51,8 @@ def _forward(layer: LoraLinear, x: torch.Tensor, bias_as_rank: bool) -> torch.Te
 class _FusedLora(torch.autograd.Function):
     """x W' + bias + (x A') (s B)', where only A and B are trained; s is the scaling. Computed in the dtype of x.
 
-    `bias_as_rank` adds the bias as one more rank of the update, which saves a CPU a pass over the output. A GPU adds the bias during
-    the multiplication, and its fast kernels need a rank that is a multiple of eight.
+    `bias_as_rank` adds the bias as one more rank of the update. This saves a CPU a pass over the output. A GPU adds the bias
+    during the multiplication, and its fast kernels need a rank that is a multiple of eight.
     """
 
     @staticmethod
