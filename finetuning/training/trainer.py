@@ -196,7 +196,7 @@ class FineTuner(Trainer):
         )
 
     def work_of_steps(self) -> np.ndarray:
-        """Return numbers that the time of each step of the run is proportional to, (steps,). All epochs count as the first one."""
+        """Return numbers that the time of each step of the run is proportional to, (steps,), estimated from the first epoch."""
         lengths, max_length = self.lengths, self.config.max_length
         steps = steps_of_epoch(lengths, self.rows_per_step, self.args.seed, 0, self.by_length, self.task.mixed_lengths)
         widths = [lengths[rows].max() if self.by_length else max_length for rows in steps]

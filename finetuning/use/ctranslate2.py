@@ -39,7 +39,7 @@ class CTranslate2(torch.nn.Module):
         return [self.tokenizer.convert_tokens_to_ids(result.hypotheses[0]) for result in results]
 
     def forward(self, input_ids, attention_mask, targets, labels=None) -> dict[str, torch.Tensor]:
-        """Return scores of the targets, (rows, 3), as in `Translation.adapt`. The mean over the vocabulary is not computed and 0."""
+        """Return the targets' scores, (rows, 3), as in `Translation.adapt`. The mean over the vocabulary is not computed: 0."""
         mask = targets >= 0
         mask_without_end = mask & (targets != self.tokenizer.eos_token_id)
         results = self.translator.score_batch(

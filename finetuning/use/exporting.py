@@ -32,8 +32,8 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
     """Write the exports and export.json into the run's folder `export`. Return the results for each, the run's model first.
 
     Without `formats`, all formats of the task are exported. Each export is compared with the run's model on `n` rows of the test
-    split, in float32, and is written only if it agrees (`agrees`). Raise `UserError` for an unknown format, a missing library, or if
-    there is an export already.
+    split, in float32, and is written only if it agrees (`agrees`). Raise `UserError` for an unknown format, a missing library, or
+    if there is an export already.
     """
     formats = tuple(formats or run.task.export_formats)
     _check(run, formats)
