@@ -99,7 +99,7 @@ def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
 def _fully_trained_modules(base: torch.nn.Module, config: Config) -> list[str]:
     """Return the names of the modules whose weights are all trained and saved: the head, or with "full" every module."""
     encoder, is_language_model = base.base_model, base.get_output_embeddings() is not None
-    names = [] if encoder is base else [*_heads(base, encoder, _tied_output_layer(base))]  # T5 has no encoder beside its head
+    names = [] if encoder is base else [*_heads(base, encoder, _tied_output_layer(base))]  # T5's class is its own base model
     if config.method == "full" and encoder is base:
         names = [name for name, _ in base.named_children()]
     elif config.method == "full":  # peft compares the ends of names; a classifier's names begin with base_model.model

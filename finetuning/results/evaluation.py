@@ -143,7 +143,7 @@ def compare(a: Run, b: Run, test: Split) -> tuple[list[dict], Path]:
     results = []
     for metric in a.task.metrics:
         if metric.interval:
-            values = [metric.of(part) for part in statistics]
+            values = [metric.of(run_statistics) for run_statistics in statistics]
             difference = metrics.difference(metric, statistics[:1], statistics[1:])
             results.append({"metric": metric.name, "values": values, "n": len(test)} | difference)
     file = a.folder / f"against-{b.folder.name}.csv"

@@ -117,7 +117,7 @@ def table_by_label(labels: list[dict]) -> Table:
     """Return a table with the scores of the first `MAX_TABLE_ROWS` labels."""
     scores = ("f1", "precision", "recall")
     rows = [(label["label"], *(f"{label[name]:.4f}" for name in scores), f"{label['n']:,}") for label in labels[:MAX_TABLE_ROWS]]
-    return Table(("label", *scores, "rows"), rows, in_terminal=True)
+    return Table(("label", "F1", "precision", "recall", "rows"), rows, in_terminal=True)
 
 
 def ranking_section(curves: dict) -> Section:

@@ -16,7 +16,7 @@ from sklearn.metrics import accuracy_score
 from finetuning.task import Metric, Statistics
 
 RESAMPLES = 2_000
-MAX_NUMBERS_IN_MEMORY = 2 * 10**5  # at a time while resampling; more would not fit into a CPU's caches, and be slower
+MAX_NUMBERS_IN_MEMORY = 2 * 10**5  # at a time while resampling; more would not fit into a CPU's caches and would be slower
 
 
 def select(statistics: Statistics, rows: np.ndarray) -> Statistics:

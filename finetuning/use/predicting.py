@@ -35,8 +35,8 @@ from finetuning.task import Task
 from finetuning.training.prediction import Predictor
 
 ROWS_IN_MEMORY = 2048  # at a time
-ROWS_FOR_OPENVINO = 1_500  # with fewer, compiling OpenVINO's model takes longer than it saves, 4 to 5 s (benchmarks/engines.py)
-CALIBRATION_ROWS = 300  # training texts whose activations decide the ranges of the 8-bit numbers
+ROWS_FOR_OPENVINO = 1_500  # with fewer rows, building OpenVINO's model (4 to 5 s) costs more than it saves (benchmarks/engines.py)
+CALIBRATION_ROWS = 300  # training texts on which the ranges of 8-bit activations are measured
 
 
 def pick_engine(wanted: str, run: Run, texts: int) -> str:
