@@ -1,4 +1,4 @@
-"""The code behind the scripts, in folders by stage; task.py is the interface of the tasks, tasks/ has one file for each kind.
+"""The code behind the scripts. Each folder is a stage of the data's way; task.py is the interface of the tasks in tasks/.
 
 config -> data (rows, tokens) -> model -> training -> results (metrics, report) -> use (new texts, exports)
 """

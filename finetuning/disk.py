@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and names that only one process gets."""
+"""Write files completely or not at all, and reserve names of folders for one process."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-NAMES = dict(encoding="utf-8", errors="surrogateescape")  # names of files may be no UTF-8; Python holds their bytes so (PEP 383)
+NAMES = dict(encoding="utf-8", errors="surrogateescape")  # for names of files that are not UTF-8 (PEP 383)
 _reserved: dict[Path, FileLock] = {}  # folders of this process that `remove_reserved` removes
 
 
@@ -25,15 +25,15 @@ def read_json(path: Path) -> dict:
 
 
 def as_utf8(argument: str) -> str:
-    """Return an argument or a name as UTF-8, in any locale, with U+FFFD in place of what is not."""
-    no_bytes = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # halves of surrogate pairs; the others stand for bytes
-    return no_bytes.sub("\ufffd", argument).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """Return an argument or the name of a file as UTF-8, in any locale. U+FFFD replaces all that is not valid."""
+    lone_surrogates = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # those that do not stand for bytes (PEP 383)
+    return lone_surrogates.sub("\ufffd", argument).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def reserve(folder: Path) -> None:
-    """Make a folder, which goes away when the script ends unless it is moved before. What a killed process left of it is taken over.
+    """Make a folder for this process only. The script removes it at its end, unless `keep_reserved` renames it before.
 
-    Raise `FileExistsError` if another process has it.
+    A folder that a killed process left is reused. Raise `FileExistsError` if another process has reserved it.
     """
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
@@ -45,7 +45,7 @@ def reserve(folder: Path) -> None:
 
 
 def keep_reserved(folder: Path, name: Path) -> None:
-    """Give a reserved folder its final name, for good."""
+    """Rename a reserved folder to its final name. It is not removed any more."""
     folder.rename(name)
     _release(folder)
 
@@ -63,8 +63,8 @@ def _release(folder: Path) -> None:
 
 
 def to_disk(path: Path) -> None:
-    """Force a file, or the names in a folder, to the disk, so that they survive a power cut."""
-    if path.is_file() or os.name == "posix":  # Windows opens no folders
+    """Force a file, or the names in a folder, to the disk, so that they survive a power failure."""
+    if path.is_file() or os.name == "posix":  # Windows can't open folders
         descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
         os.fsync(descriptor)
         os.close(descriptor)

@@ -1,9 +1,9 @@
-"""Reasons for which a script ends early that are no error of its own."""
+"""Exceptions that end a script early and are not bugs."""
 
 
 class UserError(Exception):
-    """A wrong call or input: the message says what was wrong, in which setting, and what would be right. Exit code 2."""
+    """A wrong call or wrong input. The message names the setting, what is wrong, and what would be right. Exit code 2."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: from a scheduler, or from torchrun when another process of the run has ended. Exit code 143."""
+    """The signal SIGTERM, from a scheduler, or from torchrun after another process of the run has ended. Exit code 143."""

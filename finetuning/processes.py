@@ -1,7 +1,7 @@
-"""One process or several: torchrun starts them, accelerate joins them; the first one decides, prints and writes for all.
+"""One process or several. torchrun starts them, accelerate connects them; the first one decides, prints and writes for all.
 
-A run on several GPUs or machines is the same script under torchrun. What differs between its processes is in this file, in
-training/batches.py, and in what the Trainer does by itself.
+A run on several GPUs or machines is the same script, started by torchrun. All differences between its processes are in this file,
+in training/batches.py and in the Trainer.
 """
 
 import atexit
@@ -19,24 +19,24 @@ from finetuning.speed.precision import on_cpu
 
 
 def start() -> None:
-    """Join the processes that torchrun started. Without torchrun, use one GPU and say so, if there are several."""
+    """Connect the processes that torchrun started. Without torchrun, use one GPU; if there are several, print how to use all."""
     if "RANK" not in os.environ:
         if (gpus := torch.cuda.device_count()) > 1:
             os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
             command = f"torchrun --nproc_per_node {gpus} {' '.join(sys.argv)}"
-            print(f"note: this run uses one of {gpus} GPUs. To use all: {command}", file=sys.stderr)
+            print(f"note: this run uses 1 of {gpus} GPUs. To use all: {command}", file=sys.stderr)
         return
     if on_cpu() and os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun's default on any machine
         torch.set_num_threads(max(1, os.cpu_count() // int(os.environ["LOCAL_WORLD_SIZE"])))
     state = PartialState(cpu=on_cpu())
     if state.use_distributed and not on_cpu():
-        atexit.register(torch.distributed.destroy_process_group)  # NCCL; destroying gloo's may hang
+        atexit.register(torch.distributed.destroy_process_group)  # only for NCCL: to destroy gloo's process group may hang
     if not state.is_main_process:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (for as long as the process lives)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (open until the process ends)
 
 
 def by_first(function: Callable) -> Callable:
-    """Decorate a function that one process runs for all: the first one; each process gets its result, or its `UserError`."""
+    """Decorate a function so that only the first process runs it. Every process gets its result, or its `UserError`."""
 
     @functools.wraps(function)
     def wrapper(*arguments, **named):
@@ -54,7 +54,7 @@ def by_first(function: Callable) -> Callable:
     return wrapper
 
 
-def require_same(what: str, value: str) -> None:
-    """Raise `UserError` on every process unless all have the same `value`."""
+def require_same(name: str, value: str) -> None:
+    """Raise `UserError` on every process unless all have the same `value`; `name` describes it in the message."""
     if len(set(gather_object([value]))) > 1:
-        raise UserError(f"the processes found different {what}: every machine must see the same files")
+        raise UserError(f"the processes found different {name}: every machine must see the same files")

@@ -73,11 +73,11 @@ ANSWERS = {
         lambda answer: [entity["text"] for entity in answer["entities"]],
         "[word for word, tag in tags(text.split()) if tag != 'O']",
     ),
-    "causal-lm": (lambda answer: answer["text"] + answer["continuation"], "(torch.manual_seed(0), continued(text))[1]"),
+    "causal-lm": (lambda answer: answer["text"] + answer["continuation"], "(torch.manual_seed(0), continue_text(text))[1]"),
     "translation": (lambda answer: answer["translation"], "translate(text)"),
     "masked-lm": (
         lambda answer: [[[guess["word"], guess["probability"]] for guess in of_mask] for of_mask in answer["words"]],
-        "guess(text)",
+        "fill_masks(text)",
     ),
 }
 

@@ -402,7 +402,7 @@ def test_rows_of_a_file_are_read_with_their_neighbours_as_in_training_and_texts_
     f1 = 2 * right / sum(len(a) + len(b) for a, b in zip(actual, alone, strict=True))
     assert results["context"] == "neighbours" and results["f1_sentences_alone"] == pytest.approx(f1)
     for text in ((run / "report.html").read_text(), (run / "adapter" / "README.md").read_text()):
-        assert f"read with their neighbours in the split; read alone, they have an F1 of {f1:.2%}" in text
+        assert f"read together with its neighbours in the split. If each is read alone, F1 is {f1:.2%}." in text
 
 
 @pytest.mark.parametrize("has_entities", [True, False])

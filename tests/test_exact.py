@@ -201,7 +201,9 @@ def test_a_model_that_can_not_be_recorded_trains_without_graphs(call, tiny_flags
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", fail)
     run = call("fine_tune.py", *tiny_flags)
-    message = "cuda_graphs: this model can't be recorded and trains without them (operation not permitted when stream is capturing)"
+    message = (
+        "note: this model can't be recorded, so it trains without CUDA graphs (operation not permitted when stream is capturing)"
+    )
     assert run.code == 0 and message in run.out.splitlines(), run.err
 
 

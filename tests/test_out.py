@@ -127,7 +127,7 @@ def test_a_table_comes_back_through_the_readers_and_the_writers(values, way):
 
 @pytest.mark.parametrize("ending", [".csv", ".json"])
 def test_bytes_are_no_text_and_nothing_is_left_behind(ending, tmp_path):
-    with pytest.raises(UserError, match="bytes, which are no text: take the ending .parquet"):
+    with pytest.raises(UserError, match="bytes, which only a .parquet file can store: use this ending"):
         written(Dataset.from_dict({"text": ["a"], "image": [b"\xff"]}), ending, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -136,7 +136,7 @@ def test_answers_replace_no_column_of_the_file():
     task = predicting.Task()
     task.answer_features = Features({"prediction": Value("string"), "probability": Value("float64")})
     predicting.check_names(task, ["text", "Prediction", "label"])
-    with pytest.raises(UserError, match="prediction, probability: .* rename these columns"):
+    with pytest.raises(UserError, match="prediction, probability: .* rename the columns"):
         predicting.check_names(task, ["text", "prediction", "probability"])
 
 
@@ -180,7 +180,7 @@ def test_lines_of_the_standard_input_are_read_in_any_encoding(content, lines, mo
 @pytest.mark.parametrize(
     ("content", "encoding", "words"),
     [
-        ("a".encode("utf-16-le"), None, "NUL characters, in line 1"),
+        ("a".encode("utf-16-le"), None, "NUL characters, first in line 1"),
         ("é".encode("latin-1"), "utf-8", "set --encoding"),
         ("é".encode("utf-16")[:-1], None, "set --encoding"),
     ],

@@ -162,7 +162,7 @@ def test_a_name_is_reserved_for_one_run(tmp_path, monkeypatch):
     assert folders == [f"tiny-rows-20240131-000000{ending}" for ending in ("", "-2", "-3")]
     named = replace(config, run_name="named")
     folder = run_folder.choose_folder(named, model)
-    with pytest.raises(UserError, match="run_name=named: another run with this name is starting: take another name"):
+    with pytest.raises(UserError, match="run_name=named: another run with this name is starting; use another name"):
         run_folder.choose_folder(named, model)
     disk.remove_reserved()
     assert list(folder.parent.iterdir()) == [] and run_folder.choose_folder(named, model) == folder

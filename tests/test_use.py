@@ -188,12 +188,12 @@ def test_a_bad_file_is_refused_and_nothing_is_written(run, call, tmp_path):
     make_rows(10).assign(probability=1, prediction="good").to_csv("human.csv", index=False)
     (tmp_path / "existing.csv").write_text("")
     for arguments, words in (
-        (["--file", "in.csv", "--out", "existing.csv"], "take another name"),
+        (["--file", "in.csv", "--out", "existing.csv"], "use another name"),
         (["--file", "in.csv", "--out", "out.xlsx"], ".parquet"),
         (["--file", "in.csv", "--out", "nowhere/out.csv"], "no folder nowhere"),
         (["--file", "in.csv", "--text_column", "words", "--out", "out.csv"], "review, sentiment"),
         (["--file", "gap.csv", "--out", "out.csv"], "text 7 is empty"),
-        (["--file", "human.csv", "--out", "out.csv"], "probability, prediction: --out adds answers of this name"),
+        (["--file", "human.csv", "--out", "out.csv"], "probability, prediction: --out adds columns with these names"),
         (["a text", " "], "text 2 is empty"),
         (["--file", "numbers.parquet", "--text_column", "n"], "text 1 is 0, which is no text: set --text_column"),
         (["--out", "out.csv", "a text"], "--out writes the answers to a --file"),

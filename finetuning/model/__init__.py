@@ -1,1 +1,1 @@
-"""The base model (base), where LoRA goes (architectures), LoRA itself (lora), what language models answer (scoring)."""
+"""The base model (base), LoRA (lora), the layers it adapts (architectures), and language models (scoring, generation)."""

@@ -1,4 +1,4 @@
-"""The architectures that are known: which of their linear layers LoRA adapts."""
+"""The known architectures, and the linear layers of each that LoRA adapts."""
 
 from dataclasses import dataclass, replace
 
@@ -10,12 +10,12 @@ from finetuning.errors import UserError
 
 @dataclass(frozen=True)
 class Architecture:
-    """Where LoRA goes: patterns over module names."""
+    """The layers that LoRA adapts, as regular expressions for the names of modules."""
 
-    query_value: str  # query and value alone, or where they are one with the key, that one
+    query_value: str  # the query and value layers; a layer that computes query, key and value together counts as both
     attention: str
     mlp: str
-    first_position: int = 0  # RoBERTa and its kin count positions from the padding id + 1
+    first_position: int = 0  # the number of a text's first position; in RoBERTa and its relatives the padding id + 1
 
 
 _BERT = Architecture(
@@ -29,7 +29,7 @@ _LLAMA = Architecture(
     attention=r".*\.self_attn\.[qkvo]_proj",
     mlp=r".*\.mlp\.(gate|up|down)_proj",
 )
-# Encoder and decoder, and the decoder's attention to the encoder.
+# Includes the decoder's attention to the encoder.
 _BART = Architecture(
     query_value=r".*\.(self|encoder)_attn\.[qv]_proj",
     attention=r".*\.(self|encoder)_attn\.(q|k|v|out)_proj",
@@ -40,7 +40,7 @@ _T5 = Architecture(
     attention=r".*\.(SelfAttention|EncDecAttention)\.[qkvo]",
     mlp=r".*\.DenseReluDense\.w[io](_[01])?",
 )
-# By the config's model_type. A further architecture is a further entry.
+# The keys are `model_type` in the model's config. To add an architecture, add an entry.
 ARCHITECTURES = {
     "distilbert": Architecture(query_value=r".*\.[qv]_lin", attention=r".*\.(q|k|v|out)_lin", mlp=r".*\.ffn\.lin[12]"),
     "bert": _BERT,
@@ -73,24 +73,27 @@ TARGETS = ("all-linear", "attention", "mlp", "query-value")
 
 
 def target_modules(base: torch.nn.Module, wanted: str) -> str | list[str]:
-    """Return peft's `target_modules`: a pattern for one of `TARGETS`, or the list of names given."""
+    """Return peft's `target_modules`: a regular expression if `wanted` is one of `TARGETS`, else the names in `wanted` as a list.
+
+    Raise `UserError` if `wanted` needs an entry of `ARCHITECTURES` that is missing, or names no linear layer of `base`.
+    """
     architecture = ARCHITECTURES.get(base.config.model_type)
-    linear = [name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
-    endings = sorted({".".join(part for part in name.split(".")[-2:] if not part.isdigit()) for name in linear})
+    linear_layers = [name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
+    short_names = sorted({".".join(part for part in name.split(".")[-2:] if not part.isdigit()) for name in linear_layers})
     if wanted in TARGETS:
         if architecture is None:
             raise UserError(
                 f"target_modules={wanted} is not known for {base.config.model_type} (only for {', '.join(ARCHITECTURES)}): "
-                f"give names with commas between them, out of {', '.join(endings)}"
+                f"name layers instead, with commas between them, from {', '.join(short_names)}"
             )
         if wanted == "all-linear":
             return f"({architecture.attention})|({architecture.mlp})"
         return getattr(architecture, wanted.replace("-", "_"))
     names = [name.strip() for name in wanted.split(",") if name.strip()]
-    unknown = [name for name in names if not any(f".{module}".endswith(f".{name}") for module in linear)]
+    unknown = [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in linear_layers)]
     if unknown or not names:
         raise UserError(
             f"target_modules={wanted}: no linear layer is called {', '.join(unknown) or 'that'}. "
-            f"Use {', '.join(TARGETS)}, or names out of {', '.join(endings)}"
+            f"Use {', '.join(TARGETS)}, or names from {', '.join(short_names)}"
         )
     return names

@@ -1,4 +1,4 @@
-"""The pre-trained model and its tokenizer: checked, loaded, given the task's head."""
+"""The pre-trained model and its tokenizer: check them, load them, and add the task's head."""
 
 import importlib.util
 import json
@@ -17,13 +17,20 @@ from finetuning.task import Task
 
 
 def read_model_config(task: Task, source: Source, config: Config) -> PretrainedConfig:
-    """Return the model's own config. Raise `UserError` if the task has no model of this kind, or it has too few positions."""
+    """Return the model's config file.
+
+    Raise `UserError` if transformers can't read it or has no model of its type for the task, if `max_length` exceeds the model's
+    positions, or if `quantization` is not possible on this machine.
+    """
     try:
         model_config = AutoConfig.from_pretrained(source.path)
     except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"model_name: {source.path} holds no model config that transformers knows ({error})") from error
+        raise UserError(f"model_name: {source.path} has no model config that transformers can read ({error})") from error
     if type(model_config) not in task.auto_class._model_mapping:
-        raise UserError(f"model_name: transformers has no {config.task} for the kind of {source.name}, {model_config.model_type}")
+        model_type = model_config.model_type
+        raise UserError(
+            f"model_name: {source.name} is of type {model_type}, and transformers has no {config.task} model of this type"
+        )
     if config.quantization == "4bit" and not (torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes")):
         raise UserError("quantization=4bit needs a CUDA GPU and bitsandbytes (pip install bitsandbytes): set it to none")
     architecture = ARCHITECTURES.get(model_config.model_type)
@@ -31,22 +38,22 @@ def read_model_config(task: Task, source: Source, config: Config) -> PretrainedC
     if positions is not None:
         positions -= architecture.first_position if architecture else 0
         if config.max_length > positions:
-            raise UserError(f"max_length={config.max_length} is beyond the {positions} positions of {source.name}: lower it")
+            raise UserError(f"max_length={config.max_length} exceeds the {positions} positions of {source.name}: lower it")
     return model_config
 
 
 def load_tokenizer(task: Task, source: Source, config: Config) -> PreTrainedTokenizerBase:
-    """Return the model's tokenizer, padding on the right, with the end-of-text token if it has none to pad with.
+    """Return the model's tokenizer. It pads on the right, with the end-of-text token if it has no padding token.
 
-    What its file says about truncation and padding is switched off. Raise `UserError` if the folder has no tokenizer.
+    Settings of the run replace what the tokenizer's file says about truncation. Raise `UserError` if it can't be loaded.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, padding_side="right", **task.tokenizer_options)
     except (ValueError, OSError, KeyError, ImportError) as error:
-        raise UserError(f"model_name: {source.path} holds no tokenizer that transformers can load ({error})") from error
+        raise UserError(f"model_name: {source.path} has no tokenizer that transformers can load ({error})") from error
     if tokenizer.pad_token is None:  # GPT-2, Llama
         if tokenizer.eos_token is None:
-            raise UserError(f"model_name: the tokenizer in {source.path} has no token to pad with, and none for the end of a text")
+            raise UserError(f"model_name: the tokenizer in {source.path} has neither a padding token nor an end-of-text token")
         tokenizer.pad_token = tokenizer.eos_token
     if task.truncates:
         tokenizer.model_max_length = config.max_length
@@ -55,9 +62,9 @@ def load_tokenizer(task: Task, source: Source, config: Config) -> PreTrainedToke
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, config: Config, folder: Path) -> None:
-    """Save the tokenizer so that programs that read tokenizer.json alone cut a text where the run did, and do not pad it."""
+    """Save the tokenizer. A program that reads only its tokenizer.json truncates a text as the run did, and does not pad it."""
     fast = tokenizer.backend_tokenizer if tokenizer.is_fast else None
-    before = (fast.truncation, fast.padding) if fast else None
+    settings_before = (fast.truncation, fast.padding) if fast else None
     if fast:
         fast.no_padding()
         fast.no_truncation()
@@ -66,10 +73,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, config: Confi
     tokenizer.save_pretrained(str(folder))
     if fast:
         fast.no_truncation()
-        if before[0]:
-            fast.enable_truncation(**before[0])
-        if before[1]:
-            fast.enable_padding(**before[1])
+        if settings_before[0]:
+            fast.enable_truncation(**settings_before[0])
+        if settings_before[1]:
+            fast.enable_padding(**settings_before[1])
     file = folder / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
     for name in ("is_local", "local_files_only", "max_length", "pad_to_multiple_of", "stride"):
@@ -78,21 +85,21 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, config: Confi
 
 
 def build_base(task: Task, source: Source, label_names: list[str], config: Config) -> torch.nn.Module:
-    """Return the pre-trained model in float32 with the task's head, a new one, seeded, if the file has none.
+    """Return the pre-trained model in float32 with the task's head; if its file has no head, a new one is initialised with `seed`.
 
-    Maps `input_ids` and `attention_mask`, (batch, tokens) each, to `logits`, for a text's label (batch, labels).
+    The model maps `input_ids` and `attention_mask`, both (batch, tokens), to `logits`: (batch, labels) if texts have labels.
     """
     model_config = read_model_config(task, source, config)
-    if model_config.pad_token_id is None:  # a decoder finds a text's last token by it
+    if model_config.pad_token_id is None:  # a decoder needs it to find a text's last token
         model_config.pad_token_id = load_tokenizer(task, source, config).pad_token_id
     model_config.use_cache = False
-    numbers = [name for name, value in model_config.to_dict().items() if type(value) in (float, int)]
-    dropouts = [name for name in numbers if "dropout" in name or name.endswith("pdrop")]
-    dropouts.append("classifier_dropout")  # some models take 0.1 if it is not given
+    numeric_fields = [name for name, value in model_config.to_dict().items() if type(value) in (float, int)]
+    dropouts = [name for name in numeric_fields if "dropout" in name or name.endswith("pdrop")]
+    dropouts.append("classifier_dropout")  # some models use 0.1 if it is not set
     for name, value in (task.model_settings(label_names) | dict.fromkeys(dropouts, config.dropout)).items():
         setattr(model_config, name, value)
-    known = model_config.model_type in ARCHITECTURES  # others may pass arguments to attention that ours does not take
-    ours = config.speedups and on_cpu() and known and attention.has_sdpa(task.auto_class, model_config)
+    known = model_config.model_type in ARCHITECTURES  # others may pass arguments that our attention does not accept
+    use_our_attention = config.speedups and on_cpu() and known and attention.has_sdpa(task.auto_class, model_config)
     set_seed(config.seed)
     return load(
         task,
@@ -102,19 +109,19 @@ def build_base(task: Task, source: Source, label_names: list[str], config: Confi
         use_safetensors=True,
         ignore_mismatched_sizes=True,
         quantization_config=_four_bits() if config.quantization == "4bit" else None,
-        attn_implementation=attention.ATTENTION if ours else None,
+        attn_implementation=attention.ATTENTION if use_our_attention else None,
     )
 
 
 def load(task: Task, path: str | Path, **options) -> torch.nn.Module:
-    """Return a model of the task's class; `missing_weights`: names of the weights that its file lacks."""
+    """Return a model of the task's class. Its attribute `missing_weights` names the weights that the file in `path` lacks."""
     model, info = task.auto_class.from_pretrained(path, output_loading_info=True, **options)
     model.missing_weights = info["missing_keys"]
     return task.adapt(model)
 
 
 def _four_bits() -> BitsAndBytesConfig:
-    """Return QLoRA's settings (arXiv 2305.14314); the new head stays as it is. Not tried yet."""
+    """Return QLoRA's settings (arXiv 2305.14314); the new head is not quantized. Never run so far."""
     heads = ["classifier", "pre_classifier", "score", "pooler", "head"]
     return BitsAndBytesConfig(
         load_in_4bit=True,

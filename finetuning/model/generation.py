@@ -1,4 +1,4 @@
-"""What language models answer: continuations of prompts, and guesses for masked tokens."""
+"""Use a language model: continue a prompt, or fill in masked tokens."""
 
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -7,17 +7,17 @@ from finetuning.errors import UserError
 
 
 def continue_text(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: list[int], options: dict) -> str:
-    """Return how a causal model continues the token ids of a prompt.
+    """Return the text with which a causal language model continues a prompt, given as token ids.
 
-    `options`: `max_new_tokens`, `temperature`, `top_p` and `seed`; with temperature 0 the most probable token is taken. If the
-    prompt is longer than the model can read, its end is read. Raise `UserError` for options out of range.
+    `options` are `max_new_tokens`, `temperature`, `top_p` and `seed`. Temperature 0 always takes the most probable token. If the
+    prompt is longer than the model can read, only its end is read. Raise `UserError` for options out of range.
     """
     _check(options)
     positions = getattr(model.config, "max_position_embeddings", None)  # models with relative positions have none
     if positions and positions <= options["max_new_tokens"]:
         raise UserError(f"--max_new_tokens {options['max_new_tokens']} exceeds the model's {positions} positions: lower it")
-    room = positions - options["max_new_tokens"] if positions else len(prompt)
-    ids = torch.tensor([prompt[-room:]], device=model.device)
+    max_prompt_length = positions - options["max_new_tokens"] if positions else len(prompt)
+    ids = torch.tensor([prompt[-max_prompt_length:]], device=model.device)
     sampling = {name: options[name] for name in ("temperature", "top_p")} | {"top_k": 0} if options["temperature"] else {}
     set_seed(options["seed"])
     with torch.no_grad():
@@ -46,7 +46,7 @@ def _check(options: dict) -> None:
 
 
 def fill_masks(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, text: list[int], n: int) -> list[list[dict]]:
-    """Return for each mask token among the token ids of a text the `n` most probable tokens: `word` and `probability` of each."""
+    """Return the `n` most probable tokens for each mask token of a text, given as token ids: `word` and `probability` of each."""
     ids = torch.tensor(text, device=model.device)
     with torch.no_grad():
         logits = model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None]).logits[0, ids == tokenizer.mask_token_id]

@@ -1,4 +1,4 @@
-"""LoRA: a frozen layer and, beside it, a small update that is trained (arXiv 2106.09685).
+"""LoRA: a frozen layer, and beside it a small trained update (arXiv 2106.09685).
 
               x  (tokens, inputs)
               |
@@ -17,7 +17,7 @@
               y  (tokens, outputs)
 
 peft builds this around the layers that `target_modules` names. `LoraLayer` below is the same in plain PyTorch, to read and to
-try out; a test compares it with peft's. The head, which is new, is trained as a whole.
+try out; a test compares it with peft's layer. All weights of the new head are trained.
 """
 
 from collections.abc import Iterator
@@ -50,9 +50,9 @@ class LoraLayer(torch.nn.Module):
 
 
 def add_lora(task: Task, base: torch.nn.Module, config: Config) -> PeftModel:
-    """Freeze `base`, add LoRA to its target modules, let its head be trained, and make it fast on this machine.
+    """Freeze `base`, add LoRA to its target modules, make its head trainable, and apply the speedups for this machine.
 
-    The methods "full" and "head" are peft models without LoRA, so that all are saved and loaded in the same way.
+    With the methods "full" and "head" the result is a peft model without LoRA. So all methods are saved and loaded in the same way.
     """
     lora_config = LoraConfig(
         task_type=task.peft_type,
@@ -60,7 +60,7 @@ def add_lora(task: Task, base: torch.nn.Module, config: Config) -> PeftModel:
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=target_modules(base, config.target_modules) if config.method == "lora" else DUMMY_TARGET_MODULES,
-        modules_to_save=_trained_as_a_whole(base, config),
+        modules_to_save=_fully_trained_modules(base, config),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2's weights are transposed
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
@@ -79,7 +79,7 @@ def add_lora(task: Task, base: torch.nn.Module, config: Config) -> PeftModel:
 
 
 def load_adapter(base: torch.nn.Module, adapter: Path, config: Config) -> PeftModel:
-    """Put a saved adapter, head included, onto `base`; the model is as it was when training ended."""
+    """Add a saved adapter and its head to `base`. The returned model is the one that training ended with."""
     model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
     if config.method == "full" or config.train_embeddings:
         _tie_weights(model)
@@ -88,26 +88,26 @@ def load_adapter(base: torch.nn.Module, adapter: Path, config: Config) -> PeftMo
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
-    """Return (trainable, total) parameters, without the frozen copies that peft keeps of modules that are trained as a whole."""
+    """Return the numbers of (trainable, all) parameters. Frozen copies that peft keeps of fully trained modules do not count."""
     counts = [(p.requires_grad, p.numel()) for name, p in model.named_parameters() if ".original_module." not in name]
     return sum(n for trainable, n in counts if trainable), sum(n for _, n in counts)
 
 
-# --- modules that are trained as a whole: peft's modules_to_save ---------------------------------------------------------------
+# --- modules with all weights trained: peft's modules_to_save ------------------------------------------------------------------
 
 
-def _trained_as_a_whole(base: torch.nn.Module, config: Config) -> list[str]:
-    """Return the names of the modules that are trained and saved as a whole: the head; with "full" everything."""
-    encoder, scores_words = base.base_model, base.get_output_embeddings() is not None
-    names = [] if encoder is base else [*_heads(base, encoder, _tied_output_layer(base))]  # T5's parts are those of the model
+def _fully_trained_modules(base: torch.nn.Module, config: Config) -> list[str]:
+    """Return the names of the modules whose weights are all trained and saved: the head, or with "full" every module."""
+    encoder, is_language_model = base.base_model, base.get_output_embeddings() is not None
+    names = [] if encoder is base else [*_heads(base, encoder, _tied_output_layer(base))]  # T5's class is its own base model
     if config.method == "full" and encoder is base:
         names = [name for name, _ in base.named_children()]
-    elif config.method == "full":  # peft looks for endings; a classifier's names begin with base_model.model
-        names.append(base.base_model_prefix if scores_words else f".model.{base.base_model_prefix}")
-    elif scores_words:  # a head that is in the model's file stays as it is
+    elif config.method == "full":  # peft compares the ends of names; a classifier's names begin with base_model.model
+        names.append(base.base_model_prefix if is_language_model else f".model.{base.base_model_prefix}")
+    elif is_language_model:  # a head that the model's file has stays frozen
         names = [name for name in names if any(weight.startswith(f"{name}.") for weight in base.missing_weights)]
     elif getattr(encoder, "pooler", None) is not None:
-        names.append("pooler")  # BERT's: a frozen one saturates, no training at learning rate 2e-3
+        names.append("pooler")  # BERT's: if frozen, it saturates, and training fails at learning rate 2e-3
     if config.train_embeddings:
         names += [name for name in _embeddings(base) if not any(f"{name}.".startswith(f"{other}.") for other in names)]
     return names
@@ -116,7 +116,7 @@ def _trained_as_a_whole(base: torch.nn.Module, config: Config) -> list[str]:
 def _heads(
     module: torch.nn.Module, encoder: torch.nn.Module, output_layer: torch.nn.Module | None, prefix: str = ""
 ) -> Iterator[str]:
-    """Yield the names of the largest modules with parameters outside `encoder` and the tied `output_layer`."""
+    """Yield the names of the largest modules that have parameters and contain neither `encoder` nor the tied `output_layer`."""
     for name, child in module.named_children():
         if child is encoder or child is output_layer or not any(True for _ in child.parameters()):
             continue
@@ -127,37 +127,39 @@ def _heads(
 
 
 def _tied_output_layer(base: torch.nn.Module) -> torch.nn.Module | None:
-    """Return a language model's output layer if its weights are those of the embeddings."""
+    """Return a language model's output layer if it shares its weights with the embeddings, else None."""
     return base.get_output_embeddings() if base.config.get_text_config().tie_word_embeddings else None
 
 
 def _embeddings(base: torch.nn.Module) -> list[str]:
-    """Return the names of the word embeddings and the output layer. peft copies tied ones each; `_tie_weights` ties the copies."""
+    """Return the names of the word embeddings and the output layer. peft copies tied ones twice; `_tie_weights` ties the copies."""
     tied = {name.rpartition(".")[0] for pair in base.all_tied_weights_keys.items() for name in pair}
     layers = (base.get_input_embeddings(), base.get_output_embeddings())
     return [name for name, module in base.named_modules() if name in tied or any(module is layer for layer in layers)]
 
 
 def _drop_frozen_copy(base: torch.nn.Module) -> None:
-    """Free the frozen copy that peft keeps of a model that is trained as a whole."""
+    """Delete the frozen copy that peft keeps of a model whose weights are all trained."""
     for name, module in base.named_modules():
         if isinstance(module, ModulesToSaveWrapper) and (base.base_model is base or name == base.base_model_prefix):
             module.original_module = None
-    for name in base._keys_to_ignore_on_save or []:  # Marian's positions, which are computed and not saved
+    for name in base._keys_to_ignore_on_save or []:  # Marian's position embeddings, which are computed and not saved
         _trained_part(base, name).requires_grad = False
 
 
 def _tie_weights(model: PeftModel) -> None:
-    """Let weights that are tied in the base model be tied in peft's trained copies too."""
+    """Tie the weights of peft's trained copies that are tied in the base model."""
     base = model.get_base_model()
-    for tied, weight in base.all_tied_weights_keys.items():
-        module, name = tied.rpartition(".")[::2]
-        setattr(_trained_part(base, module), name, _trained_part(base, weight))
+    for tied_name, weight_name in base.all_tied_weights_keys.items():
+        module_name, parameter_name = tied_name.rpartition(".")[::2]
+        setattr(_trained_part(base, module_name), parameter_name, _trained_part(base, weight_name))
 
 
 def _keep_padding_zero(base: torch.nn.Module) -> None:
-    """Keep a padding embedding that is zero at zero. Marian's decoder begins with it, and other programs rely on it; a tied output
-    layer would change it."""
+    """Keep the embedding of the padding token at zero if it is zero. Without this, a tied output layer would change it.
+
+    Marian's decoder begins with this embedding, and other programs rely on the zeros.
+    """
     for module in base.modules():
         trainable = isinstance(module, torch.nn.Embedding) and module.weight.requires_grad
         if trainable and module.padding_idx is not None and not module.weight[module.padding_idx].any():
@@ -166,12 +168,12 @@ def _keep_padding_zero(base: torch.nn.Module) -> None:
 
 
 def _trained_part(base: torch.nn.Module, name: str) -> torch.nn.Module | torch.nn.Parameter:
-    """Return a module or parameter by its name in `base`, from the copies that peft trains."""
+    """Return a module or parameter by its name in `base`; if peft trains a copy of it, the copy."""
 
     def trained(module):
         return module.modules_to_save["default"] if isinstance(module, ModulesToSaveWrapper) else module
 
     part = trained(base)
-    for step in name.split("."):
-        part = trained(getattr(part, step))
+    for attribute in name.split("."):
+        part = trained(getattr(part, attribute))
     return part

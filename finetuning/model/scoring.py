@@ -1,4 +1,4 @@
-"""Language models that return the log-likelihood of given tokens instead of logits over the vocabulary."""
+"""Make a language model return the log-likelihood of given tokens instead of logits over the vocabulary."""
 
 import functools
 from collections.abc import Callable
@@ -8,11 +8,11 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import MaskedLMOutput
 
-WIDTH_MULTIPLE = 8  # tokens; tensor cores want it
+WIDTH_MULTIPLE = 8  # tokens; tensor cores are faster with such widths
 
 
 def log_likelihood(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the log-likelihood of each target, (n, 1); logits (n, vocabulary), targets (n,)."""
+    """Return the natural log-likelihood of each target, shape (n, 1); `logits` (n, vocabulary), `targets` (n,)."""
     return -cross_entropy(logits, targets, reduction="none")[:, None]
 
 
@@ -22,19 +22,19 @@ def scoring(
     scores_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = log_likelihood,
     inputs_of: Callable[[torch.Tensor], dict] = lambda targets: {},
 ) -> torch.nn.Module:
-    """Return the model, changed so that a batch with `targets` (rows, tokens) gets sums of scores as its logits.
+    """Change `model` so that a batch with `targets` (rows, tokens) gets sums of scores as its `logits`, and return it.
 
-    These have shape (rows, k + 1): k scores summed over the row's targets, then the number of targets. Targets are token ids,
-    -100 where there is none. `backbone` is the part whose `last_hidden_state` the language model's head reads. `scores_of`:
-    (logits (n, vocabulary), targets (n,)) -> scores (n, k). `inputs_of`: targets -> further inputs of the model.
+    These have shape (rows, k + 1): k scores, summed over the row's targets, and the number of targets. Targets are token ids, or
+    -100 where there is no target. `backbone` is the part of the model whose `last_hidden_state` the head reads.
+    `scores_of` maps (logits (n, vocabulary), targets (n,)) to scores (n, k). `inputs_of` maps targets to more inputs of the model.
 
-    The head computes only where there is a target, so no tensor of (all tokens, vocabulary) is ever in memory.
+    The head computes logits only where there is a target. So a tensor of shape (all tokens, vocabulary) is never in memory.
     """
-    forward, waiting = model.forward, []  # waiting: the mask of the targets, until the backbone has run
+    forward, pending_masks = model.forward, []  # pending_masks: the mask of the targets, until the backbone has run
 
     def keep_targets(_, __, output):
-        if waiting:
-            output.last_hidden_state = output.last_hidden_state[waiting.pop()][None]
+        if pending_masks:
+            output.last_hidden_state = output.last_hidden_state[pending_masks.pop()][None]
         return output
 
     @functools.wraps(forward)
@@ -42,9 +42,9 @@ def scoring(
         if targets is None:
             return forward(*args, **inputs)
         mask = targets >= 0
-        waiting[:] = [mask]
+        pending_masks[:] = [mask]
         logits = forward(*args, **(inputs | inputs_of(targets))).logits
-        logits = logits[mask] if waiting else logits[0]  # OPT's head reads a part of its backbone, past the hook
+        logits = logits[mask] if pending_masks else logits[0]  # OPT's head reads a part of its backbone, so the hook does not run
         scores = scores_of(logits.float(), targets[mask])
         sums = scores.new_zeros(len(targets), scores.shape[1]).index_add(0, mask.nonzero()[:, 0], scores)
         return MaskedLMOutput(logits=torch.cat([sums, mask.sum(dim=1, keepdim=True).to(sums.dtype)], dim=1))
@@ -57,7 +57,7 @@ def scoring(
 def padded(rows: list[list[int]], value: int) -> dict[str, torch.Tensor]:
     """Return `input_ids`, padded with `value`, and their `attention_mask`, both (rows, tokens).
 
-    The number of tokens is that of the longest row, rounded up to a multiple of `WIDTH_MULTIPLE`.
+    The number of tokens is the length of the longest row, rounded up to a multiple of `WIDTH_MULTIPLE`.
     """
     width = -(-max(map(len, rows)) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
     tensors = [torch.tensor(row) for row in rows]

@@ -1,1 +1,1 @@
-"""What a run leaves: run folder, metrics, evaluation, report page, pictures, model cards."""
+"""The results of a run: its folder, metrics, evaluation, report page, plots, model cards."""

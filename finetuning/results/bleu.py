@@ -1,4 +1,4 @@
-"""BLEU, chrF and TER of sacreBLEU as functions of summed statistics."""
+"""sacreBLEU's BLEU, chrF and TER as functions of summed statistics."""
 
 import contextlib
 import re
@@ -10,12 +10,12 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from finetuning.task import Metric, Sums
 
 WORDS = "13a"  # sacreBLEU's tokenizer for languages with spaces between words
-MECAB = {"ja": "ja-mecab", "ko": "ko-mecab"}  # need packages that requirements.txt lacks
+MECAB = {"ja": "ja-mecab", "ko": "ko-mecab"}  # sacreBLEU's tokenizers that need packages which requirements.txt lacks
 SCORERS = ("bleu", "chrf", "ter")
 
 
 def tokenizer(language: str | None) -> str:
-    """Return the name of sacreBLEU's tokenizer for a language as `languages.special_script` gives it."""
+    """Return the name of sacreBLEU's tokenizer for a language. `language` is a result of `languages.special_script`."""
     if language in MECAB:
         with contextlib.suppress(RuntimeError):  # not installed
             BLEU(tokenize=MECAB[language])
@@ -25,19 +25,22 @@ def tokenizer(language: str | None) -> str:
 
 @cache
 def _scorer(name: str, tokenize: str = WORDS) -> BLEU | CHRF | TER:
-    """Return a scorer. The reference given is only for the signature, which says how many there are per text."""
+    """Return a scorer. It gets an empty reference, because its signature shows the number of references per text."""
     return BLEU(references=[[""]], tokenize=tokenize) if name == "bleu" else {"chrf": CHRF, "ter": TER}[name](references=[[""]])
 
 
 def statistics(scorer: str, texts: list[str], references: list[str], tokenize: str = WORDS) -> np.ndarray:
-    """Return sacreBLEU's own statistics of each text, (rows, k). TER, which divides at spaces, gets BLEU's tokens if they are not words."""
+    """Return sacreBLEU's statistics of each text, (rows, k).
+
+    TER splits texts at spaces only. If BLEU's tokenizer is for a language without spaces, TER compares its tokens.
+    """
     if scorer == "ter" and tokenize != WORDS:
         texts, references = ([_scorer("bleu", tokenize).tokenizer(text) for text in side] for side in (texts, references))
     return np.array(_scorer(scorer, tokenize)._extract_corpus_statistics(texts, [references]))
 
 
 def score(scorer: str, column: str, sums: Sums) -> float:
-    """Return a corpus's score, on a scale of 100, from the sums of the statistics in `column`."""
+    """Return the score of a corpus from the sums of the statistics in `column`. BLEU and chrF are numbers from 0 to 100."""
     return _scorer(scorer)._compute_score_from_stats(sums[column].tolist()).score
 
 
@@ -50,11 +53,11 @@ METRICS = (
     metric("chrf", "chrf", label="chrF"),
     metric("ter", "ter", better="lower", label="TER"),
 )
-GREEDY_BLEU = metric("bleu", "greedy_bleu", label="BLEU, greedy")  # of translations by greedy search
+GREEDY_BLEU = metric("bleu", "greedy_bleu", label="BLEU, greedy search")
 
 
 def signatures(tokenize: str = WORDS) -> dict[str, str]:
-    """Return sacreBLEU's description of each metric: version, tokenizer, and other settings."""
+    """Return sacreBLEU's signature of each metric: version, tokenizer, and other settings."""
     texts = {name: _scorer(name, tokenize).get_signature().format() for name in SCORERS}
     if tokenize != WORDS:
         texts["ter"] = texts["ter"].replace("tok:tercom", f"tok:{tokenize}+tercom")
@@ -62,14 +65,14 @@ def signatures(tokenize: str = WORDS) -> dict[str, str]:
 
 
 def note(signature: str) -> str:
-    """Return what a reader must know about the tokens that BLEU and TER count; "" if they are words."""
+    """Return a sentence about the tokens that BLEU and TER compare; "" if they are words."""
     tokenize = re.search(r"tok:([\w-]+)", signature)
     if not tokenize or tokenize[1] == WORDS:
         return ""
-    return f"BLEU and TER compare tokens of sacreBLEU's tokenizer {tokenize[1]}, not words between spaces."
+    return f"BLEU and TER compare the tokens of sacreBLEU's tokenizer {tokenize[1]}, not words between spaces."
 
 
 def sentence_chrf(texts: list[str], references: list[str]) -> list[float]:
-    """Return the chrF of each text by itself, smoothed. It compares characters, so no language needs a tokenizer."""
+    """Return the smoothed chrF of each single text. chrF compares characters, so it needs no tokenizer for any language."""
     scorer = CHRF(eps_smoothing=True)
     return [scorer.sentence_score(text, [reference]).score for text, reference in zip(texts, references, strict=True)]

@@ -15,13 +15,13 @@ from finetuning.results.report import template
 from finetuning.results.run_folder import Run, local_base
 
 METHODS = {"lora": "LoRA", "full": "all weights fine-tuned", "head": "only the head trained"}
-# The Hub's names of our metrics, for those that it knows.
+# Our metrics that the Hub knows, with the Hub's names.
 HUB_METRICS = {"accuracy": "accuracy", "f1": "f1", "perplexity": "perplexity", "bleu": "bleu"}
 HUB_METRICS |= {"mae": "mae", "pearson": "pearsonr", "spearman": "spearmanr"}
 
 
 def of_adapter(run: Run, metrics: dict) -> ModelCard:
-    """Return the adapter's README.md: the header that the Hub reads, the test metrics, code that needs only peft and transformers."""
+    """Return the adapter's README.md: a header for the Hub, the test metrics, and code that needs only peft and transformers."""
     load = _render(
         "load_adapter.py.jinja",
         auto_class=run.task.auto_class.__name__,
@@ -34,9 +34,9 @@ def of_adapter(run: Run, metrics: dict) -> ModelCard:
 
 
 def of_export(run: Run, exports: dict) -> ModelCard:
-    """Return the merged model's README.md. `exports`: the content of export.json; the test metrics are given if there are any."""
+    """Return the merged model's README.md, with test metrics if the run is evaluated. `exports` is the content of export.json."""
     load = _render("load_merged.py.jinja", auto_class=run.task.auto_class.__name__)
-    calibration = run.calibration | ({"temperature": None} if "temperature" in run.calibration else {})  # it is in the weights
+    calibration = run.calibration | ({"temperature": None} if "temperature" in run.calibration else {})  # merged into the weights
     pipeline = run.task.pipeline(run.config)
     variables = dict(exports=exports, pipeline=pipeline, pipeline_tag=run.task.pipeline_tag)
     file = run.folder / "metrics.json"
@@ -46,7 +46,7 @@ def of_export(run: Run, exports: dict) -> ModelCard:
 
 
 def _code(run: Run, load: str, calibration: dict) -> str:
-    """Return Python that answers as predict.py does, with `model` and `tokenizer` from the lines `load`."""
+    """Return Python code with the answers of predict.py. The lines `load` define its `model` and `tokenizer`."""
     variables = run.task.code_variables(run.config, calibration)
     return _render(run.task.code_template, config=run.config, calibration=calibration, load=load, **variables)
 
@@ -59,7 +59,7 @@ def _card(run: Run, metrics: dict | None, code: str, variables: dict | None = No
     dataset, model, folder = run.record["dataset"], run.record["model"], local_base(run.record, run.config)
     names = [metric.name for metric in run.task.metrics if metric.name in HUB_METRICS] if metrics else []
     data = ModelCardData(
-        base_model=None if folder else model["name"],  # the Hub takes only names that it knows
+        base_model=None if folder else model["name"],  # the Hub accepts only names of its models
         datasets=[dataset["name"]] if dataset["origin"] == "hub" else None,
         pipeline_tag=run.task.pipeline_tag,
         metrics=[HUB_METRICS[name] for name in names] or None,
@@ -101,12 +101,17 @@ def _result(run: Run, metrics: dict, name: str) -> EvalResult:
 
 @by_first
 def push_to_hub(files: dict[str, Path], repo: str, private: bool, message: str) -> str:
-    """Upload `files`, by their places in the repository, and return its address. Raise `UserError` if that fails."""
+    """Upload files to a repository on the Hub and return its address. Raise `UserError` if that fails.
+
+    `files` has paths in the repository as keys, and the local files as values.
+    """
     if not hub_answers():
-        raise UserError(f"push_to_hub={repo}: the Hugging Face Hub does not answer, so nothing was uploaded; the files here are complete")
+        raise UserError(
+            f"push_to_hub={repo}: the Hugging Face Hub does not answer, so nothing was uploaded; the files here are complete"
+        )
     try:
         url = huggingface_hub.create_repo(repo, private=private or None, exist_ok=True)
-        operations = [CommitOperationAdd(place, file) for place, file in sorted(files.items())]
+        operations = [CommitOperationAdd(name, file) for name, file in sorted(files.items())]
         huggingface_hub.create_commit(url.repo_id, operations, commit_message=message)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(

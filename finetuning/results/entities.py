@@ -1,7 +1,7 @@
-"""Named entities: from scores of words' tags to entities, and how actual and predicted entities differ.
+"""Named entities: decode the scores of words' tags to entities, and compare actual with predicted entities.
 
-A sentence's tags are codes, (words,), as in data/spans.py: 0 outside of entities, 1 + 2 t for the first word of an entity of type
-number t, 2 + 2 t for each further word (IOB2).
+The tags of a sentence are codes, (words,), as in data/spans.py: 0 outside of entities, 1 + 2 t for the first word of an entity of
+the type with number t, and 2 + 2 t for each further word (IOB2).
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ ERRORS = ("boundary", "type", "boundary and type", "missed", "spurious")
 
 
 class Entity(NamedTuple):
-    """Words `first` to `end` - 1 of a sentence, and the number of their type."""
+    """The words `first` to `end` - 1 of a sentence, and the number of the entity's type."""
 
     first: int
     end: int
@@ -34,18 +34,18 @@ Pair = tuple[Entity | None, Entity | None]  # (actual, predicted)
 
 
 def best_sequence(scores: np.ndarray) -> np.ndarray:
-    """Return the valid codes, (words,), with the highest sum of `scores`, (words, tags), by the algorithm of Viterbi (1967).
+    """Return the valid codes, (words,), with the highest sum of `scores`, (words, tags), by Viterbi's algorithm (1967).
 
-    Codes are valid if each further word of an entity follows a word of that entity.
+    Codes are valid if each further word of an entity follows a word of the same entity.
     """
     codes = scores.argmax(axis=-1)
     previous = np.concatenate([[0], codes[:-1]])
     if not ((codes > 0) & (codes % 2 == 0) & (previous != codes) & (previous != codes - 1)).any():
         return codes
     tags = np.arange(scores.shape[1])
-    further = (tags > 0) & (tags % 2 == 0)
-    forbidden = further & (tags[:, None] != tags) & (tags[:, None] != tags - 1)  # (previous tag, tag)
-    total, best_previous = np.where(further, -np.inf, scores[0]), []
+    is_further = (tags > 0) & (tags % 2 == 0)  # tags of a further word of an entity
+    forbidden = is_further & (tags[:, None] != tags) & (tags[:, None] != tags - 1)  # (previous tag, tag)
+    total, best_previous = np.where(is_further, -np.inf, scores[0]), []
     for word_scores in scores[1:]:
         paths = np.where(forbidden, -np.inf, total[:, None])
         best_previous.append(paths.argmax(axis=0))
@@ -57,30 +57,33 @@ def best_sequence(scores: np.ndarray) -> np.ndarray:
 
 
 def decode(logits: list[np.ndarray]) -> list[np.ndarray]:
-    """Return for each sentence the valid codes, (words,), that are most probable together; `logits` are (words, tags)."""
+    """Return the most probable valid codes of each sentence, (words,). `logits` has an array (words, tags) for each sentence."""
     scores = log_softmax(np.concatenate(logits), axis=-1)
     return [best_sequence(sentence) for sentence in np.split(scores, np.cumsum([len(sentence) for sentence in logits])[:-1])]
 
 
 def entities(codes: np.ndarray) -> list[Entity]:
-    """Return the entities of a sentence with valid codes."""
-    sentence = []
+    """Return the entities of a sentence from its valid codes, (words,)."""
+    result = []
     for first in np.flatnonzero(codes % 2).tolist():
         end = first + 1
         while end < len(codes) and codes[end] == codes[first] + 1:
             end += 1
-        sentence.append(Entity(first, end, int(codes[first]) // 2))
-    return sentence
+        result.append(Entity(first, end, int(codes[first]) // 2))
+    return result
 
 
 def word_probabilities(logits: list[np.ndarray], codes: list[np.ndarray], temperature: float) -> list[np.ndarray]:
-    """Return the probability of each word's predicted tag, (words,) for each sentence."""
+    """Return the probability of each word's predicted tag, an array (words,) for each sentence."""
     probabilities = (np.exp(log_softmax(sentence / temperature, axis=-1)) for sentence in logits)
     return [sentence[np.arange(len(tags)), tags] for sentence, tags in zip(probabilities, codes, strict=True)]
 
 
 def entity_probabilities(words: list[np.ndarray], sentences: list[list[Entity]]) -> list[list[float]]:
-    """Return the probability of each entity: the lowest one of its words' predicted tags, (words,) for each sentence."""
+    """Return the probability of each entity: the lowest probability of its words.
+
+    `words` has an array (words,) for each sentence, as `word_probabilities` returns it.
+    """
     return [
         [float(probabilities[entity.first : entity.end].min()) for entity in sentence]
         for probabilities, sentence in zip(words, sentences, strict=True)
@@ -92,7 +95,7 @@ def entity_probabilities(words: list[np.ndarray], sentences: list[list[Entity]])
 
 @dataclass(frozen=True)
 class Comparison:
-    """Actual and predicted tags and entities of sentences, a list item for each sentence."""
+    """Actual and predicted tags and entities. Each list has one item per sentence."""
 
     logits: list[np.ndarray]  # (words, tags)
     actual_codes: list[np.ndarray]  # (words,)
@@ -107,9 +110,9 @@ class Comparison:
         return cls(logits, actual_codes, predicted_codes, *sides)
 
     def counts(self, n_types: int) -> dict[str, np.ndarray]:
-        """Return how many entities of each type are right (`true_positives`), `predicted` and `actual`, each (sentences, types).
+        """Return the numbers of right (`true_positives`), `predicted` and `actual` entities of each type, (sentences, types) each.
 
-        An entity is right if its first word, its last word and its type are (strict).
+        An entity is right if its first word, its last word and its type are right (strict).
         """
         correct = [[entity for entity in p if entity in {*a}] for a, p in zip(self.actual, self.predicted, strict=True)]
         return {
@@ -124,10 +127,10 @@ class Comparison:
         return word_probabilities(self.logits, self.predicted_codes, temperature)
 
     def reliability(self, temperature: float) -> dict:
-        """Return how often predicted entities are right, by their probability, as `metrics.reliability` gives it."""
+        """Return the result of `metrics.reliability` for the predicted entities."""
         probabilities = entity_probabilities(self.word_probabilities(temperature), self.predicted)
-        right = [entity in a for a, p in zip(self.actual, self.predicted, strict=True) for entity in p]
-        return reliability(np.array([value for sentence in probabilities for value in sentence]), np.array(right, dtype=bool))
+        correct = [entity in a for a, p in zip(self.actual, self.predicted, strict=True) for entity in p]
+        return reliability(np.array([value for sentence in probabilities for value in sentence]), np.array(correct, dtype=bool))
 
     def errors(self, temperature: float) -> list["Error"]:
         """Return the errors, the most probable first."""
@@ -144,12 +147,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Error:
-    """An entity that was missed, or one that was predicted and is not right."""
+    """An entity that was missed, or a predicted entity that is wrong."""
 
-    position: int  # of its sentence
+    position: int  # of the sentence in the split
     actual: Entity | None
     predicted: Entity | None
-    probability: float  # of the predicted tags of its words
+    probability: float  # the lowest probability of the predicted tags of its words
 
     @property
     def type(self) -> str:
@@ -157,19 +160,22 @@ class Error:
 
 
 def pair(actual: list[Entity], predicted: list[Entity]) -> list[Pair]:
-    """Return each entity of a sentence once: beside the equal one, or the first free one that it overlaps, or None."""
-    free, pairs = list(actual), []
+    """Return pairs of actual and predicted entities of a sentence. Each entity occurs once.
+
+    A predicted entity is paired with the equal actual one, else with the first unpaired one that it overlaps, else with None.
+    """
+    unpaired, pairs = list(actual), []
     for entity in sorted(predicted, key=lambda entity: entity not in actual):  # equal ones first
-        overlapping = (other for other in free if other[0] < entity[1] and other[1] > entity[0])
-        partner = entity if entity in free else next(overlapping, None)
+        overlapping = (other for other in unpaired if other[0] < entity[1] and other[1] > entity[0])
+        partner = entity if entity in unpaired else next(overlapping, None)
         if partner:
-            free.remove(partner)
+            unpaired.remove(partner)
         pairs.append((partner, entity))
-    return pairs + [(other, None) for other in free]
+    return pairs + [(other, None) for other in unpaired]
 
 
 def error_type(actual: Entity | None, predicted: Entity | None) -> str:
-    """Return which of `ERRORS` a pair is, or "right"."""
+    """Return the type of error of a pair, one of `ERRORS`, or "right"."""
     if actual is None or predicted is None:
         return "spurious" if actual is None else "missed"
     if actual == predicted:
@@ -180,13 +186,16 @@ def error_type(actual: Entity | None, predicted: Entity | None) -> str:
 
 
 def count_errors(pairs: list[list[Pair]]) -> dict[str, int]:
-    """Return how often each of `ERRORS` occurs."""
+    """Return the number of errors of each type."""
     counts = Counter(error_type(actual, predicted) for sentence in pairs for actual, predicted in sentence)
     return {name: counts[name] for name in ERRORS}
 
 
 def confusion_matrix(pairs: list[list[Pair]], n_types: int) -> np.ndarray:
-    """Return counts of entities, (types and spurious, types and missed); rows are actual types, columns predicted ones."""
+    """Return counts of entities, shape (types + 1, types + 1). Rows are actual types, columns predicted types.
+
+    The last row counts spurious entities, the last column missed ones.
+    """
     counts = np.zeros((n_types + 1, n_types + 1), dtype=int)
     for sentence in pairs:
         for actual, predicted in sentence:
@@ -216,16 +225,16 @@ F1 = Metric("f1", f1, format=".2%", label="Entity F1")
 
 
 def by_length(statistics: Statistics, edges: Sequence[int]) -> list[dict]:
-    """Return F1 by number of words, of the groups of sentences that have an entity."""
-    words, lengths = statistics["words"], []
+    """Return F1 for groups of sentences by their number of words. Groups without an actual entity are left out."""
+    words, results = statistics["words"], []
     for group in groups(F1, statistics, words, edges):
-        inside = (words > group["above"]) & (words <= (group["up_to"] or np.inf))
-        lengths.append(group | {"entities": int(statistics["actual"][inside].sum())})
-    return [group for group in lengths if group["entities"]]
+        mask = (words > group["above"]) & (words <= (group["up_to"] or np.inf))
+        results.append(group | {"entities": int(statistics["actual"][mask].sum())})
+    return [group for group in results if group["entities"]]
 
 
 def by_type(statistics: Statistics, types: Sequence[str]) -> list[dict]:
-    """Return F1, precision, recall and the number of actual entities of each type that is actual or predicted anywhere."""
+    """Return F1, precision, recall and the number of actual entities of each type. Types that never occur are left out."""
     rows = []
     for number, label in enumerate(types):
         sums = {name: statistics[name][:, number].sum() for name in ("true_positives", "predicted", "actual")}
@@ -235,16 +244,16 @@ def by_type(statistics: Statistics, types: Sequence[str]) -> list[dict]:
     return rows
 
 
-# --- entities in their text ----------------------------------------------------------------------------------------------
+# --- places of entities in the text --------------------------------------------------------------------------------------
 
 
 def place_entities(row: dict, sentence: list[Entity], types: Sequence[str]) -> list[tuple[int, int, str]]:
-    """Return (start, end, type) of each entity in its text, in characters. `row` has the words' `starts` and `ends`."""
+    """Return (start, end, type) of each entity, in characters of the text. `row` has the `starts` and `ends` of the words."""
     return [(row["starts"][entity.first], row["ends"][entity.end - 1], types[entity.type]) for entity in sentence]
 
 
 def mark(text: str, spans: Sequence[tuple[int, int, str]]) -> Spans:
-    """Return a text in pieces; the piece from `start` to `end` of each of `spans`, (start, end, label), has the label."""
+    """Return the pieces of a text. The piece from `start` to `end` of a span, (start, end, label), has the span's label."""
     pieces, last = [], 0
     for start, end, label in spans:
         pieces += [(text[last:start], None), (text[start:end], label)]

@@ -1,4 +1,4 @@
-"""What the report page shows of named entities: numbers, errors by kind, results by type and by length, calibration."""
+"""The report page for named entities: metrics, errors by type of error, results by type and length, calibration."""
 
 from functools import partial
 
@@ -13,17 +13,18 @@ COLUMNS = ["row", "error", "actual", "actual_text", "predicted", "predicted_text
 
 
 def sections(evaluation: Evaluation, comparison: Comparison) -> list[Section]:
+    """Return the sections of the report page. Some are left out if no entity is actual or predicted."""
     results = evaluation.metrics
     return [
         _summary(results),
-        *([_groups(results)] if results["by_type"] else []),  # else no entity is actual or predicted
-        *([_calibration(results)] if results["calibration"]["scaled"]["bins"] else []),  # else no entity is predicted
+        *([_groups(results)] if results["by_type"] else []),
+        *([_calibration(results)] if results["calibration"]["scaled"]["bins"] else []),
         _examples(evaluation, comparison),
     ]
 
 
 def describe(evaluation: Evaluation, comparison: Comparison, errors: list[Error]) -> list[dict]:
-    """Return a line with `COLUMNS` for each error; those of `MARKED` are the sentence in pieces, `Spans`."""
+    """Return a line with the keys `COLUMNS` for each error. The values of `MARKED` are pieces of the sentence (`Spans`)."""
     if not errors:
         return []
     types, rows = types_of(evaluation.label_names), evaluation.split.select([error.position for error in errors]).columns()
@@ -43,11 +44,11 @@ def describe(evaluation: Evaluation, comparison: Comparison, errors: list[Error]
 
 
 def describe_context(results: dict) -> str:
-    """Return which sentences were read together, given metrics.json."""
+    """Return a text about the sentences that were read together. `results` is the content of metrics.json."""
     if results["context"] == "sentence":
         return "Each sentence was read alone."
-    alone = f"; read alone, they have an F1 of {results['f1_sentences_alone']:.2%}" if "f1_sentences_alone" in results else ""
-    return f"The sentences were read with their neighbours in the split{alone}."
+    alone = f" If each is read alone, F1 is {results['f1_sentences_alone']:.2%}." if "f1_sentences_alone" in results else ""
+    return f"Each sentence was read together with its neighbours in the split.{alone}"
 
 
 def _summary(results: dict) -> Section:
@@ -61,10 +62,10 @@ def _summary(results: dict) -> Section:
     names = ([*results["types"], "spurious"], [*results["types"], "missed"])
     draw = partial(plots.plot_confusion_matrix, results["confusion_matrix"], names, plots.title(F1, results))
     return Section(
-        text=f"An entity is right if its first word, its last word and its type are (strict). {describe_context(results)}",
+        text="An entity is right if its first word, its last word and its type are right (strict). " + describe_context(results),
         numbers=numbers,
         tables=(errors,),
-        pictures=(Picture("confusion_matrix", "whole entities: types, missed and spurious ones", draw),),
+        pictures=(Picture("confusion_matrix", "entities by actual and predicted type, with spurious and missed ones", draw),),
     )
 
 
@@ -76,7 +77,7 @@ def _groups(results: dict) -> Section:
         draw = partial(plots.plot_by_length, results["by_length"], F1, "words of the sentence")
         pictures.append(Picture("by_length", "F1 by length of the sentence", draw))
     table = Table(("type", "F1", "precision", "recall", "entities"), rows, in_terminal=True)
-    return Section("By type, and by length", tables=(table,), pictures=tuple(pictures))
+    return Section("Results by type and by length", tables=(table,), pictures=tuple(pictures))
 
 
 def _calibration(results: dict) -> Section:
@@ -84,13 +85,11 @@ def _calibration(results: dict) -> Section:
     before, after = (f"{100 * side['expected_calibration_error']:.2f} %" for side in sides)
     return Section(
         "Calibration",
-        "The probability of an entity is the lowest one of its words. The expected calibration error is "
+        "The probability of an entity is the lowest probability of its words. The expected calibration error is "
         f"{before} as trained and {after} after dividing the logits by the temperature {results['temperature']:.3f}, "
         "which was fitted on validation. predict.py gives the scaled probabilities.",
         pictures=(
-            Picture(
-                "reliability", "how often a predicted entity is right, by its probability", partial(plots.plot_reliability, *sides)
-            ),
+            Picture("reliability", "fraction of right entities by their probability", partial(plots.plot_reliability, *sides)),
         ),
     )
 
@@ -101,10 +100,10 @@ def _examples(evaluation: Evaluation, comparison: Comparison) -> Section:
         examples = []
         for line in describe(evaluation, comparison, [error for error in errors if error.type == kind][:MAX_EXAMPLES]):
             actual, predicted = (
-                f"{line[f'{side}_text']} ({line[side]})" if line[side] else "nothing" for side in ("actual", "predicted")
+                f"{line[f'{side}_text']} ({line[side]})" if line[side] else "no entity" for side in ("actual", "predicted")
             )
             sides = (("actual", line["actual_marked"]), ("predicted", line["predicted_marked"]))
-            title = f"{actual} was predicted as {predicted} (row {line['row']})"
+            title = f"actual: {actual}, predicted: {predicted} (row {line['row']})"
             examples.append(Example(title, sides=sides, probability=line["probability"]))
         if examples:
             kinds.append((f"{kind}: {n:,}", examples))

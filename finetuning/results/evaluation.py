@@ -1,6 +1,6 @@
-"""What evaluate.py writes into a run folder.
+"""Measure a run on its test split and write the results into the run folder; compare two runs.
 
-metrics.json, report.html, *.png, predictions.parquet, statistics.parquet, errors.csv, and the task's own files
+metrics.json, report.html, *.png, predictions.parquet, statistics.parquet, errors.csv, and further files of the task
 adapter/README.md    the model card
 """
 
@@ -45,7 +45,7 @@ def measure(task: Task, evaluation: Evaluation) -> tuple[Evaluation, Statistics]
 
 
 def describe(run: Run, model: Source, data: Data, seconds: float) -> dict:
-    """Return what a reader of the metrics must know about them; `seconds` are those of the prediction."""
+    """Return the entries of metrics.json that tell how the metrics were made. `seconds` is the time of the prediction."""
     return {
         "task": run.config.task,
         "method": cards.METHODS[run.config.method],
@@ -67,14 +67,14 @@ def describe(run: Run, model: Source, data: Data, seconds: float) -> dict:
 
 
 def sections_of(run: Run, evaluation: Evaluation) -> list[report.Section]:
-    """Return the sections of the page: the task's, and one on the training."""
+    """Return the sections of the report page: those of the task, and one about the training."""
     first, *others = run.task.report(evaluation)
     return [first, _training_section(run), *others]
 
 
 @by_first
 def write(run: Run, evaluation: Evaluation, statistics: Statistics, sections: list[report.Section]) -> None:
-    """Write all files into the run folder. All are complete before the first is moved to its place."""
+    """Write all files. They are completed in a temporary folder first, and then moved into the run folder."""
     task = run.task
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=".evaluation-") as name:
         folder = Path(name)
@@ -93,14 +93,14 @@ def write(run: Run, evaluation: Evaluation, statistics: Statistics, sections: li
 
 
 def show_headline(task: Task, measured: dict) -> tuple[str, str]:
-    """Return the first metric and its interval, as text."""
+    """Return the task's first metric and its interval as text."""
     metric = task.metrics[0]
     interval = metric.show_interval(measured[f"{metric.name}_ci95"])
     return f"{metric.label or metric.name} {metric.show(measured[metric.name])}", interval
 
 
 def _write_table(path: Path, columns: dict) -> None:
-    """Write columns of one value per row, or of several, (rows, k), as parquet."""
+    """Write columns as a parquet file. A column has one value per row, or several, (rows, k)."""
 
     def column(values):
         if isinstance(values, np.ndarray) and values.ndim == 2:
@@ -112,10 +112,10 @@ def _write_table(path: Path, columns: dict) -> None:
 
 def _training_section(run: Run) -> report.Section:
     log, kept, metric = run.training["log_history"], run.training["validation"], chosen_metric(run.task, run.config)
-    last, planned = log[-1], run.config.num_train_epochs
-    text = f"Training took {last['step']:,} steps, {last['epoch']:.3g} of {planned:g} epochs"
-    text += "; early stopping ended it." if last["epoch"] < planned - 0.01 else "."
-    caption = "losses, a validation metric and the learning rate at each step"
+    last, epochs = log[-1], run.config.num_train_epochs
+    text = f"Training took {last['step']:,} steps, {last['epoch']:.3g} of {epochs:g} epochs"
+    text += "; early stopping ended it." if last["epoch"] < epochs - 0.01 else "."
+    caption = f"losses, validation {metric.name} and learning rate at each step"
     draw = partial(plots.plot_training, log, kept, metric)
     return report.Section("Training", text, pictures=(report.Picture("training", caption, draw),))
 
@@ -125,10 +125,10 @@ def _training_section(run: Run) -> report.Section:
 
 @by_first
 def compare(a: Run, b: Run, test: Split) -> tuple[list[dict], Path]:
-    """Compare two evaluated runs on the same rows of `test`: for each metric its values, the difference and its interval.
+    """Compare two evaluated runs on the same rows of `test`. Return each metric's two values, their difference and its interval.
 
-    Also write the rows where the predictions differ as csv, and return its path. Raise `UserError` if a run is not evaluated, or their
-    tasks or test rows are not the same.
+    Also write the rows whose predictions differ to a csv file, and return its path. Raise `UserError` if a run is not evaluated, or
+    if the runs have different tasks or test rows.
     """
     predictions = [_read_predictions(run) for run in (a, b)]
     same = a.task is b.task and a.record["dataset"]["sha256"] == b.record["dataset"]["sha256"]
@@ -137,13 +137,13 @@ def compare(a: Run, b: Run, test: Split) -> tuple[list[dict], Path]:
     signatures = [_signatures(run) for run in (a, b)]
     if signatures[0] != signatures[1]:
         raise UserError(
-            f"{a.folder} and {b.folder} were scored in different ways, {signatures[0]} and {signatures[1]}: evaluate both once more"
+            f"{a.folder} and {b.folder} were scored in different ways, {signatures[0]} and {signatures[1]}: evaluate both again"
         )
     statistics = [_read_statistics(run.folder / STATISTICS) for run in (a, b)]
     results = []
     for metric in a.task.metrics:
         if metric.interval:
-            values = [metric.of(part) for part in statistics]
+            values = [metric.of(run_statistics) for run_statistics in statistics]
             difference = metrics.difference(metric, statistics[:1], statistics[1:])
             results.append({"metric": metric.name, "values": values, "n": len(test)} | difference)
     file = a.folder / f"against-{b.folder.name}.csv"
@@ -153,7 +153,7 @@ def compare(a: Run, b: Run, test: Split) -> tuple[list[dict], Path]:
 
 
 def _differing(task: Task, predictions: list[pd.DataFrame], test: Split):
-    """Return the positions where the predictions differ, and a function that gives lines of a csv for some of them."""
+    """Return the positions of rows whose predictions differ, and a function that maps positions to lines of the csv file."""
     a, b = (frame.drop(columns=[name for name in ("logits", "label", "reference") if name in frame]) for frame in predictions)
     column = task.prediction_column
     differ = np.flatnonzero([not np.array_equal(x, y) for x, y in zip(a[column], b[column], strict=True)])
@@ -170,12 +170,12 @@ def _differing(task: Task, predictions: list[pd.DataFrame], test: Split):
 
 def _read_predictions(run: Run) -> pd.DataFrame:
     if not (run.folder / STATISTICS).is_file():
-        raise UserError(f"{run.folder} is not evaluated yet, or by an older version: python evaluate.py {run.folder}")
+        raise UserError(f"{run.folder} has no evaluation by this version: run python evaluate.py {run.folder} first")
     return pd.read_parquet(run.folder / "predictions.parquet")
 
 
 def _signatures(run: Run) -> list[str]:
-    """Return how a run's metrics were computed, as far as metrics.json has signatures of sacreBLEU, whose versions may differ."""
+    """Return the signatures of sacreBLEU in a run's metrics.json, without the version of sacreBLEU."""
     measured = read_json(run.folder / "metrics.json")
     return [text.partition("|version")[0] for name, text in measured.items() if name.endswith("_signature")]
 

@@ -1,4 +1,4 @@
-"""Metrics of labels as functions of summed statistics, and the parts of the report that tasks with labels share."""
+"""Metrics of labels as functions of summed statistics, and the sections of the report page for tasks with labels."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,15 +12,16 @@ from finetuning.results.metrics import reliability
 from finetuning.results.report import Picture, Section, Table
 from finetuning.task import Metric, Sums
 
-MAX_TABLE_LABELS = 5  # in the terminal's confusion matrix; of more labels the most confused pairs are listed
-MAX_PAIRS = 10  # in that list
-MAX_TABLE_ROWS = 20  # of the table by label
+MAX_TABLE_LABELS = 5  # in the confusion matrix in the terminal; with more labels, the most confused pairs are listed
+MAX_PAIRS = 10  # in the list of the most confused pairs
+MAX_TABLE_ROWS = 20  # in the table by label
 
-# Sums have `true_positives`, `predicted` and `actual`, (labels,) each: how many rows have the label in both, or in one.
+# Sums have `actual`, `predicted` and `true_positives`, (labels,) each: the number of rows with the label, with the label as
+# prediction, and with both.
 
 
 def f1_by_label(sums: Sums) -> np.ndarray:
-    """Return each label's F1, (labels,); 0 for a label that is neither given nor predicted."""
+    """Return each label's F1, (labels,); 0 for a label that no row has and none is predicted to have."""
     return 2 * sums["true_positives"] / np.maximum(sums["predicted"] + sums["actual"], 1)
 
 
@@ -33,7 +34,7 @@ def f1_micro(sums: Sums) -> float:
 
 
 def f1_single(sums: Sums) -> float:
-    """Return the F1 of the second of two labels, or the mean over more."""
+    """Return the F1 of the second label if there are two labels, else the mean F1 of all labels."""
     f1 = f1_by_label(sums)
     return f1[1] if len(f1) == 2 else f1.mean()
 
@@ -51,10 +52,11 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def details(logits: np.ndarray, labels: np.ndarray, names: list[str], probabilities: Pair) -> dict:
-    """Return the confusion matrix (rows actual, columns predicted), calibration, precision, recall and ROC AUC of one label per row.
+    """Return precision, recall, ROC AUC, confusion matrix (rows actual, columns predicted) and calibration for one label per row.
 
-    `logits` and both `probabilities` (as trained, after scaling) are (rows, labels), `labels` (rows,). Of two labels, precision,
-    recall and ROC AUC are those of the second one; of more, macro averages. ROC AUC is None if no row has one of the labels.
+    `logits` and both `probabilities` (as trained, after scaling) have shape (rows, labels), `labels` (rows,). With two labels,
+    precision, recall and ROC AUC are those of the second one; with more, they are macro averages. ROC AUC is None if a label has no
+    row.
     """
     predicted, k = logits.argmax(axis=-1), len(names)
     average = {"average": "binary"} if k == 2 else {"average": "macro", "labels": list(range(k))}
@@ -62,7 +64,7 @@ def details(logits: np.ndarray, labels: np.ndarray, names: list[str], probabilit
     scores, roc_auc = softmax(logits.astype(np.float64), axis=-1), None
     if len(np.unique(labels)) == k:
         roc_auc = float(roc_auc_score(labels, scores[:, 1] if k == 2 else scores, multi_class="ovr"))
-    as_trained, scaled = (reliability(part.max(axis=-1), predicted == labels) for part in probabilities)
+    as_trained, scaled = (reliability(array.max(axis=-1), predicted == labels) for array in probabilities)
     return {
         "precision": float(precision),
         "recall": float(recall),
@@ -74,13 +76,13 @@ def details(logits: np.ndarray, labels: np.ndarray, names: list[str], probabilit
 
 
 def details_of_several(predicted: np.ndarray, labels: np.ndarray, names: list[str], probabilities: Pair) -> dict:
-    """Return calibration, micro precision and recall, and the scores of each label; all arrays are (rows, labels)."""
+    """Return micro precision and recall, calibration, and the scores of each label. All arrays have shape (rows, labels)."""
     precision, recall, _, _ = precision_recall_fscore_support(labels, predicted, average="micro", zero_division=0)
     scores = precision_recall_fscore_support(labels, predicted, average=None, zero_division=0)
     calibration = {}
-    for name, part in zip(("as_trained", "scaled"), probabilities, strict=True):
-        yes_or_no = np.stack([1 - part.ravel(), part.ravel()], axis=-1)
-        calibration[name] = reliability(yes_or_no.max(axis=-1), yes_or_no.argmax(axis=-1) == labels.ravel())
+    for name, array in zip(("as_trained", "scaled"), probabilities, strict=True):
+        no_and_yes = np.stack([1 - array.ravel(), array.ravel()], axis=-1)
+        calibration[name] = reliability(no_and_yes.max(axis=-1), no_and_yes.argmax(axis=-1) == labels.ravel())
     return {
         "precision": float(precision),
         "recall": float(recall),
@@ -94,13 +96,13 @@ def details_of_several(predicted: np.ndarray, labels: np.ndarray, names: list[st
 
 
 def most_confused(counts: list[list[int]]) -> list[tuple[int, int]]:
-    """Return (actual, predicted) of the labels that were confused, the most frequent pair first."""
+    """Return the pairs (actual, predicted) of confused labels, the most frequent first."""
     pairs = [(i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j]
     return sorted(pairs, key=lambda pair: -counts[pair[0]][pair[1]])
 
 
 def confusion_table(counts: list[list[int]], names: list[str]) -> Table:
-    """Return the confusion matrix of few labels, and of more the most confused pairs."""
+    """Return the confusion matrix as a table, or with more than `MAX_TABLE_LABELS` labels the most confused pairs."""
     if len(names) <= MAX_TABLE_LABELS:
         rows = [(name, *(f"{n:,}" for n in row)) for name, row in zip(names, counts, strict=True)]
         return Table(("actual", *(f"predicted {name}" for name in names)), rows, in_terminal=True)
@@ -108,30 +110,30 @@ def confusion_table(counts: list[list[int]], names: list[str]) -> Table:
         (f"{names[i]}, predicted as {names[j]}", f"{counts[i][j]:,}", f"{counts[i][j] / sum(counts[i]):.1%}")
         for i, j in most_confused(counts)[:MAX_PAIRS]
     ]
-    return Table(("most confused", "rows", "of the label"), rows, in_terminal=True)
+    return Table(("most confused pairs", "rows", "of the actual label"), rows, in_terminal=True)
 
 
 def table_by_label(labels: list[dict]) -> Table:
-    """Return the scores of the first labels."""
+    """Return a table with the scores of the first `MAX_TABLE_ROWS` labels."""
     scores = ("f1", "precision", "recall")
     rows = [(label["label"], *(f"{label[name]:.4f}" for name in scores), f"{label['n']:,}") for label in labels[:MAX_TABLE_ROWS]]
-    return Table(("label", *scores, "rows"), rows, in_terminal=True)
+    return Table(("label", "F1", "precision", "recall", "rows"), rows, in_terminal=True)
 
 
 def ranking_section(curves: dict) -> Section:
-    """Return the section with the curves that `plots.curves` gives."""
-    roc = Picture("roc", "ROC", partial(plots.plot_roc, curves))
-    precision_recall = Picture("precision_recall", "precision and recall", partial(plots.plot_precision_recall, curves))
-    return Section("Ranking", pictures=(roc, precision_recall))
+    """Return the section with the curves that `plots.curves` returned."""
+    roc = Picture("roc", "ROC curve", partial(plots.plot_roc, curves))
+    precision_recall = Picture("precision_recall", "precision-recall curve", partial(plots.plot_precision_recall, curves))
+    return Section("ROC and precision-recall curves", pictures=(roc, precision_recall))
 
 
 def calibration_section(metrics: dict) -> Section:
     as_trained, scaled = metrics["calibration"]["as_trained"], metrics["calibration"]["scaled"]
-    errors = [f"{100 * part['expected_calibration_error']:.2f} %" for part in (as_trained, scaled)]
+    errors = [f"{100 * calibration['expected_calibration_error']:.2f} %" for calibration in (as_trained, scaled)]
     text = (
-        "Of the predictions with a probability of 90 %, nine in ten should be correct. The expected calibration error is "
+        "In a calibrated model, 90 % of the predictions with a probability of 90 % are correct. The expected calibration error is "
         f"{errors[0]} as trained and {errors[1]} after dividing the logits by the temperature {metrics['temperature']:.3f}, "
         "which was fitted on validation. predict.py gives the scaled probabilities."
     )
     draw = partial(plots.plot_reliability, as_trained, scaled)
-    return Section("Calibration", text, pictures=(Picture("reliability", "how often predictions are correct", draw),))
+    return Section("Calibration", text, pictures=(Picture("reliability", "fraction of correct predictions by probability", draw),))

@@ -1,4 +1,4 @@
-"""Pictures of a run, written as PNG files without a screen. In each function the data come first and the path last."""
+"""Plots of a run, written as PNG files; no screen is needed. In each function the data come first and the path last."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,31 +12,31 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_MATRIX_LABELS = 20  # in a confusion matrix; of more labels only some are drawn:
-WORST_MATRIX_LABELS = 15
-MAX_BARS = 30  # labels with a bar each
-MAX_CURVES = 10  # labels with a ROC curve each
-MAX_POINTS = 200  # of a curve
-MAX_LEGEND_LINES = 6  # inside the axes
+MAX_MATRIX_LABELS = 20  # in a confusion matrix
+WORST_MATRIX_LABELS = 15  # in a confusion matrix of a task with more labels than that: those with the most errors
+MAX_BARS = 30  # in the plot of F1 by label
+MAX_CURVES = 10  # in a plot of curves, one per label
+MAX_POINTS = 200  # in a curve
+MAX_LEGEND_LINES = 6  # in a legend inside the axes; longer ones are below
 MAX_NAME_LENGTH = 36  # characters of a label's name
-MAX_INCHES = 13.2  # of a picture's width and height; 1,980 pixels
+MAX_INCHES = 13.2  # width and height of a plot: 1,980 pixels
 
 
 def title(metric: Metric, metrics: dict) -> str:
-    """Return a metric with its interval, the model and the test, in three lines."""
+    """Return a plot's title, three lines: a metric with its interval, the model, and the test."""
     interval = metrics[f"{metric.name}_ci95"]
-    ends = f"  (95 % interval {metric.show(interval[0])} to {metric.show(interval[1])})" if interval else ""
+    interval_text = f"  (95 % interval {metric.show(interval[0])} to {metric.show(interval[1])})" if interval else ""
     return (
-        f"{metric.name} {metric.show(metrics[metric.name])}{ends}\n"
+        f"{metric.name} {metric.show(metrics[metric.name])}{interval_text}\n"
         f"{metrics['model']} ({metrics['model_origin']})\n"
         f"{metrics['dataset']} ({metrics['dataset_origin']}), {metrics['split']}, n = {metrics['n']:,}"
     )
 
 
 def plot_confusion_matrix(counts: list[list[int]], names: tuple[list[str], list[str]], title: str, path: Path) -> None:
-    """Draw `counts`, (actual, predicted), with fractions of each row's total; `names` are those of rows and of columns.
+    """Draw `counts`, (actual, predicted), each with its fraction of the row's total. `names` has the names of rows and of columns.
 
-    Of more than `MAX_MATRIX_LABELS` labels only those with the most errors are drawn.
+    If there are more than `MAX_MATRIX_LABELS` labels, only those with the most errors are drawn.
     """
     counts = np.array(counts)
     fractions = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
@@ -63,13 +63,13 @@ def plot_confusion_matrix(counts: list[list[int]], names: tuple[list[str], list[
 
 
 def shorten(name: str) -> str:
-    """Return a label's name with at most `MAX_NAME_LENGTH` characters: its start and its end, which tell like names apart."""
+    """Return a label's name with at most `MAX_NAME_LENGTH` characters. A longer name keeps its start and its end."""
     half = MAX_NAME_LENGTH // 2
     return name if len(name) <= MAX_NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def plot_training(log: list[dict], best: dict, metric: Metric, path: Path) -> None:
-    """Draw the Trainer's log: training and validation loss, a validation metric, learning rate; the best step is marked."""
+    """Draw the Trainer's log (losses, a validation metric, the learning rate), and mark the step of the best checkpoint."""
 
     def series(name: str) -> tuple[list, list]:
         rows = [(row["step"], row[name]) for row in log if name in row]
@@ -84,19 +84,19 @@ def plot_training(log: list[dict], best: dict, metric: Metric, path: Path) -> No
     rate.plot(*series("learning_rate"), color="tab:blue")
     rate.set(ylabel="learning rate", xlabel="step", ylim=(0, None))
     for axes in (loss, score, rate):
-        axes.axvline(best["step"], color="grey", linestyle=":", label="checkpoint kept")
+        axes.axvline(best["step"], color="grey", linestyle=":", label="best checkpoint")
         axes.grid(alpha=0.3)
     loss.legend(fontsize=9)
     value = metric.show(best[metric.name])
-    figure.suptitle(f"best on validation: step {best['step']:,}, {metric.name} {value}", fontsize=10)
+    figure.suptitle(f"best checkpoint: step {best['step']:,}, validation {metric.name} {value}", fontsize=10)
     save(figure, path)
 
 
 def curves(by_label: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict:
-    """Return ROC and precision-recall curves, each of at most `MAX_POINTS` points, and the areas below them.
+    """Return each label's ROC and precision-recall curves, with at most `MAX_POINTS` points, and the areas under them.
 
-    `by_label` has for each label whether a row has it, (rows,), and its score, (rows,). Labels that no row has, or all rows, are
-    left out: they have no curve.
+    `by_label` has two arrays for each label, both (rows,): whether a row has the label, and the label's score. A label that no row
+    or every row has is left out, as it has no curve.
     """
     by_name = {}
     for name, (actual, score) in by_label.items():
@@ -115,37 +115,37 @@ def curves(by_label: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict:
 
 
 def plot_roc(curves: dict, path: Path) -> None:
-    """Draw the ROC curves that `curves` gives, with the line of a random guess."""
+    """Draw the ROC curves that `curves` returned, with the line of random guessing."""
     figure, axes = _square("false positive rate", "true positive rate (recall)")
-    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="random guess")
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="random guessing")
     for name, curve in _worst(curves, "roc_auc", axes).items():
-        axes.plot(*curve["roc"].values(), label=f"{shorten(name)}: area {curve['roc_auc']:.4f}")
+        axes.plot(*curve["roc"].values(), label=f"{shorten(name)}: area under the curve {curve['roc_auc']:.4f}")
     _legend(figure, axes, "lower right")
     save(figure, path)
 
 
 def plot_precision_recall(curves: dict, path: Path) -> None:
-    """Draw the precision-recall curves that `curves` gives, each with the line of a random guess."""
+    """Draw the precision-recall curves that `curves` returned, each with the line of random guessing."""
     figure, axes = _square("recall", "precision")
     for name, curve in _worst(curves, "average_precision", axes).items():
         label = f"{shorten(name)}: average precision {curve['average_precision']:.4f}"
         (line,) = axes.plot(*curve["precision_recall"].values(), label=label)
-        guess = f"{shorten(name)}: random guess" if len(curves) <= MAX_CURVES else None
+        guess = f"{shorten(name)}: random guessing" if len(curves) <= MAX_CURVES else None
         axes.axhline(curve["fraction"], color=line.get_color(), linestyle=":", label=guess)
     _legend(figure, axes, "lower left")
     save(figure, path)
 
 
 def _worst(curves: dict, area: str, axes: "Axes") -> dict:
-    """Return the curves with the smallest `area`, as many as can be told apart; say so above the axes if some are left out."""
+    """Return the `MAX_CURVES` curves with the smallest `area`. If there are more curves, the title of the axes says so."""
     names = sorted(curves, key=lambda name: curves[name][area])[:MAX_CURVES]
     if len(names) < len(curves):
-        axes.set_title(f"the {len(names)} of {len(curves)} labels with the smallest area", fontsize=9)
+        axes.set_title(f"the {len(names)} of {len(curves)} labels with the smallest area under the curve", fontsize=9)
     return {name: curve for name, curve in curves.items() if name in names}
 
 
 def _legend(figure: "Figure", axes: "Axes", corner: str) -> None:
-    """Put a legend into a corner of the axes, or below them if it is long."""
+    """Add a legend in a corner of the axes, or below them if it is long."""
     lines = len(axes.get_legend_handles_labels()[0])
     if lines > MAX_LEGEND_LINES:
         figure.set_size_inches(5.4, 5.4 + 0.2 * lines)
@@ -155,8 +155,11 @@ def _legend(figure: "Figure", axes: "Axes", corner: str) -> None:
 
 
 def plot_reliability(before: dict, after: dict, path: Path) -> None:
-    """Draw how often predictions of a probability are correct, as `metrics.reliability` gives it before and after scaling."""
-    figure, axes = _square("probability of the prediction", "fraction correct")
+    """Draw a reliability diagram: the fraction of correct predictions by their probability.
+
+    `before` and `after` temperature scaling are results of `metrics.reliability`.
+    """
+    figure, axes = _square("probability of the prediction", "fraction of correct predictions")
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect calibration")
     for calibration, label in ((before, "as trained"), (after, "after temperature scaling")):
         error = calibration["expected_calibration_error"]
@@ -169,13 +172,13 @@ def plot_reliability(before: dict, after: dict, path: Path) -> None:
     values = [min(b["confidence"], b["accuracy"]) for calibration in (before, after) for b in calibration["bins"]]
     axes.set(xlim=(min(values, default=0) - 0.02, 1.01), ylim=(min(values, default=0) - 0.02, 1.01))
     if not values:
-        axes.text(0.5, 0.25, "nothing was predicted", ha="center")
+        axes.text(0.5, 0.25, "no predictions", ha="center")
     figure.legend(fontsize=9, loc="outside upper center")
     save(figure, path)
 
 
 def plot_by_length(groups: list[dict], metric: Metric, xlabel: str, path: Path) -> None:
-    """Draw a metric of texts of like length, as `metrics.groups` gives it, with the intervals."""
+    """Draw a metric by length of the text, with its intervals. `groups` is a result of `metrics.groups`."""
     figure, axes = subplots(figsize=(6.4, 4))
     names = [length_name(group) for group in groups]
     score = np.array([group[metric.name] for group in groups])
@@ -191,16 +194,16 @@ def plot_by_length(groups: list[dict], metric: Metric, xlabel: str, path: Path) 
 
 
 def plot_by_label(labels: list[dict], path: Path) -> None:
-    """Draw each label's F1 with the number of rows that have it; the lowest only, of more than `MAX_BARS` labels."""
+    """Draw each label's F1 and its number of rows; if there are more than `MAX_BARS` labels, those with the lowest F1."""
     lowest = sorted(labels, key=lambda label: label["f1"])[:MAX_BARS]
-    shown = [label for label in labels if label in lowest]
-    figure, axes = subplots(figsize=(6.4, 1.2 + 0.35 * len(shown)))
-    names = [f"{shorten(label['label'])} (n = {label['n']:,})" for label in shown]
-    axes.barh(names, [label["f1"] for label in shown], color="tab:blue")
-    for name, label in zip(names, shown, strict=True):
+    drawn = [label for label in labels if label in lowest]
+    figure, axes = subplots(figsize=(6.4, 1.2 + 0.35 * len(drawn)))
+    names = [f"{shorten(label['label'])} (n = {label['n']:,})" for label in drawn]
+    axes.barh(names, [label["f1"] for label in drawn], color="tab:blue")
+    for name, label in zip(names, drawn, strict=True):
         axes.annotate(f"{label['f1']:.3f}", (label["f1"], name), (4, 0), textcoords="offset points", va="center", fontsize=9)
-    some = f" (the {len(shown)} of {len(labels)} labels with the lowest)" if len(shown) < len(labels) else ""
-    axes.set(xlabel=f"F1{some}", xlim=(0, 1.1))
+    selection = f" (the {len(drawn)} of {len(labels)} labels with the lowest F1)" if len(drawn) < len(labels) else ""
+    axes.set(xlabel=f"F1{selection}", xlim=(0, 1.1))
     axes.invert_yaxis()
     save(figure, path)
 
@@ -210,7 +213,7 @@ def length_name(group: dict) -> str:
 
 
 def subplots(rows: int = 1, columns: int = 1, sharex: bool = False, sharey: bool = False, **options):
-    """Return a figure and its axes. Matplotlib is imported here, because predict.py should not wait for it."""
+    """Return a figure and its axes. Matplotlib is imported only here, so that predict.py does not wait for it."""
     from matplotlib.figure import Figure
 
     figure = Figure(layout="constrained", **options)

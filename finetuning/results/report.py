@@ -1,4 +1,4 @@
-"""report.html, one file with its pictures inside: what tasks put on it as data, and how it is rendered."""
+"""report.html: the data from which it is rendered, and the rendering into one file that contains its pictures."""
 
 import base64
 from collections.abc import Callable
@@ -10,24 +10,24 @@ import numpy as np
 import pandas as pd
 
 MAX_EXAMPLES = 20  # of each kind on the page
-ROWS_AT_A_TIME = 250  # whose texts are in memory, each with some 64 KiB of the file around it
+ROWS_AT_A_TIME = 250  # rows whose texts are in memory; reading one text loads about 64 KiB of the file
 
-Spans = list[tuple[str, str | None]]  # a text in pieces, each with a label or None: "Angela Merkel" is a "PER"
+Spans = list[tuple[str, str | None]]  # the pieces of a text with their labels, or None: [("Angela Merkel", "PER"), (" flew", None)]
 
 
 @dataclass(frozen=True)
 class Example:
-    """A line to read, and what is shown below it when it is opened."""
+    """A line, and a text that is shown below it when the reader opens it."""
 
     line: str
     text: str = ""
-    sides: tuple[tuple[str, str | Spans], ...] = ()  # in place of the text: (heading, text) side by side
+    sides: tuple[tuple[str, str | Spans], ...] = ()  # instead of `text`: pairs of (heading, text), shown side by side
     probability: float | None = None  # of the model's answer
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture; `draw` writes it as PNG to a path. Its file is called `name`.png."""
+    """A picture in the file `name`.png. `draw` writes it to a path."""
 
     name: str
     caption: str
@@ -36,16 +36,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, under `columns`; the first column is aligned left, the others right."""
+    """A table of texts with the headings `columns`. The first column is aligned left, the others right."""
 
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
-    in_terminal: bool = False  # evaluate.py prints it too
+    in_terminal: bool = False  # whether evaluate.py prints it too
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page."""
+    """A section of the page."""
 
     title: str = ""
     text: str = ""
@@ -56,12 +56,12 @@ class Section:
 
 
 def show_spans(spans: Spans) -> str:
-    """Return a text with its labelled pieces in brackets: "[Angela Merkel PER] flew"."""
+    """Return a text with brackets around its labelled pieces: "[Angela Merkel PER] flew"."""
     return "".join(text if label is None else f"[{text} {label}]" for text, label in spans)
 
 
 def render(folder: Path, sections: list[Section], **variables) -> str:
-    """Return the page; draws its pictures into `folder` and embeds them."""
+    """Return the page as HTML. Its pictures are drawn into `folder` and embedded in the page."""
     for section in sections:
         for picture in section.pictures:
             picture.draw(folder / f"{picture.name}.png")
@@ -71,7 +71,7 @@ def render(folder: Path, sections: list[Section], **variables) -> str:
 
 
 def template(name: str) -> jinja2.Template:
-    """Return one of results/templates/; HTML is escaped, other files are not."""
+    """Return the template `name` of results/templates/. Variables are escaped in HTML only."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     escape = name.endswith(".html.jinja")
     environment = jinja2.Environment(loader=loader, autoescape=escape, trim_blocks=True, lstrip_blocks=True)
@@ -79,7 +79,7 @@ def template(name: str) -> jinja2.Template:
 
 
 def write_csv(path: Path, positions: np.ndarray, lines_of: Callable[[np.ndarray], pd.DataFrame]) -> None:
-    """Write the lines that `lines_of` gives for `positions`, some at a time: their texts may not fit into memory."""
+    """Write the lines that `lines_of` returns for `positions`, some at a time, as all their texts may not fit into memory."""
     for start in range(0, max(len(positions), 1), ROWS_AT_A_TIME):
         lines = lines_of(positions[start : start + ROWS_AT_A_TIME])
         lines.to_csv(path, mode="a", header=start == 0, index=False)

@@ -1,9 +1,9 @@
-"""The run folder: what it holds, how it is written (completely or not at all), and how it is opened again.
+"""The run folder: write it (each file completely or not at all), open it, and load its model.
 
-config.json        settings, sources, environment: written before training starts
-checkpoints/       the Trainer's, while it trains
+config.json        settings, sources, environment; written before training starts
+checkpoints/       the Trainer's checkpoints; deleted when training ends
 adapter/           LoRA weights and the head, the tokenizer
-training.json      validation metrics, calibration, the log of losses, times: written last, so it marks a finished run
+training.json      validation metrics, calibration, the log of losses, times; written last, so it marks a finished run
 """
 
 import datetime
@@ -55,13 +55,13 @@ class Run:
 
     @property
     def calibration(self) -> dict:
-        """What `Task.calibrate` fitted on validation."""
-        older = {name: self.training[name] for name in ("temperature", "threshold", "direction") if name in self.training}
-        return self.training.get("calibration", older)
+        """The values that `Task.calibrate` fitted on validation."""
+        of_older_runs = {name: self.training[name] for name in ("temperature", "threshold", "direction") if name in self.training}
+        return self.training.get("calibration", of_older_runs)
 
     @property
     def origins(self) -> dict[str, str]:
-        """Where the run's model and dataset came from, as in `Source.origin`."""
+        """The origins of the run's model and dataset, as in `Source.origin`."""
         return {part: self.record[part]["origin"] for part in ("model", "dataset")}
 
     @property
@@ -71,9 +71,10 @@ class Run:
 
 @by_first
 def choose_folder(config: Config, model: Source) -> Path:
-    """Return the folder of a new run, whose name no other run gets from now on.
+    """Return the folder of a new run and reserve its name, so that no other run gets it.
 
-    A name that was not given gets a number if it is taken. Raise `UserError` if a given name is taken, or nothing can be written there.
+    Without `run_name`, a number is added to a name that is taken. Raise `UserError` if `run_name` is taken, or if the folder can't
+    be written.
     """
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     name = config.run_name or f"{Path(model.name).name}-{Path(config.dataset_name).name.split('.')[0]}-{stamp}"
@@ -86,11 +87,11 @@ def choose_folder(config: Config, model: Source) -> Path:
 
 
 def _reserve(folder: Path, is_given: bool) -> Path | None:
-    """Return `folder` if its name is free, and reserve it; else return None, or raise `UserError` if the user gave the name."""
+    """Reserve `folder` and return it. If its name is taken, return None, or raise `UserError` if the user gave the name."""
     try:
         reserve(_partial(folder))
     except FileExistsError:
-        problem = "another run with this name is starting: take another name"
+        problem = "another run with this name is starting; use another name"
     else:
         if not folder.exists():
             probe = _partial(folder) / "probe"
@@ -98,7 +99,7 @@ def _reserve(folder: Path, is_given: bool) -> Path | None:
             probe.unlink()
             return folder
         remove_reserved()
-        problem = f"{folder} exists and is never overwritten; take another name"
+        problem = f"{folder} exists and is never overwritten; use another name"
     if is_given:
         raise UserError(f"run_name={folder.name}: {problem}")
 
@@ -134,37 +135,40 @@ def finish_run(folder: Path, predictor: Predictor, base_name: str, training: dic
     """Save the adapter, then training.json, which marks the run as finished; delete the checkpoints."""
     partial = folder / "adapter.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    base = local_base(*_read_config(folder)) or base_name  # not this machine's path of a model of the Hub
+    base = local_base(*_read_config(folder)) or base_name  # for a model of the Hub its name, not the path of its cached files
     predictor.model.peft_config["default"].base_model_name_or_path = base
     predictor.model.save_pretrained(str(partial), save_embedding_layers=False)
     save_tokenizer(predictor.tokenizer, predictor.task, predictor.config, partial)
-    (partial / "README.md").unlink(missing_ok=True)  # peft's empty template of a model card
+    (partial / "README.md").unlink(missing_ok=True)  # peft's model card, a template without content
     for path in (*partial.iterdir(), partial):
         to_disk(path)
-    shutil.rmtree(folder / "adapter", ignore_errors=True)  # if an earlier end was interrupted before training.json
+    shutil.rmtree(folder / "adapter", ignore_errors=True)  # it exists if the run was interrupted just before training.json
     partial.rename(folder / "adapter")
     write_json(folder / "training.json", training | {"adapter_sha256": _sha256(folder / "adapter" / ADAPTER_FILES[1])})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def open_run(folder: Path, pick: Callable[[Config], Task]) -> Run:
-    """Open a finished run folder; `pick` gives its task. Raise `UserError` if it is none, is unfinished, or its adapter is damaged."""
+    """Open a finished run folder; `pick` returns the task of its settings.
+
+    Raise `UserError` if the folder is no run folder, if the run is unfinished, or if its adapter is damaged.
+    """
     record, config = _read_config(folder)
     if not (folder / "training.json").is_file():
         raise UserError(f"{folder} is unfinished: python fine_tune.py --resume {folder} continues it")
     training = read_json(folder / "training.json")
     for name in ADAPTER_FILES:
         if not (folder / "adapter" / name).is_file():
-            raise UserError(f"{folder}: adapter/{name} is missing; copy it back, or train again")
+            raise UserError(f"{folder}: adapter/{name} is missing; restore it, or train again")
     if _sha256(folder / "adapter" / ADAPTER_FILES[1]) != training["adapter_sha256"]:
         raise UserError(
-            f"{folder}: adapter/{ADAPTER_FILES[1]} is cut short or changed since training; copy it back, or train again"
+            f"{folder}: adapter/{ADAPTER_FILES[1]} is cut short, or has changed since training; restore it, or train again"
         )
     return Run(folder, pick(config), config, record, training)
 
 
 def reopen(folder: Path, pick: Callable[[Config], Task]) -> Run:
-    """Open an unfinished run folder to continue it."""
+    """Open an unfinished run folder to continue it. Raise `UserError` if it is no run folder, or if the run is finished."""
     record, config = _read_config(folder)
     if (folder / "training.json").is_file():
         raise UserError(f"--resume {folder}: this run is finished; python evaluate.py {folder} evaluates it")
@@ -172,11 +176,12 @@ def reopen(folder: Path, pick: Callable[[Config], Task]) -> Run:
 
 
 def check_same_data(folder: Path, data: Data) -> None:
-    """Raise `UserError` if the data set has changed since the run in `folder` was started: held-out rows might be others now."""
+    """Raise `UserError` if the data set has changed since the run in `folder` was started: other rows might be held out now."""
     record, config = _read_config(folder)
     if data.sha256 != record["dataset"]["sha256"]:
         raise UserError(
-            f"{folder}: {config.dataset_name} has changed since training, so its test may hold rows it was trained on; train again"
+            f"{folder}: {config.dataset_name} has changed since training, so the test split may have rows of the training; "
+            "restore the data, or train again"
         )
 
 
@@ -188,12 +193,12 @@ def _read_config(folder: Path) -> tuple[dict, Config]:
         return record, Config(**record["config"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder} is no run folder of this version: its config.json is missing or does not fit ({error})"
+            f"{folder} is no run folder of this version: its config.json is missing or has other settings ({error})"
         ) from error
 
 
 def newest_run(output_dir: Path) -> Path:
-    """Return the run folder that finished last. Raise `UserError` if there is none."""
+    """Return the folder of the run that finished last. Raise `UserError` if there is none."""
     finished = sorted(output_dir.glob("*/training.json"), key=lambda file: file.stat().st_mtime)
     if not finished:
         raise UserError(f"no finished run in {output_dir}: run python fine_tune.py first, or name a run folder")
@@ -204,26 +209,24 @@ def find_base_model(run: Run) -> Source:
     """Return the base model of a run. Raise `UserError` if its weights are not those that the adapter was trained on."""
     source = find_model(run.config.model_name, run.origins["model"])
     if source.sha256 != run.record["model"]["sha256"]:
-        raise UserError(
-            f"{run.folder}: the adapter belongs to another base model; the weights in {source.path} are not those it was trained on"
-        )
+        raise UserError(f"{run.folder}: the adapter was trained on another base model; the weights in {source.path} are different")
     return source
 
 
 def local_base(record: dict, config: Config) -> str | None:
-    """Return the folder of the base model, as the user named it; None if the model is from the Hub or a stand-in."""
+    """Return the path of the base model's folder, as the user gave it; None if the model is from the Hub or is a stand-in."""
     return as_utf8(str(Path(config.model_name).expanduser())) if record["model"]["origin"] == "local path" else None
 
 
 def load_predictor(run: Run, source: Source, show_progress: bool = True) -> Predictor:
-    """Return base model and adapter as they were when training ended, ready to predict."""
+    """Load the base model and the adapter that training ended with, and return a predictor."""
     base = build_base(run.task, source, run.label_names, run.config)
     model = load_adapter(base, run.folder / "adapter", run.config)
     return Predictor(run.task, model, load_tokenizer(run.task, source, run.config), run.config, show_progress)
 
 
 def environment() -> dict:
-    """Return machine, library versions and commit: what a measured time or memory depends on."""
+    """Return the machine, library versions and commit, which times and memory depend on."""
     if torch.cuda.is_available():
         hardware = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     else:
@@ -233,7 +236,9 @@ def environment() -> dict:
         hardware = f"{cores} CPU core{'s' * (cores > 1)} ({', '.join([platform.machine(), *bf16])})"
     if (processes := accelerate.PartialState().num_processes) > 1:
         hardware = (
-            f"{processes} processes, each with {hardware}" if not torch.cuda.is_available() else f"{processes} processes, {hardware}"
+            f"{processes} processes, each with {hardware}"
+            if not torch.cuda.is_available()
+            else f"{processes} processes, {hardware}"
         )
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     git = shutil.which("git") and subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
@@ -248,7 +253,7 @@ def environment() -> dict:
 
 
 def peak_memory_gib() -> float:
-    """Return the largest memory this process has held so far, in GiB: of the GPU if there is one, else resident."""
+    """Return the peak memory of this process so far, in GiB: the GPU's if there is one, else resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     if sys.platform == "win32":

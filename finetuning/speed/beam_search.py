@@ -1,7 +1,7 @@
-"""Beam search for an encoder-decoder: the results of transformers' `generate`, about twice as fast.
+"""Beam search for an encoder-decoder, with the results of transformers' `generate` and about twice as fast.
 
-`generate` passes over the scores of the whole vocabulary some seven times per token, and computes a batch until its last row is
-finished. This search passes over them twice, computes the first token for one beam only, and drops finished rows from the batch.
+For each token, `generate` passes about seven times over the scores of the vocabulary, and it computes all rows of a batch until the
+last row is finished. This search passes over the scores twice, computes the first token for one beam only, and drops finished rows.
 """
 
 import torch
@@ -9,15 +9,15 @@ from torch.nn.functional import log_softmax, pad
 from transformers import GenerationConfig, PreTrainedModel
 
 NO_SCORE = -1e9  # the score of a beam that does not exist
-# Fields of a model's generation config.
+# The fields of a model's generation config, by what `search` does with them.
 SUPPORTED = {"length_penalty", "early_stopping", "bad_words_ids", "renormalize_logits", "forced_eos_token_id", "eos_token_id"}
 REPLACED = {"num_beams", "max_length", "max_new_tokens", "forced_bos_token_id", "use_cache"}  # by arguments of `search`
-FOR_SAMPLING = {"do_sample", "temperature", "top_k", "top_p"}  # `search` does not sample
+FOR_SAMPLING = {"do_sample", "temperature", "top_k", "top_p"}  # ignored: `search` does not sample
 WITHOUT_EFFECT = {"decoder_start_token_id", "bos_token_id", "pad_token_id", "transformers_version", "_from_model_config"}
 
 
 def supports(settings: GenerationConfig) -> bool:
-    """Return whether `search` follows all of a model's settings. It has, for instance, no penalty for repeated n-grams."""
+    """Return whether `search` supports all settings of a model. For example, it has no penalty for repeated n-grams."""
     changed = {name for name, value in settings.to_diff_dict().items() if value}
     known = SUPPORTED | REPLACED | FOR_SAMPLING | WITHOUT_EFFECT
     needed = (settings.decoder_start_token_id, settings.eos_token_id, settings.pad_token_id)
@@ -32,17 +32,17 @@ def search(
     max_new_tokens: int,
     forced_bos_token_id: int | None = None,
 ) -> torch.Tensor:
-    """Return the most probable translation that is found for each row of `input_ids` (rows, tokens): token ids, padded.
+    """Return the best translation of each row of `input_ids` (rows, tokens): token ids, (rows, `max_new_tokens`), padded.
 
-    The rules are those of transformers' `generate` with the same `num_beams`; with one beam it is greedy search.
+    The search follows the rules of transformers' `generate` with the same `num_beams`. With one beam it is greedy search.
     """
     settings, device = model.generation_config, input_ids.device
     ends = torch.tensor(settings.eos_token_id, device=device).reshape(-1)
     banned = [token for (token,) in settings.bad_words_ids or () if token not in ends]
-    candidates = max(2, 1 + len(ends)) * num_beams  # so many that `num_beams` of them do not end
+    candidates = max(2, 1 + len(ends)) * num_beams  # enough that at least `num_beams` of them do not end
     result = torch.full((len(input_ids), max_new_tokens), settings.pad_token_id, device=device)
 
-    # All tensors of the loop hold the unfinished rows only, and of each row one beam at first, later `num_beams`.
+    # All tensors of the loop have the unfinished rows only. A row has one beam at first, and `num_beams` later.
     rows = torch.arange(len(input_ids), device=device)
     encoded = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
     cache, scores = None, torch.zeros(len(rows), 1, device=device)
@@ -83,9 +83,9 @@ def search(
 
 
 def _log_probabilities(logits: torch.Tensor, settings: GenerationConfig, banned: list[int], forced: int | None) -> torch.Tensor:
-    """Return the log-probability of each next token, (beams, vocabulary), from the logits, which it may change.
+    """Return the log-probability of each next token, (beams, vocabulary). `logits` have the same shape and may be changed.
 
-    `banned` tokens are impossible, a `forced` token is certain.
+    Tokens in `banned` get probability 0, and a `forced` token gets probability 1.
     """
     if settings.renormalize_logits:
         logits[:, banned] = -torch.inf
@@ -99,29 +99,29 @@ def _log_probabilities(logits: torch.Tensor, settings: GenerationConfig, banned:
 def _continuations(
     log_probabilities: torch.Tensor, scores: torch.Tensor, n: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the `n` best continuations of each row, best first: their scores, their beams and their next tokens, (rows, n) each.
+    """Return the `n` best continuations of each row, best first: their scores, beams and next tokens, each (rows, n).
 
-    `log_probabilities` are (rows * beams, vocabulary), `scores` (rows, beams) those of the beams so far.
+    `log_probabilities` have shape (rows * beams, vocabulary); `scores` (rows, beams) are those of the beams so far.
     """
-    best, tokens = log_probabilities.topk(min(n, log_probabilities.shape[1]))  # of each beam, so that the second topk is short
+    best, tokens = log_probabilities.topk(min(n, log_probabilities.shape[1]))  # per beam, so that the second topk has less to sort
     totals = (scores.reshape(-1, 1) + best).view(len(scores), -1)
-    totals, places = totals.topk(min(n, totals.shape[1]))
-    return totals, places // best.shape[1], tokens.view(len(scores), -1).gather(1, places)
+    totals, indices = totals.topk(min(n, totals.shape[1]))
+    return totals, indices // best.shape[1], tokens.view(len(scores), -1).gather(1, indices)
 
 
 class _Ended:
-    """The best translations of each row that have ended: `texts` (rows, beams, tokens) and `scores` (rows, beams), best first."""
+    """The best finished translations of each row: `texts` (rows, beams, tokens) and `scores` (rows, beams), best first."""
 
     def __init__(self, texts: torch.Tensor, scores: torch.Tensor) -> None:
         self.texts, self.scores = texts, scores
 
     def add(self, texts: torch.Tensor, scores: torch.Tensor) -> None:
-        """Keep the best of the present translations and of others, whose score is `NO_SCORE` where they have not ended."""
+        """Add translations, and keep the best of old and new ones. The score of an unfinished translation is `NO_SCORE`."""
         self.scores, kept = torch.cat([self.scores, scores], dim=1).topk(self.scores.shape[1])
         self.texts = torch.cat([self.texts, texts], dim=1).take_along_dim(kept[..., None], 1)
 
     def can_improve(self, best: torch.Tensor, length: int, settings: GenerationConfig) -> torch.Tensor:
-        """Return which rows continue, (rows,) bool; `best` (rows,) is the score of the best beam that has not ended."""
+        """Return which rows can still improve, (rows,) bool; `best` (rows,) is the score of the best unfinished beam."""
         penalty = _penalty(settings)
         longest = self.texts.shape[2] if settings.early_stopping == "never" and penalty > 0 else length
         better = best / longest**penalty > self.scores[:, -1]
@@ -133,5 +133,5 @@ class _Ended:
 
 
 def _penalty(settings: GenerationConfig) -> float:
-    """Return the exponent of the length by which a translation's score is divided."""
+    """Return the length penalty p: a translation's score is divided by its length to the power of p."""
     return 1.0 if settings.length_penalty is None else settings.length_penalty

@@ -1,7 +1,8 @@
-"""Training steps as CUDA graphs: a GPU computes a small model faster than Python can start its kernels, some 800 per step.
+"""Training steps as CUDA graphs.
 
-A recorded step runs again at the same addresses, on tensors of the same shape. So batches are padded to one of a few lengths, each
-recorded once; then forward and backward pass are one start each. https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+A GPU computes a small model faster than Python can start its kernels, about 800 per step. A CUDA graph starts all kernels of a
+forward or backward pass at once (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs). It always uses the same
+addresses, and tensors of the same shape. So batches are padded to one of a few lengths, and each length is recorded once.
 """
 
 import gc
@@ -21,12 +22,14 @@ from config import Config
 from finetuning.speed.precision import uses_autocast
 from finetuning.task import Task
 
-MAX_LENGTHS = 8  # that are recorded
+MAX_LENGTHS = 8  # number of lengths that are recorded
 
 
 def apply_to(task: Task, config: Config) -> bool:
-    """Return whether a run's steps can be recorded: nothing in them is random, and gradients come from one pass in one process,
-    as each pass overwrites those of the last."""
+    """Return whether a run's steps can be recorded.
+
+    Nothing in a step may be random. A step must be one pass in one process, because each pass overwrites the gradients of the last.
+    """
     return (
         config.cuda_graphs
         and config.speedups
@@ -40,10 +43,10 @@ def apply_to(task: Task, config: Config) -> bool:
 
 
 class Graphs(TrainerCallback):
-    """Records when training begins: then the weights stay in their places, and no thread that loads batches uses the GPU."""
+    """Records the steps when training begins: from then on weights keep their addresses, and no thread loads batches yet."""
 
     def __init__(self, trainer: Trainer) -> None:
-        """`trainer`: the `FineTuner` that this is added to."""
+        """`trainer` is the `FineTuner` that this callback is added to."""
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, model, **_) -> None:
@@ -56,21 +59,21 @@ class Graphs(TrainerCallback):
         try:
             graphs = record(model, input_names, rows, lengths)
         except RuntimeError as error:
-            message = f"cuda_graphs: this model can't be recorded and trains without them ({str(error).splitlines()[0]})"
+            message = f"note: this model can't be recorded, so it trains without CUDA graphs ({str(error).splitlines()[0]})"
         else:
             padding = dict.fromkeys(input_names, 0) | {"input_ids": self.trainer.processing_class.pad_token_id}
             model.forward = padded(model, graphs, rows, padding)
             message = f"training steps recorded as CUDA graphs in {time.perf_counter() - started:.1f} s"
-        gc.collect()  # what a failed recording left
+        gc.collect()  # frees the memory of a failed recording
         tqdm.write(message, file=sys.stdout)
 
     def on_train_end(self, args, state, control, model, **_) -> None:
         vars(model).pop("forward", None)
-        gc.collect()  # in this process: one that loads batches fails when it deletes a graph that it was forked with
+        gc.collect()  # deletes the graphs now: a forked process that loads batches would fail when it deletes them
 
 
 class _Logits(torch.nn.Module):
-    """A model from tensors to a tensor, as `make_graphed_callables` needs it."""
+    """A model as a function of tensors that returns a tensor, which `make_graphed_callables` needs."""
 
     def __init__(self, model: torch.nn.Module, input_names: list[str]) -> None:
         super().__init__()
@@ -81,14 +84,15 @@ class _Logits(torch.nn.Module):
 
 
 def record(model: torch.nn.Module, input_names: list[str], rows: int, lengths: list[int]) -> dict[int, torch.nn.Module]:
-    """Return for each of `lengths` the model on inputs (rows, tokens), in the order of `input_names`; it gives logits.
+    """Return {length: recorded model} for each of `lengths`, in tokens.
 
-    Raise `RuntimeError` if the model asks the GPU what to do next, or memory is too small.
+    A recorded model maps inputs (rows, tokens), in the order of `input_names`, to logits. Raise `RuntimeError` if a step depends on
+    values that must be copied from the GPU, or if memory is too small.
     """
     graphs, pool = {}, torch.cuda.graph_pool_handle()
-    for tokens in reversed(lengths):  # in one pool, as only one runs at a time: the shorter ones find room in the longest
+    for tokens in reversed(lengths):  # only one graph runs at a time, so shorter ones use the memory of the longest
         inputs = {name: torch.zeros(rows, tokens, dtype=torch.long, device=model.device) for name in input_names}
-        inputs["attention_mask"][:, :-1] = 1  # not all, or transformers would leave the mask out
+        inputs["attention_mask"][:, :-1] = 1  # with ones only, transformers would drop the mask
         graphs[tokens] = torch.cuda.make_graphed_callables(_Logits(model, input_names), tuple(inputs.values()), pool=pool)
     return graphs
 
@@ -96,7 +100,10 @@ def record(model: torch.nn.Module, input_names: list[str], rows: int, lengths: l
 def padded(
     model: torch.nn.Module, graphs: dict[int, torch.nn.Module], rows: int, padding: dict[str, int]
 ) -> Callable[..., ModelOutput]:
-    """Return the model's `forward` through `graphs`, used in training if the inputs fit; `padding`: the value that pads each input."""
+    """Return a `forward` that uses `graphs` in training if the inputs fit, else the model's own.
+
+    `rows` and the keys of `graphs`, in tokens, are the recorded sizes. `padding` has the value with which each input is padded.
+    """
     plain = model.forward
 
     def forward(**inputs) -> ModelOutput:

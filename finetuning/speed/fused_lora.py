@@ -1,4 +1,4 @@
-"""LoRA's update in one autograd node: two passes over a layer's output instead of five."""
+"""LoRA's update in one autograd node, with two passes over a layer's output instead of five."""
 
 import functools
 import hashlib
@@ -10,19 +10,19 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-# sha256 of the source of peft's Linear.forward that is replaced here (0.21.2). Another source may compute something else.
+# The SHA-256 of the source of peft's Linear.forward (0.21.2), which is replaced. Another version may compute something else.
 KNOWN_FORWARD = "ec0a80f5c5ce05f5dd90027952bb5d29aaf910e9d2ab40486a90e8a03c7e1cd9"
 
 
 def fuse_lora(model: PeftModel, bias_as_rank: bool) -> int:
-    """Replace the forward pass of peft's LoRA layers, in place; return how many were replaced.
+    """Replace the forward pass of peft's LoRA layers, in place, and return the number of replaced layers.
 
-    A layer that was subclassed, patched or edited keeps its own forward pass. `bias_as_rank`: see `_FusedLora`.
+    Layers of subclasses, and layers with a patched or edited forward pass, keep their own. `bias_as_rank`: see `_FusedLora`.
     """
     forward = LoraLinear.forward
     if not inspect.isfunction(forward):
         return 0
-    source = inspect.getsource(forward.__code__)  # of the code: of a function that wraps peft's, Python gives peft's source
+    source = inspect.getsource(forward.__code__)  # for a function that wraps peft's, getsource(forward) would return peft's source
     if hashlib.sha256(source.encode()).hexdigest() != KNOWN_FORWARD:
         return 0
     layers = [module for module in model.modules() if type(module) is LoraLinear and _is_plain(module)]
@@ -32,7 +32,7 @@ def fuse_lora(model: PeftModel, bias_as_rank: bool) -> int:
 
 
 def _is_plain(layer: LoraLinear) -> bool:
-    """Return whether a layer and the one it adapts have the forward pass of their class, and the update is x A' B' alone."""
+    """Return whether a layer and its base layer have the forward pass of their class, and the update is only x A' B'."""
     if type(layer.base_layer) not in (torch.nn.Linear, Conv1D) or "forward" in vars(layer) | vars(layer.base_layer):
         return False
     dropouts = [dropout for dropout in layer.lora_dropout.values() if not isinstance(dropout, torch.nn.Identity)]
@@ -43,16 +43,16 @@ def _forward(layer: LoraLinear, x: torch.Tensor, bias_as_rank: bool) -> torch.Te
     if layer.disable_adapters or layer.merged:
         return LoraLinear.forward(layer, x)
     base, name = layer.base_layer, layer.active_adapters[0]
-    weight = base.weight.t() if isinstance(base, Conv1D) else base.weight  # GPT-2's are transposed
+    weight = base.weight.t() if isinstance(base, Conv1D) else base.weight  # GPT-2's weights are transposed
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     return _FusedLora.apply(x, weight, base.bias, a, b, layer.scaling[name], bias_as_rank)
 
 
 class _FusedLora(torch.autograd.Function):
-    """x W' + bias + (x A') (s B)', where only A and B are trained; computed in x's dtype.
+    """x W' + bias + (x A') (s B)', where only A and B are trained; s is the scaling. Computed in the dtype of x.
 
-    `bias_as_rank`: a CPU would add the bias in another pass over the output, so it becomes one more rank. A GPU adds it while it
-    multiplies, and its fast kernels want a rank that is a multiple of eight.
+    `bias_as_rank` adds the bias as one more rank of the update. This saves a CPU a pass over the output. A GPU adds the bias
+    during the multiplication, and its fast kernels need a rank that is a multiple of eight.
     """
 
     @staticmethod

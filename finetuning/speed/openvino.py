@@ -1,6 +1,6 @@
-"""OpenVINO in PyTorch's place for new texts, on a CPU that has it installed: the same model, faster.
+"""Predict new texts with OpenVINO instead of PyTorch, on a CPU: the same model, faster. OpenVINO is optional.
 
-Training and evaluation stay with PyTorch, so that a result never depends on what else is installed.
+Training and evaluation always use PyTorch, so that results do not depend on what else is installed.
 """
 
 import contextlib
@@ -13,16 +13,19 @@ import torch
 
 from finetuning.speed.attention import ATTENTION
 
-TOLERANCE = 0.25  # largest difference of a logit in bf16
+TOLERANCE = 0.25  # the largest allowed difference from PyTorch's logits, in bf16
 
 
 class OpenVino(torch.nn.Module):
-    """Answers as `model` does; built when the first batch says which inputs there are, and compared with it on that batch."""
+    """`model` computed by OpenVINO. It is compiled for the inputs of the first batch, and its logits for that batch are checked."""
 
     def __init__(
         self, model: torch.nn.Module, precision: str, calibration_batches: Callable[[], list[dict[str, torch.Tensor]]] | None = None
     ) -> None:
-        """`precision`: bf16 or float32. `calibration_batches`: gives batches for 8-bit weights and activations; None: no 8 bits."""
+        """`precision` is bf16 or float32. `calibration_batches` returns batches to calibrate 8-bit weights and activations on.
+
+        Without it, weights are not quantized.
+        """
         super().__init__()
         self.model, self.precision, self.calibration_batches, self.compiled = model, precision, calibration_batches, None
 
@@ -33,7 +36,7 @@ class OpenVino(torch.nn.Module):
             expected = self.model(**batch).logits
             if self.calibration_batches or np.allclose(self._compute(batch), expected, atol=TOLERANCE):
                 self.model = None
-            else:  # Gemma 3, for example, where padding attends to nothing
+            else:  # for example Gemma 3, in which padding tokens attend to no token
                 print("note: OpenVINO does not agree with PyTorch on this model, so PyTorch predicts", file=sys.stderr)
                 self._compute = lambda batch: self.model(**batch).logits
         return {"logits": torch.as_tensor(self._compute(batch))}
@@ -49,7 +52,7 @@ class OpenVino(torch.nn.Module):
         if self.model.config._attn_implementation == ATTENTION:
             self.model.set_attn_implementation("sdpa")
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of what tracing can't follow; the tests compare other lengths and batches
+            warnings.simplefilter("ignore")  # they are about code that tracing can't follow; the tests compare other shapes
             converted = openvino.convert_model(_Logits(self.model), example_input=example)
         if self.calibration_batches:
             converted = _to_int8(converted, self.calibration_batches())
@@ -62,7 +65,7 @@ class OpenVino(torch.nn.Module):
 
 
 class _Logits(torch.nn.Module):
-    """A model from tensors to a tensor, as tracing needs it."""
+    """A model as a function of tensors that returns a tensor, which tracing needs."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""The Trainer and what it needs: trainer, batches, checkpoints, progress, trackers, search; prediction for all who predict."""
+"""Training with the Trainer: trainer, batches, checkpoints, progress, trackers, search. Prediction: prediction, translating."""

@@ -1,7 +1,7 @@
-"""Which rows a training step sees: a function of (data, seed, epoch, effective batch size) and of nothing else.
+"""The rows of each training step: a function of (data, seed, epoch, effective batch size) and of nothing else.
 
-It does not depend on what was drawn before, so an interrupted run continues as if it had not been interrupted. It does not depend on
-the number of processes or `gradient_accumulation_steps` either, which only divide a step's rows.
+They do not depend on earlier random numbers, so an interrupted run continues as if it had not been interrupted. They do not depend
+on the number of processes or on `gradient_accumulation_steps` either, which only divide a step's rows.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,39 +14,40 @@ from config import Config
 from finetuning.data.tokens import Tokens
 from finetuning.errors import UserError
 
-SHORT_LENGTH = 128  # tokens a text is truncated to during `length_warmup`
-STEPS_PER_WINDOW = 50  # steps whose rows are sorted by length together, as in transformers' LengthGroupedSampler
+SHORT_LENGTH = 128  # tokens; a text is truncated to them during `length_warmup`
+STEPS_PER_WINDOW = 50  # rows are sorted by length within so many steps, as in transformers' LengthGroupedSampler
 
 
 def count_steps(rows: int, size: int) -> int:
-    """Return the number of steps of an epoch."""
+    """Return the number of steps of an epoch with steps of at most `size` rows."""
     return -(-rows // size)
 
 
 def check_step_size(rows: int, config: Config) -> None:
-    """Raise `UserError` if a step has too few rows for each process to have one in each of its forward passes."""
+    """Raise `UserError` if a step has too few rows to give each process one row in each of its forward passes."""
     size, processes = config.batch_size * config.gradient_accumulation_steps, PartialState().num_processes
-    parts, least = config.gradient_accumulation_steps * processes, rows // count_steps(rows, size)
-    if least < parts:
+    parts, fewest_rows = config.gradient_accumulation_steps * processes, rows // count_steps(rows, size)
+    if fewest_rows < parts:
         raise UserError(
-            f"batch_size={config.batch_size}, gradient_accumulation_steps={config.gradient_accumulation_steps}: the steps of {rows:,} "
-            f"training rows have as few as {least}, which can't be divided among {config.gradient_accumulation_steps} forward "
-            f"passes of {processes} processes; raise batch_size, or lower the accumulation or the number of processes"
+            f"batch_size={config.batch_size}, gradient_accumulation_steps={config.gradient_accumulation_steps}: the smallest step "
+            f"of {rows:,} training rows has {fewest_rows}, too few for {config.gradient_accumulation_steps} forward passes of "
+            f"{processes} processes; raise batch_size, or lower gradient_accumulation_steps or the number of processes"
         )
 
 
 def short_steps(steps: int, length_warmup: float) -> range:
-    """Return the steps of a run that read short texts. The first step does not: too little memory shows at once."""
+    """Return the steps that read shorter texts (`length_warmup`). The first step does not: it shows whether memory suffices."""
     return range(1, round(length_warmup * steps))
 
 
 def steps_of_epoch(
     lengths: np.ndarray, size: int, seed: int, epoch: int, by_length: bool = True, mixed: bool = False
 ) -> list[np.ndarray]:
-    """Return the rows of each step: all rows once, in as few steps of at most `size` as possible, which differ by one row at most.
+    """Return the rows of each step. Each row occurs once, in as few steps of at most `size` rows as possible.
 
-    With `by_length`, a step's rows are of similar `lengths` (rows,), and the step with the longest comes first, so that too little
-    memory shows at once. Lengths fall from step to step within a window, or with `mixed` come in random order.
+    The sizes of two steps differ by at most one row. With `by_length`, the rows of a step have similar `lengths` (rows,), and the
+    step with the longest row comes first: it shows at once whether memory suffices. Lengths fall from step to step within a window
+    of `STEPS_PER_WINDOW` steps; with `mixed`, the steps come in random order.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
@@ -57,16 +58,16 @@ def steps_of_epoch(
     if mixed:
         steps = [steps[i] for i in rng.permutation(len(steps))]
     if by_length:
-        longest = int(np.argmax([lengths[rows].max() for rows in steps]))
-        steps[0], steps[longest] = steps[longest], steps[0]
+        step_with_longest = int(np.argmax([lengths[rows].max() for rows in steps]))
+        steps[0], steps[step_with_longest] = steps[step_with_longest], steps[0]
     return steps
 
 
 @dataclass
 class Batches:
-    """A batch sampler: this process's part of each step, as lists of (step of the run, epoch, row), one per forward pass."""
+    """A batch sampler: this process's part of each step. It yields one list of (step of the run, epoch, row) per forward pass."""
 
-    lengths: np.ndarray
+    lengths: np.ndarray  # (rows,) tokens
     size: int  # the effective batch size
     seed: int
     by_length: bool
@@ -74,7 +75,7 @@ class Batches:
     passes: int  # forward passes per step: gradient_accumulation_steps
     processes: int
     process: int
-    epoch: Callable[[], int]  # called when an epoch begins
+    epoch: Callable[[], int]  # returns the number of the epoch; called when an epoch begins
 
     def __len__(self) -> int:
         return count_steps(len(self.lengths), self.size) * self.passes
@@ -89,7 +90,7 @@ class Batches:
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """The examples that `Batches` names: `tokens`, changed by the task's `augment`, and in the steps `short` by its `shorten`."""
+    """The examples whose numbers `Batches` yields. The task's `augment` changes them, in the steps `short` also its `shorten`."""
 
     tokens: Tokens
     augment: Callable[[dict, int, int], dict] | None = None

@@ -1,7 +1,7 @@
-"""Checkpoints that are complete or do not count, and what a resumed run needs to end bit for bit like an uninterrupted one.
+"""Complete checkpoints, from which a resumed run ends bit for bit like an uninterrupted one.
 
-The Trainer writes a checkpoint in place. It counts once all of it is on the disk: whole.json is written then, with each file's
-size and the seconds of training so far.
+The Trainer writes the files of a checkpoint one after the other. When all are on the disk, whole.json is added, with the size of
+each file and the seconds of training so far. A checkpoint without whole.json is incomplete and never used.
 """
 
 import json
@@ -19,13 +19,16 @@ COMPLETE = "whole.json"
 
 
 class Keeper(TrainerCallback):
-    """Marks checkpoints as complete, saves each that is the best so far, and logs with each, so that a resumed run continues its log."""
+    """Marks checkpoints as complete, and saves one whenever a validation is the best so far.
+
+    It also logs at each checkpoint, so that the log of a resumed run has no gap.
+    """
 
     def __init__(self) -> None:
         self.seconds_before, self.started = 0.0, time.perf_counter()
 
     def seconds(self) -> float:
-        """Return the seconds of training, those before an interruption included."""
+        """Return the seconds of training, including those before an interruption."""
         return self.seconds_before + time.perf_counter() - self.started
 
     def on_train_begin(self, args, state, control, **_) -> None:
@@ -62,7 +65,7 @@ def _folder(args, step: int) -> Path:
 
 @by_first
 def last_complete(checkpoints: Path) -> str | None:
-    """Return a run's last complete checkpoint, None if there is none yet. Delete what a kill left half written or half deleted."""
+    """Return the path of a run's last complete checkpoint, None if there is none. Delete incomplete ones of a killed process."""
     complete = {}
     for folder in checkpoints.glob("checkpoint-*"):
         try:

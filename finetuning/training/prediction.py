@@ -1,4 +1,4 @@
-"""Prediction through the Trainer: texts of like length together, each process a part."""
+"""Prediction through the Trainer: texts of similar length share a batch, and each process predicts a part."""
 
 import tempfile
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from finetuning.speed.precision import machine_arguments
 from finetuning.task import Task
 from finetuning.training import progress
 
-BATCHES = 32  # predicted at a time; of each the Trainer keeps a small tensor, which is in the way of larger ones
+BATCHES_AT_A_TIME = 32  # The Trainer keeps a small tensor of each batch. Many of them fragment the memory that larger tensors need.
 
 
 class Predictor:
-    """A model with all that prediction needs; passed to `Task.predict` and `Task.answers`."""
+    """A model with its task, tokenizer and settings, as `Task.predict` and `Task.answers` need it."""
 
     def __init__(
         self,
@@ -31,21 +31,21 @@ class Predictor:
         show_progress: bool = True,
         trainer: Trainer | None = None,
     ) -> None:
-        """`trainer`: the one that trains the model, when it validates; not given: a new one."""
+        """`trainer` is the one that trains the model, for validation during training. Without it, a new one is made."""
         self.task, self.model, self.tokenizer, self.config = task, model, tokenizer, config
         self.show_progress, self.trainer = show_progress, trainer
-        self.options: dict = {}  # flags of predict.py that the task knows
+        self.options: dict = {}  # the flags of predict.py that the task knows, with their values
 
     def outputs(self, tokens: Tokens) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-        """Yield positions of examples, and the model's outputs for them: an array for each batch, (examples, ...), in their order.
+        """Yield (positions of examples, the model's outputs for them). The outputs are an array for each batch, (examples, ...).
 
-        Each process of a run computes a part and gets all.
+        Each process computes a part of the outputs and gets all of them.
         """
         order, unlabelled = by_length(tokens), tokens.unlabelled()
         trainer = self.trainer or self._new_trainer(np.minimum(tokens.lengths[order], self.config.max_length))
-        piece = BATCHES * trainer.args.per_device_eval_batch_size * trainer.args.world_size
-        for start in range(0, len(order), piece):
-            positions = order[start : start + piece]
+        examples_at_a_time = BATCHES_AT_A_TIME * trainer.args.per_device_eval_batch_size * trainer.args.world_size
+        for start in range(0, len(order), examples_at_a_time):
+            positions = order[start : start + examples_at_a_time]
             loader = trainer.get_test_dataloader(Subset(unlabelled, positions))
             yield positions, trainer.evaluation_loop(loader, description="", prediction_loss_only=False).predictions
             if self.config.speedups:
@@ -53,8 +53,8 @@ class Predictor:
 
     def _new_trainer(self, lengths: np.ndarray) -> Trainer:
         arguments = TrainingArguments(
-            tempfile.gettempdir(),  # the Trainer makes its folder, though nothing is written
-            eval_do_concat_batches=False,  # concatenating after each batch is quadratic in the rows
+            tempfile.gettempdir(),  # the Trainer creates this folder, but writes nothing into it
+            eval_do_concat_batches=False,  # the time to concatenate after each batch is quadratic in the number of rows
             disable_tqdm=True,
             label_names=[],
             report_to="none",
@@ -67,5 +67,5 @@ class Predictor:
 
 
 def by_length(tokens: Tokens) -> np.ndarray:
-    """Return positions, the longest example first: little padding, and the same batches for any number of processes."""
+    """Return the positions of examples, longest first: little padding, and the same batches for any number of processes."""
     return np.argsort(-tokens.lengths.astype(np.int64), kind="stable")

@@ -1,6 +1,6 @@
-"""What the terminal shows during training and prediction: one bar with the remaining time, a line for each validation.
+"""Progress in the terminal: a bar with the remaining time, and a line for each validation.
 
-A file or a pipe gets the same lines, and no bar.
+Output to a file or a pipe has the same lines, without the bar.
 """
 
 import math
@@ -16,34 +16,36 @@ from finetuning.console import duration
 from finetuning.task import Metric
 
 STEPS_BEFORE_ESTIMATE = SECONDS_BEFORE_ESTIMATE = 5  # both must have passed before the first estimate of the remaining time
-LONG_TRAINING = 5 * 60  # seconds; above it a message says what would shorten training
-FORWARD_FRACTION = 0.4  # of a training step's time, to predict as many tokens
-ATTENTION_TOKENS = 1_000  # length at which attention takes as long as all other layers: small encoders on a CPU
+LONG_TRAINING = 5 * 60  # seconds; above it, a message names the settings that would shorten training
+FORWARD_FRACTION = 0.4  # time to predict, as a fraction of the time to train on as many tokens
+ATTENTION_TOKENS = 1_000  # tokens of a text at which attention takes as long as all other layers (small encoders on a CPU)
 
 
 def work(tokens: np.ndarray) -> np.ndarray:
-    """Return what the time for texts of so many tokens, padding included, is proportional to."""
+    """Return numbers that the computing time is proportional to; `tokens` are the lengths of texts, including padding."""
     return tokens * (1 + tokens / ATTENTION_TOKENS)
 
 
 class Training(TrainerCallback):
-    """Replaces the Trainer's own callbacks, which print a dictionary at each log."""
+    """The bar and the table of validations, in place of the Trainer's own callbacks, which print dictionaries."""
 
     def __init__(self, trainer: Trainer, metric: Metric) -> None:
-        """`trainer`: the one that this is added to. `metric`: the one that is shown beside the losses."""
+        """`trainer` is the one that this callback is added to; `metric` is shown beside the losses."""
         self.trainer, self.metric = trainer, metric
 
     def on_train_begin(self, args, state, control, **_) -> None:
         self.show = state.is_world_process_zero
-        self.spent, self.done, self.validation, self.steps, self.losses = 0.0, 0.0, None, 0, []
-        self.estimated = self.header = False
+        self.spent, self.done = 0.0, 0.0  # seconds of the steps so far, and their work
+        self.validation: float | None = None  # seconds of the last validation
+        self.steps, self.losses = 0, []
+        self.estimated = self.header = False  # whether they are printed
         self.work = self.trainer.work_of_steps()
         limit = self.trainer.config.max_length
         self.work_of_validation = work(np.minimum(self.trainer.eval_dataset.lengths, limit)).sum()
         self.bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
-            disable=None if self.show else True,  # None: where it is no terminal
+            disable=None if self.show else True,  # None: no bar unless the output is a terminal
             bar_format="{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} steps{postfix}",
             leave=False,
         )
@@ -51,7 +53,7 @@ class Training(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_) -> None:
         now = time.perf_counter()
-        if self.steps:  # the first one warms up
+        if self.steps:  # the first step is slower and does not count
             self.spent += now - self.since
             self.done += self.work[state.global_step - 1]
         self.steps, self.since = self.steps + 1, now
@@ -68,12 +70,12 @@ class Training(TrainerCallback):
                     self.write("(to shorten it, lower train_samples, max_length or num_train_epochs)")
 
     def left(self, args, state) -> float:
-        """Return the seconds until the last step, its validation included."""
-        rate = self.spent / self.done
-        every = state.eval_steps if args.eval_strategy == "steps" else state.max_steps // math.ceil(args.num_train_epochs)
-        validations = state.max_steps // every - state.global_step // every
-        validation = self.validation or self.work_of_validation * FORWARD_FRACTION * rate
-        return rate * self.work[state.global_step : state.max_steps].sum() + validations * validation
+        """Return the remaining seconds of training, including validations."""
+        seconds_per_work = self.spent / self.done
+        interval = state.eval_steps if args.eval_strategy == "steps" else state.max_steps // math.ceil(args.num_train_epochs)
+        validations = state.max_steps // interval - state.global_step // interval
+        validation = self.validation or self.work_of_validation * FORWARD_FRACTION * seconds_per_work
+        return seconds_per_work * self.work[state.global_step : state.max_steps].sum() + validations * validation
 
     def on_log(self, args, state, control, logs, **_) -> None:
         self.losses += [logs["loss"]] if "loss" in logs else []
@@ -87,15 +89,13 @@ class Training(TrainerCallback):
             return
         if not self.header:
             self.header = True
-            self.write(
-                f"{'step':>14}{'epoch':>8}{'training loss':>16}{'validation loss':>18}{self.metric.name if self.metric.name != 'loss' else '':>12}"
-            )
+            name = self.metric.name if self.metric.name != "loss" else ""
+            self.write(f"{'step':>14}{'epoch':>8}{'training loss':>16}{'validation loss':>18}{name:>12}")
         loss, self.losses = (f"{np.mean(self.losses):.4f}" if self.losses else ""), []
-        shown = self.metric.show(metrics[f"eval_{self.metric.name}"]) if self.metric.name != "loss" else ""
-        self.write(
-            f"{f'{state.global_step:,}/{state.max_steps:,}':>14}{state.epoch:>8.2f}{loss:>16}{metrics['eval_loss']:>18.4f}{shown:>12}"
-            + ("  best so far" if better else "")
-        )
+        score = self.metric.show(metrics[f"eval_{self.metric.name}"]) if self.metric.name != "loss" else ""
+        step = f"{state.global_step:,}/{state.max_steps:,}"
+        line = f"{step:>14}{state.epoch:>8.2f}{loss:>16}{metrics['eval_loss']:>18.4f}{score:>12}"
+        self.write(line + ("  best so far" if better else ""))
 
     def on_save(self, args, state, control, **_) -> None:
         self.since = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Search for better settings with Optuna, through the Trainer's own `hyperparameter_search`, on validation alone."""
+"""Search for better settings with Optuna and the Trainer's `hyperparameter_search`. Trials are compared on validation only."""
 
 import hashlib
 import json
@@ -19,26 +19,27 @@ from finetuning.model.base import build_base
 from finetuning.model.lora import add_lora
 from finetuning.training.trainer import build_trainer, chosen_metric
 
-TRAINER_NAMES = {"batch_size": "per_device_train_batch_size"}  # settings that TrainingArguments calls otherwise
+TRAINER_NAMES = {"batch_size": "per_device_train_batch_size"}  # settings that have another name in TrainingArguments
 
 
 def draw(trial, config: Config) -> Config:
-    """Return `config` with what an Optuna trial draws from `SEARCH_SPACE`; lora_alpha keeps its ratio to lora_r."""
-    drawn = {}
+    """Return `config` with the settings that an Optuna trial draws from `SEARCH_SPACE`. lora_alpha keeps its ratio to lora_r."""
+    settings = {}
     for name, values in SEARCH_SPACE.items():
         if isinstance(values, tuple):
-            drawn[name] = trial.suggest_float(name, *values, log=True)
+            settings[name] = trial.suggest_float(name, *values, log=True)
         else:
-            drawn[name] = trial.suggest_categorical(name, values)
-    if "lora_r" in drawn and "lora_alpha" not in drawn:
-        drawn["lora_alpha"] = round(drawn["lora_r"] * config.lora_alpha / config.lora_r)
-    return replace(config, **drawn)
+            settings[name] = trial.suggest_categorical(name, values)
+    if "lora_r" in settings and "lora_alpha" not in settings:
+        settings["lora_alpha"] = round(settings["lora_r"] * config.lora_alpha / config.lora_r)
+    return replace(config, **settings)
 
 
 def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, tokens: dict[str, Tokens], data: Data) -> None:
-    """Bring the search for this model and data to `trials` trials, and print the best settings as a preset.
+    """Search until there are `trials` finished trials of this model and data, and print the best settings as a preset.
 
-    Trials are kept in `output_dir`/search.db, so that a search that was stopped, or is given more trials, continues.
+    Trials are stored in `output_dir`/search.db. So a stopped search can be continued, and a finished one can get more trials.
+    Raise `UserError` if Optuna is missing, or if there are several processes.
     """
     try:
         import optuna
@@ -59,9 +60,9 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
         return add_lora(data.task, build_base(data.task, source, data.label_names, config), config)
 
     def space(trial) -> dict:
-        drawn = draw(trial, config)
-        print(f"trial {trial.number}: {_settings(drawn, config)}", flush=True)
-        return {TRAINER_NAMES.get(setting, setting): getattr(drawn, setting) for setting in SEARCH_SPACE}
+        trial_config = draw(trial, config)
+        print(f"trial {trial.number}: {_settings(trial_config, config)}", flush=True)
+        return {TRAINER_NAMES.get(setting, setting): getattr(trial_config, setting) for setting in SEARCH_SPACE}
 
     def best_so_far(metrics: dict) -> float:
         values = [metrics[f"eval_{metric.name}"], trainer.state.best_metric]
@@ -78,18 +79,19 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
     best = draw(optuna.trial.FixedTrial(study.best_trial.params), config)
     print(
         f"\nbest of {len(study.trials)} trials: validation {metric.name} {metric.show(study.best_value)}. "
-        f'As a line of PRESETS in config.py:\n    "searched": dict({_settings(best, config)}),\n'
-        "then: python fine_tune.py --preset searched, with the other flags of this search"
+        f'To use its settings, add this line to PRESETS in config.py:\n    "searched": dict({_settings(best, config)}),\n'
+        "and run python fine_tune.py --preset searched, with the other flags of this search"
     )
 
 
 def _study_name(config: Config, source: Source, data: Data) -> str:
-    """Return a name that is the same for searches that can be continued by each other."""
+    """Return a name that is equal for searches with the same space, model, data and other settings. These have the same trials."""
     fixed = {name: value for name, value in asdict(config).items() if name not in (*SEARCH_SPACE, "output_dir", "run_name")}
     return hashlib.sha256(json.dumps([fixed, SEARCH_SPACE, source.sha256, data.sha256]).encode()).hexdigest()[:12]
 
 
-def _settings(drawn: Config, config: Config) -> str:
-    before, after = asdict(config), asdict(drawn)
+def _settings(trial_config: Config, config: Config) -> str:
+    """Return a trial's settings as a preset has them: those of the search space, and those that follow from them."""
+    before, after = asdict(config), asdict(trial_config)
     values = {name: value for name, value in after.items() if name in SEARCH_SPACE or value != before[name]}
     return ", ".join(f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())

@@ -1,7 +1,8 @@
-"""Experiment trackers: a run's settings, losses and test metrics in one and the same tracker run.
+"""Experiment trackers: one tracker run gets a run's settings, losses and test metrics.
 
-The Trainer's own callbacks send losses and validation metrics. This file adds the settings of config.py, the id by which a
-resumed run and evaluate.py find the tracker run again, and the test metrics. Trackers other than those of `SENDERS` get losses only.
+The Trainer's own callbacks send losses and validation metrics. This file adds the settings of config.py and the test metrics, and
+stores the id by which a resumed run and evaluate.py find the tracker run. Trackers that `SENDERS` lacks get losses and validation
+metrics only.
 """
 
 import importlib.util
@@ -19,18 +20,18 @@ from config import Config
 from finetuning.disk import read_json, write_json
 from finetuning.processes import by_first
 
-IDS = "trackers.json"  # in the run folder: tracker -> id of its run
+IDS_FILE = "trackers.json"  # in the run folder: name of a tracker -> id of the tracker run
 
 
 def prepare(folder: Path, config: Config) -> None:
-    """Let the Trainer's callbacks write into the run folder, and continue the tracker run of an interrupted one."""
+    """Make the Trainer's callbacks write into the run folder, and continue the tracker run if the run was interrupted."""
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "logs"))
     if "wandb" in config.report_to:
         os.environ |= {"WANDB_RUN_ID": _ids(folder).get("wandb", folder.name), "WANDB_RESUME": "allow"}
 
 
 class Settings(TrainerCallback):
-    """Sends the settings of config.py, and stores the trackers' ids."""
+    """Sends the settings of config.py to the trackers, and stores the ids of the tracker runs."""
 
     def __init__(self, folder: Path, config: Config, callbacks: Callable[[], list[TrainerCallback]]) -> None:
         self.folder, self.config, self.callbacks = folder, config, callbacks
@@ -52,18 +53,18 @@ class Settings(TrainerCallback):
                 import trackio
 
                 trackio.config.update(settings, allow_val_change=True)
-        if (self.folder / "config.json").is_file():  # there is no run folder during a search
-            write_json(self.folder / IDS, ids)
+        if (self.folder / "config.json").is_file():  # a search has no run folder
+            write_json(self.folder / IDS_FILE, ids)
 
 
 def _ids(folder: Path) -> dict[str, str]:
-    file = folder / IDS
+    file = folder / IDS_FILE
     return read_json(file) if file.is_file() else {}
 
 
 @by_first
 def send_test(folder: Path, config: Config, metrics: dict) -> None:
-    """Send the test metrics, as test/NAME, and the pictures to the tracker run of training."""
+    """Send the test metrics, named test/METRIC, and the pictures to the tracker run of the training."""
     numbers = {f"test/{name}": value for name, value in metrics.items() if isinstance(value, float)}
     pictures = {file.stem: file for file in sorted(folder.glob("*.png"))}
     step = metrics["validation"]["step"]
@@ -96,8 +97,8 @@ def _wandb(folder: Path, numbers: dict[str, float], pictures: dict[str, Path], s
 def _trackio(folder: Path, numbers: dict[str, float], pictures: dict[str, Path], step: int) -> None:
     import trackio
 
-    (before,) = (run.config for run in trackio.Api().runs("huggingface") if run.name == folder.name)
-    settings = {name: value for name, value in before.items() if not name.startswith("_")}  # or they would be lost
+    (stored,) = (run.config for run in trackio.Api().runs("huggingface") if run.name == folder.name)
+    settings = {name: value for name, value in stored.items() if not name.startswith("_")}  # `init` drops those not given again
     trackio.init(project="huggingface", name=folder.name, resume="allow", config=settings)
     trackio.log(numbers | {f"test/{name}": trackio.Image(str(file)) for name, file in pictures.items()})
     trackio.finish()

@@ -1,4 +1,4 @@
-"""Train with the Hugging Face Trainer."""
+"""Training with the Hugging Face Trainer."""
 
 import math
 import time
@@ -27,7 +27,7 @@ from finetuning.training.batches import SHORT_LENGTH, Batches, TrainingRows, cou
 from finetuning.training.checkpoints import Keeper, last_complete
 from finetuning.training.prediction import Predictor
 
-STEPS_BETWEEN_TRIMS = 50  # between two times that freed memory is given back to the system
+STEPS_BETWEEN_TRIMS = 50  # steps after which freed memory is given back to the system again
 
 
 def chosen_metric(task: Task, config: Config) -> Metric:
@@ -39,9 +39,9 @@ def chosen_metric(task: Task, config: Config) -> Metric:
 def build_trainer(
     model: PeftModel, tokenizer: PreTrainedTokenizerBase, tokens: dict[str, Tokens], data: Data, checkpoints: Path
 ) -> "FineTuner":
-    """Return a Trainer that keeps the best checkpoint by validation and stops early.
+    """Return a Trainer that keeps the checkpoint with the best validation metric and stops early.
 
-    `tokens`: those of the splits "train" and "validation" of `data`. `checkpoints`: the folder for them.
+    `tokens` has the splits "train" and "validation" of `data` as keys. `checkpoints` is the folder for the checkpoints.
     """
     task, config, train = data.task, data.config, tokens["train"]
     trackers.prepare(checkpoints.parent, config)
@@ -87,15 +87,15 @@ def training_arguments(task: Task, config: Config, checkpoints: Path) -> Trainin
         eval_steps=config.eval_steps,
         save_strategy=config.eval_strategy,
         save_steps=config.save_steps or config.eval_steps,
-        save_total_limit=2,  # and the best: the one before is complete while the next is written
+        save_total_limit=2,  # and the best one; while a checkpoint is written, the one before it is complete
         load_best_model_at_end=True,
         metric_for_best_model=metric.name,
         greater_is_better=metric.better == "higher",
-        restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
+        restore_callback_states_from_checkpoint=True,  # a resumed run needs the counter of early stopping
         logging_steps=0.05,
-        disable_tqdm=True,  # progress.py has its own
+        disable_tqdm=True,  # progress.py draws the bar
         label_names=[],  # validation computes the task's statistics, not the Trainer's loss
-        eval_do_concat_batches=False,  # concatenating after each batch is quadratic in the rows
+        eval_do_concat_batches=False,  # the time to concatenate after each batch is quadratic in the number of rows
         seed=config.seed,
         report_to=config.report_to.split(","),
         run_name=checkpoints.parent.name,
@@ -105,24 +105,24 @@ def training_arguments(task: Task, config: Config, checkpoints: Path) -> Trainin
 
 
 class FineTuner(Trainer):
-    """The Trainer on the steps of batches.py, with the task's loss and metrics.
+    """The Trainer with the steps of batches.py and the task's loss and metrics.
 
-    The Trainer's own sampler draws from a generator that a resumed run finds in another state. What depends on the number of steps is
-    computed from `args`, which a search sets anew for each trial.
+    The Trainer's own sampler is not used: its random generator is in another state when a run is resumed. All that depends on the
+    number of steps is computed from `args` when it is needed, because a search changes `args` for each trial.
     """
 
     def set_up(self, data: Data) -> None:
-        """Take over what the task and the data decide. `self` is already built from the Trainer's arguments."""
+        """Set the attributes that depend on the task and the data. Called after the Trainer's own `__init__`."""
         self.data, self.task, self.config, self.keeper = data, data.task, data.config, Keeper()
         self.loss_of = self.task.loss_function(data.train.labels, len(data.label_names), self.config)
         self.compute_loss_func = self._loss_of_step
 
     def _loss_of_step(self, outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
-        """Return this forward pass's part of the step's mean loss: passes and processes may hold unequal numbers of rows."""
+        """Return this forward pass's part of the step's mean loss. Passes and processes may have different numbers of rows."""
         return self.loss_of(outputs.logits, labels) / num_items_in_batch
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Return AdamW, with the larger learning rate of LoRA's B that `loraplus_lr_ratio` asks for."""
+        """Return AdamW; with `loraplus_lr_ratio` above 1, LoRA's B has a larger learning rate (LoRA+, arXiv 2402.12354)."""
         if self.config.loraplus_lr_ratio == 1 or self.optimizer is not None:
             return super().create_optimizer(model)
         self.optimizer = create_loraplus_optimizer(
@@ -142,7 +142,7 @@ class FineTuner(Trainer):
 
     @property
     def lengths(self) -> np.ndarray:
-        """(training examples,) tokens that are read of each."""
+        """The number of tokens that are read of each training example, (examples,)."""
         return np.minimum(self.train_dataset.tokens.lengths, self.config.max_length)
 
     @property
@@ -150,22 +150,27 @@ class FineTuner(Trainer):
         return self.config.padding == "longest"
 
     def count_all_steps(self) -> int:
-        """Return the number of steps of the run, as the Trainer computes it: a part of an epoch counts as such."""
+        """Return the number of steps of the run, as the Trainer computes it. `num_train_epochs` may be a fraction."""
         return math.ceil(self.args.num_train_epochs * count_steps(len(self.train_dataset), self.rows_per_step))
 
     def short_steps(self) -> range:
         return short_steps(self.count_all_steps(), self.config.length_warmup if self.train_dataset.shorten else 0.0)
 
     def _prepare_input(self, data):
-        """Copy a batch to the GPU without waiting until the GPU has finished its work."""
+        """Copy a batch to the GPU, without waiting for the GPU to finish earlier work."""
         if isinstance(data, torch.Tensor) and self.args.device.type == "cuda":
             return data.to(self.args.device, non_blocking=True)
         return super()._prepare_input(data)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
-        """Count on the CPU if there is one process: a copy to the GPU would wait likewise. A number as label counts, be it -100."""
+        """Return the number of labels of a step.
+
+        With one process it stays on the CPU, as a copy to the GPU would wait for the GPU. The Trainer leaves out labels of -100;
+        labels that are numbers (regression) all count, also -100.
+        """
         batches = [
-            {"labels": torch.zeros_like(batch["labels"])} if batch["labels"].is_floating_point() else batch for batch in batch_samples
+            {"labels": torch.zeros_like(batch["labels"])} if batch["labels"].is_floating_point() else batch
+            for batch in batch_samples
         ]
         return super()._get_num_items_in_batch(batches, device if self.args.world_size > 1 else torch.device("cpu"))
 
@@ -191,19 +196,19 @@ class FineTuner(Trainer):
         )
 
     def work_of_steps(self) -> np.ndarray:
-        """Return what the time of each step of the run is proportional to, (steps,)."""
-        lengths, limit = self.lengths, self.config.max_length
+        """Return numbers that the time of each step of the run is proportional to, (steps,), estimated from the first epoch."""
+        lengths, max_length = self.lengths, self.config.max_length
         steps = steps_of_epoch(lengths, self.rows_per_step, self.args.seed, 0, self.by_length, self.task.mixed_lengths)
-        longest = [lengths[rows].max() if self.by_length else limit for rows in steps]
-        rows = np.array([len(rows) for rows in steps])
-        full, short = (rows * progress.work(np.minimum(longest, most)) for most in (limit, SHORT_LENGTH))
-        number = np.arange(math.ceil(self.args.num_train_epochs) * len(steps))
-        return np.where(np.isin(number, self.short_steps()), short[number % len(steps)], full[number % len(steps)])
+        widths = [lengths[rows].max() if self.by_length else max_length for rows in steps]
+        rows_per_step = np.array([len(rows) for rows in steps])
+        full, short = (rows_per_step * progress.work(np.minimum(widths, limit)) for limit in (max_length, SHORT_LENGTH))
+        numbers = np.arange(math.ceil(self.args.num_train_epochs) * len(steps))
+        return np.where(np.isin(numbers, self.short_steps()), short[numbers % len(steps)], full[numbers % len(steps)])
 
     # --- validation ------------------------------------------------------------------------------------------------------
 
     def evaluate(self, *_, **__) -> dict[str, float]:
-        """Return the task's metrics on the validation rows, with the Trainer's prefix `eval_`."""
+        """Return the task's metrics on the validation rows. Their names have the Trainer's prefix `eval_`."""
         started = time.perf_counter()
         predictor = Predictor(self.task, self.model, self.processing_class, self.config, show_progress=False, trainer=self)
         predictions = self.task.validate(predictor, self.eval_dataset)
@@ -216,7 +221,7 @@ class FineTuner(Trainer):
 
 
 class _GiveBackMemory(TrainerCallback):
-    """Freed memory that is kept from step to step becomes fragmented where steps differ in size, and grows."""
+    """Gives freed memory back to the system from time to time: with steps of different sizes it becomes fragmented and grows."""
 
     def on_step_end(self, args, state, control, **_) -> None:
         if state.global_step % STEPS_BETWEEN_TRIMS == 0:
@@ -224,13 +229,13 @@ class _GiveBackMemory(TrainerCallback):
 
 
 def train(trainer: FineTuner) -> float:
-    """Train, from the last checkpoint if there is one, until the model holds the best checkpoint's weights.
+    """Train, from the last checkpoint if there is one, and load the best checkpoint's weights into the model.
 
-    Return the seconds of training, those before an interruption included.
+    Return the seconds of training, including those before an interruption.
     """
     if checkpoint := last_complete(Path(trainer.args.output_dir)):
         state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-        if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:  # only the end was missing
+        if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:  # all steps are done
             trainer.state = state
             trainer.keeper.on_train_begin(trainer.args, state, trainer.control)
             trainer._load_best_model()
@@ -240,7 +245,7 @@ def train(trainer: FineTuner) -> float:
 
 
 def best_validation(trainer: FineTuner) -> dict[str, float]:
-    """Return the validation metrics of the checkpoint that was kept, and its step."""
+    """Return the validation metrics of the best checkpoint, and its `step`."""
     step = trainer.state.best_global_step
     log = [entry for entry in trainer.state.log_history if entry["step"] == step and "eval_loss" in entry][-1]
     return {"step": step} | {metric.name: log[f"eval_{metric.name}"] for metric in trainer.task.metrics}

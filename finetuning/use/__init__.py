@@ -1,1 +1,1 @@
-"""What a finished run is used for: predicting, explaining, exporting."""
+"""Use a finished run: predict new texts, explain labels, export the model."""

@@ -1,4 +1,4 @@
-"""Which words decided a text's label, by integrated gradients."""
+"""Find the words that decided a text's label, by integrated gradients."""
 
 import torch
 from peft import PeftModel
@@ -7,15 +7,15 @@ from transformers import PreTrainedTokenizerBase
 from config import Config
 from finetuning.data.tokens import special_tokens, truncate
 
-STEPS = 32  # of the numerical integral
+STEPS = 32  # points at which the integral is evaluated
 
 
 def explain(model: PeftModel, tokenizer: PreTrainedTokenizerBase, text: str, config: Config) -> list[tuple[str, float]]:
-    """Return (word, contribution) in the order of the text, for the words that the model reads.
+    """Return (word, contribution) for the words that the model reads, in the order of the text.
 
-    Contributions are integrated gradients (arXiv 1703.01365) of the label's logit minus the mean of the others, along the way from
-    padding to the text. Together with those of the special tokens they sum to the change that the text makes. Positive ones speak for
-    the label that the text gets.
+    Contributions are integrated gradients (arXiv 1703.01365), on the path from padding tokens to the text, of the predicted label's
+    logit minus the mean of the other logits. The contributions of all tokens, including special ones, sum to the difference between
+    text and padding. A positive contribution speaks for the predicted label.
     """
     encoded = tokenizer(text, return_offsets_mapping=True)
     first, last = special_tokens(tokenizer)
@@ -26,24 +26,24 @@ def explain(model: PeftModel, tokenizer: PreTrainedTokenizerBase, text: str, con
     for position, contribution in zip(kept, contributions, strict=True):
         if (word := encoded.word_ids()[position]) is not None:
             start, end = encoded["offset_mapping"][position]
-            so_far = words.get(word, (start, end, 0.0))
-            words[word] = (so_far[0], end, so_far[2] + contribution)
+            word_start, _, word_contribution = words.get(word, (start, end, 0.0))
+            words[word] = (word_start, end, word_contribution + contribution)
     return [(text[start:end], contribution) for start, end, contribution in words.values()]
 
 
 def _blank(ids: torch.Tensor, pad_token_id: int, first: int, last: int) -> torch.Tensor:
-    """Return padding in place of the ids, (tokens,), with the special tokens kept."""
+    """Return the ids, (tokens,), with all tokens but the `first` and `last` special ones replaced by padding."""
     blank = torch.full_like(ids, pad_token_id)
     blank[:first], blank[len(ids) - last :] = ids[:first], ids[len(ids) - last :]
     return blank
 
 
 def _integrated_gradients(model: PeftModel, ids: torch.Tensor, blank: torch.Tensor) -> list[float]:
-    """Return the contribution of each of `ids`, (tokens,)."""
+    """Return the contribution of each token. `ids` and `blank` have shape (tokens,)."""
     embed = model.get_input_embeddings()
     end, start = embed(ids).detach().float(), embed(blank).detach().float()
-    fraction = (torch.arange(STEPS, device=ids.device) + 0.5) / STEPS
-    points = (start + fraction[:, None, None] * (end - start)).requires_grad_()
+    fractions = (torch.arange(STEPS, device=ids.device) + 0.5) / STEPS
+    points = (start + fractions[:, None, None] * (end - start)).requires_grad_()
     with torch.no_grad():
         label = int(model(input_ids=ids[None]).logits.argmax())
     mask = torch.ones(STEPS, len(ids), dtype=torch.long, device=ids.device)

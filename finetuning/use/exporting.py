@@ -1,4 +1,4 @@
-"""Exports of a run: merged into its base model, as ONNX, with 8-bit weights; each compared with the run's model."""
+"""Export a run: merged into its base model, as ONNX, or with 8-bit weights. Each export is compared with the run's model."""
 
 import importlib.util
 import logging
@@ -24,15 +24,16 @@ from finetuning.training.prediction import Predictor
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 NEEDED_LIBRARIES = {"merged": (), "onnx": ONNX, "int8": ONNX, "ctranslate2": ("ctranslate2",), "ctranslate2-int8": ("ctranslate2",)}
-LARGEST_DIFFERENCE = 1e-3  # of a logit, in float32
-BATCH_SIZE = 16
+LARGEST_DIFFERENCE = 1e-3  # allowed for a logit, in float32
+BATCH_SIZE = 16  # rows per batch in the comparison
 
 
 def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
-    """Write the exports and export.json into the run's folder `export`; return what it says of each, the run's model first.
+    """Write the exports and export.json into the run's folder `export`. Return the results for each, the run's model first.
 
-    Without `formats` it is all that the task knows. All are compared with the run's model on `n` rows of the test split, in float32. One
-    that does not agree (`agrees` is false) is not written. Raise `UserError` for a missing library, or an export that exists already.
+    Without `formats`, all formats of the task are exported. Each export is compared with the run's model on `n` rows of the test
+    split, in float32, and is written only if it agrees (`agrees`). Raise `UserError` for an unknown format, a missing library, or
+    if there is an export already.
     """
     formats = tuple(formats or run.task.export_formats)
     _check(run, formats)
@@ -47,7 +48,7 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
     predictor = load_predictor(in_float32, source, show_progress=False)
     comparison = _Comparison(run, predictor, test)
     comparison.add("run", predictor.model, run.folder / "adapter" / ADAPTER_FILES[1])
-    comparison.time_usual(load_predictor(run, source, show_progress=False))
+    comparison.measure_usual_speed(load_predictor(run, source, show_progress=False))
 
     shutil.rmtree(partial, ignore_errors=True)
     _write_merged(predictor, run, source.path, partial / "merged")
@@ -80,28 +81,28 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
 def _check(run: Run, formats: tuple[str, ...]) -> None:
     if unknown := [name for name in formats if name not in run.task.export_formats]:
         known = ", ".join(run.task.export_formats)
-        raise UserError(f"--formats {' '.join(unknown)}: {run.config.task} is exported as {known} only")
+        raise UserError(f"--formats {' '.join(unknown)}: {run.config.task} can be exported as {known} only")
     libraries = {library for name in formats for library in NEEDED_LIBRARIES[name]}
     if missing := sorted(library for library in libraries if not importlib.util.find_spec(library)):
         raise UserError(f"--formats {' '.join(formats)}: {', '.join(missing)} missing: pip install -r requirements-extras.txt")
     if run.config.quantization != "none":
-        raise UserError(f"{run.folder}: an adapter to weights of {run.config.quantization} can't be merged into them without loss")
+        raise UserError(f"{run.folder}: with quantization={run.config.quantization}, an adapter can't be merged without loss")
     if (run.folder / "export").exists():
         raise UserError(f"{run.folder / 'export'} exists already; remove it to export again")
 
 
 class _Comparison:
-    """Measures models on the same rows; the first is the run's, with which the others are compared."""
+    """Measures models on the same rows. The first one is the run's model; the others are compared with it."""
 
     def __init__(self, run: Run, predictor: Predictor, test: Split) -> None:
         self.run, self.predictor, self.test = run, predictor, test
         self.tokens = encode(run.task, test, predictor.tokenizer, run.config)
         self.input_names = [*self.tokens.unlabelled().inputs.column_names, "attention_mask"]
-        self.temperature = run.calibration.get("temperature", 1.0)  # the exports have it in their weights
+        self.temperature = run.calibration.get("temperature", 1.0)  # merged into the weights of exports
         self.metric, self.results = run.task.metrics[0], []
 
     def add(self, name: str, model: torch.nn.Module, file: Path) -> None:
-        """Predict with a model; `file` holds its weights."""
+        """Predict with a model and add its results. `file` has its weights."""
         task, started = self.run.task, time.perf_counter()
         predictor = Predictor(task, model, self.predictor.tokenizer, self.predictor.config, show_progress=False)
         predictions = task.predict(predictor, self.tokens)
@@ -120,10 +121,10 @@ class _Comparison:
         self.results.append(result)
 
     def _agreement(self, name: str, predictions, statistics, decisions) -> dict:
-        """Return how far a model agrees with the run's.
+        """Return how well a model agrees with the run's model: `agrees`, and the numbers that decide it.
 
-        8-bit weights may cost the fraction `int8_tolerance` of the first metric. They disagree if they certainly cost more: if the 95 %
-        interval of the paired difference is all above it. Other formats differ by rounding only.
+        Logits may differ by `LARGEST_DIFFERENCE`. 8-bit weights may instead lose the fraction `int8_tolerance` of the first metric.
+        They disagree only if the 95 % interval of the paired difference shows a larger loss at both ends.
         """
         result = {}
         if len(decisions):
@@ -135,23 +136,23 @@ class _Comparison:
             return result | {"agrees": result["largest_difference"] <= LARGEST_DIFFERENCE}
         difference = metrics.difference(self.metric, [self.reference_statistics], [statistics])
         low, high = difference["difference_ci95"] or [difference["difference"]] * 2
-        loss = low if self.metric.better == "higher" else -high
-        allowed = self.run.task.int8_tolerance * abs(self.results[0][self.metric.name])
-        return result | {f"{self.metric.name}_difference_ci95": [low, high], "agrees": loss <= allowed}
+        smallest_loss = low if self.metric.better == "higher" else -high
+        allowed_loss = self.run.task.int8_tolerance * abs(self.results[0][self.metric.name])
+        return result | {f"{self.metric.name}_difference_ci95": [low, high], "agrees": smallest_loss <= allowed_loss}
 
-    def time_usual(self, predictor: Predictor) -> None:
-        """Measure how fast predict.py is with the run's model: its own precision and batch size."""
+    def measure_usual_speed(self, predictor: Predictor) -> None:
+        """Measure the speed of predict.py with the run's model, in its own precision and batch size."""
         started = time.perf_counter()
         self.run.task.predict(predictor, self.tokens)
         self.results[0]["rows_per_s_usual"] = len(self.test) / (time.perf_counter() - started)
 
 
 def _write_merged(predictor: Predictor, run: Run, source_path: str, folder: Path) -> None:
-    """Merge the adapter into the base model, the temperature into its last layer, and save it for plain transformers."""
+    """Merge the adapter into the base model, and the temperature into its last layer. Save the model for plain transformers."""
     merged = predictor.model.merge_and_unload().eval()
     if "temperature" in run.calibration:
         _divide_logits(merged, run.calibration["temperature"])
-    if run.config.problem_type:  # a pipeline chooses softmax or sigmoid by it
+    if run.config.problem_type:  # a pipeline needs it to choose softmax or sigmoid
         merged.config.problem_type = run.config.problem_type
     extra = run.task.extra_export_weights(source_path, merged)
     merged.save_pretrained(folder, state_dict=merged.state_dict() | extra)
@@ -159,7 +160,7 @@ def _write_merged(predictor: Predictor, run: Run, source_path: str, folder: Path
 
 
 def _divide_logits(model: torch.nn.Module, temperature: float) -> None:
-    """Divide the weights of the last layer, so that its logits are those that predict.py makes probabilities of."""
+    """Divide the weights of the last layer by the temperature. The softmax of its logits then gives calibrated probabilities."""
     *_, head = (layer for layer in model.modules() if isinstance(layer, torch.nn.Linear))
     with torch.no_grad():
         for weights in head.parameters():
@@ -167,7 +168,7 @@ def _divide_logits(model: torch.nn.Module, temperature: float) -> None:
 
 
 def _remove_unwanted(partial: Path, wanted: set[str]) -> None:
-    """Delete what was needed on the way, or does not agree."""
+    """Delete the exports that were only an intermediate step, or that do not agree with the run's model."""
     files = {"merged": "merged", "onnx": "model.onnx", "int8": "model.int8.onnx"}
     files |= {name: name for name in ("ctranslate2", "ctranslate2-int8")}
     for path in (partial / file for name, file in files.items() if name not in wanted):
@@ -177,20 +178,24 @@ def _remove_unwanted(partial: Path, wanted: set[str]) -> None:
 
 
 def _record(comparison: _Comparison, data: Data, test: Split) -> dict:
-    about = {"rows": len(test), "split": data.test_split, "label_names": data.label_names, "metric": comparison.metric.name}
-    return about | {"exports": comparison.results}
+    """Return the content of export.json."""
+    test_info = {"rows": len(test), "split": data.test_split, "label_names": data.label_names, "metric": comparison.metric.name}
+    return test_info | {"exports": comparison.results}
 
 
 def files_for_the_hub(folder: Path) -> dict[str, Path]:
-    """Return the files of exports by their places in a repository of the Hub: the merged model's on top, ONNX in a folder."""
+    """Return the files of the exports in `folder`. The keys are their paths in a repository on the Hub.
+
+    The files of the merged model are at the top, those of other formats in folders.
+    """
     others = {"onnx/model.onnx": folder / "model.onnx", "onnx/model_int8.onnx": folder / "model.int8.onnx"}
     others |= {f"{file.parent.name}/{file.name}": file for file in folder.glob("ctranslate2*/*")}
     merged = {file.name: file for file in (folder / "merged").iterdir()}
-    return merged | {place: file for place, file in others.items() if file.is_file()}
+    return merged | {name: file for name, file in others.items() if file.is_file()}
 
 
 class OnnxModel(torch.nn.Module):
-    """A session of ONNX Runtime in place of a model."""
+    """An ONNX file with the interface of a model, computed by ONNX Runtime."""
 
     def __init__(self, path: Path) -> None:
         import onnxruntime
@@ -205,9 +210,9 @@ class OnnxModel(torch.nn.Module):
 
 
 def write_onnx(model: torch.nn.Module, input_names: list[str], path: Path) -> None:
-    """Write a model as ONNX, for any number of rows and tokens."""
+    """Write a model as an ONNX file for any number of rows and tokens."""
     example = {name: torch.ones(2, 16, dtype=torch.long) for name in input_names}
-    logging.disable(logging.WARNING)  # the exporter's advice is about other kinds of models
+    logging.disable(logging.WARNING)  # the exporter's warnings are about other types of models
     warnings.simplefilter("ignore", FutureWarning)
     sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     torch.onnx.export(

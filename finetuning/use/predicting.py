@@ -1,4 +1,4 @@
-"""Predict with a finished run: texts one by one, or a file at a time."""
+"""Predict with a finished run: single texts, or all rows of a file."""
 
 import contextlib
 import csv
@@ -35,36 +35,36 @@ from finetuning.task import Task
 from finetuning.training.prediction import Predictor
 
 ROWS_IN_MEMORY = 2048  # at a time
-ROWS_FOR_OPENVINO = 1_500  # from which on the four or five seconds to build it are made up for (benchmarks/engines.py)
-CALIBRATION_ROWS = 300  # training texts whose activations give the ranges of 8 bits
+ROWS_FOR_OPENVINO = 1_500  # with fewer rows, building OpenVINO's model (4 to 5 s) costs more than it saves (benchmarks/engines.py)
+CALIBRATION_ROWS = 300  # training texts on which the ranges of 8-bit activations are measured
 
 
 def pick_engine(wanted: str, run: Run, texts: int) -> str:
-    """Return what `wanted`, an --engine of predict.py, is for this many texts: torch, openvino or int8.
+    """Return the engine for this number of texts: torch, openvino or int8. `wanted` is the flag --engine of predict.py.
 
-    Raise `UserError` if it is not installed or not possible.
+    Raise `UserError` if the engine is not installed or not possible.
     """
-    able = "onnx" in run.task.export_formats and on_cpu() and PartialState().num_processes == 1
+    possible = "onnx" in run.task.export_formats and on_cpu() and PartialState().num_processes == 1
     installed = importlib.util.find_spec("openvino") is not None
     if wanted == "auto":
-        return "openvino" if able and installed and run.config.speedups and texts >= ROWS_FOR_OPENVINO else "torch"
+        return "openvino" if possible and installed and run.config.speedups and texts >= ROWS_FOR_OPENVINO else "torch"
     if wanted == "torch":
         return wanted
-    if not able:
-        raise UserError(f"--engine {wanted}: only for labels and entities, on a CPU, by one process; leave it out")
-    needed = ("openvino",) if wanted == "openvino" else ("openvino", "nncf")
-    if missing := [library for library in needed if not importlib.util.find_spec(library)]:
+    if not possible:
+        raise UserError(f"--engine {wanted} is only for labels and entities, on a CPU, in one process; leave it out")
+    libraries = ("openvino",) if wanted == "openvino" else ("openvino", "nncf")
+    if missing := [library for library in libraries if not importlib.util.find_spec(library)]:
         raise UserError(f"--engine {wanted}: {', '.join(missing)} missing: pip install -r requirements-extras.txt")
     return wanted
 
 
 def load_engine(run: Run, engine: str) -> Predictor:
-    """Return a predictor of the run's model, computed by PyTorch or by OpenVINO."""
+    """Return a predictor with the run's model, computed by PyTorch or by OpenVINO. `engine` is a result of `pick_engine`."""
     source = find_base_model(run)
     if engine == "torch":
         return load_predictor(run, source, show_progress=False)
-    exact = replace(run, config=replace(run.config, precision="float32"))
-    predictor = load_predictor(exact, source, show_progress=False)
+    in_float32 = replace(run, config=replace(run.config, precision="float32"))
+    predictor = load_predictor(in_float32, source, show_progress=False)
     merged = predictor.model.merge_and_unload().eval()
     batches = functools.partial(_calibration_batches, run, predictor) if engine == "int8" else None
     model = openvino.OpenVino(merged, pick_precision(run.config.precision)[0], batches)
@@ -72,7 +72,7 @@ def load_engine(run: Run, engine: str) -> Predictor:
 
 
 def _calibration_batches(run: Run, predictor: Predictor) -> list[dict[str, torch.Tensor]]:
-    """Return training texts, one per batch."""
+    """Return batches of one training text each."""
     train = load_data(run.task, run.config, run.origins["dataset"]).train
     sample = train.select(np.random.default_rng(0).permutation(len(train))[:CALIBRATION_ROWS])
     tokens = encode(run.task, sample, predictor.tokenizer, run.config).unlabelled()
@@ -81,21 +81,24 @@ def _calibration_batches(run: Run, predictor: Predictor) -> list[dict[str, torch
 
 
 class Answers:
-    """Answers of a run's model to new texts."""
+    """The answers of a run's model to new texts."""
 
     def __init__(self, run: Run, engine: str = "torch", **options) -> None:
-        """`engine`: as `pick_engine` gives it; `options`: the task's. Raise `UserError` for options that it does not know."""
+        """`engine` is a result of `pick_engine`, `options` are the task's. Raise `UserError` for an option that the task lacks."""
         if unknown := [name for name in options if name not in run.task.options]:
             raise UserError(f"--{unknown[0]} is not for {run.config.task}: leave it out")
         self.run, self.predictor = run, load_engine(run, engine)
         self.predictor.options = run.task.options | options
 
     def explain(self, text: str) -> list[tuple[str, float]]:
-        """Return the words that decided. Raise `UserError` if the task can't explain."""
+        """Return (word, contribution) for the words of a text. Raise `UserError` if the task has no explanations."""
         return self.run.task.explain(self.predictor, text)
 
     def each(self, rows: Dataset, columns: dict[str, str]) -> Iterator[tuple[dict, dict]]:
-        """Yield the inputs and the answer of each row, in their order, as soon as they are computed."""
+        """Yield (inputs, answer) for each row, in the order of the rows, as soon as they are computed.
+
+        `columns` maps the task's names of the input columns to those of `rows`.
+        """
         rows = rows.select_columns([*dict.fromkeys(columns.values())])
         for start in range(0, len(rows), ROWS_IN_MEMORY):
             batch = rows[start : start + ROWS_IN_MEMORY]
@@ -104,8 +107,8 @@ class Answers:
             yield from zip(_rows(inputs), _rows(answers), strict=True)
 
     def add_to(self, rows: Dataset, columns: dict[str, str], show_progress: bool = False) -> Dataset:
-        """Return `rows`, unchanged, with the task's answers as further columns; on disk, some at a time in memory."""
-        read = rows.select_columns([*dict.fromkeys(columns.values())])
+        """Return `rows` with the task's answers as further columns. The result is on disk, with some rows at a time in memory."""
+        inputs = rows.select_columns([*dict.fromkeys(columns.values())])
 
         def answer(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
             return self.answer_batch({name: batch[column] for name, column in columns.items()}, positions[0])
@@ -113,14 +116,15 @@ class Answers:
         if show_progress and sys.stderr.isatty():
             datasets.enable_progress_bars()
         options = dict(
-            with_indices=True, batched=True, batch_size=ROWS_IN_MEMORY, remove_columns=read.column_names, desc="predicted"
+            with_indices=True, batched=True, batch_size=ROWS_IN_MEMORY, remove_columns=inputs.column_names, desc="predicted"
         )
-        options["features"] = self.run.task.answer_features  # or the first rows decided, which may have no labels or entities
-        fingerprint = datasets.fingerprint.generate_random_fingerprint()  # the model would be pickled to make one
-        return concatenate_datasets([rows, read.map(answer, new_fingerprint=fingerprint, **options)], axis=1)
+        # Without features, their types would come from the first rows, which may have no labels or entities.
+        options["features"] = self.run.task.answer_features
+        fingerprint = datasets.fingerprint.generate_random_fingerprint()  # otherwise `map` would pickle the model for one
+        return concatenate_datasets([rows, inputs.map(answer, new_fingerprint=fingerprint, **options)], axis=1)
 
     def answer_batch(self, inputs: dict[str, list], rows_before: int = 0) -> dict[str, list]:
-        """Return columns of answers to rows with the task's input columns."""
+        """Return columns of answers. `inputs` has the task's input columns, `rows_before` the number of rows in earlier batches."""
         task, empty = self.run.task, self.run.task.empty_answer
         arguments = self.run.label_names, self.run.calibration
         for values in inputs.values():
@@ -128,17 +132,17 @@ class Answers:
         if empty is None:
             return task.answers(self.predictor, inputs, *arguments)
         (texts,) = inputs.values()
-        filled = [i for i, text in enumerate(texts) if (text or "").strip()]
-        some = {name: [texts[i] for i in filled] for name in inputs}
-        columns = task.answers(self.predictor, some, *arguments) if filled else {name: [] for name in empty}
-        answers = {name: dict(zip(filled, values, strict=True)) for name, values in columns.items()}
+        nonempty = [i for i, text in enumerate(texts) if (text or "").strip()]
+        nonempty_inputs = {name: [texts[i] for i in nonempty] for name in inputs}
+        columns = task.answers(self.predictor, nonempty_inputs, *arguments) if nonempty else {name: [] for name in empty}
+        answers = {name: dict(zip(nonempty, values, strict=True)) for name, values in columns.items()}
         return {name: [answers[name].get(i, value) for i in range(len(texts))] for name, value in empty.items()}
 
 
-def _check_values(values: list, kinds: tuple[type, ...], rows_before: int, may_be_empty: bool) -> None:
-    """Raise `UserError` for a value that is no text, and for an empty one unless it may be empty."""
+def _check_values(values: list, types: tuple[type, ...], rows_before: int, may_be_empty: bool) -> None:
+    """Raise `UserError` for a value that is not a text (of one of `types`), and for an empty text unless it may be empty."""
     for number, value in enumerate(values, rows_before + 1):
-        if value is not None and not isinstance(value, kinds):
+        if value is not None and not isinstance(value, types):
             raise UserError(f"text {number} is {value!r}, which is no text: set --text_column to the column with the texts")
         if not may_be_empty and (not value or (isinstance(value, str) and not value.strip())):
             raise UserError(f"text {number} is empty: every text gets an answer, so remove the empty ones")
@@ -149,17 +153,17 @@ def _rows(columns: dict[str, list]) -> list[dict]:
 
 
 def check_names(task: Task, available: list[str]) -> None:
-    """Raise `UserError` if columns of a file have the names of answers, which would replace them."""
+    """Raise `UserError` if the task's answers would replace columns of a file. `available` has the names of its columns."""
     if taken := [name for name in available if name in task.answer_features]:
-        raise UserError(f"--file: {', '.join(taken)}: --out adds answers of this name, so rename these columns of the file")
+        raise UserError(f"--file: {', '.join(taken)}: --out adds columns with these names, so rename the columns of the file")
 
 
 @by_first
 def read_stdin(encoding: str | None) -> tuple[list[str], list[str]]:
-    """Return the lines of the standard input, a text each, and notes on how they were read.
+    """Return the lines of the standard input, each a text, and notes on how they were read.
 
-    Lines end with \\n or \\r\\n alone, so that there are as many answers as `wc -l` counts. Without an `encoding` it is UTF-8, UTF-16
-    with its mark, or else guessed. Raise `UserError` for what is no text.
+    Only \\n and \\r\\n end a line, so that there are as many answers as `wc -l` counts lines. Without `encoding`, the input is read
+    as UTF-8, as UTF-16 if it begins with a byte order mark, or in a guessed encoding. Raise `UserError` if it is not text.
     """
     content, remarks = sys.stdin.buffer.read(), []
     try:
@@ -167,42 +171,43 @@ def read_stdin(encoding: str | None) -> tuple[list[str], list[str]]:
     except UnicodeDecodeError as error:
         guessed = None if encoding else _guess(content)
         if not guessed:
-            raise UserError(f"the standard input can't be read ({error}): set --encoding to the one it has") from error
+            raise UserError(f"the standard input can't be read ({error}): set --encoding to its encoding") from error
         text, remark = guessed
         remarks.append(remark)
     lines = re.split("\r?\n", text)
     if numbers := [number for number, line in enumerate(lines, 1) if "\0" in line]:
-        remedy = "is it UTF-16 (--encoding utf-16-le), or binary? If it is text, remove them: tr -d '\\000'"
-        raise UserError(f"the standard input has NUL characters, in line {numbers[0]}: {remedy}")
+        advice = "is it UTF-16 (--encoding utf-16-le) or binary? If it is text, remove them with tr -d '\\000'"
+        raise UserError(f"the standard input has NUL characters, first in line {numbers[0]}: {advice}")
     return lines if lines[-1] else lines[:-1], remarks
 
 
 def _guess(content: bytes) -> tuple[str, str] | None:
-    """Return text that is not UTF-8, and a note on the encoding that was guessed; None if none fits."""
+    """Return the text of bytes that are not UTF-8, and a note on the guessed encoding; None if no encoding fits."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "stdin"
         file.write_bytes(content)
         guessed = None if content.startswith(UTF_16) else guess_encoding([file])
     with contextlib.suppress(UnicodeDecodeError):
         if guessed:
-            remark = f"the standard input is not UTF-8; read as {guessed[0]}, with words such as {guessed[1]!r}: if wrong, set --encoding"
+            reading = f"read as {guessed[0]}, with words such as {guessed[1]!r}"
+            remark = f"the standard input is not UTF-8; {reading}: if wrong, set --encoding"
             return content.decode(guessed[0]), remark
 
 
 def rows_of(texts: list[str]) -> Dataset:
-    """Return texts as rows with the column `text`. Raise `UserError` if there is none."""
+    """Return texts as rows with the column `text`. Raise `UserError` if there are none."""
     if not texts:
         raise UserError("no texts: give them as arguments, with --file, or on the standard input, one per line")
     return Dataset.from_dict({"text": texts})
 
 
 def read_file(path: Path, encoding: str | None, cache: str) -> tuple[Dataset, list[str]]:
-    """Return the rows of a file, on disk in the folder `cache`, and notes on them. Raise `UserError` if it can't be read."""
+    """Return the rows of a file, stored in the folder `cache`, and notes on them. Raise `UserError` if the file can't be read."""
     if not path.is_file():
         raise UserError(f"--file {path}: there is no such file")
     splits, remarks, _ = read(path, READERS | {".txt": read_lines}, "--file ", encoding, cache)
     if len(splits) > 1:
-        raise UserError(f"--file {path}: it holds several splits, {', '.join(splits)}: give a file with one")
+        raise UserError(f"--file {path} has several splits, {', '.join(splits)}: give a file with one split")
     return next(iter(flat(splits).values())), remarks
 
 
@@ -210,11 +215,11 @@ def read_file(path: Path, encoding: str | None, cache: str) -> tuple[Dataset, li
 
 
 def _lists(rows: Dataset) -> Iterator[list]:
-    """Yield the values of each row; NaN is None, as it is where files are read."""
-    exact = [name for name, feature in rows.features.items() if isinstance(feature, Json)]  # the library rounds their floats
+    """Yield the values of each row as a list. NaN becomes None, as when files are read."""
+    json_columns = [name for name, feature in rows.features.items() if isinstance(feature, Json)]
     for start in range(0, len(rows), ROWS_IN_MEMORY):
         batch = rows[start : start + ROWS_IN_MEMORY]
-        for name in exact:
+        for name in json_columns:  # parsed here, because datasets rounds their floats
             texts = rows.with_format("arrow")[start : start + ROWS_IN_MEMORY][name].to_pylist()
             batch[name] = [None if text is None else json.loads(text) for text in texts]
         yield from ([None if value != value else value for value in row] for row in zip(*batch.values(), strict=True))
@@ -225,14 +230,17 @@ def _as_json(value) -> str:
 
 
 def _as_text(value) -> str:
-    """Return dates as ISO text, and other values that JSON lacks as Python shows them."""
+    """Return a date in ISO format, and any other value without a JSON type as `str` of it. Raise `UserError` for bytes."""
     if isinstance(value, bytes):
-        raise UserError("--out: the file has a column of bytes, which are no text: take the ending .parquet")
+        raise UserError("--out: the file has a column of bytes, which only a .parquet file can store: use this ending")
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def _field(value):
-    """Return a value for the csv module: words of a list with semicolons between, other lists and objects as JSON, dates as ISO text."""
+    """Return a value for the csv module. The items of a list are joined by semicolons if they are texts or numbers.
+
+    Other lists and objects become JSON, dates ISO format.
+    """
     if value is None or isinstance(value, str | int | float):
         return value
     if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
@@ -242,7 +250,7 @@ def _field(value):
 
 def _write_csv(rows: Dataset, file: Path, **options) -> None:
     with file.open("w", encoding="utf-8", newline="") as out:
-        # The csv module quotes the characters of its line end, so both kinds are given; the file has \n alone.
+        # The csv module quotes values with a character of `lineterminator`, which must thus be \r\n. The file gets \n instead.
         lines = SimpleNamespace(write=lambda line: out.write(line.removesuffix("\r\n") + "\n"))
         writer = csv.writer(lines, lineterminator="\r\n", **options)
         writer.writerow(rows.column_names)
@@ -250,7 +258,7 @@ def _write_csv(rows: Dataset, file: Path, **options) -> None:
 
 
 def _write_tsv(rows: Dataset, file: Path) -> None:
-    """Write without quoting, as most tools read .tsv files, unless a value needs it."""
+    """Write without quotes, which most tools do not expect in .tsv files, unless a value needs them."""
     needs_quotes = re.compile(r'^"|[\t\n\r]').search
     texts = (_field(value) for row in chain([rows.column_names], _lists(rows)) for value in row)
     quoted = any(isinstance(text, str) and needs_quotes(text) for text in texts)
@@ -262,7 +270,7 @@ def _objects(rows: Dataset) -> Iterator[str]:
 
 
 def _write_json(rows: Dataset, file: Path) -> None:
-    """Write one list with an object on each line."""
+    """Write a list of objects, one per line."""
     with file.open("w", encoding="utf-8", newline="\n") as out:
         for number, line in enumerate(_objects(rows)):
             out.write((",\n" if number else "[\n") + line)
@@ -285,18 +293,18 @@ WRITERS = {
 
 @by_first
 def check_out(path: Path) -> None:
-    """Raise `UserError` if `write_file` could not write."""
+    """Raise `UserError` if `write_file` can't write `path`."""
     if path.suffix.lower() not in WRITERS:
-        raise UserError(f"--out {path}: not one of {', '.join(WRITERS)}")
+        raise UserError(f"--out {path}: the ending must be one of {', '.join(WRITERS)}")
     if path.exists():
-        raise UserError(f"--out {path}: it exists already; take another name")
+        raise UserError(f"--out {path}: this file exists; use another name")
     if not path.parent.is_dir():
         raise UserError(f"--out {path}: there is no folder {path.parent}")
 
 
 @by_first
 def write_file(rows: Dataset, path: Path) -> None:
-    """Write rows in the format of `path`'s ending, completely or not at all."""
+    """Write rows in the format that the ending of `path` names. The file is written completely or not at all."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         WRITERS[path.suffix.lower()](rows, Path(folder) / path.name)
         os.replace(Path(folder) / path.name, path)
