@@ -1,4 +1,4 @@
-"""Settings, losses and test metrics of a run arrive in a single tracker run, read with the tracker's own library."""
+"""A single run of the tracker has the settings, losses and test metrics; the tracker's own library reads them back."""
 
 import json
 
@@ -6,6 +6,7 @@ import pytest
 
 
 def tensorboard(folder) -> tuple[dict, dict, set]:
+    """Return the settings, the numbers and the names of the pictures that were logged."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "outputs" / "run" / "logs"))
@@ -18,6 +19,7 @@ def tensorboard(folder) -> tuple[dict, dict, set]:
 
 
 def trackio(folder) -> tuple[dict, dict, set]:
+    """Return the settings, the numbers and the names of the pictures that were logged."""
     from trackio import Api
     from trackio.sqlite_storage import SQLiteStorage
 
