@@ -125,6 +125,11 @@ def make_pairs(n: int = 400) -> pd.DataFrame:
     )
 
 
+def as_flags(settings: dict) -> list[str]:
+    """Return settings as flags for the command line."""
+    return [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+
+
 def pytest_addoption(parser):
     parser.addoption("--runslow", action="store_true", help="also run the long tests of killed runs, which take minutes")
 
@@ -173,7 +178,7 @@ def tiny_flags(model_dir, data_file) -> list[str]:
     """Return the flags of a run that takes seconds and still learns to tell good from bad."""
     flags = dict(model_name=model_dir, dataset_name=data_file, max_length=32, batch_size=8, num_train_epochs=12, learning_rate=0.01)
     flags |= dict(early_stopping_patience=0, eval_steps=0.5, run_name="run")
-    return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    return as_flags(flags)
 
 
 @pytest.fixture(scope="session")
@@ -189,4 +194,4 @@ def entity_flags(model_dir, entity_files) -> list[str]:
     """Return the flags of a run that finds named entities; it takes seconds."""
     settings = dict(task="token-classification", model_name=model_dir, dataset_name=entity_files / "iob2.conll", max_length=16)
     settings |= dict(batch_size=8, num_train_epochs=12, learning_rate=0.01, early_stopping_patience=0, eval_steps=0.5)
-    return [str(part) for name, value in (settings | dict(run_name="run")).items() for part in (f"--{name}", value)]
+    return as_flags(settings | dict(run_name="run"))

@@ -161,7 +161,7 @@ def test_a_full_disk_is_an_error_with_a_remedy_and_the_run_can_continue(error, c
     assert call("fine_tune.py", "--resume", "outputs/run").code == 0, "the half-written checkpoint is ignored"
 
 
-def test_for_an_unknown_architecture_the_linear_layers_are_listed(call, tiny_flags, tmp_path):
+def test_an_unknown_architecture_is_refused_with_a_list_of_its_linear_layers(call, tiny_flags, tmp_path):
     unknown = make_model(tmp_path / "convbert", "convbert")
     result = call("fine_tune.py", *tiny_flags, "--model_name", unknown)
     assert result.code == 2 and "not known for convbert" in result.err and "self.query" in result.err
@@ -218,7 +218,7 @@ def test_predict_names_the_mistake(arguments, words, call, tmp_path):
     assert result.code == 2 and words in result.err
 
 
-def test_a_small_data_set_needs_no_flags_for_its_size(call, tiny_flags, tmp_path):
+def test_a_data_set_smaller_than_the_default_sample_sizes_is_used_completely(call, tiny_flags, tmp_path):
     """The default sample sizes are thousands of rows; a smaller data set is used completely. Empty other columns do not matter."""
     make_rows().assign(other=None).to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
     result = call("fine_tune.py", *tiny_flags, "--dataset_name", "rows.jsonl", "--num_train_epochs", "1")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import BAD, GOOD, make_model, make_pairs, make_rows
+from conftest import BAD, GOOD, as_flags, make_model, make_pairs, make_rows
 from huggingface_hub import ModelCard
 from test_tasks import KINDS, pairs, ratings, sentences, tagged  # noqa: F401  (fixtures)
 
@@ -131,7 +131,7 @@ def test_the_code_of_each_model_card_gives_the_answers_of_predict(kind, changed,
     model = make_model(tmp_path / f"tiny-{model_type}", model_type)
     settings = dict(max_length=16, precision="float32", learning_rate=0.01, batch_size=8, run_name="run")
     settings |= settings_of(kind, files) | changed | {"model_name": model}
-    flags = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+    flags = as_flags(settings)
     for script, *more in (("fine_tune.py", *flags), ("evaluate.py",), ("export.py", "--formats", "merged")):
         done = call(script, *more)
         assert done.code == 0, done.err or done.code
@@ -174,7 +174,7 @@ def equal(a, b) -> bool:
 def test_card_code_gives_real_reviews_the_probabilities_of_predict(call, tmp_path):
     """Use 50 reviews of the stand-in data, from one line to far more than the model reads; also try a plain pipeline."""
     settings = dict(train_samples=320, max_length=64, batch_size=16, precision="float32", run_name="run")
-    flags = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+    flags = as_flags(settings)
     for script, *more in (("fine_tune.py", "--preset", "smoke", *flags), ("evaluate.py",), ("export.py", "--formats", "merged")):
         done = call(script, *more)
         assert done.code == 0, done.err or done.code

@@ -110,7 +110,7 @@ def logits_for(predictions, k=2):
     return np.eye(k, dtype=np.float32)[predictions] * 2
 
 
-def test_metrics_of_two_labels_by_hand():
+def test_metrics_of_two_labels_equal_those_computed_by_hand():
     labels = np.array([0] * 50 + [1] * 50)
     predictions = np.array([0] * 45 + [1] * 5 + [0] * 10 + [1] * 40)
     metrics = evaluated(SINGLE, logits_for(predictions), labels, ["neg", "pos"]).metrics
@@ -133,7 +133,7 @@ def test_metrics_with_a_label_that_the_test_split_lacks():
     assert metrics["f1"] == metrics["f1_macro"] == pytest.approx((1 + 2 / 3 + 0) / 3)
 
 
-def test_metrics_of_several_labels_by_hand():
+def test_metrics_of_several_labels_equal_those_computed_by_hand():
     labels = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 0]], dtype=np.float32)
     predicted = np.array([[1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 1, 0]])
     logits = ((predicted * 2 - 1) * 3).astype(np.float32)

@@ -69,7 +69,7 @@ def test_official_splits_are_used_as_they_are(tmp_path):
     assert (data.test_split, data.validation_split) == ("official test", "official validation")
 
 
-def test_another_split_may_serve_as_the_test(tmp_path):
+def test_any_split_may_be_the_test_split(tmp_path):
     rows = make_rows(120)
     rows[:80].to_parquet(tmp_path / "train.parquet")
     rows[80:].to_parquet(tmp_path / "validation.parquet")
@@ -203,7 +203,7 @@ def test_truncation_keeps_the_special_tokens_and_the_chosen_side(side, kept):
     assert tokens.truncate(ids, 22, side) == ids
 
 
-def test_truncation_without_special_tokens():
+def test_truncation_without_special_tokens_keeps_the_chosen_side():
     ids = list(range(20))
     assert tokens.truncate(ids, 8, "head", 0, 0) == ids[:8]
     assert tokens.truncate(ids, 8, "tail", 0, 0) == ids[-8:]
@@ -271,7 +271,7 @@ def test_augmentation_depends_on_seed_epoch_and_row_and_keeps_the_special_tokens
     assert augmentation(tokenizer, Config()) is None
     change = augmentation(tokenizer, Config(augmentation=name))
     first = [change(ids, 0, row) for row, ids in enumerate(rows)]
-    assert first != [change(ids, 1, row) for row, ids in enumerate(rows)], "drawn anew each epoch"
+    assert first != [change(ids, 1, row) for row, ids in enumerate(rows)], "drawn again in each epoch"
     assert first != [augmentation(tokenizer, Config(augmentation=name, seed=1))(ids, 0, row) for row, ids in enumerate(rows)]
     assert first[::-1] == [change(rows[row], 0, row) for row in reversed(range(len(rows)))], "in any order of the rows"
     for ids, before in zip(first, rows, strict=True):

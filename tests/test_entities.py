@@ -368,7 +368,7 @@ def test_a_setting_of_another_task_is_refused(setting, call, entity_flags):
     assert result.code == 2 and setting in result.err and "leave it out" in result.err
 
 
-def test_a_model_without_a_head_for_words_is_refused(call, entity_flags, tmp_path):
+def test_a_model_without_a_token_classification_head_is_refused(call, entity_flags, tmp_path):
     result = call("fine_tune.py", *entity_flags, "--model_name", make_model(tmp_path / "opt", "opt"))
     assert result.code == 2 and "token-classification" in result.err and "opt" in result.err
 

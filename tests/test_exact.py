@@ -106,7 +106,7 @@ def build_trainer(tokens: Tokens, data: SimpleNamespace, folder: Path, model_pat
     ],
     ids=str,
 )
-def test_length_warmup_shortens_early_batches_and_the_progress_bar_counts_that(epochs, rows, widths, model_dir, tmp_path):
+def test_length_warmup_shortens_early_batches_and_the_progress_bar_accounts_for_it(epochs, rows, widths, model_dir, tmp_path):
     config = Config(max_length=256, num_train_epochs=epochs, length_warmup=0.5, batch_size=8)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     ids, _ = tokenize_texts([" ".join(make_rows().review[: 40 + row % 32]) for row in range(rows)], tokenizer, config)
@@ -210,6 +210,8 @@ def test_a_model_that_cannot_be_recorded_trains_without_graphs(call, tiny_flags,
 
 @dataclass
 class Case:
+    """The settings of a run, and the points at which it is killed one after the other."""
+
     flags: dict = field(default_factory=dict)
     kills: tuple[Kill, ...] = ()
     processes: int = 1

@@ -115,7 +115,7 @@ def test_one_label_per_text_is_read_as_it_is_written(values, names, codes, note)
         (["C#", "F#"], ["C#", "F#"]),
     ],
 )
-def test_texts_with_several_labels_are_divided_at_separators(values, names):
+def test_a_text_of_several_labels_is_divided_at_separators(values, names):
     rows, _ = read_labels(values, Json() if 1 in values else TEXT, problem_type=SEVERAL)
     assert rows.label_names == names and bool(rows.remarks) == ("a#b" in values), "a note where they are divided at '#'"
 

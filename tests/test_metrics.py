@@ -31,11 +31,11 @@ def test_accuracy_comes_from_the_evaluate_library_and_not_from_evaluate_py():
     ("correct", "n", "low", "high"),
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
-def test_wilson_interval_against_newcombe_1998_table_1(correct, n, low, high):
+def test_wilson_intervals_equal_those_of_newcombe_1998_table_1(correct, n, low, high):
     assert metrics.wilson_interval(correct, n) == pytest.approx([low, high], abs=5e-5)
 
 
-def test_a_paired_difference_counts_the_rows_that_one_alone_gets_right():
+def test_a_paired_difference_counts_the_rows_that_only_one_run_gets_right():
     a = np.array([True] * 90 + [False] * 10)
     b = np.array([True] * 80 + [False] * 10 + [True] * 2 + [False] * 8)  # 10 rows are correct in a alone, 2 in b alone
     difference = metrics.difference(ACCURACY, [correct(*a)], [correct(*b)])
@@ -58,7 +58,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
     assert metrics.interval(mean, {"rows": np.ones(1), "loss": loss[:1]}) is None
 
 
-def test_temperature_scaling_against_scikit_learn():
+def test_temperature_scaling_equals_that_of_scikit_learn():
     generator = np.random.default_rng(0)
     true = generator.normal(size=(4000, 3)) * 2
     labels = np.array([generator.choice(3, p=row) for row in softmax(true, axis=1)])
@@ -89,7 +89,7 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     return metrics.reliability(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, bins)
 
 
-def test_calibration_error_by_hand():
+def test_the_calibration_error_equals_the_one_computed_by_hand():
     confident = [[0.9, 0.1]] * 8 + [[0.1, 0.9]] * 2  # 0.9 sure, right in 7 of 10
     unsure = [[0.6, 0.4]] * 10  # 0.6 sure, right in 8 of 10
     labels = np.array([0] * 6 + [1] * 2 + [1, 0] + [0] * 8 + [1] * 2)

@@ -114,7 +114,7 @@ def test_full_fine_tuning_trains_all_weights_and_the_method_head_only_the_head(m
         assert torch.equal(reloaded(**batch()).logits, tuned.eval()(**batch()).logits)
 
 
-def test_pissa_reloads_although_it_changes_the_frozen_weights(model_dir, tmp_path):
+def test_a_pissa_adapter_reloads_although_it_changes_the_frozen_weights(model_dir, tmp_path):
     config = replace(CONFIG, init_lora_weights="pissa")
     lora = build(model_dir, config).eval()
     randomise(lora)

@@ -130,7 +130,7 @@ def test_a_killed_process_ends_the_others_and_the_run_continues_with_another_num
     assert code == 0 and json.loads((folder / "training.json").read_text())["validation"]["step"] >= 5, printed
 
 
-def test_a_run_on_two_machines_is_two_torchruns(tiny_flags, tmp_path):
+def test_two_torchrun_commands_train_one_run_on_two_machines(tiny_flags, tmp_path):
     flags = [*tiny_flags, "--num_train_epochs", "1"]
     with socket.socket() as reserved:  # until both have ended, so that no other test takes the port
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -152,7 +152,7 @@ def test_a_run_on_two_machines_is_two_torchruns(tiny_flags, tmp_path):
     assert (tmp_path / "outputs" / "run" / "adapter").is_dir()
 
 
-def test_sigterm_interrupts_a_run_that_can_be_resumed(tiny_flags, tmp_path):
+def test_a_run_ended_by_sigterm_can_be_resumed(tiny_flags, tmp_path):
     kill = forked.Kill("transformers:Trainer.training_step", 10, signal=signal.SIGTERM)
     ((code, printed),) = forked.run(tmp_path, "fine_tune.py", *tiny_flags, kill=kill)
     assert code == 143 and "--resume outputs/run continues from the last checkpoint" in printed and "Traceback" not in printed

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, make_model, make_pairs, make_rows
+from conftest import ROOT, as_flags, make_model, make_pairs, make_rows
 from safetensors.torch import load_file
 
 from config import Config
@@ -156,7 +156,9 @@ def test_predict_reads_arguments_files_and_stdin(run, call, tmp_path, monkeypatc
 def test_a_name_is_reserved_for_one_run(tmp_path, monkeypatch):
     model = SimpleNamespace(name="tiny")
     config = Config(output_dir=str(tmp_path / "outputs"), dataset_name="rows.csv")
-    monkeypatch.setattr(run_folder.datetime, "datetime", SimpleNamespace(now=lambda: datetime(2024, 1, 31)))  # the same second
+    monkeypatch.setattr(
+        run_folder.datetime, "datetime", SimpleNamespace(now=lambda: datetime(2024, 1, 31))
+    )  # all start in the same second
     folders = [run_folder.choose_folder(config, model).name for _ in range(3)]
     assert folders == [f"tiny-rows-20240131-000000{ending}" for ending in ("", "-2", "-3")]
     named = replace(config, run_name="named")
@@ -254,7 +256,7 @@ def test_a_search_continues_where_it_ended_and_prints_a_preset(call, tiny_flags,
     assert set(preset) >= {"learning_rate", "lora_r", "batch_size"} and preset["lora_r"] in (2, 4)
     assert preset.get("lora_alpha", 32) == 2 * preset["lora_r"] == preset["lora_alpha"]
     assert [file.name for file in (tmp_path / "outputs").iterdir()] == ["search.db"]
-    assert call("fine_tune.py", *flags, *[part for name, value in preset.items() for part in (f"--{name}", value)]).code == 0
+    assert call("fine_tune.py", *flags, *as_flags(preset)).code == 0
 
 
 def spy_on_evaluations(monkeypatch) -> list:

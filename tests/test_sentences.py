@@ -42,7 +42,7 @@ def test_every_format_gives_the_same_texts_words_and_tags(name, entity_files):
     assert len(np.unique(loaded.test.labels)) == len(np.unique(loaded.train.labels)) > 1, "stratified by the rarest type"
 
 
-def test_the_files_of_conll_2003_are_its_splits(entity_files):
+def test_the_files_of_conll_2003_are_read_as_its_splits(entity_files):
     loaded = load(entity_files / "eng")
     assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (80, 20, 20)
     assert (loaded.test_split, loaded.validation_split) == ("official test", "official validation")
@@ -277,7 +277,7 @@ def test_the_words_of_any_script_hold_all_characters_but_spaces_and_keep_their_m
         ("👩\u200d👧 👍🏽!", ["👩\u200d👧", "👍🏽", "!"]),
     ],
 )
-def test_words_of_several_languages(text, words):
+def test_texts_of_several_languages_are_divided_into_words(text, words):
     assert [text[start:end] for start, end in zip(*find_words(text), strict=True)] == words
 
 

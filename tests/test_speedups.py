@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_model, make_pairs, make_rows
+from conftest import as_flags, make_model, make_pairs, make_rows
 
 from finetuning import speed
 from finetuning.speed import attention, beam_search, cuda_graphs, fused_lora, openvino
@@ -75,7 +75,7 @@ def test_translations_are_the_same_without_speedups(call, tmp_path, without_spee
     make_pairs(100).to_csv("pairs.csv", index=False)
     settings = dict(task="translation", source_column="low", target_column="high", max_length=16, batch_size=16, num_train_epochs=4)
     settings |= dict(dataset_name="pairs.csv", model_name=make_model(tmp_path / "marian", "marian"), precision="float32")
-    flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
+    flags = as_flags(settings)
     translations = []
     for name, speedups in (("with", True), ("without", False)):
         if not speedups:

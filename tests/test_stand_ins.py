@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, as_flags
 
 from config import PRESETS, Config
 from finetuning import tasks
@@ -70,8 +70,8 @@ def test_the_held_out_rows_are_those_of_the_published_records():
 
 
 def test_real_reviews_get_the_labels_of_plain_transformers_and_peft(call, tmp_path):
-    flags = dict(train_samples=640, max_length=64, batch_size=16, early_stopping_patience=0, eval_steps=0.5, run_name="run")
-    trained = call("fine_tune.py", "--preset", "smoke", *[part for name, value in flags.items() for part in (f"--{name}", value)])
+    settings = dict(train_samples=640, max_length=64, batch_size=16, early_stopping_patience=0, eval_steps=0.5, run_name="run")
+    trained = call("fine_tune.py", "--preset", "smoke", *as_flags(settings))
     assert trained.code == 0, trained.err
     run = run_folder.open_run(tmp_path / "outputs" / "run", tasks.pick)
     config = replace(run.config, max_length=512)

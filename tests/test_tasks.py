@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import BAD, GOOD, make_model, make_pairs, make_rows
+from conftest import BAD, GOOD, as_flags, make_model, make_pairs, make_rows
 from forked import STEP, Kill, flags_of, outcome
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
@@ -375,11 +375,11 @@ def test_row_numbers_are_those_of_the_file_even_if_rows_are_left_out(kind, call,
     }.get(kind, reviews.rename(columns={"review": "text", "sentiment": "label"}))
     rows = pd.concat([pd.DataFrame([LEFT_OUT[kind]] * 10), rows], ignore_index=True)
     rows.to_csv(tmp_path / "rows.csv", index=False)
-    flags = dict(dataset_name="rows.csv", num_train_epochs=1, on_bad_rows="error" if kind.endswith("lm") else "skip")
-    flags |= dict(problem_type="regression") if kind == "regression" else {} if kind == "single label" else dict(task=kind)
+    settings = dict(dataset_name="rows.csv", num_train_epochs=1, on_bad_rows="error" if kind.endswith("lm") else "skip")
+    settings |= dict(problem_type="regression") if kind == "regression" else {} if kind == "single label" else dict(task=kind)
     if model_type := {"causal-lm": "gpt2", "translation": "marian"}.get(kind):
-        flags |= dict(model_name=make_model(tmp_path / model_type, model_type))
-    trained = call("fine_tune.py", *tiny_flags, *(part for name, value in flags.items() for part in (f"--{name}", value)))
+        settings |= dict(model_name=make_model(tmp_path / model_type, model_type))
+    trained = call("fine_tune.py", *tiny_flags, *as_flags(settings))
     assert trained.code == 0 and "left out" in trained.out, trained.err
     evaluated = call("evaluate.py")
     assert evaluated.code == 0, evaluated.err

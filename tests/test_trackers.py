@@ -31,7 +31,7 @@ def trackio(folder) -> tuple[dict, dict, set]:
 
 
 @pytest.mark.parametrize("tracker", [tensorboard, trackio], ids=lambda tracker: tracker.__name__)
-def test_all_of_a_run_arrives_in_a_single_tracker_run(tracker, call, tiny_flags, tmp_path, monkeypatch):
+def test_settings_losses_and_test_metrics_arrive_in_a_single_tracker_run(tracker, call, tiny_flags, tmp_path, monkeypatch):
     pytest.importorskip(tracker.__name__)
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)

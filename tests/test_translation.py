@@ -605,7 +605,7 @@ def test_the_remark_names_the_search_and_truncation_of_the_run():
     assert "beam search with 4 beams" in remark and "(truncation=tail)" in remark and "BLEU of greedy search: 20.00" in remark
 
 
-def test_scores_read_the_same_part_of_a_long_text_as_the_translation(marian):
+def test_scores_use_the_part_of_a_long_text_that_is_translated(marian):
     text, tail = (" ".join(map(str, range(first, 21))) for first in (1, 6))
     predictor = predictor_of(marian, replace(CONFIG, truncation="tail"))
     first, second = (TASK.answers(predictor, {"source": [source]}, [], {}) for source in (text, tail))

@@ -22,7 +22,7 @@ from finetuning.results import run_folder
 from finetuning.use import explaining, predicting
 
 WORDS = [set(" ".join(texts).replace(",", "").split()) for texts in (GOOD, BAD)]
-ONLY = [sorted(WORDS[0] - WORDS[1]), sorted(WORDS[1] - WORDS[0])]
+ONLY = [sorted(WORDS[0] - WORDS[1]), sorted(WORDS[1] - WORDS[0])]  # words of good texts alone, of bad texts alone
 COMMON = sorted(WORDS[0] & WORDS[1])
 
 
