@@ -1,4 +1,4 @@
-"""Tiny models and data made on the spot, and a way to run the scripts in this process."""
+"""Fixtures: tiny models, small data sets, and a function that runs a script in this process."""
 
 import itertools
 import os
@@ -43,7 +43,7 @@ TINY = {
     "qwen3": _GROUPED,
     "gemma2": _GROUPED | dict(sliding_window=8),
     "gemma3_text": _GROUPED | dict(sliding_window=8),
-    "convbert": _SMALL | dict(embedding_size=32),  # in no table
+    "convbert": _SMALL | dict(embedding_size=32),  # not in ARCHITECTURES
 }
 _BART = dict(d_model=32, init_std=0.2) | {
     f"{side}_{name}": size
@@ -61,13 +61,13 @@ DECODERS = ("gpt2", "opt", "llama", "qwen2", "qwen3", "gemma2", "gemma3_text")
 
 
 def make_model(folder: Path, model_type: str = "distilbert", seed: int = 0) -> Path:
-    """Save a random model of 2 layers x 32, and a tokenizer of words whose file asks for truncation and padding to 8 tokens.
+    """Save a random model with two layers of width 32, and a tokenizer whose file asks for truncation and padding to 8 tokens.
 
-    The tokenizer of an encoder puts [CLS] and [SEP] around a text, that of a translator puts [SEP] after it. That of a decoder
-    has a token for the end of a text, and none to pad with.
+    Each word is a token. The tokenizer of an encoder puts [CLS] and [SEP] around a text, that of a translator puts [SEP] after it.
+    The tokenizer of a decoder has an end-of-text token and no padding token.
     """
     words = ["[PAD]", "<pad>", "[UNK]", "[CLS]", "[SEP]", *WORDS, "<|endoftext|>"]
-    if model_type == "marian":  # its padding is the last token, and other programs rely on it
+    if model_type == "marian":  # its padding is the last token, which other programs rely on
         words = ["[PAD]", "[unused]", *words[2:], "<pad>"]
     vocabulary = {word: i for i, word in enumerate(words)}
     shape = (TINY | TRANSLATORS)[model_type]
@@ -96,7 +96,7 @@ def make_model(folder: Path, model_type: str = "distilbert", seed: int = 0) -> P
         names |= dict(eos_token="[SEP]")
     elif model_type in TRANSLATORS:
         tokenizer.post_processor = processors.TemplateProcessing(single="$A [SEP]", special_tokens=[("[SEP]", 4)])
-        tokenizer.decoder = decoders.WordPiece()  # words with spaces between
+        tokenizer.decoder = decoders.WordPiece()  # joins words with spaces
         names |= dict(eos_token="[SEP]", pad_token=words[pad])
     else:
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -117,7 +117,7 @@ def make_rows(n: int = 80) -> pd.DataFrame:
 
 
 def make_pairs(n: int = 400) -> pd.DataFrame:
-    """Return `n` different texts of one to four words, and the same texts with each word in another language."""
+    """Return `n` different texts of one to four numbers below 8, and their translations: each number plus 20."""
     texts = [text for length in range(1, 5) for text in itertools.product(range(8), repeat=length)]
     rows = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:n]]
     return pd.DataFrame(
@@ -125,8 +125,13 @@ def make_pairs(n: int = 400) -> pd.DataFrame:
     )
 
 
+def as_flags(settings: dict) -> list[str]:
+    """Return settings as flags for the command line."""
+    return [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+
+
 def pytest_addoption(parser):
-    parser.addoption("--runslow", action="store_true", help="run the long test of killed runs too, which takes minutes")
+    parser.addoption("--runslow", action="store_true", help="also run the long tests of killed runs, which take minutes")
 
 
 def pytest_configure(config):
@@ -170,22 +175,23 @@ def call(capsys, monkeypatch, tmp_path):
 
 @pytest.fixture
 def tiny_flags(model_dir, data_file) -> list[str]:
-    """Flags of a run that takes seconds and still learns to tell good from bad."""
+    """Return the flags of a run that takes seconds and still learns to tell good from bad."""
     flags = dict(model_name=model_dir, dataset_name=data_file, max_length=32, batch_size=8, num_train_epochs=12, learning_rate=0.01)
     flags |= dict(early_stopping_patience=0, eval_steps=0.5, run_name="run")
-    return [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    return as_flags(flags)
 
 
 @pytest.fixture(scope="session")
-def forms(tmp_path_factory) -> Path:
-    """A folder with the same sentences with entities in many formats."""
-    from forms import write_forms
+def entity_files(tmp_path_factory) -> Path:
+    """Return a folder with the same sentences in all formats for named entities."""
+    from entity_files import write_entity_files
 
-    return write_forms(tmp_path_factory.mktemp("forms"))
+    return write_entity_files(tmp_path_factory.mktemp("entity_files"))
 
 
 @pytest.fixture
-def entity_flags(model_dir, forms) -> list[str]:
-    settings = dict(task="token-classification", model_name=model_dir, dataset_name=forms / "iob2.conll", max_length=16)
+def entity_flags(model_dir, entity_files) -> list[str]:
+    """Return the flags of a run that finds named entities; it takes seconds."""
+    settings = dict(task="token-classification", model_name=model_dir, dataset_name=entity_files / "iob2.conll", max_length=16)
     settings |= dict(batch_size=8, num_train_epochs=12, learning_rate=0.01, early_stopping_patience=0, eval_steps=0.5)
-    return [str(part) for name, value in (settings | dict(run_name="run")).items() for part in (f"--{name}", value)]
+    return as_flags(settings | dict(run_name="run"))

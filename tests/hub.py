@@ -1,4 +1,4 @@
-"""The part of the Hugging Face Hub that accepts uploads, on loopback."""
+"""A local server that accepts uploads as the Hugging Face Hub does."""
 
 import base64
 import json
@@ -10,7 +10,7 @@ from threading import Thread
 
 @contextmanager
 def hub_for_uploads() -> Iterator[tuple[str, list[dict], dict[str, dict[str, bytes]]]]:
-    """Yield its address; the requests to create repositories; the files of each repository."""
+    """Yield the server's address, the requests to create repositories, and the uploaded files by repository and path."""
     created, uploaded = [], {}
 
     class Hub(BaseHTTPRequestHandler):
@@ -43,7 +43,7 @@ def hub_for_uploads() -> Iterator[tuple[str, list[dict], dict[str, dict[str, byt
                 files = [line["value"] for line in lines if line["key"] == "file"]
                 uploaded.setdefault(repo, {}).update({f["path"]: base64.b64decode(f["content"]) for f in files})
                 return self.answer({"commitUrl": f"{address}/{repo}/commit/{'1' * 40}", "commitOid": "1" * 40})
-            self.answer({"errors": [], "warnings": []})  # about a card's header
+            self.answer({"errors": [], "warnings": []})  # the check of a model card's header
 
         def log_message(self, *_) -> None:
             pass

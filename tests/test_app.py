@@ -1,4 +1,4 @@
-"""The web page, in a real browser."""
+"""The web page of app.py in a real browser."""
 
 import json
 import os
@@ -16,7 +16,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 @pytest.fixture
 def page(tmp_path):
-    """A function that starts the page of a run folder and opens it in a browser."""
+    """Return a function that starts the page of a run folder and opens it in a browser."""
     if CHROMIUM is None:
         pytest.skip("needs Chromium")
     pytest.importorskip("gradio")
@@ -49,7 +49,7 @@ def page(tmp_path):
             process.wait()
 
 
-def test_a_review_gets_its_label_and_markup_is_text(page, call, tiny_flags):
+def test_the_page_shows_the_label_of_a_review_and_markup_as_text(page, call, tiny_flags):
     assert call("fine_tune.py", *tiny_flags).code == 0
     page, ask, expect = page("outputs/run")
     dialogs = []
@@ -63,7 +63,7 @@ def test_a_review_gets_its_label_and_markup_is_text(page, call, tiny_flags):
     ask("   ")
     expect(page.get_by_text("Type a text first.")).to_be_visible()
     ask("great " * 3000)
-    expect(page.get_by_text("great", exact=True)).to_have_count(30)  # 32 tokens with the special ones
+    expect(page.get_by_text("great", exact=True)).to_have_count(30)  # 32 tokens, two of them special
 
 
 def test_entities_are_highlighted_where_predict_finds_them(page, call, tiny_flags, tmp_path):
@@ -82,7 +82,7 @@ def test_entities_are_highlighted_where_predict_finds_them(page, call, tiny_flag
     assert entities and page.locator("b", has_text="the").count() == 0
 
 
-def test_a_number_is_that_of_predict(page, call, tiny_flags, tmp_path):
+def test_the_page_shows_the_number_that_predict_prints(page, call, tiny_flags, tmp_path):
     rows = make_rows()
     pd.DataFrame({"text": rows.review, "label": [i % 7 / 2 for i in range(80)]}).to_csv(tmp_path / "numbers.csv", index=False)
     flags = ["--dataset_name", "numbers.csv", "--problem_type", "regression", "--num_train_epochs", 1]

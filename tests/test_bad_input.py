@@ -1,4 +1,4 @@
-"""A mistake of the user's ends with exit code 2 and a message that names the setting and the remedy."""
+"""A mistake of the user ends with exit code 2 and a message that names the setting and the remedy."""
 
 import gzip
 import io
@@ -6,7 +6,6 @@ import json
 import shutil
 import tarfile
 
-import pandas as pd
 import pytest
 import transformers
 from conftest import make_model, make_rows
@@ -14,7 +13,7 @@ from conftest import make_model, make_rows
 
 @pytest.fixture
 def bad(tmp_path, data_file):
-    """Files with one thing wrong each, by name."""
+    """Return a folder of files that have one mistake each."""
     rows = make_rows()
     folder = tmp_path / "bad"
     folder.mkdir()
@@ -128,7 +127,7 @@ def bad(tmp_path, data_file):
     ],
     ids=lambda value: "_".join(value) if isinstance(value, list) else None,
 )  # fmt: skip
-def test_fine_tune(flags, words, call, tiny_flags, bad, tmp_path):
+def test_fine_tune_names_the_mistake_and_leaves_nothing_behind(flags, words, call, tiny_flags, bad, tmp_path):
     result = call("fine_tune.py", *tiny_flags, *flags)
     assert result.code == 2, result.out
     message = result.err.splitlines()[-1]
@@ -152,17 +151,17 @@ def test_an_existing_run_is_never_overwritten(call, tiny_flags, tmp_path):
     ],
 )
 def test_a_full_disk_is_an_error_with_a_remedy_and_the_run_can_continue(error, call, tiny_flags, monkeypatch):
-    def full(*_, **__):
+    def fail(*_, **__):
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(transformers.Trainer, "_save_optimizer_and_scheduler", full)
+        patched.setattr(transformers.Trainer, "_save_optimizer_and_scheduler", fail)
         result = call("fine_tune.py", *tiny_flags, "--num_train_epochs", 2)
     assert result.code == 2 and "make room and --resume" in result.err
     assert call("fine_tune.py", "--resume", "outputs/run").code == 0, "the half-written checkpoint is ignored"
 
 
-def test_for_an_unknown_architecture_the_linear_layers_are_listed(call, tiny_flags, tmp_path):
+def test_an_unknown_architecture_is_refused_with_a_list_of_its_linear_layers(call, tiny_flags, tmp_path):
     unknown = make_model(tmp_path / "convbert", "convbert")
     result = call("fine_tune.py", *tiny_flags, "--model_name", unknown)
     assert result.code == 2 and "not known for convbert" in result.err and "self.query" in result.err
@@ -177,7 +176,7 @@ def test_pickled_weights_are_not_loaded(call, tiny_flags, model_dir, tmp_path):
     assert result.code == 2 and "safetensors" in result.err
 
 
-def test_run_folders_that_cannot_be_evaluated(call, tiny_flags, tmp_path, model_dir):
+def test_evaluate_refuses_missing_damaged_and_unfinished_runs(call, tiny_flags, tmp_path, model_dir):
     assert "fine_tune.py first" in call("evaluate.py").err
     assert call("evaluate.py", "nowhere").code == 2
     assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", "1").code == 0
@@ -213,15 +212,14 @@ def test_run_folders_that_cannot_be_evaluated(call, tiny_flags, tmp_path, model_
         (["a text"], "no finished run"),
     ],
 )
-def test_predict(arguments, words, call, tmp_path):
+def test_predict_names_the_mistake(arguments, words, call, tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     result = call("predict.py", *arguments)
     assert result.code == 2 and words in result.err
 
 
-def test_a_small_data_set_needs_no_flags_for_its_size(call, tiny_flags, tmp_path):
-    """The defaults ask for thousands of rows; of smaller data sets all are used. Missing values in other columns do not matter."""
+def test_a_data_set_smaller_than_the_default_sample_sizes_is_used_completely(call, tiny_flags, tmp_path):
+    """The default sample sizes are thousands of rows; a smaller data set is used completely. Empty other columns do not matter."""
     make_rows().assign(other=None).to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
-    assert len(pd.read_json(tmp_path / "rows.jsonl", lines=True)) == 80
     result = call("fine_tune.py", *tiny_flags, "--dataset_name", "rows.jsonl", "--num_train_epochs", "1")
     assert result.code == 0 and "56 train, 8 validation (held out from train), 16 test" in result.out

@@ -1,4 +1,4 @@
-"""The cache of tokens: what makes them anew, and what does not."""
+"""The token cache: the changes after which texts are tokenized again, and those after which they are not."""
 
 import re
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_model, make_pairs, make_rows
-from forms import write_forms
+from entity_files import write_entity_files
 
 from config import Config
 from finetuning import tasks
@@ -28,7 +28,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     make_rows().to_csv(folder / "rows.csv", index=False)
     make_pairs(100).rename(columns={"low": "source", "high": "target"}).to_csv(folder / "pairs.csv", index=False)
-    write_forms(folder)
+    write_entity_files(folder)
     for model_type in ("distilbert", "gpt2", "marian"):
         make_model(folder / model_type, model_type)
     return folder
@@ -36,7 +36,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(params=NAMES)
 def encode(request, folder):
-    """Return a function from changed settings to the files on disk that hold the tokens of a training split."""
+    """Return a function that maps changed settings to the cache files with the tokens of the training split."""
     file = {"token-classification": "iob2.conll", "translation": "pairs.csv"}.get(request.param, "rows.csv")
     model = str(folder / MODELS.get(request.param, "distilbert"))
     config = Config(task=request.param, model_name=model, dataset_name=str(folder / file), max_length=16)
@@ -54,7 +54,7 @@ def encode(request, folder):
 
 @pytest.fixture
 def edit(monkeypatch):
-    """Return what puts a function in the place of one of a module, as an edit of the file would, wherever it was imported by name."""
+    """Return a function that replaces a function of a module, as an edit of its file would, in all modules that import it by name."""
 
     def replace_function(module, name: str, function) -> None:
         original = getattr(module, name)
@@ -66,7 +66,7 @@ def edit(monkeypatch):
     return replace_function
 
 
-def test_the_same_tokens_are_found_again_whatever_else_is_changed(encode, edit, monkeypatch):
+def test_changes_that_do_not_affect_the_tokens_keep_the_cache(encode, edit, monkeypatch):
     first = encode()
     assert first and first == encode()
     assert first == encode(num_beams=1, learning_rate=0.5, batch_size=3, run_name="other", eval_steps=0.1, speedups=False)
@@ -82,11 +82,11 @@ def test_the_same_tokens_are_found_again_whatever_else_is_changed(encode, edit, 
     assert first == encode()
 
 
-def test_a_setting_that_decides_the_tokens_makes_them_anew(encode):
+def test_a_changed_max_length_tokenizes_again(encode):
     assert encode() != encode(max_length=12)
 
 
-HELPERS = {  # functions that `tokenize` calls, straight or through others
+HELPERS = {  # functions that `tokenize` calls, directly or through others
     "text-classification": [(tokens, "tokenize_texts"), (tokens, "truncate"), (tokens, "special_tokens"), (text, "clean")],
     "token-classification": [(windows, "tokenize"), (windows, "label_sub_words"), (windows, "split"), (tokens, "special_tokens")],
     "causal-lm": [(blocks, "token_ids"), (blocks, "start_token"), (text, "clean")],
@@ -100,7 +100,7 @@ def sources_of(task: Task) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("task_name", "module", "name"), [(task, *helper) for task in NAMES for helper in HELPERS[task]])
-def test_an_edited_helper_of_tokenize_changes_the_key(task_name, module, name, edit):
+def test_an_edited_helper_of_tokenize_changes_the_cache_key(task_name, module, name, edit):
     task, original = tasks.pick(Config(task=task_name)), getattr(module, name)
     before = sources_of(task)
 
@@ -112,7 +112,7 @@ def test_an_edited_helper_of_tokenize_changes_the_key(task_name, module, name, e
     assert f"{module.__name__}.{name}" in changed
 
 
-def test_an_edited_constant_or_method_changes_the_key(monkeypatch):
+def test_an_edited_constant_or_method_changes_the_cache_key(monkeypatch):
     task = tasks.pick(Config())
     before = sources_of(task)
     monkeypatch.setattr(text, "LINE_BREAK", re.compile("<p>"))
@@ -128,7 +128,7 @@ def test_an_edited_constant_or_method_changes_the_key(monkeypatch):
     assert sources_of(task) != before
 
 
-def test_tokens_are_made_anew_after_an_edit(folder, edit):
+def test_texts_are_tokenized_again_after_an_edit(folder, edit):
     config = Config(model_name=str(folder / "distilbert"), dataset_name=str(folder / "rows.csv"), max_length=16)
     data = load_data(tasks.pick(config), config)
     tokenizer = load_tokenizer(data.task, find_model(config.model_name), config)

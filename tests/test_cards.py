@@ -1,4 +1,4 @@
-"""Model cards of published models: their code, run unchanged and without this repository, answers as predict.py does."""
+"""The code in model cards gives the answers of predict.py, in a process without this repository."""
 
 import json
 import os
@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import BAD, GOOD, make_model, make_pairs, make_rows
+from conftest import BAD, GOOD, as_flags, make_model, make_pairs, make_rows
 from huggingface_hub import ModelCard
-from test_tasks import pairs, ratings, sentences, tagged  # noqa: F401  (fixtures)
+from test_tasks import KINDS, pairs, ratings, sentences, tagged  # noqa: F401  (fixtures)
 
 from finetuning import tasks
 from finetuning.data.sources import find_model
@@ -31,9 +31,9 @@ for code, expression in json.load(open("codes.json")):
 
 
 def run_code(cards: list[tuple[Path, dict[str, Path]]], expression: str, folder: Path) -> list[list]:
-    """Return the value of `expression` after the last Python of each card, in a process without this repository.
+    """Run the last Python block of each card in a process without this repository; return the value of `expression` after each.
 
-    `cards`: the folder of each card, and the paths that replace names in its code.
+    `cards` holds the folder of each card, and the paths that replace names in its code.
     """
     codes = []
     for card, names in cards:
@@ -49,7 +49,6 @@ def run_code(cards: list[tuple[Path, dict[str, Path]]], expression: str, folder:
     return [json.loads(line.removeprefix("ANSWER ")) for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
 
 
-KINDS = ["single label", "pairs", "several labels", "regression", "entities", "causal-lm", "masked-lm", "translation"]
 VARIANTS = [(kind, {}) for kind in KINDS]
 VARIANTS += [
     ("single label", dict(truncation="tail", method="full")),
@@ -64,7 +63,7 @@ VARIANTS += [
 ]
 
 
-# Of each kind: what `predict.py --json` tells of a text, and the call in the card's code that gives the same.
+# For each task: a function that picks the answer from a line of `predict.py --json`, and the card's call for the same answer.
 ANSWERS = {
     "single label": (lambda answer: [answer["label"], answer["probability"]], "label(text)"),
     "several labels": (lambda answer: answer["labels"], "labels(text)"),
@@ -76,7 +75,7 @@ ANSWERS = {
     "causal-lm": (lambda answer: answer["text"] + answer["continuation"], "(torch.manual_seed(0), continue_text(text))[1]"),
     "translation": (lambda answer: answer["translation"], "translate(text)"),
     "masked-lm": (
-        lambda answer: [[[guess["word"], guess["probability"]] for guess in of_mask] for of_mask in answer["words"]],
+        lambda answer: [[[guess["word"], guess["probability"]] for guess in guesses] for guesses in answer["words"]],
         "fill_masks(text)",
     ),
 }
@@ -99,22 +98,22 @@ def settings_of(kind: str, files: dict[str, Path]) -> dict:
 
 def texts_of(kind: str) -> list[str]:
     """Return texts whose answers differ."""
-    if kind == "masked-lm":  # short: the masks must be within what is read
+    if kind == "masked-lm":  # short, so that no mask is truncated
         texts = [text.replace("film", "[MASK]").replace("plot", "[MASK]") for text in make_rows().review[:8]]
         return [text for text in texts if "[MASK]" in text]
-    if kind == "entities":  # short and clear: the card's code decides on each word by itself
+    if kind == "entities":  # short and clear, because the card's code decides on each word by itself
         return [f"the {i} film with {i + 7} a" for i in range(8)]
     if kind == "translation":
         return make_pairs(8).low.tolist()
     if kind == "causal-lm":
         return ["a fine", "we hated every", "poor cast", "moving"]
-    long = [f"{BAD[i]} {i} {GOOD[i]} {GOOD[i - 1]} {BAD[i]} {GOOD[i]}" for i in range(4)]  # the answer depends on what is read
+    long = [f"{BAD[i]} {i} {GOOD[i]} {GOOD[i - 1]} {BAD[i]} {GOOD[i]}" for i in range(4)]  # the answer depends on the truncation
     return long + make_rows().review[:4].tolist()
 
 
 @pytest.fixture
 def files(data_file, pairs, tagged, ratings, sentences, tmp_path) -> dict[str, Path]:  # noqa: F811
-    """The data set of each kind."""
+    """Return the data file of each task."""
     make_pairs(80).to_csv(tmp_path / "translations.csv", index=False)
     easy = pd.read_csv(pairs / "pairs.csv")
     easy.assign(label=[text.startswith(tuple(GOOD)) for text in easy.hypothesis]).to_csv(tmp_path / "easy.csv", index=False)
@@ -127,12 +126,12 @@ def files(data_file, pairs, tagged, ratings, sentences, tmp_path) -> dict[str, P
     VARIANTS,
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())) or "plain",
 )
-def test_the_code_of_each_card_answers_as_predict_does(kind, changed, files, tmp_path, call):
+def test_the_code_of_each_model_card_gives_the_answers_of_predict(kind, changed, files, tmp_path, call):
     model_type = changed.get("model_name", {"causal-lm": "gpt2", "translation": "marian"}.get(kind, "distilbert"))
     model = make_model(tmp_path / f"tiny-{model_type}", model_type)
     settings = dict(max_length=16, precision="float32", learning_rate=0.01, batch_size=8, run_name="run")
     settings |= settings_of(kind, files) | changed | {"model_name": model}
-    flags = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+    flags = as_flags(settings)
     for script, *more in (("fine_tune.py", *flags), ("evaluate.py",), ("export.py", "--formats", "merged")):
         done = call(script, *more)
         assert done.code == 0, done.err or done.code
@@ -159,22 +158,23 @@ def test_the_code_of_each_card_answers_as_predict_does(kind, changed, files, tmp
     cards = [(run / "adapter", {"ADAPTER": run / "adapter"}), (merged, {"MODEL": merged})]  # the base model is where it was
     for answers in run_code(cards, expression, tmp_path):
         assert len(answers) == len(expected) > 3
-        for answer, other in zip(answers, expected, strict=True):
-            assert same(answer, other), (answer, other)
+        for answer, expected_answer in zip(answers, expected, strict=True):
+            assert equal(answer, expected_answer), (answer, expected_answer)
 
 
-def same(a, b) -> bool:
+def equal(a, b) -> bool:
+    """Compare two answers; numbers may differ by rounding."""
     if isinstance(a, float):
         return abs(a - b) < 1e-4
     if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, list) else a == b
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    return len(a) == len(b) and all(map(equal, a, b)) if isinstance(a, list) else a == b
 
 
-def test_real_reviews_get_the_same_labels_and_probabilities_elsewhere(call, tmp_path):
-    """50 reviews of the stand-in data, from a line to far beyond what the model can read; also with a plain pipeline."""
+def test_card_code_gives_real_reviews_the_probabilities_of_predict(call, tmp_path):
+    """Use 50 reviews of the stand-in data, from one line to far more than the model reads; also try a plain pipeline."""
     settings = dict(train_samples=320, max_length=64, batch_size=16, precision="float32", run_name="run")
-    flags = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+    flags = as_flags(settings)
     for script, *more in (("fine_tune.py", "--preset", "smoke", *flags), ("evaluate.py",), ("export.py", "--formats", "merged")):
         done = call(script, *more)
         assert done.code == 0, done.err or done.code
@@ -191,7 +191,7 @@ def test_real_reviews_get_the_same_labels_and_probabilities_elsewhere(call, tmp_
     expression = "[label(review['text']) for review in json.load(open('reviews.json'))]"
     cards = [(run.folder / "adapter", {"ADAPTER": run.folder / "adapter", base.name: base.path}), (merged, {"MODEL": merged})]
     for answers in run_code(cards, expression, tmp_path):
-        assert all(same(answer, other) for answer, other in zip(answers, expected, strict=True))
+        assert all(map(equal, answers, expected)) and len(answers) == len(expected)
     model_config, tokenizer_config = (json.loads((merged / name).read_text()) for name in ("config.json", "tokenizer_config.json"))
     assert model_config["id2label"] == {"0": "neg", "1": "pos"}
     assert model_config["problem_type"] == "single_label_classification" and tokenizer_config["model_max_length"] == 64
@@ -203,12 +203,12 @@ def test_real_reviews_get_the_same_labels_and_probabilities_elsewhere(call, tmp_
     for review, (label, probability) in zip(reviews, expected, strict=True):
         text = review.replace("<br />", " ")
         (answer,) = pipeline(text)
-        if len(pipeline.tokenizer(text)["input_ids"]) <= 64:  # the same tokens are read
+        if len(pipeline.tokenizer(text)["input_ids"]) <= 64:  # the pipeline reads the same tokens
             assert answer["label"] == label and abs(answer["score"] - probability) < 1e-4
     assert "first 64 tokens" in card and "its first quarter and its end" in card
 
 
-def test_the_card_names_the_split_that_was_tested(call, tiny_flags, tmp_path):
+def test_the_model_card_names_the_test_split(call, tiny_flags, tmp_path):
     rows = make_rows(120)
     (tmp_path / "rows").mkdir()
     rows[:80].to_parquet(tmp_path / "rows" / "train.parquet")

@@ -1,4 +1,4 @@
-"""Tasks with labels: columns, truncation, losses and metrics, against cases computed by hand; pictures and tables of many labels."""
+"""Tasks with one label or several per text: columns, truncation, losses, metrics and reports, compared with cases by hand."""
 
 from dataclasses import replace
 
@@ -25,12 +25,12 @@ PAIRS = Config(text_pair_column="b", max_length=12)
 
 
 def evaluated(task, logits, labels, names: list[str], calibration: dict | None = None, **about) -> Evaluation:
-    """The evaluation of texts of 5 tokens, with its metrics."""
+    """Return an evaluation of texts with 5 tokens each, with its metrics."""
     n = len(labels)
     split = Split(Dataset.from_dict({"text": [f"text {i}" for i in range(n)]}), np.arange(n), labels, np.zeros(n))
     calibration = calibration or task.calibrate(logits, split)
-    given = Evaluation(logits, split, np.full(n, 5), names, calibration, Config())
-    measured, _ = evaluation.measure(task, given)
+    unmeasured = Evaluation(logits, split, np.full(n, 5), names, calibration, Config())
+    measured, _ = evaluation.measure(task, unmeasured)
     return replace(measured, metrics=measured.metrics | calibration | about)
 
 
@@ -53,13 +53,13 @@ def test_the_label_column_decides_between_one_label_and_several(settings, labels
     assert type(chosen) is task and config.problem_type == task.problem_type
 
 
-def test_decimal_numbers_are_refused_and_regression_is_named():
+def test_decimal_numbers_are_refused_and_regression_is_suggested():
     rows = Dataset.from_dict({"score": [i / 7 for i in range(40)]})
     with pytest.raises(UserError, match="label_column=score holds decimal numbers.*--problem_type regression"):
         encode_labels({"train": rows}, "score")
 
 
-def test_labels_of_one_class_and_without_any_are_refused():
+def test_a_single_class_and_a_column_without_labels_are_refused():
     for values, message in ((["good", None], "one class only, 'good'"), ([None, float("nan")], "no labels in it")):
         with pytest.raises(UserError, match=message):
             encode_labels({"train": Dataset.from_dict({"label": values})}, "label")
@@ -79,7 +79,7 @@ def tokenizer(tmp_path_factory):
     return load_tokenizer(SINGLE, find_model(str(make_model(tmp_path_factory.mktemp("models") / "bert", "bert"))), Config())
 
 
-def test_the_longer_text_of_a_pair_is_cut_and_each_token_has_its_text(tokenizer):
+def test_the_longer_text_of_a_pair_is_truncated_and_token_types_stay_aligned(tokenizer):
     rows = SINGLE.tokenize({"text": ["a " * 20, "a"], "text_pair": ["we loved it", "it"]}, tokenizer, PAIRS)
     assert rows["length"].tolist()[0] > 20 and [len(ids) for ids in rows["input_ids"]] == [12, rows["length"][1]]
     assert rows["input_ids"][0][-4:-1] == tokenizer.convert_tokens_to_ids(["we", "loved", "it"])
@@ -87,7 +87,7 @@ def test_the_longer_text_of_a_pair_is_cut_and_each_token_has_its_text(tokenizer)
     assert SINGLE.features(tokenizer, PAIRS).keys() == rows.keys() and SINGLE.shorten(tokenizer, PAIRS, 8) is None
 
 
-def test_what_is_said_of_truncation_is_what_is_done():
+def test_notes_name_the_truncation_that_is_applied():
     assert SINGLE.truncation_note(Config()) == "truncation=head+tail"
     assert SINGLE.truncation_note(PAIRS) == "the longer text of a pair is cut first, at its end"
     assert SINGLE.truncation_note(replace(PAIRS, truncation="tail")) == "the longer text of a pair is cut first, at its start"
@@ -110,7 +110,7 @@ def logits_for(predictions, k=2):
     return np.eye(k, dtype=np.float32)[predictions] * 2
 
 
-def test_two_labels():
+def test_metrics_of_two_labels_equal_those_computed_by_hand():
     labels = np.array([0] * 50 + [1] * 50)
     predictions = np.array([0] * 45 + [1] * 5 + [0] * 10 + [1] * 40)
     metrics = evaluated(SINGLE, logits_for(predictions), labels, ["neg", "pos"]).metrics
@@ -126,14 +126,14 @@ def test_two_labels():
         assert low < metrics[name] < high
 
 
-def test_more_labels_and_one_that_is_missing_from_the_test():
+def test_metrics_with_a_label_that_the_test_split_lacks():
     metrics = evaluated(SINGLE, logits_for([0, 0, 1, 2], k=3), np.array([0, 0, 1, 1]), ["a", "b", "c"]).metrics
     assert metrics["averaged"] == "macro" and metrics["roc_auc"] is None
     assert metrics["recall"] == pytest.approx((1 + 0.5 + 0) / 3)
     assert metrics["f1"] == metrics["f1_macro"] == pytest.approx((1 + 2 / 3 + 0) / 3)
 
 
-def test_metrics_of_several_labels_by_hand():
+def test_metrics_of_several_labels_equal_those_computed_by_hand():
     labels = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 0]], dtype=np.float32)
     predicted = np.array([[1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 1, 0]])
     logits = ((predicted * 2 - 1) * 3).astype(np.float32)
@@ -145,41 +145,41 @@ def test_metrics_of_several_labels_by_hand():
     assert metrics["loss"] == pytest.approx((2 * wrong + 10 * right) / 12)
 
 
-def test_several_labels_are_decided_by_temperature_and_threshold_and_their_loss_by_neither():
+def test_temperature_and_threshold_change_the_predicted_labels_but_not_the_loss():
     logits, labels = np.array([[2.0, -1.0], [0.5, 3.0]], dtype=np.float32), np.array([[1, 0], [0, 1]], dtype=np.float32)
-    for threshold, accuracy in ((0.5, 0.5), (0.6, 1.0)):  # at a temperature of 2 the third of them is 0.56
+    for threshold, accuracy in ((0.5, 0.5), (0.6, 1.0)):  # at a temperature of 2 the third probability is 0.56
         metrics = evaluated(SEVERAL, logits, labels, ["a", "b"], dict(temperature=2.0, threshold=threshold)).metrics
         assert metrics["accuracy"] == accuracy
         assert metrics["loss"] == pytest.approx(np.log1p(np.exp([-2, -1, 0.5, -3])).mean())
-    assert SEVERAL.decide(logits, {}).tolist() == [[True, False], [True, True]], "while training"
+    assert SEVERAL.decide(logits, {}).tolist() == [[True, False], [True, True]], "during training there is no calibration"
 
 
 # --- losses --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_loss_of_several_labels_smooths_and_weighs():
+def test_the_loss_of_several_labels_applies_smoothing_and_class_weights():
     labels = torch.tensor([[1.0, 0], [0, 0], [0, 0], [1, 1]])
     logits = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
-    yes, no = (torch.nn.functional.softplus(sign * logits) for sign in (-1, 1))
+    if_true, if_false = (torch.nn.functional.softplus(sign * logits) for sign in (-1, 1))
 
     def loss(**settings) -> float:
         return float(SEVERAL.loss_function(labels.numpy(), 2, Config(**settings))(logits, labels))
 
-    assert loss() == pytest.approx(float((labels * yes + (1 - labels) * no).sum()), rel=1e-5)
+    assert loss() == pytest.approx(float((labels * if_true + (1 - labels) * if_false).sum()), rel=1e-5)
     soft = 0.8 * labels + 0.1
-    assert loss(label_smoothing_factor=0.2) == pytest.approx(float((soft * yes + (1 - soft) * no).sum()), rel=1e-5)
+    assert loss(label_smoothing_factor=0.2) == pytest.approx(float((soft * if_true + (1 - soft) * if_false).sum()), rel=1e-5)
     weights = torch.tensor([1.0, 3.0])  # two of four have the first label, one of four the second
-    expected = (weights * labels * yes + (1 - labels) * no).sum()
+    expected = (weights * labels * if_true + (1 - labels) * if_false).sum()
     assert loss(class_weights="balanced") == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_balanced_classes_weigh_the_same_and_a_text_one_in_the_mean():
+def test_balanced_weights_give_classes_equal_totals_and_a_mean_of_one():
     labels = np.array([0] * 90 + [1] * 10)
     logits = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
     plain = SINGLE.loss_function(labels, 2, Config())
     balanced = SINGLE.loss_function(labels, 2, Config(class_weights="balanced"))
-    of = [[float(loss(logits[labels == k], torch.tensor(labels[labels == k]))) for k in (0, 1)] for loss in (plain, balanced)]
-    assert of[1] == pytest.approx([of[0][0] * 100 / 180, of[0][1] * 100 / 20])
+    losses = [[float(loss(logits[labels == k], torch.tensor(labels[labels == k]))) for k in (0, 1)] for loss in (plain, balanced)]
+    assert losses[1] == pytest.approx([losses[0][0] * 100 / 180, losses[0][1] * 100 / 20])
     assert float(balanced(torch.zeros(100, 2), torch.tensor(labels))) == pytest.approx(100 * np.log(2))
 
 
@@ -195,14 +195,14 @@ def draw_all(sections, folder) -> None:
             picture.draw(folder / f"{picture.name}.png")
 
 
-def test_many_labels_have_a_small_picture_a_table_of_pairs_and_the_matrix_as_csv(tmp_path):
+def test_many_labels_get_a_small_picture_a_table_of_confusions_and_a_csv_matrix(tmp_path):
     k, generator = 77, np.random.default_rng(0)
     names = [f"balance_not_updated_after_cheque_or_cash_deposit_{i}" for i in range(k)]
     labels = np.repeat(np.arange(k), 10)
     predictions = np.where(generator.random(10 * k) < 0.1, generator.integers(k, size=10 * k), labels)
-    predictions[:6] = 1  # of label 0
-    given = evaluated(SINGLE, logits_for(predictions, k), labels, names, **ABOUT)
-    sections = SINGLE.report(given)
+    predictions[:6] = 1  # rows with label 0
+    example = evaluated(SINGLE, logits_for(predictions, k), labels, names, **ABOUT)
+    sections = SINGLE.report(example)
     draw_all(sections, tmp_path)
     for file in tmp_path.glob("*.png"):
         picture = matplotlib.image.imread(file)
@@ -210,29 +210,29 @@ def test_many_labels_have_a_small_picture_a_table_of_pairs_and_the_matrix_as_csv
     tables = [table for table in sections[0].tables if table.in_terminal]
     assert tables[1].rows[0][0] == f"{names[0]}, predicted as {names[1]}" and int(tables[1].rows[0][1]) >= 6
     assert sections[-1].examples[0][0] == tables[1].rows[0][0] and len(sections[-1].examples) <= 20
-    (tmp_path / "matrix.csv").write_text(SINGLE.files(given)["confusion_matrix.csv"])
-    assert pd.read_csv(tmp_path / "matrix.csv", index_col=0).to_numpy().tolist() == given.metrics["confusion_matrix"]
+    (tmp_path / "matrix.csv").write_text(SINGLE.files(example)["confusion_matrix.csv"])
+    assert pd.read_csv(tmp_path / "matrix.csv", index_col=0).to_numpy().tolist() == example.metrics["confusion_matrix"]
 
 
-def test_two_labels_have_their_matrix_in_the_terminal_and_no_csv(tmp_path):
-    given = evaluated(SINGLE, logits_for([0, 1, 1]), np.array([0, 0, 1]), ["neg", "pos"], **ABOUT)
-    sections = SINGLE.report(given)
+def test_the_confusion_matrix_of_two_labels_is_printed_and_not_written_as_csv(tmp_path):
+    example = evaluated(SINGLE, logits_for([0, 1, 1]), np.array([0, 0, 1]), ["neg", "pos"], **ABOUT)
+    sections = SINGLE.report(example)
     draw_all(sections, tmp_path)
     assert matplotlib.image.imread(tmp_path / "confusion_matrix.png").shape[:2] == (720, 720)
     assert sections[0].tables[1].rows == [("neg", "1", "1"), ("pos", "0", "1")]
-    assert [*SINGLE.files(given)] == ["curves.json"]
-    wrong, lines = SINGLE.errors(given)
+    assert [*SINGLE.files(example)] == ["curves.json"]
+    wrong, lines = SINGLE.errors(example)
     assert lines(wrong).to_dict("list") | {"probability": 0} == dict(
         row=[1], text=["text 1"], actual=["neg"], predicted=["pos"], probability=0, tokens=[5], truncated=[False]
     )
 
 
-def test_a_test_with_one_row_is_reported(tmp_path):
+def test_a_test_split_of_one_row_is_reported(tmp_path):
     for task, labels in ((SINGLE, np.array([1])), (SEVERAL, np.array([[0, 1]], dtype=np.float32))):
         draw_all(task.report(evaluated(task, logits_for([0]), labels, ["neg", "pos"], **ABOUT)), tmp_path)
 
 
-def test_labels_that_were_confused_are_listed_by_frequency():
+def test_confused_labels_are_listed_by_frequency():
     assert label_report.most_confused([[5, 1, 0], [0, 5, 3], [2, 0, 5]]) == [(1, 2), (2, 0), (0, 1)]
 
 
@@ -248,10 +248,10 @@ def test_the_picture_of_calibration_is_drawn_without_predictions(tmp_path):
     assert matplotlib.image.imread(tmp_path / "reliability.png").shape[0] > 600
 
 
-def test_lists_of_labels_may_be_empty(tmp_path):
+def test_predictions_without_any_label_keep_the_type_of_their_column(tmp_path):
     logits, labels = np.full((2, 2), -3, dtype=np.float32), np.zeros((2, 2), dtype=np.float32)
-    given = evaluated(SEVERAL, logits, labels, ["a", "b"], dict(temperature=1.0, threshold=0.5))
-    columns = SEVERAL.prediction_columns(given)
-    evaluation._write_table(tmp_path / "rows.parquet", {"row": given.split.rows} | columns)
+    example = evaluated(SEVERAL, logits, labels, ["a", "b"], dict(temperature=1.0, threshold=0.5))
+    columns = SEVERAL.prediction_columns(example)
+    evaluation._write_table(tmp_path / "rows.parquet", {"row": example.split.rows} | columns)
     table = Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
     assert table.features["prediction"] == List(Value("string")) and table["label"][:] == [[], []]

@@ -1,4 +1,4 @@
-"""Reading, splitting, sampling and truncating texts."""
+"""Texts are split, sampled, tokenized, truncated and augmented; stand-ins replace what the Hub does not deliver."""
 
 import io
 import os
@@ -45,22 +45,22 @@ def test_held_out_rows_are_stratified_and_depend_on_the_split_seed_alone():
     assert not first["test"].equals(split_frame(split_seed=1)["test"])
 
 
-def test_equal_texts_stay_on_one_side():
+def test_equal_texts_are_never_in_two_splits():
     frames = split_frame(pd.concat([FRAME, FRAME[:500]], ignore_index=True))
     train, validation, test = (set(frames[name].hash) for name in ("train", "validation", "test"))
     assert not train & test and not train & validation and not validation & test
-    assert len(test) == len(frames["test"]) == 300, "the fraction that was asked for, although copies are not held out"
+    assert len(test) == len(frames["test"]) == 300, "the requested fraction, although copies are not held out"
     assert train | validation | test == set(FRAME.hash)
 
 
-def test_a_smaller_sample_is_part_of_a_larger_one_and_keeps_the_fractions():
+def test_a_smaller_sample_is_part_of_a_larger_one_and_keeps_the_label_fractions():
     small, large = (splits.stratified(FRAME, n, seed=3) for n in (50, 200))
     assert set(small.index) < set(large.index)
     assert small.stratum.sum() == 5 and large.stratum.sum() == 20
     assert large.index.is_monotonic_increasing
 
 
-def test_official_splits_are_left_alone(tmp_path):
+def test_official_splits_are_used_as_they_are(tmp_path):
     rows = make_rows(120)
     for name, part in (("train", rows[:60]), ("validation", rows[60:90]), ("test", rows[90:])):
         part.to_parquet(tmp_path / f"{name}.parquet")
@@ -69,7 +69,7 @@ def test_official_splits_are_left_alone(tmp_path):
     assert (data.test_split, data.validation_split) == ("official test", "official validation")
 
 
-def test_another_split_may_serve_as_the_test(tmp_path):
+def test_any_split_may_be_the_test_split(tmp_path):
     rows = make_rows(120)
     rows[:80].to_parquet(tmp_path / "train.parquet")
     rows[80:].to_parquet(tmp_path / "validation.parquet")
@@ -78,20 +78,7 @@ def test_another_split_may_serve_as_the_test(tmp_path):
     assert (len(data.test), len(data.validation), len(data.train)) == (40, 8, 72)
 
 
-@pytest.mark.parametrize("task", ["causal-lm", "masked-lm"])
-def test_a_language_model_holds_out_the_rows_of_the_classifier_where_labels_are_missing(task, tmp_path):
-    rows = make_rows(200)
-    rows.loc[np.random.default_rng(0).permutation(200)[:60], "sentiment"] = None
-    rows.to_csv(tmp_path / "rows.csv", index=False)
-    classifier, language_model = load(tmp_path / "rows.csv", on_bad_rows="skip"), load(tmp_path / "rows.csv", task=task)
-    for name in ("validation", "test"):
-        held_out = getattr(classifier, name).rows.tolist()
-        assert getattr(language_model, name).rows.tolist() == held_out and rows.sentiment[held_out].notna().all()
-    missing = np.flatnonzero(rows.sentiment.isna())
-    assert sorted([*classifier.train.rows, *missing]) == language_model.train.rows.tolist(), "it reads the others too"
-
-
-def test_a_copy_without_a_label_of_a_text_that_is_held_out_is_not_read_in_training(tmp_path):
+def test_unlabelled_copies_of_held_out_texts_are_not_trained_on(tmp_path):
     rows = make_rows(200)
     rows = pd.concat([rows, rows.assign(sentiment=None)])
     rows.to_csv(tmp_path / "rows.csv", index=False)
@@ -100,7 +87,7 @@ def test_a_copy_without_a_label_of_a_text_that_is_held_out_is_not_read_in_traini
     assert len(data.test) == 40 and not texts["train"] & (texts["validation"] | texts["test"])
 
 
-def test_the_users_sample_size_must_be_there_and_that_of_a_preset_need_not(tmp_path):
+def test_a_sample_size_above_the_number_of_rows_is_refused_from_the_user_but_not_from_a_preset(tmp_path):
     make_rows(80).to_csv(tmp_path / "rows.csv", index=False)
     assert PRESETS["smoke"]["train_samples"] == 64 > 56 and PRESETS["translation"]["val_samples"] == 500 > 8
     for setting, n, more in (("train_samples", 64, ""), ("val_samples", 500, "validation_fraction"), ("val_samples", 1_000, "")):
@@ -112,25 +99,13 @@ def test_the_users_sample_size_must_be_there_and_that_of_a_preset_need_not(tmp_p
         "val_samples=32 is more than the 8 rows of split validation: all are used",
     ]
     assert (len(data.train), len(data.validation)) == (56, 8)
-    assert not load(tmp_path / "rows.csv").remarks, "the defaults are for any data set"
+    assert not load(tmp_path / "rows.csv").remarks, "the defaults fit data sets of any size"
 
 
-# --- formats and labels --------------------------------------------------------------------------------------------------
+# --- archives and labels -------------------------------------------------------------------------------------------------
 
 
-def test_every_format_gives_the_same_rows(tmp_path):
-    rows = make_rows()
-    rows.to_parquet(tmp_path / "rows.parquet")
-    rows.to_csv(tmp_path / "rows.csv", index=False)
-    rows.to_csv(tmp_path / "rows.tsv", index=False, sep="\t")
-    rows.to_json(tmp_path / "rows.json", orient="records")
-    rows.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
-    loaded = [load(file) for file in sorted(tmp_path.iterdir())]
-    assert len(loaded) == 5 and len({data.sha256 for data in loaded}) == 1
-    assert all(data.label_names == ["bad", "good"] and data.test.columns() == loaded[0].test.columns() for data in loaded)
-
-
-def test_acl_imdb_as_a_folder_and_as_its_archive(tmp_path):
+def test_acl_imdb_is_read_from_its_folder_and_from_its_archive(tmp_path):
     packed = tmp_path / "aclImdb_v1.tar.gz"
     with tarfile.open(packed, "w:gz") as archive:
         for split in ("train", "test"):
@@ -163,15 +138,15 @@ def test_labels_may_be_words_numbers_or_truth_values():
         assert codes["test"].tolist() == codes["train"][[1, 0, 1]].tolist()
 
 
-def test_several_labels_are_read_with_gaps_and_blanks():
-    kinds = ClassLabel(names=["a", "b", "c"])
+def test_lists_of_labels_may_have_missing_and_blank_entries():
+    class_label = ClassLabel(names=["a", "b", "c"])
     for values, names in (
         ([["a", "b "], [], None, [None, "c"]], ["a", "b", "c"]),
         (["a; b", "", None, "c,; c"], ["a", "b", "c"]),
         ([[3, 1], [], None, [None, 7]], ["1", "3", "7"]),
-        ([[0, 1], [], [], [2]], kinds.names),
+        ([[0, 1], [], [], [2]], class_label.names),
     ):
-        features = Features(label=List(kinds)) if values[0] == [0, 1] else None
+        features = Features(label=List(class_label)) if values[0] == [0, 1] else None
         encoded, known, _ = labels.encode_label_lists({"train": Dataset.from_dict({"label": values}, features)}, "label")
         assert known == names
         assert encoded["train"].tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 1]]
@@ -180,7 +155,7 @@ def test_several_labels_are_read_with_gaps_and_blanks():
 # --- tokens --------------------------------------------------------------------------------------------------------------
 
 
-def test_rows_and_tokens_are_computed_once_until_what_they_depend_on_changes(tmp_path, model_dir):
+def test_tokens_are_cached_until_the_file_or_a_setting_that_they_depend_on_changes(tmp_path, model_dir):
     make_rows().to_csv(tmp_path / "rows.csv", index=False)
     settings = dict(max_length=32)
 
@@ -196,10 +171,10 @@ def test_rows_and_tokens_are_computed_once_until_what_they_depend_on_changes(tmp
     others = [settings | changed for changed in (dict(max_length=16), dict(truncation="tail"), dict(split_seed=1))]
     assert len({file, *(files(**other).pop() for other in others)}) == 4
     make_rows(82).to_csv(tmp_path / "rows.csv", index=False)
-    assert files(**settings) != first, "another file"
+    assert files(**settings) != first, "the file changed"
 
 
-def test_texts_and_tokens_are_read_row_by_row_from_disk(data_file, model_dir):
+def test_rows_read_from_disk_keep_their_texts_labels_and_tokens(data_file, model_dir):
     data, tokenizer = load(data_file, max_length=16), AutoTokenizer.from_pretrained(model_dir)
     written = pd.read_csv(data_file)
     for split in (data.train, data.validation, data.test):
@@ -209,9 +184,9 @@ def test_texts_and_tokens_are_read_row_by_row_from_disk(data_file, model_dir):
         encoded = tokens.encode(data.task, split, tokenizer, data.config)
         ids, lengths = tokens.tokenize_texts(texts, tokenizer, data.config)
         assert encoded.inputs.cache_files and encoded.lengths.tolist() == lengths.tolist()
-        some = [5, 0, 7]
-        assert encoded.__getitems__(some) == [{"input_ids": ids[i], "labels": split.labels[i]} for i in some]
-        assert split.select(some).columns()["text"] == [texts[i] for i in some]
+        positions = [5, 0, 7]
+        assert encoded.__getitems__(positions) == [{"input_ids": ids[i], "labels": split.labels[i]} for i in positions]
+        assert split.select(positions).columns()["text"] == [texts[i] for i in positions]
 
 
 @pytest.mark.parametrize(
@@ -222,19 +197,19 @@ def test_texts_and_tokens_are_read_row_by_row_from_disk(data_file, model_dir):
         ("head+tail", [1, 10, 25, 26, 27, 28, 29, 2]),
     ],
 )
-def test_truncation_keeps_the_special_tokens_and_the_side_asked_for(side, kept):
+def test_truncation_keeps_the_special_tokens_and_the_chosen_side(side, kept):
     ids = [1, *range(10, 30), 2]
     assert tokens.truncate(ids, 8, side) == kept
     assert tokens.truncate(ids, 22, side) == ids
 
 
-def test_truncation_without_special_tokens():
+def test_truncation_without_special_tokens_keeps_the_chosen_side():
     ids = list(range(20))
     assert tokens.truncate(ids, 8, "head", 0, 0) == ids[:8]
     assert tokens.truncate(ids, 8, "tail", 0, 0) == ids[-8:]
 
 
-def test_the_tokenizer_file_does_not_decide_about_length(model_dir):
+def test_max_length_overrides_the_truncation_of_the_tokenizer_file(model_dir):
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     texts = ["we loved it", "a fine film " * 20]
     ids, lengths = tokens.tokenize_texts(texts, tokenizer, replace(Config(), max_length=32))
@@ -242,14 +217,14 @@ def test_the_tokenizer_file_does_not_decide_about_length(model_dir):
     assert ids[1][0] == tokenizer.cls_token_id and ids[1][-1] == tokenizer.sep_token_id
 
 
-def test_line_breaks_of_html_are_spaces():
+def test_html_line_breaks_become_spaces():
     assert clean(["a<br /><br>b"]) == ["a  b"]
 
 
 # --- sources -------------------------------------------------------------------------------------------------------------
 
 
-def test_stand_ins_are_for_the_default_names_only_and_checked(monkeypatch):
+def test_stand_ins_are_checked_by_hash_and_a_missing_one_names_the_pip_command(monkeypatch):
     model = sources.find_model("distilbert-base-uncased")
     assert model.origin == "stand-in" and model.sha256 == sources.STAND_IN_MODEL["distilbert-base-uncased"]["sha256"]
     monkeypatch.setitem(sources.STAND_IN_MODEL["distilbert-base-uncased"], "sha256", "0" * 64)
@@ -260,7 +235,7 @@ def test_stand_ins_are_for_the_default_names_only_and_checked(monkeypatch):
         sources.find_model("distilbert-base-uncased")
 
 
-def test_rotten_tomatoes_has_a_stand_in_too():
+def test_rotten_tomatoes_has_a_stand_in():
     config = Config(**PRESETS["rotten_tomatoes"])
     data = splits.load_data(tasks.pick(config), config)
     assert data.source.name == "Rotten Tomatoes train sentences" and data.source.origin == "stand-in"
@@ -289,16 +264,16 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["token-dropout", "crop", "sentence-shuffle"])
-def test_augmentation_depends_on_seed_epoch_and_row_and_leaves_the_special_tokens(name, model_dir):
+def test_augmentation_depends_on_seed_epoch_and_row_and_keeps_the_special_tokens(name, model_dir):
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     texts = [" . ".join(make_rows().review[start : start + 8]) for start in range(0, 64, 8)]
     rows, _ = tokens.tokenize_texts(texts, tokenizer, Config(max_length=64))
     assert augmentation(tokenizer, Config()) is None
     change = augmentation(tokenizer, Config(augmentation=name))
     first = [change(ids, 0, row) for row, ids in enumerate(rows)]
-    assert first != [change(ids, 1, row) for row, ids in enumerate(rows)], "drawn anew each epoch"
+    assert first != [change(ids, 1, row) for row, ids in enumerate(rows)], "drawn again in each epoch"
     assert first != [augmentation(tokenizer, Config(augmentation=name, seed=1))(ids, 0, row) for row, ids in enumerate(rows)]
-    assert first[::-1] == [change(rows[row], 0, row) for row in reversed(range(len(rows)))], "whatever was drawn before"
+    assert first[::-1] == [change(rows[row], 0, row) for row in reversed(range(len(rows)))], "in any order of the rows"
     for ids, before in zip(first, rows, strict=True):
         assert (ids[0], ids[-1]) == (before[0], before[-1]) and len(ids) <= len(before)
         assert not Counter(ids) - Counter(before), "only tokens of the text"

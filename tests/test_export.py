@@ -1,4 +1,4 @@
-"""Exports predict what the run's model predicts; those that do not are not written."""
+"""Exported models predict what the run's model predicts; exports that do not are not written."""
 
 import json
 import shutil
@@ -17,12 +17,13 @@ TEXTS = ["a fine film", "a dull film without a heart and a thin plot", "moving"]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
+    """Return the folder for the run of this module."""
     return tmp_path_factory.mktemp("export")
 
 
 @pytest.fixture
 def run(trained, call, tiny_flags, tmp_path):
-    """A run whose test has 200 rows; each test has a copy of its folder."""
+    """Return a copy of a run folder whose test split has 200 rows; the first test trains the run."""
     if not (trained / "run" / "training.json").is_file():
         make_rows(1000).to_csv(trained / "rows.csv", index=False)
         flags = ["--dataset_name", trained / "rows.csv", "--train_samples", 56, "--precision", "float32"]
@@ -53,14 +54,14 @@ def test_the_merged_model_loads_with_plain_transformers_and_agrees(run, call):
     assert again.code == 2 and "exists already" in again.err
 
 
-def test_a_missing_library_is_named_before_anything_is_done(run, call, monkeypatch):
+def test_a_missing_library_is_named_before_anything_is_written(run, call, monkeypatch):
     monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
     result = call("export.py", run)
     assert result.code == 2 and "onnxruntime" in result.err and "requirements-extras.txt" in result.err
     assert not list(run.glob("export*"))
 
 
-def test_onnx_and_its_8_bit_form_take_any_batch_and_length(run, call):
+def test_onnx_models_accept_any_batch_size_and_length(run, call):
     onnxruntime = pytest.importorskip("onnxruntime")
     exported = call("export.py", run)
     assert exported.code == 0, exported.err
@@ -114,19 +115,21 @@ def test_a_format_that_disagrees_is_not_written_and_the_others_are(run, call, mo
     exports = read_exports(run)
     assert {name: export.get("agrees") for name, export in exports.items()} == dict(run=None, merged=True, onnx=True, int8=False)
     assert exports["int8"]["accuracy"] < 0.1
-    assert "int8" in (run / "export" / "merged" / "README.md").read_text(), "the card tells the accuracy of all that were tried"
+    assert "int8" in (run / "export" / "merged" / "README.md").read_text(), (
+        "the card gives the accuracy of all formats that were tried"
+    )
 
 
 @pytest.mark.parametrize(("wrong", "agrees"), [(1, True), (2, True), (10, False)])
-def test_what_8_bit_weights_may_cost_depends_on_the_number_of_rows(wrong, agrees, run, call, monkeypatch):
-    """One wrong label of 200 costs 0.5 %, which is chance; ten cost 5 %, which is not."""
+def test_an_8_bit_model_is_written_if_its_loss_of_accuracy_may_be_chance(wrong, agrees, run, call, monkeypatch):
+    """One wrong label of 200 costs 0.5 %, which may be chance; ten cost 5 %, which is not chance."""
     quantization = pytest.importorskip("onnxruntime.quantization")
     monkeypatch.setattr(quantization, "quantize_dynamic", lambda path, out, **_: shutil.copy(path, out))
     monkeypatch.setattr(exporting, "write_onnx", lambda model, names, path: path.write_bytes(b"onnx"))
     rows_left = [wrong]
 
     class Damaged(torch.nn.Module):
-        """In place of the 8-bit model: the merged one, with the wrong label for so many rows."""
+        """A replacement for the 8-bit model: the merged model with wrong labels for `wrong` rows."""
 
         def __init__(self, path):
             super().__init__()

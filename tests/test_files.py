@@ -1,4 +1,4 @@
-"""Files of many formats and encodings give the rows that a plain csv gives, with notes on what was guessed or left out."""
+"""Files of many formats and encodings give the rows of a plain CSV file, with notes on guesses and on rows left out."""
 
 import csv
 import gzip
@@ -35,13 +35,17 @@ def load(path, **settings) -> Data:
     return load_data(tasks.pick(config), config)
 
 
-def in_zip(file):
+def write_zip(file):
     with zipfile.ZipFile(file, "w") as packed:
         packed.writestr("inside/rows.csv", CSV)
-        packed.writestr("__MACOSX/inside/._rows.csv", "of the system")
+        packed.writestr("__MACOSX/inside/._rows.csv", "added by macOS")
 
 
 FORMATS = {  # file name -> function that writes it
+    "rows.parquet": ROWS.to_parquet,
+    "rows.tsv": lambda file: ROWS.to_csv(file, index=False, sep="\t"),
+    "rows.json": lambda file: ROWS.to_json(file, orient="records"),
+    "rows.jsonl": lambda file: ROWS.to_json(file, orient="records", lines=True),
     "semicolons.csv": lambda file: ROWS.to_csv(file, index=False, sep=";"),
     "bars.csv": lambda file: ROWS.to_csv(file, index=False, sep="|"),
     "tabs.csv": lambda file: ROWS.to_csv(file, index=False, sep="\t"),
@@ -50,7 +54,7 @@ FORMATS = {  # file name -> function that writes it
     "unicode.csv": lambda file: ROWS.to_csv(file, index=False, encoding="utf-16", sep="\t"),
     "packed.csv.gz": lambda file: ROWS.to_csv(file, index=False),
     "latin.csv.gz": lambda file: ROWS.to_csv(file, index=False, encoding="latin-1"),
-    "packed.zip": in_zip,
+    "packed.zip": write_zip,
     "sheet.xlsx": lambda file: ROWS.to_excel(file, index=False),
     "saved": lambda folder: datasets.Dataset.from_pandas(ROWS).save_to_disk(folder),
     "saved_splits": lambda folder: datasets.DatasetDict(train=datasets.Dataset.from_pandas(ROWS)).save_to_disk(folder),
@@ -65,17 +69,17 @@ FORMATS = {  # file name -> function that writes it
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_rows_are_those_of_a_plain_csv(name, tmp_path):
+def test_every_format_gives_the_rows_of_a_plain_csv(name, tmp_path):
     (tmp_path / "plain.csv").write_text(CSV)
     FORMATS[name](tmp_path / name)
     plain, data = load(tmp_path / "plain.csv"), load(tmp_path / name)
     assert data.sha256 == plain.sha256 and data.test.columns() == plain.test.columns()
-    assert not plain.remarks
+    assert data.label_names == plain.label_names == ["bad", "good"] and not plain.remarks
     guessed = any("not UTF-8" in remark and "'très'" in remark for remark in data.remarks)
     assert guessed == name.startswith(("latin", "spreadsheet"))
 
 
-def test_splits_by_the_names_of_files_and_keys(tmp_path):
+def test_names_of_files_and_json_keys_define_the_splits(tmp_path):
     (tmp_path / "folder").mkdir()
     for split, rows in (("train", ROWS[:60]), ("test", ROWS[60:])):
         rows.to_csv(tmp_path / "folder" / f"{split}.csv", index=False, sep=";", encoding="cp1252")
@@ -103,7 +107,7 @@ def test_an_encoding_is_guessed_from_the_text(encoding, text, tmp_path):
     assert text.encode(encoding).decode(guess) == text and word in text
 
 
-def test_the_encoding_that_is_given_is_used(tmp_path):
+def test_the_encoding_setting_is_used(tmp_path):
     (tmp_path / "rows.csv").write_bytes(CSV.replace("très", "tr\u0148s").encode("cp1250", errors="replace"))
     data = load(tmp_path / "rows.csv", encoding="cp1250")
     assert "tr\u0148s" in data.test.columns()["text"][0] and not data.remarks
@@ -114,7 +118,7 @@ GAPS = ROWS.assign(
 )  # rows 0 and 1 have no text, row 79 no label
 
 
-def test_rows_that_lack_something_are_refused_with_their_numbers_or_left_out(tmp_path):
+def test_rows_without_text_or_label_are_refused_with_their_numbers_or_skipped(tmp_path):
     GAPS.to_csv(tmp_path / "gaps.csv", index=False)
     problems = r"2 of 80 rows .* empty text \(row 0, 1\); 1 of 80 .* without a label \(row 79\).*on_bad_rows"
     with pytest.raises(UserError, match=problems):
@@ -161,7 +165,7 @@ def test_files_that_cannot_be_read_are_refused_with_the_reason(tmp_path):
             load(tmp_path / name, **options)
 
 
-def test_predict_reads_the_same_files(call, tiny_flags, tmp_path):
+def test_predict_reads_the_formats_that_training_reads(call, tiny_flags, tmp_path):
     assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", "1").code == 0
     for name in ("spreadsheet.csv", "sheet.xlsx", "packed.zip", "under_a_key.json"):
         FORMATS[name](tmp_path / name)
@@ -171,7 +175,7 @@ def test_predict_reads_the_same_files(call, tiny_flags, tmp_path):
         assert ("not UTF-8" in result.err) == (name == "spreadsheet.csv")
 
 
-# --- files as people have them -------------------------------------------------------------------------------------------
+# --- unusual and broken files --------------------------------------------------------------------------------------------
 
 LABELLED = [f"{text} {number}" for number in range(30) for text in ("fine film", "dull film")]
 
@@ -200,7 +204,7 @@ def test_values_stay_as_they_are_written(tmp_path):
         assert find_rows(str(tmp_path / name))[0]["train"]["value"][:] == values, name
 
 
-def test_a_column_of_several_kinds_keeps_its_values(tmp_path):
+def test_a_column_of_several_types_keeps_its_values(tmp_path):
     values = [1, 1.5, "x", None, True, [1, "a"], {"b": [None]}, 2**70]
     lines = [json.dumps({"text": "t", "value": value, "late": "late" if value == 2**70 else None}) for value in values]
     rows = find_rows(str(write(tmp_path / "a.jsonl", "\n".join([*lines, ""]))))[0]["train"]
@@ -241,19 +245,19 @@ def test_any_table_comes_back_from_csv_json_and_excel(tmp_path_factory, rows):
         ("text,label\nfine,good,\ndull,bad,\n", "line 2 has 3 fields"),  # a comma at the end
         ("text,label\nfine,good\ndull\n", "line 3 has 1 fields"),  # cut short
         ('text,label\n"Fine" film,good\n', "line 2: .* quotation marks"),
-        ('text,label\nfine,good\n"dull,bad\n', "line 3: .* quotation marks"),  # to the end of the file
+        ('text,label\nfine,good\n"dull,bad\n', "line 3: .* quotation marks"),  # the field goes to the end of the file
         ('text,label\nfine,good\n"Never mind,bad\nnot bad,good\nat 12",bad\ndull,bad\n', "lines 3 to 5 look like 3 rows"),
         ("text,label,text\na,b,c\n", "two columns are called 'text'"),
         ("text,label\nfine,good\nd\0ll,bad\n", "NUL characters .*line 3"),
-        ("text,label\n" + "fine,good\n" * 9_000 + "d\0ll,bad\n", "NUL characters .*line 9,002"),  # far behind the beginning
+        ("text,label\n" + "fine,good\n" * 9_000 + "d\0ll,bad\n", "NUL characters .*line 9,002"),  # far from the start of the file
     ],
 )
-def test_a_csv_that_would_be_misread_is_refused_with_the_line(text, words, tmp_path):
+def test_a_csv_that_would_be_misread_is_refused_with_the_line_number(text, words, tmp_path):
     with pytest.raises(UserError, match=words):
         find_rows(str(write(tmp_path / "rows.csv", text)))
 
 
-def test_a_text_of_several_lines_is_read_whole(tmp_path):
+def test_a_quoted_text_may_have_several_lines(tmp_path):
     texts = ["one,\ntwo", "a\n\nb, c", 'she said "no"\nand left', "\n"] * 3
     pd.DataFrame({"text": texts, "label": ["good", "bad"] * 6}).to_csv(tmp_path / "rows.csv", index=False)
     assert texts_of(tmp_path / "rows.csv") == texts
@@ -282,13 +286,13 @@ def test_quotation_marks_of_a_tsv_are_text_unless_they_surround_fields(tmp_path)
         (["train.csv", "test.jsonl"], ["train", "test"]),
     ],
 )
-def test_the_names_of_files_tell_their_splits(names, splits, tmp_path):
+def test_words_in_file_names_tell_the_splits(names, splits, tmp_path):
     for name in names:
         content = ROWS.to_csv(index=False) if name.endswith("csv") else ROWS.to_json(orient="records", lines=True)
         write(tmp_path / "folder" / name, content)
-    found, source = find_rows(str(tmp_path / "folder"))
-    assert [*found] == splits and sum(map(len, found.values())) == 80 * len(names)
-    assert sorted(name for several in source.files.values() for name in several) == sorted(names)
+    rows_of_splits, source = find_rows(str(tmp_path / "folder"))
+    assert [*rows_of_splits] == splits and sum(map(len, rows_of_splits.values())) == 80 * len(names)
+    assert sorted(name for files in source.files.values() for name in files) == sorted(names)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +311,7 @@ def test_a_file_whose_split_is_not_clear_is_refused(names, words, tmp_path):
         load(tmp_path)
 
 
-def test_settings_name_the_split_of_a_file(tmp_path):
+def test_settings_choose_the_files_for_validation_and_test(tmp_path):
     for name in ("train", "newstest2013", "newstest2014"):
         write(tmp_path / f"{name}.csv", CSV.replace("film", name))
     data = load(tmp_path, validation_split="newstest2013", test_split="newstest2014")
@@ -331,7 +335,7 @@ def test_a_changed_translation_is_read_again(tmp_path):
         assert find_rows(str(source), readers=Translation.readers)[0]["train"]["de"][:] == target.split()
 
 
-def test_a_cache_that_cannot_be_written_is_not_the_fault_of_the_data(tmp_path, monkeypatch):
+def test_an_unwritable_cache_is_reported_as_such(tmp_path, monkeypatch):
     (tmp_path / "a file").write_text("")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "a file")
     with pytest.raises(UserError, match="cache .*a file.*HF_HOME"):
@@ -359,7 +363,7 @@ def test_only_line_feeds_end_a_line(tmp_path):
         ("a\nb\n \t\nc\r\n\r\nd\n\n\n", ["a\nb", "c", "d"]),
     ],
 )
-def test_documents_are_divided_by_lines_without_a_character(text, documents, tmp_path):
+def test_documents_are_divided_by_blank_lines(text, documents, tmp_path):
     assert texts_of(write(tmp_path / "a.txt", text), readers=CausalLM.readers) == documents
 
 
@@ -367,7 +371,7 @@ def conll(folder, text: str):
     return find_rows(str(write(folder / "a.conll", text)))
 
 
-def test_the_columns_of_conll_files(tmp_path):
+def test_conll_files_may_have_comments_word_numbers_and_several_tag_columns(tmp_path):
     rows, source = conll(tmp_path, "# id 1 domain=train\n1\tAnna\tB-PER\n2\t#\tO\n\n \n# text = x\n1\tOslo\tB-LOC\n")
     assert rows["train"]["tokens"][:] == [["Anna", "#"], ["Oslo"]] and rows["train"]["tags"][:] == [["B-PER", "O"], ["B-LOC"]]
     assert "first column counts words" in source.remarks[0]
@@ -380,7 +384,7 @@ def test_the_columns_of_conll_files(tmp_path):
     with pytest.raises(UserError, match="column_1, column_2, column_3, column_4 .*set label_column"):
         load_data(tasks.pick(config), config)
     named = replace(config, text_column="column_2", label_column="column_3", test_fraction=0.2)
-    with pytest.raises(UserError, match="too few"):  # all sentences are equal: they were read
+    with pytest.raises(UserError, match="too few"):  # the columns are accepted, but all sentences are equal
         load_data(tasks.pick(named), named)
 
 
@@ -399,13 +403,13 @@ def test_a_json_that_holds_no_rows_is_refused(text, words, tmp_path):
         find_rows(str(write(tmp_path / "rows.json", text)))
 
 
-def test_broken_characters_and_nan_of_json(tmp_path):
+def test_json_with_half_characters_and_nan_is_read(tmp_path):
     lines = '{"text": "half \\ud83d", "label": NaN}\n\n{"text": "\\ud83d\\ude00", "label": "x"}\n'
     rows = find_rows(str(write(tmp_path / "rows.jsonl", lines)))[0]["train"]
     assert rows["text"][:] == ["half \ufffd", "\U0001f600"] and rows["label"][:] == [None, "x"]
 
 
-def test_what_was_read_is_printed(call, tiny_flags, model_dir, tmp_path):
+def test_fine_tune_prints_the_files_the_labels_and_an_example(call, tiny_flags, model_dir, tmp_path):
     for name, rows in (("train", ROWS[:60]), ("eval", ROWS[60:])):
         write(tmp_path / "reviews" / f"{name}.csv", rows.to_csv(index=False))
     flags = [*tiny_flags, "--dataset_name", "reviews", "--num_train_epochs", "1"]

@@ -1,4 +1,4 @@
-"""The layers of the package import each other in one direction; pyproject.toml says in which."""
+"""The layers of the package import each other in one direction, which pyproject.toml defines."""
 
 import subprocess
 import sys

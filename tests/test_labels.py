@@ -1,4 +1,4 @@
-"""What label and text columns may hold, and what the user is told or refused."""
+"""Values that label and text columns may hold, with the notes and errors about them."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ TEXT, SEVERAL, ONE, NUMBERS = Value("string"), "multi_label_classification", "si
 
 
 def read(splits: dict[str, dict[str, list]], features: dict | None = None, **settings) -> tuple[Rows, str]:
-    """Return the rows that a task makes of columns, and the problem type that it settled on."""
+    """Return the rows that a task reads from columns, and the problem type that it chose."""
     raw = {
         name: Dataset.from_dict(columns, features=Features({column: (features or {}).get(column, TEXT) for column in columns}))
         for name, columns in splits.items()
@@ -55,7 +55,7 @@ NUMBER_LISTS = List(Value("int64"))
         (["{b,a}", "{}"], TEXT, [["a", "b"], []], "written as text"),
     ],
 )  # fmt: skip
-def test_lists_are_several_labels(values, feature, sets, note):
+def test_lists_are_read_as_several_labels(values, feature, sets, note):
     for settings in ({}, dict(problem_type=SEVERAL)):
         rows, problem_type = read_labels(values, feature, **settings)
         assert problem_type == SEVERAL and sets_of(rows) == sets and note in rows.remarks[0]
@@ -74,7 +74,7 @@ def test_lists_are_several_labels(values, feature, sets, note):
         (["[ True False  True]", "[False False  True]"], TEXT),
     ],
 )
-def test_vectors_of_0_and_1_have_a_place_for_each_label(values, feature):
+def test_lists_of_0_and_1_are_read_as_one_position_per_label(values, feature):
     rows, problem_type = read_labels(values, feature)
     assert problem_type == SEVERAL and rows.label_names == ["label_0", "label_1", "label_2"]
     assert rows.labels["train"].tolist() == [[1, 0, 1], [0, 0, 1]] and "label_0 to label_2" in rows.remarks[-1]
@@ -99,7 +99,7 @@ def test_vectors_of_0_and_1_have_a_place_for_each_label(values, feature):
         (["['a']", "[]", "['b']"], ["a", "b"], [0, -1, 1], "one label for each text, because it holds lists that are written as text"),
     ],
 )  # fmt: skip
-def test_one_label_a_text(values, names, codes, note):
+def test_one_label_per_text_is_read_as_it_is_written(values, names, codes, note):
     feature = TEXT if all(isinstance(value, str | None) for value in values) else Json()
     rows, problem_type = read_labels(values, feature)
     assert problem_type == ONE and rows.label_names == names and rows.labels["train"].tolist() == codes
@@ -115,12 +115,12 @@ def test_one_label_a_text(values, names, codes, note):
         (["C#", "F#"], ["C#", "F#"]),
     ],
 )
-def test_labels_that_are_divided_in_a_text(values, names):
+def test_a_text_of_several_labels_is_divided_at_separators(values, names):
     rows, _ = read_labels(values, Json() if 1 in values else TEXT, problem_type=SEVERAL)
     assert rows.label_names == names and bool(rows.remarks) == ("a#b" in values), "a note where they are divided at '#'"
 
 
-def test_many_classes_are_taken_from_a_column_that_is_named():
+def test_many_classes_are_accepted_only_if_the_user_named_the_column():
     values = [f"intent {i // 3}" for i in range(75)]
     assert len(read_labels(values, label_column="label")[0].label_names) == 25
     with pytest.raises(UserError, match="25 different values in 75 rows: is it the right column.*--label_column"):
@@ -152,7 +152,7 @@ def test_labels_that_can_be_read_in_two_ways_are_refused(values, feature, settin
         read_labels(values, feature, **settings)
 
 
-def test_a_label_of_test_is_known_only_as_it_is_written():
+def test_a_label_that_test_writes_differently_is_unknown():
     splits = {name: {"text": ["a", "b"], "label": values} for name, values in (("train", ["7", "8"]), ("test", ["007", "8"]))}
     with pytest.raises(UserError, match="split test has labels that train lacks: '007'"):
         read(splits)
@@ -176,13 +176,13 @@ def test_columns_of_0_and_1_may_be_texts():
         ([1.5, 2, -3, None, np.nan], Value("float32")),
     ],
 )
-def test_numbers_of_a_regression(values, feature):
+def test_regression_reads_numbers_and_missing_values(values, feature):
     labels = read_labels(values, feature, problem_type=NUMBERS)[0].labels["train"]
     assert labels[:3].tolist() == [1.5, 2, -3] and np.isnan(labels[3:]).all()
 
 
 @pytest.mark.parametrize("wrong", ["nan", "inf", "1,5", "1e39", "5 stars", "N/A", "true", True, np.inf, [1]], ids=str)
-def test_what_is_no_finite_number_is_refused_by_a_regression(wrong):
+def test_regression_refuses_values_that_are_not_finite_numbers(wrong):
     feature = TEXT if isinstance(wrong, str) else Value("float64") if wrong is np.inf else Json()
     values = ["1", wrong] if isinstance(wrong, str) else [1, wrong]
     with pytest.raises(UserError, match="label_column=label: row 1 of split train holds .*more than numbers.*set label_column"):
@@ -197,7 +197,7 @@ def read_texts(texts: list, feature, **settings) -> Rows:
 
 
 @pytest.mark.parametrize("task", ["text-classification", "causal-lm"])
-def test_numbers_among_texts_are_texts(task):
+def test_numbers_among_texts_are_read_as_texts(task):
     rows = read_texts(["N/A", 10, None, True, "None", "\u00e9"], Json(), task=task)
     assert rows.columns["train"]["text"][:] == ["N/A", "10", None, "true", "None", "\u00e9"]
     assert "2 numbers or truth values are read as texts, such as 10 (row 1)" in rows.remarks[0]
@@ -212,7 +212,7 @@ def test_numbers_among_texts_are_texts(task):
         ([["a"], ["b"]], List(TEXT), "no text, but .'a'. .row 0."),
     ],
 )
-def test_lists_objects_and_numbers_are_no_texts(texts, feature, message):
+def test_lists_objects_and_columns_of_numbers_are_refused_as_texts(texts, feature, message):
     with pytest.raises(UserError, match=f"text_column=text: in split train it holds {message}.*set text_column"):
         read_texts(texts, feature)
 

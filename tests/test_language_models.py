@@ -1,4 +1,4 @@
-"""Language models: how texts are cut into blocks, what their perplexity is, how they continue texts, and what a classifier takes over."""
+"""Language models: blocks, perplexity, continuations, masked tokens, and classifiers that start from them."""
 
 import json
 from dataclasses import replace
@@ -39,7 +39,7 @@ def gpt(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
-    """With a pooler of its own in its file, and no head over words."""
+    """Return a model whose file has a pooler and no language model head."""
     return make_model(tmp_path_factory.mktemp("models") / "bert", "bert")
 
 
@@ -69,7 +69,9 @@ def test_a_gpt_goes_through_all_the_scripts(gpt, data_file, call, tmp_path):
         json.loads(call("predict.py", "--json", *texts, "--temperature", "0").out.splitlines()[0])["continuation"]
         for texts in (["we loved every", "a fine film"], ["we loved every"])
     ]
-    assert greedy[0] == greedy[1] and greedy[0].split()[0] == "minute", "as all texts continue, whatever the other texts are"
+    assert greedy[0] == greedy[1] and greedy[0].split()[0] == "minute", (
+        "all training texts continue so, and other texts in the batch change nothing"
+    )
     sampled = [call("predict.py", "a", "--seed", seed, "--temperature", 2, "--max_new_tokens", 12).out for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
     assert len(call("predict.py", "a", "--max_new_tokens", 2, "--temperature", 0).out.split()) <= 3
@@ -77,7 +79,7 @@ def test_a_gpt_goes_through_all_the_scripts(gpt, data_file, call, tmp_path):
     (text,) = answers.run.task.widget_values(answers.predictor, "we hated every", [], {})
     assert text.startswith("we hated every") and len(text) > 20, "what app.py shows"
     long = call("predict.py", "a film " * 60, "--max_new_tokens", 4)
-    assert long.code == 0, "of a prompt that is longer than the model can read, its end is read"
+    assert long.code == 0, "the model reads the end of a prompt that is too long"
     refused = call("predict.py", "a", "--max_new_tokens", 100)
     assert refused.code == 2 and "--max_new_tokens 100" in refused.err and "64 positions" in refused.err
     pd.DataFrame({"text": ["a fine", "we"]}).to_csv("in.csv", index=False)
@@ -98,14 +100,14 @@ def test_a_gpt_goes_through_all_the_scripts(gpt, data_file, call, tmp_path):
     assert exported.code == 0, exported.err
     plain = transformers.AutoModelForCausalLM.from_pretrained(run / "export" / "merged")
     assert plain.lm_head.weight is plain.transformer.wte.weight
-    own = call("fine_tune.py", *flags, "--model_name", run / "export" / "merged", "--run_name", "on")
-    assert own.code == 0, own.err
+    continued = call("fine_tune.py", *flags, "--model_name", run / "export" / "merged", "--run_name", "on")
+    assert continued.code == 0, continued.err
     first = next(log for log in json.loads((tmp_path / "outputs/on/training.json").read_text())["log_history"] if "loss" in log)
-    assert first["loss"] < 1.5 * metrics["loss"] + 0.5, "it continues where the run before ended"
+    assert first["loss"] < 1.5 * metrics["loss"] + 0.5, "the new run continues where the first one ended"
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_pretrain_merge_classify(method, bert, data_file, call, tiny_flags, tmp_path):
+def test_a_classifier_can_start_from_a_pretrained_and_merged_model(method, bert, data_file, call, tiny_flags, tmp_path):
     flags = ["--task", "masked-lm", "--model_name", bert, "--dataset_name", data_file, *FLAGS, *LEARN]
     trained = call("fine_tune.py", *flags, "--method", method, "--run_name", "pretrained")
     assert trained.code == 0, trained.err
@@ -140,17 +142,21 @@ def test_a_language_model_holds_out_the_rows_that_a_classifier_of_the_same_data_
     rows.loc[::7, "sentiment"] = None
     rows.loc[3::10, "review"] = " "
     rows.to_csv(tmp_path / "rows.csv", index=False)
-    config = Config(dataset_name=str(tmp_path / "rows.csv"), on_bad_rows="skip")
-    classified, read = (load_data(task, replace(config, task=task.name)) for task in (SingleLabel(), task))
+    config = Config(dataset_name=str(tmp_path / "rows.csv"))
+    classified = load_data(SingleLabel(), replace(config, on_bad_rows="skip"))
+    read = load_data(task, replace(config, task=task.name))
     for name in ("validation", "test"):
         assert getattr(read, name).rows.tolist() == getattr(classified, name).rows.tolist()
     filled = set(rows.index[rows.review.str.strip() != ""])
-    assert set(read.train.rows) == filled - {*read.validation.rows, *read.test.rows}, "rows without a label are for training"
-    assert {*range(0, 120, 7)} & filled <= {*read.train.rows.tolist()} and not {*classified.train.rows} & {*range(0, 120, 7)}
+    assert set(read.train.rows) == filled - {*read.validation.rows, *read.test.rows}
+    unlabelled = {*range(0, 120, 7)}
+    assert unlabelled & filled <= {*read.train.rows.tolist()} and not {*classified.train.rows} & unlabelled
 
 
-@pytest.mark.parametrize("labels", [None, [f"{i}.5" for i in range(80)], ["only one"] * 80], ids=["no column", "no classes", "one class"])
-def test_labels_that_no_classifier_could_use_make_no_difference(labels, tmp_path):
+@pytest.mark.parametrize(
+    "labels", [None, [f"{i}.5" for i in range(80)], ["only one"] * 80], ids=["no column", "no classes", "one class"]
+)
+def test_a_language_model_ignores_labels_that_no_classifier_could_use(labels, tmp_path):
     rows = make_rows().drop(columns="sentiment")
     (rows if labels is None else rows.assign(label=labels)).to_csv(tmp_path / "rows.csv", index=False)
     data = load_data(CausalLM(), Config(task="causal-lm", dataset_name=str(tmp_path / "rows.csv")))
@@ -158,7 +164,7 @@ def test_labels_that_no_classifier_could_use_make_no_difference(labels, tmp_path
     assert not data.train.labels.any()
 
 
-def test_a_text_column_with_the_usual_name_of_a_label(tmp_path):
+def test_the_text_column_may_have_the_usual_name_of_a_label_column(tmp_path):
     make_rows().rename(columns={"review": "target"}).to_csv(tmp_path / "rows.csv", index=False)
     data = load_data(CausalLM(), Config(task="causal-lm", dataset_name=str(tmp_path / "rows.csv"), text_column="target"))
     assert len(data.test) == 16 and set(data.train.labels) == {0, 1}
@@ -178,8 +184,8 @@ def test_every_token_of_a_document_is_predicted_once(gpt):
     assert (batch["labels"] >= 0).sum() == (batch["targets"] >= 0).sum()
 
 
-@pytest.mark.parametrize("model_type", [name for name in TINY if name != "convbert"])  # whose convolution reads padding
-def test_the_loss_is_that_of_the_plain_model(model_type, data_file, tmp_path):
+@pytest.mark.parametrize("model_type", [name for name in TINY if name != "convbert"])  # its convolution reads padding
+def test_the_loss_equals_that_of_the_plain_model(model_type, data_file, tmp_path):
     source, task = find_model(str(make_model(tmp_path / "tiny", model_type))), CausalLM() if model_type in DECODERS else MaskedLM()
     config = Config(task=task.name, dataset_name=str(data_file), max_length=12, precision="float32", eval_batch_size=4)
     tokenizer, test = load_tokenizer(task, source, config), load_data(task, config).test
@@ -201,7 +207,7 @@ def test_the_loss_is_that_of_the_plain_model(model_type, data_file, tmp_path):
     np.testing.assert_allclose(task.metrics[0].of(statistics), np.exp(-sums.sum() / counts.sum()), rtol=1e-5)
 
 
-def test_masked_tokens_are_the_same_in_every_evaluation_and_others_in_every_epoch(bert):
+def test_masked_tokens_are_the_same_in_every_evaluation_and_change_with_each_epoch(bert):
     task, config = MaskedLM(), Config(task="masked-lm", max_length=42)
     tokenizer = load_tokenizer(task, find_model(str(bert)), config)
     text = "a fine film with a warm heart " * 12
@@ -220,13 +226,13 @@ def test_masked_tokens_are_the_same_in_every_evaluation_and_others_in_every_epoc
     assert all(np.array_equal(original(block), original(blocks[0])) for block in epochs)
     special = np.isin(original(blocks[0]), tokenizer.all_special_ids)
     masked = [augment(blocks[0], epoch, 0) for epoch in range(200)]
-    places = np.concatenate([np.flatnonzero(np.array(block["targets"]) >= 0) for block in masked])
-    assert not special[places].any() and len({*places.tolist()}) == 40
+    positions = np.concatenate([np.flatnonzero(np.array(block["targets"]) >= 0) for block in masked])
+    assert not special[positions].any() and len({*positions.tolist()}) == 40
     masks = sum(block["input_ids"].count(tokenizer.mask_token_id) for block in masked)
-    assert 0.75 < masks / len(places) < 0.85
+    assert 0.75 < masks / len(positions) < 0.85
 
 
-def test_documents_of_text_files(tmp_path):
+def test_text_files_are_read_as_documents(tmp_path):
     def texts(path) -> dict:
         return {name: rows["text"][:] for name, rows in find_rows(str(path), readers=CausalLM.readers)[0].items()}
 
@@ -256,7 +262,7 @@ def test_documents_of_text_files(tmp_path):
     ],
     ids=["empty", "blank", "one endless line", "picture"],
 )
-def test_a_bad_text_file_is_refused_in_words(content, words, gpt, call, tmp_path):
+def test_a_bad_text_file_is_refused_in_one_line(content, words, gpt, call, tmp_path):
     (tmp_path / "text.txt").write_bytes(content)
     result = call("fine_tune.py", "--task", "causal-lm", "--model_name", gpt, "--dataset_name", "text.txt", *FLAGS)
     assert result.code == 2 and all(word in result.err for word in ["text.txt", *words]), result.err
@@ -275,20 +281,23 @@ def test_a_bad_text_file_is_refused_in_words(content, words, gpt, call, tmp_path
         (["--max_length", "65"], ["max_length=65", "64 positions"]),
     ],
 )
-def test_a_knob_that_means_nothing_to_it_is_refused(flags, words, gpt, data_file, call):
+def test_a_setting_that_does_not_apply_is_refused(flags, words, gpt, data_file, call):
     result = call("fine_tune.py", "--task", "causal-lm", "--model_name", gpt, "--dataset_name", data_file, *FLAGS, *flags)
     assert result.code == 2 and all(word in result.err for word in words), result.err
 
 
-def test_a_tokenizer_without_a_mask_is_refused_and_so_are_options_of_another_task(gpt, data_file, call, tiny_flags):
+def test_a_tokenizer_without_a_mask_token_is_refused(gpt, data_file, call):
     refused = call("fine_tune.py", "--task", "masked-lm", "--model_name", gpt, "--dataset_name", data_file, *FLAGS)
     assert refused.code == 2 and "masked-lm" in refused.err and "gpt2" in refused.err
+
+
+def test_predict_refuses_the_options_of_another_task(call, tiny_flags):
     assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", 1).code == 0
     refused = call("predict.py", "a film", "--temperature", "0.5")
     assert refused.code == 2 and "--temperature is not for text-classification" in refused.err
 
 
-def test_a_tokenizer_that_knows_no_end_of_a_text_is_refused(bert, data_file, call):
+def test_a_tokenizer_without_an_end_of_text_token_is_refused(bert, data_file, call):
     refused = call("fine_tune.py", "--task", "causal-lm", "--model_name", bert, "--dataset_name", data_file, *FLAGS)
     assert refused.code == 2 and "causal-lm" in refused.err and "masked-lm" in refused.err, refused.err
 
@@ -321,6 +330,6 @@ def test_the_interval_of_the_loss_covers_the_true_loss():
         means = 3 + rng.normal(size=150) * 0.3 + (tokens < 50) * 0.5  # short documents are harder
         statistics = CausalLM().statistics(np.stack([-means, tokens, tokens], axis=1), None, {})
         low, high = results.interval(CausalLM.metrics[1], statistics)
-        covered += low < 3 + 0.5 * 1215 / 19890 < high  # of the numbers 5 to 199 those below 50 sum to 1,215 of 19,890
+        covered += low < 3 + 0.5 * 1215 / 19890 < high  # the numbers 5 to 199 sum to 19,890, those below 50 to 1,215
         assert CausalLM.metrics[1].of(statistics) == pytest.approx((means * tokens).sum() / tokens.sum())
     assert covered >= 88

@@ -1,4 +1,4 @@
-"""Metrics against cases computed by hand or published."""
+"""Metrics compared with cases that were computed by hand or published."""
 
 import sys
 
@@ -18,11 +18,11 @@ ACCURACY = Metric("accuracy", lambda sums: sums["correct"] / sums["rows"], propo
 
 
 def correct(*right) -> dict[str, np.ndarray]:
-    """Statistics of rows that are right or wrong."""
+    """Return the statistics of rows that are predicted correctly or not."""
     return {"rows": np.ones(len(right)), "correct": np.array(right)}
 
 
-def test_accuracy_goes_through_the_evaluate_library_in_spite_of_the_script_of_that_name():
+def test_accuracy_comes_from_the_evaluate_library_and_not_from_evaluate_py():
     assert metrics.accuracy(np.array([0, 1, 1, 1]), np.array([0, 1, 0, 1])) == 0.75
     assert "site-packages" in sys.modules["evaluate"].__file__ and (ROOT / "evaluate.py").exists()
 
@@ -31,16 +31,18 @@ def test_accuracy_goes_through_the_evaluate_library_in_spite_of_the_script_of_th
     ("correct", "n", "low", "high"),
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
-def test_wilson_interval_against_newcombe_1998_table_1(correct, n, low, high):
+def test_wilson_intervals_equal_those_of_newcombe_1998_table_1(correct, n, low, high):
     assert metrics.wilson_interval(correct, n) == pytest.approx([low, high], abs=5e-5)
 
 
-def test_a_paired_difference_counts_the_rows_that_one_alone_gets_right():
+def test_a_paired_difference_counts_the_rows_that_only_one_run_gets_right():
     a = np.array([True] * 90 + [False] * 10)
-    b = np.array([True] * 80 + [False] * 10 + [True] * 2 + [False] * 8)  # 10 rows a alone, 2 rows b alone
+    b = np.array([True] * 80 + [False] * 10 + [True] * 2 + [False] * 8)  # 10 rows are correct in a alone, 2 in b alone
     difference = metrics.difference(ACCURACY, [correct(*a)], [correct(*b)])
     assert difference["difference"] == pytest.approx(0.08)
-    assert difference["mcnemar_p"] == [pytest.approx(2 * (1 + 12 + 66) / 2**12)], "12 tosses, 2 or fewer of one kind, either side"
+    assert difference["mcnemar_p"] == [pytest.approx(2 * (1 + 12 + 66) / 2**12)], (
+        "two-sided: at most 2 heads or at most 2 tails in 12 tosses"
+    )
     by_normal = 1.96 * np.std(a.astype(float) - b) / 10
     assert difference["difference_ci95"] == pytest.approx([0.08 - by_normal, 0.08 + by_normal], abs=0.02)
     seeds = metrics.difference(ACCURACY, [correct(*a), correct(*b)], [correct(*b), correct(*b)])
@@ -56,7 +58,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
     assert metrics.interval(mean, {"rows": np.ones(1), "loss": loss[:1]}) is None
 
 
-def test_temperature_scaling_against_scikit_learn():
+def test_temperature_scaling_equals_that_of_scikit_learn():
     generator = np.random.default_rng(0)
     true = generator.normal(size=(4000, 3)) * 2
     labels = np.array([generator.choice(3, p=row) for row in softmax(true, axis=1)])
@@ -64,7 +66,7 @@ def test_temperature_scaling_against_scikit_learn():
     temperature = metrics.fit_temperature(overconfident, labels)
     assert temperature == pytest.approx(2.5, rel=0.1)
 
-    class Logits(ClassifierMixin, BaseEstimator):  # scikit-learn scales what a fitted classifier decides by
+    class Logits(ClassifierMixin, BaseEstimator):  # scikit-learn scales the decision function of a fitted classifier
         def fit(self, x, y):
             self.classes_ = np.unique(y)
             return self
@@ -87,14 +89,14 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     return metrics.reliability(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, bins)
 
 
-def test_calibration_error_by_hand():
+def test_the_calibration_error_equals_the_one_computed_by_hand():
     confident = [[0.9, 0.1]] * 8 + [[0.1, 0.9]] * 2  # 0.9 sure, right in 7 of 10
     unsure = [[0.6, 0.4]] * 10  # 0.6 sure, right in 8 of 10
     labels = np.array([0] * 6 + [1] * 2 + [1, 0] + [0] * 8 + [1] * 2)
     result = calibration(np.array(confident + unsure), labels, bins=10)
     assert result["expected_calibration_error"] == pytest.approx((10 * 0.2 + 10 * 0.2) / 20)
     assert [(b["n"], b["accuracy"]) for b in result["bins"]] == [(10, pytest.approx(0.8)), (10, pytest.approx(0.7))]
-    assert metrics.fit_temperature(np.array([[4.0, 0.0]] * 8), np.zeros(8, dtype=int)) > 1, "eight that are right"
+    assert metrics.fit_temperature(np.array([[4.0, 0.0]] * 8), np.zeros(8, dtype=int)) > 1, "all eight are correct"
     assert calibration(np.eye(2), np.array([0, 1]))["expected_calibration_error"] == 0, "a probability of 1 has a bin"
 
 
@@ -108,7 +110,7 @@ def test_groups_of_lengths_count_every_text_once():
     assert groups[0]["accuracy_ci95"] == metrics.wilson_interval(2, 2)
 
 
-def test_the_plot_is_a_picture_even_with_many_labels_and_empty_rows(tmp_path):
+def test_the_confusion_matrix_is_drawn_with_many_labels_and_empty_rows(tmp_path):
     for k in (2, 12):
         names = [f"label {i}" for i in range(k)]
         counts = np.diag(range(k)).tolist()

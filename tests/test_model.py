@@ -1,4 +1,4 @@
-"""LoRA on every architecture of the table, and the faster code in its forms for a CPU and a GPU against that of the libraries."""
+"""LoRA on every supported architecture; the faster code for CPU and GPU equals that of the libraries."""
 
 import functools
 import itertools
@@ -28,7 +28,7 @@ from finetuning.training.prediction import Predictor
 TASK = SingleLabel()
 CONFIG = Config(max_length=32, lora_r=4, precision="float32")
 LABELLERS = [name for name in ARCHITECTURES if name not in TRANSLATORS]
-# Linear layers by target: query-value, attention, mlp. ALBERT's two layers are the same one.
+# Number of adapted linear layers by target: query-value, attention, mlp. The two layers of ALBERT have the same weights.
 ADAPTED = dict.fromkeys(LABELLERS, (4, 8, 4)) | {
     "albert": (2, 4, 2),
     "modernbert": (2, 4, 4),
@@ -46,6 +46,7 @@ def build(folder, config=CONFIG):
 
 
 def batch(n=6, tokens=20, pad=0):
+    """Return `n` random texts of different lengths with labels."""
     torch.manual_seed(0)
     ids, mask = torch.randint(5, 60, (n, tokens)), torch.ones(n, tokens, dtype=torch.long)
     for row in range(1, n):
@@ -54,7 +55,7 @@ def batch(n=6, tokens=20, pad=0):
 
 
 def randomise(lora):
-    """Change the trainable weights as training does: LoRA starts as no change at all, which would hide mistakes."""
+    """Give the trainable weights random values: new LoRA weights change nothing, which would hide mistakes."""
     torch.manual_seed(1)
     for parameter in lora.parameters():
         if parameter.requires_grad:
@@ -71,9 +72,9 @@ def test_every_architecture_is_adapted_where_asked_reloads_merges_and_ignores_pa
         assert len(adapted) == count, adapted
         assert not any(part in name for name in adapted for part in ("classifier", "pooler", "score"))
     randomise(lora.eval())
-    trained_as_a_whole = [name for name, parameter in lora.named_parameters() if parameter.requires_grad and "lora_" not in name]
+    fully_trained = [name for name, parameter in lora.named_parameters() if parameter.requires_grad and "lora_" not in name]
     head = "score" if model_type in DECODERS else "classifier"
-    assert any(head in name for name in trained_as_a_whole), "a new head is trained as a whole"
+    assert any(head in name for name in fully_trained), "all weights of a new head are trained"
     rows = batch(pad=lora.config.pad_token_id)
     lora.save_pretrained(str(tmp_path / "adapter"))
     fresh = build_base(folder, replace(CONFIG, seed=99))
@@ -113,7 +114,7 @@ def test_full_fine_tuning_trains_all_weights_and_the_method_head_only_the_head(m
         assert torch.equal(reloaded(**batch()).logits, tuned.eval()(**batch()).logits)
 
 
-def test_pissa_reloads_although_it_changes_the_frozen_weights(model_dir, tmp_path):
+def test_a_pissa_adapter_reloads_although_it_changes_the_frozen_weights(model_dir, tmp_path):
     config = replace(CONFIG, init_lora_weights="pissa")
     lora = build(model_dir, config).eval()
     randomise(lora)
@@ -134,8 +135,8 @@ def test_dropout_is_set_in_every_place_of_the_architecture(model_type, tmp_path)
     assert rates <= {0.25, 0.0} and 0.25 in rates
 
 
-def test_positions_are_counted_as_the_architecture_counts_them(tmp_path):
-    folder = make_model(tmp_path / "roberta", "roberta")  # 66 in its config, two of them never used
+def test_max_length_is_limited_to_the_positions_that_the_architecture_can_use(tmp_path):
+    folder = make_model(tmp_path / "roberta", "roberta")  # 66 in its config, of which it never uses two
     base.read_model_config(TASK, find_model(str(folder)), replace(CONFIG, max_length=64))
     with pytest.raises(UserError, match="64 positions"):
         base.read_model_config(TASK, find_model(str(folder)), replace(CONFIG, max_length=65))
@@ -154,7 +155,7 @@ def test_the_faster_code_gives_the_logits_and_gradients_of_the_libraries(model_t
     folder = make_model(tmp_path / model_type, model_type)
     encoder = AutoModel.from_pretrained(folder)
     for name, parameter in encoder.named_parameters():
-        if name.endswith("bias"):  # those of a new model are zero, which would hide one that is left out
+        if name.endswith("bias"):  # the biases of a new model are zero, which would hide that one is left out
             parameter.data.normal_(std=0.2)
     encoder.save_pretrained(folder)
 
@@ -177,7 +178,7 @@ def test_the_faster_code_gives_the_logits_and_gradients_of_the_libraries(model_t
             torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=float(1e-4 * expected.abs().max()))
 
 
-def test_a_disabled_or_merged_adapter_has_no_update_in_the_faster_code_either(model_dir):
+def test_the_faster_code_respects_a_disabled_and_a_merged_adapter(model_dir):
     lora = build(model_dir)
     randomise(lora.eval())
     plain = build_base(model_dir).eval()
@@ -192,7 +193,7 @@ def test_a_disabled_or_merged_adapter_has_no_update_in_the_faster_code_either(mo
 
 
 @pytest.mark.parametrize("settings", [dict(lora_dropout=0.1), dict(dropout=0.1), dict(use_dora=True), dict(use_rslora=True)])
-def test_settings_that_the_faster_code_does_not_know_still_train(settings, model_dir):
+def test_settings_that_the_faster_code_does_not_support_still_train(settings, model_dir):
     lora = build(model_dir, replace(CONFIG, precision="auto", **settings)).train()
     lora(**batch()).loss.backward()
     gradients = [p.grad for p in lora.parameters() if p.requires_grad]
@@ -228,7 +229,7 @@ def test_parameters_are_counted_once(model_dir):
 
 @pytest.mark.parametrize("in_cache", [1, 2**20], ids=["one at a time", "together"])
 @pytest.mark.parametrize("mask", ["none", "padding", "causal", "of another text"])
-def test_attention_in_bf16_is_that_of_float32(mask, in_cache, monkeypatch):
+def test_attention_in_bf16_is_close_to_float32(mask, in_cache, monkeypatch):
     monkeypatch.setattr(attention, "SCORES_IN_CACHE", in_cache)
     torch.manual_seed(0)
     queries, keys = (9, 14) if mask == "of another text" else (14, 14)
@@ -246,38 +247,39 @@ def test_attention_in_bf16_is_that_of_float32(mask, in_cache, monkeypatch):
         else:
             out = attention.attention(module, *leaves, visible)[0]
             with torch.no_grad():
-                assert torch.equal(attention.attention(module, *leaves, visible)[0], out), "the same in prediction"
+                assert torch.equal(attention.attention(module, *leaves, visible)[0], out), "the same without gradients"
         out.backward(grad.to(dtype))
         results.append([out, *(leaf.grad for leaf in leaves)])
-    for ours, exact in zip(*results, strict=True):
-        torch.testing.assert_close(ours.float(), exact, rtol=0.05, atol=0.05)
+    for rounded, exact in zip(*results, strict=True):
+        torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.05)
 
 
-# --- LoRA layers: the one to read, peft's, and the fused one -------------------------------------------------------------
+# --- LoRA layers: the readable one, peft's, and the fused one ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_lora_layer_to_read_equals_the_one_of_peft(bias):
+def test_the_readable_lora_layer_equals_the_one_of_peft(bias):
     torch.manual_seed(0)
     linear = torch.nn.Linear(24, 40, bias=bias)
     config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=["0"])
-    theirs = peft.get_peft_model(torch.nn.Sequential(linear), config).base_model.model[0]
-    ours = LoraLayer(torch.nn.Linear(24, 40, bias=bias), r=4, alpha=12)
-    ours.linear.load_state_dict(linear.state_dict())
-    trainable = {name for name, parameter in ours.named_parameters() if parameter.requires_grad}
+    of_peft = peft.get_peft_model(torch.nn.Sequential(linear), config).base_model.model[0]
+    readable = LoraLayer(torch.nn.Linear(24, 40, bias=bias), r=4, alpha=12)
+    readable.linear.load_state_dict(linear.state_dict())
+    trainable = {name for name, parameter in readable.named_parameters() if parameter.requires_grad}
     assert trainable == {"A", "B"}
     x = torch.randn(3, 7, 24)
-    assert torch.equal(ours(x), ours.linear(x)), "no change at the start"
-    assert ours.A.abs().max() <= 24**-0.5 and float(ours.A.std()) == pytest.approx(24**-0.5 / 3**0.5, rel=0.2), "as peft draws it"
-    a, b = theirs.lora_A["default"].weight, theirs.lora_B["default"].weight
+    assert torch.equal(readable(x), readable.linear(x)), "no change at the start"
+    largest, deviation = float(readable.A.abs().max()), float(readable.A.std())
+    assert largest <= 24**-0.5 and deviation == pytest.approx(24**-0.5 / 3**0.5, rel=0.2), "the initial values of peft"
+    a, b = of_peft.lora_A["default"].weight, of_peft.lora_B["default"].weight
     b.data.normal_()
-    ours.A.data.copy_(a), ours.B.data.copy_(b)
+    readable.A.data.copy_(a), readable.B.data.copy_(b)
     gradient, inputs, outputs = torch.randn(3, 7, 40), [x.clone().requires_grad_() for _ in range(2)], []
-    for layer, leaf in zip((ours, theirs), inputs, strict=True):
+    for layer, leaf in zip((readable, of_peft), inputs, strict=True):
         outputs.append(layer(leaf))
         outputs[-1].backward(gradient)
-    for mine, expected in (outputs, [leaf.grad for leaf in inputs], (ours.A.grad, a.grad), (ours.B.grad, b.grad)):
-        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
+    for actual, expected in (outputs, [leaf.grad for leaf in inputs], (readable.A.grad, a.grad), (readable.B.grad, b.grad)):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 class OwnLoraLinear(LoraLinear):

@@ -1,4 +1,4 @@
-"""What predict.py reads and writes: the columns of a file come back exactly, and a line in is an answer out."""
+"""Input and output of predict.py: the columns of a file come back exactly, and each line gets one answer."""
 
 import codecs
 import csv
@@ -95,7 +95,7 @@ def write_with_csv(frame: pd.DataFrame, file: Path) -> None:
         csv.writer(out).writerows([frame.columns, *frame.to_numpy().tolist()])
 
 
-WAYS = {
+WRITERS = {  # name -> ending of the file, and the function that writes it
     "csv": (".csv", write_with_csv),
     "pandas": (".csv", lambda frame, file: frame.to_csv(file, index=False)),
     "pandas-tabs": (".tsv", lambda frame, file: frame.to_csv(file, index=False, sep="\t")),
@@ -106,33 +106,33 @@ TEXTS = st.one_of(st.sampled_from(AWKWARD), st.text(st.characters(exclude_catego
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
-@given(st.lists(st.tuples(TEXTS, TEXTS).filter(any), min_size=1, max_size=5), st.sampled_from([*WAYS]))
-def test_a_table_comes_back_through_the_readers_and_the_writers(values, way):
-    """pandas leaves a lone \\r without quotes, so there is none; a table without a text has no rows."""
+@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5), st.sampled_from([*WRITERS]))
+def test_a_table_comes_back_through_the_readers_and_the_writers(values, writer):
+    """The texts have no \\r, because pandas writes a lone one without quotes."""
     frame = pd.DataFrame([[text.replace("\r", "\n") for text in row] for row in values], columns=["text", "note"])
-    ending, write = WAYS[way]
+    ending, write = WRITERS[writer]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"in{ending}"
         write(frame, file)
         rows, _ = predicting.read_file(file, None, folder)
         out = written(rows, ending, folder)
         if ending in (".csv", ".tsv"):
-            again = read_with_csv(out, delimiter="," if ending == ".csv" else "\t")
+            answers = read_with_csv(out, delimiter="," if ending == ".csv" else "\t")
         else:
             text = out.read_text("utf-8")
-            again = json.loads(text) if ending == ".json" else [json.loads(line) for line in text.split("\n")[:-1]]
-    back = [[{name: value or "" for name, value in row.items()} for row in table] for table in (rows.to_list(), again)]
-    assert back[0] == back[1] == frame.to_dict("records")
+            answers = json.loads(text) if ending == ".json" else [json.loads(line) for line in text.split("\n")[:-1]]
+    tables = [[{name: value or "" for name, value in row.items()} for row in table] for table in (rows.to_list(), answers)]
+    assert tables[0] == tables[1] == frame.to_dict("records")
 
 
 @pytest.mark.parametrize("ending", [".csv", ".json"])
-def test_bytes_are_no_text_and_nothing_is_left_behind(ending, tmp_path):
+def test_bytes_are_refused_and_no_file_is_left_behind(ending, tmp_path):
     with pytest.raises(UserError, match="bytes, which only a .parquet file can store: use this ending"):
         written(Dataset.from_dict({"text": ["a"], "image": [b"\xff"]}), ending, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_answers_replace_no_column_of_the_file():
+def test_answers_never_replace_a_column_of_the_file():
     task = predicting.Task()
     task.answer_features = Features({"prediction": Value("string"), "probability": Value("float64")})
     predicting.check_names(task, ["text", "Prediction", "label"])
@@ -142,7 +142,7 @@ def test_answers_replace_no_column_of_the_file():
 
 @pytest.mark.parametrize("task", tasks.TASKS, ids=lambda task: task.problem_type or task.name)
 def test_the_first_rows_may_have_no_answer(task, monkeypatch):
-    """Rows without any label or entity do not decide the type of a column."""
+    """The type of a column does not depend on rows without any label or entity."""
     monkeypatch.setattr(predicting, "ROWS_IN_MEMORY", 2)
     example = dict(string="é", float64=0.5, int64=1)
 
@@ -191,7 +191,7 @@ def test_a_standard_input_that_is_no_text_is_refused(content, encoding, words, m
         predicting.read_stdin(encoding)
 
 
-def test_a_character_that_a_terminal_lacks_is_no_error(monkeypatch):
+def test_characters_that_the_terminal_lacks_are_escaped(monkeypatch):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="cp1252", write_through=True))
 

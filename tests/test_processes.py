@@ -1,4 +1,4 @@
-"""Several processes make one run, and the first one prints; a plain start uses one GPU."""
+"""Several processes train one run and only the first one prints; a start without torchrun uses one GPU."""
 
 import json
 import os
@@ -7,10 +7,9 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import ModuleType
 
-import apart
+import forked
 import numpy as np
 import pandas as pd
 import psutil
@@ -24,14 +23,14 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
 def test_several_processes_write_one_run_and_predict_each_row_once_in_its_order(tiny_flags, tmp_path):
-    trained = apart.run(tmp_path, "fine_tune.py", *tiny_flags, "--precision", "float32", processes=2)
+    trained = forked.run(tmp_path, "fine_tune.py", *tiny_flags, "--precision", "float32", processes=2)
     assert [code for code, _ in trained] == [0, 0], trained
     assert trained[0][1].count("run folder") == 1 and not trained[1][1].strip(), "the second process prints nothing"
     (run,) = (tmp_path / "outputs").iterdir()
     assert json.loads((run / "config.json").read_text())["environment"]["hardware"].startswith("2 processes")
     evaluations = []
     for number in (1, 2):
-        evaluated = apart.run(tmp_path, "evaluate.py", processes=number)
+        evaluated = forked.run(tmp_path, "evaluate.py", processes=number)
         assert {code for code, _ in evaluated} == {0}, evaluated
         assert all(not printed.strip() for _, printed in evaluated[1:]), evaluated
         evaluations.append((pd.read_parquet(run / "predictions.parquet"), json.loads((run / "metrics.json").read_text())))
@@ -42,8 +41,8 @@ def test_several_processes_write_one_run_and_predict_each_row_once_in_its_order(
     assert metrics_alone["accuracy"] == metrics_together["accuracy"] > 0.9
     make_rows(26).to_csv(tmp_path / "in.csv", index=False)
     for number in (1, 2):
-        ends = apart.run(tmp_path, "predict.py", "--file", "in.csv", "--out", f"out-{number}.csv", processes=number)
-        assert {code for code, _ in ends} == {0}, ends
+        results = forked.run(tmp_path, "predict.py", "--file", "in.csv", "--out", f"out-{number}.csv", processes=number)
+        assert {code for code, _ in results} == {0}, results
     labelled = [pd.read_csv(tmp_path / f"out-{number}.csv") for number in (1, 2)]
     assert labelled[1].review.tolist() == make_rows(26).review.tolist()
     pd.testing.assert_frame_equal(*labelled, rtol=1e-4)
@@ -61,11 +60,11 @@ def test_several_processes_write_one_run_and_predict_each_row_once_in_its_order(
     ],
     ids=lambda value: "" if isinstance(value, str) else value[0],
 )
-def test_a_mistake_is_one_message_and_exit_code_2(flags, words, tiny_flags, tmp_path):
+def test_a_mistake_on_two_processes_gives_one_message_and_exit_code_2(flags, words, tiny_flags, tmp_path):
     (tmp_path / "outputs" / "taken").mkdir(parents=True)
-    (first, message), (second, silence) = apart.run(tmp_path, "fine_tune.py", *tiny_flags, *flags, processes=2)
-    assert (first, second) == (2, 2), message + silence
-    assert message.count("error: ") == 1 and words in message and "Traceback" not in message and not silence.strip()
+    (first, message), (second, second_output) = forked.run(tmp_path, "fine_tune.py", *tiny_flags, *flags, processes=2)
+    assert (first, second) == (2, 2), message + second_output
+    assert message.count("error: ") == 1 and words in message and "Traceback" not in message and not second_output.strip()
     assert not [*(tmp_path / "outputs").glob(".*")], "no name stays reserved"
 
 
@@ -87,12 +86,12 @@ def test_the_first_process_decides_for_all_and_different_data_are_refused(tmp_pa
         "    processes.require_same('data', os.environ['RANK'])\n"
         "main()\n"
     )
-    (first, message), (second, _) = apart.run(tmp_path, tmp_path / "script.py", processes=2)
+    (first, message), (second, _) = forked.run(tmp_path, tmp_path / "script.py", processes=2)
     assert (first, second) == (2, 2) and "different data" in message
     assert [(tmp_path / f"decided-{rank}").read_text() for rank in (0, 1)] == ["by 0", "by 0"]
 
 
-def test_a_plain_start_with_several_gpus_uses_one_and_says_on_stderr_how_to_use_all(monkeypatch, capsys):
+def test_a_start_without_torchrun_uses_one_gpu_and_prints_how_to_use_all(monkeypatch, capsys):
     monkeypatch.setattr(processes.torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(sys, "argv", ["fine_tune.py", "--preset", "full"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5,7")
@@ -109,16 +108,9 @@ def test_each_script_joins_the_processes_before_it_reads_anything(script, call, 
         raise UserError("processes.start was called")
 
     monkeypatch.setattr(processes, "start", stop)
-    monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))  # of app.py
+    monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))  # imported by app.py
     result = call(script)
     assert result.code == 2 and "processes.start was called" in result.err
-
-
-def first_checkpoint(process: subprocess.Popen, folder: Path) -> None:
-    """Read what a run prints, a line for each validation, until there is a checkpoint."""
-    for _ in process.stdout:
-        if list(folder.glob("checkpoints/checkpoint-*/whole.json")):
-            break
 
 
 def test_a_killed_process_ends_the_others_and_the_run_continues_with_another_number_of_processes(tiny_flags, tmp_path):
@@ -126,21 +118,19 @@ def test_a_killed_process_ends_the_others_and_the_run_continues_with_another_num
     command = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", str(ROOT / "fine_tune.py"), *flags]
     started = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "outputs" / "run"
-    first_checkpoint(started, folder)
+    forked.wait_for_checkpoint(started, folder)
     second = next(p for p in psutil.Process(started.pid).children(recursive=True) if p.environ().get("RANK") == "1")
     second.kill()
     killed = time.monotonic()
     messages = started.communicate(timeout=60)[1]
     assert started.returncode == 1 and time.monotonic() - killed < 60
     assert "--resume outputs/run continues from the last checkpoint" in messages
-    config = json.loads((folder / "config.json").read_text())
-    config["config"]["num_train_epochs"] = 0.01  # the rest would take minutes; the checkpoint is already beyond this
-    (folder / "config.json").write_text(json.dumps(config))
-    ((code, printed),) = apart.run(tmp_path, "fine_tune.py", "--resume", "outputs/run")
+    forked.end_at_checkpoint(folder)  # the other epochs would take minutes
+    ((code, printed),) = forked.run(tmp_path, "fine_tune.py", "--resume", "outputs/run")
     assert code == 0 and json.loads((folder / "training.json").read_text())["validation"]["step"] >= 5, printed
 
 
-def test_a_run_on_two_machines_is_two_torchruns(tiny_flags, tmp_path):
+def test_two_torchrun_commands_train_one_run_on_two_machines(tiny_flags, tmp_path):
     flags = [*tiny_flags, "--num_train_epochs", "1"]
     with socket.socket() as reserved:  # until both have ended, so that no other test takes the port
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -162,7 +152,7 @@ def test_a_run_on_two_machines_is_two_torchruns(tiny_flags, tmp_path):
     assert (tmp_path / "outputs" / "run" / "adapter").is_dir()
 
 
-def test_sigterm_interrupts_a_run_that_can_be_resumed(tiny_flags, tmp_path):
-    death = apart.Death("transformers:Trainer.training_step", 10, signal=signal.SIGTERM)
-    ((code, printed),) = apart.run(tmp_path, "fine_tune.py", *tiny_flags, death=death)
+def test_a_run_ended_by_sigterm_can_be_resumed(tiny_flags, tmp_path):
+    kill = forked.Kill("transformers:Trainer.training_step", 10, signal=signal.SIGTERM)
+    ((code, printed),) = forked.run(tmp_path, "fine_tune.py", *tiny_flags, kill=kill)
     assert code == 143 and "--resume outputs/run continues from the last checkpoint" in printed and "Traceback" not in printed

@@ -1,4 +1,4 @@
-"""The scripts from end to end, on a tiny model."""
+"""The scripts from end to end with a tiny model."""
 
 import contextlib
 import json
@@ -9,11 +9,12 @@ from dataclasses import replace
 from datetime import datetime
 from types import SimpleNamespace
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, make_model, make_pairs, make_rows
+from conftest import ROOT, as_flags, make_model, make_pairs, make_rows
 from safetensors.torch import load_file
 
 from config import Config
@@ -29,7 +30,7 @@ from finetuning.training.trainer import FineTuner
 
 @pytest.fixture
 def run(call, tiny_flags, tmp_path):
-    """A finished and evaluated run folder."""
+    """Return the folder of a finished and evaluated run."""
     trained = call("fine_tune.py", *tiny_flags)
     assert trained.code == 0, trained.err
     evaluated = call("evaluate.py")
@@ -43,7 +44,7 @@ def test_a_run_folder_holds_all_that_is_needed_to_judge_repeat_and_use_it(run):
         "report.html", "curves.json", *[f"{name}.png" for name in ("confusion_matrix", "training", "roc", "precision_recall", "reliability", "by_length")],
     }  # fmt: skip
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["accuracy"] > 0.9, "two kinds of texts that differ in every word must be told apart"
+    assert metrics["accuracy"] > 0.9, "the texts of the two classes differ in most words"
     low, high = metrics["accuracy_ci95"]
     assert low < metrics["accuracy"] <= high <= 1
     assert (metrics["split"], metrics["stand_in"], metrics["n"], metrics["model"]) == (
@@ -65,10 +66,8 @@ def test_predictions_line_up_with_the_rows_of_the_test_split(run, data_file, cal
     predictions = pd.read_parquet(run / "predictions.parquet")
     texts = pd.read_csv(data_file).loc[predictions.row]
     assert (texts.sentiment.to_numpy() == predictions.label.to_numpy()).all()
-    for (_, row), text in list(zip(predictions.iterrows(), texts.review, strict=True))[
-        :5
-    ]:  # one at a time, so without order and padding
-        (line,) = call("predict.py", "--json", text).out.splitlines()
+    for text, row in zip(texts.review[:5], predictions[:5].itertuples(), strict=True):
+        (line,) = call("predict.py", "--json", text).out.splitlines()  # a single text has no order and no padding
         alone = json.loads(line)
         assert alone["label"] == row.prediction
         assert alone["probability"] == pytest.approx(row.probability, abs=0.02)
@@ -102,8 +101,8 @@ def test_a_model_trained_with_each_setting_is_saved_and_evaluated(setting, call,
 @pytest.mark.parametrize(
     "flags", [["--eval_steps", 2, "--save_steps", 14], ["--eval_steps", 7]], ids=lambda flags: " ".join(map(str, flags))
 )
-def test_the_saved_adapter_has_the_metrics_that_the_record_gives_for_its_checkpoint(flags, call, tiny_flags, tmp_path):
-    """The best validation of twelve epochs at a rate too high is not the last one, nor one where a checkpoint was due."""
+def test_the_saved_adapter_has_the_recorded_metrics_of_the_best_validation(flags, call, tiny_flags, tmp_path):
+    """The learning rate is so high that the best validation is neither the last one nor one at which a checkpoint was due."""
     more = ["--learning_rate", 0.03, "--metric_for_best_model", "loss", "--precision", "float32"]
     trained = call("fine_tune.py", *tiny_flags, *more, *flags)
     assert trained.code == 0, trained.err
@@ -114,8 +113,8 @@ def test_the_saved_adapter_has_the_metrics_that_the_record_gives_for_its_checkpo
     predictor = run_folder.load_predictor(run, run_folder.find_base_model(run), show_progress=False)
     predictions = run.task.predict(predictor, encode(run.task, rows, predictor.tokenizer, run.config))
     statistics = run.task.statistics(predictions, rows, {})
-    of_adapter = {metric.name: metric.of(statistics) for metric in run.task.metrics}
-    assert of_adapter["loss"] == pytest.approx(recorded["loss"], rel=1e-4) and of_adapter["accuracy"] == recorded["accuracy"]
+    measured = {metric.name: metric.of(statistics) for metric in run.task.metrics}
+    assert measured["loss"] == pytest.approx(recorded["loss"], rel=1e-4) and measured["accuracy"] == recorded["accuracy"]
 
 
 def test_both_layers_of_the_head_are_saved_with_the_adapter(run):
@@ -157,7 +156,9 @@ def test_predict_reads_arguments_files_and_stdin(run, call, tmp_path, monkeypatc
 def test_a_name_is_reserved_for_one_run(tmp_path, monkeypatch):
     model = SimpleNamespace(name="tiny")
     config = Config(output_dir=str(tmp_path / "outputs"), dataset_name="rows.csv")
-    monkeypatch.setattr(run_folder.datetime, "datetime", SimpleNamespace(now=lambda: datetime(2024, 1, 31)))  # the same second
+    monkeypatch.setattr(
+        run_folder.datetime, "datetime", SimpleNamespace(now=lambda: datetime(2024, 1, 31))
+    )  # all start in the same second
     folders = [run_folder.choose_folder(config, model).name for _ in range(3)]
     assert folders == [f"tiny-rows-20240131-000000{ending}" for ending in ("", "-2", "-3")]
     named = replace(config, run_name="named")
@@ -189,30 +190,23 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_the_same_rows(run, ca
     for name, seed in (("again", 0), ("other", 1)):
         assert call("fine_tune.py", *tiny_flags, "--run_name", name, "--seed", seed).code == 0
         assert call("evaluate.py", f"outputs/{name}").code == 0
-    read = lambda name: pd.read_parquet(tmp_path / "outputs" / name / "predictions.parquet")  # noqa: E731
-    assert np.array_equal(np.stack(read("run").logits), np.stack(read("again").logits))
-    assert not np.array_equal(np.stack(read("run").logits), np.stack(read("other").logits))
-    assert (read("run").row == read("other").row).all()
+    names = ("run", "again", "other")
+    first, again, other = (pd.read_parquet(tmp_path / "outputs" / name / "predictions.parquet") for name in names)
+    assert np.array_equal(np.stack(first.logits), np.stack(again.logits))
+    assert not np.array_equal(np.stack(first.logits), np.stack(other.logits))
+    assert (first.row == other.row).all()
 
 
 def test_ctrl_c_keeps_the_last_checkpoint_and_resume_continues_from_it(tiny_flags, tmp_path, call):
-    command = [
-        sys.executable,
-        str(ROOT / "fine_tune.py"),
-        *tiny_flags,
-        "--num_train_epochs",
-        "4000",
-        "--eval_steps",
-        "5",
-        "--max_length",
-        "16",
-    ]
-    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (a background job of a shell ignores Ctrl-C)
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
+    def accept_ctrl_c() -> None:
+        """Undo what a shell sets for its background jobs, which ignore Ctrl-C."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    flags = [*tiny_flags, "--num_train_epochs", "4000", "--eval_steps", "5", "--max_length", "16"]
+    command, pipes = [sys.executable, str(ROOT / "fine_tune.py"), *flags], dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, cwd=tmp_path, **pipes, text=True, preexec_fn=accept_ctrl_c)
     folder = tmp_path / "outputs" / "run"
-    for _ in process.stdout:  # a line for each validation: read on until there is a checkpoint
-        if list(folder.glob("checkpoints/checkpoint-*/whole.json")):
-            break
+    forked.wait_for_checkpoint(process, folder)
     process.send_signal(signal.SIGINT)
     error = process.communicate()[1]
     assert process.returncode == 130 and "--resume outputs/run" in error and "Traceback" not in error
@@ -220,9 +214,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_resume_continues_from_it(tiny_flag
     assert unfinished.code == 2 and "--resume" in unfinished.err
     assert call("evaluate.py").code == 2, "an unfinished run is not the newest finished one"
 
-    config = json.loads((folder / "config.json").read_text())
-    config["config"]["num_train_epochs"] = 0.01  # the rest would take minutes; the checkpoint is already beyond this
-    (folder / "config.json").write_text(json.dumps(config))
+    forked.end_at_checkpoint(folder)  # the other epochs would take minutes
     resumed = call("fine_tune.py", "--resume", "outputs/run")
     assert resumed.code == 0, resumed.err
     assert json.loads((folder / "training.json").read_text())["validation"]["step"] >= 5, "it continued and did not start again"
@@ -248,7 +240,7 @@ def test_evaluation_refuses_rows_that_changed_since_training(call, tmp_path, tin
 
 def test_a_search_continues_where_it_ended_and_prints_a_preset(call, tiny_flags, tmp_path, monkeypatch):
     space = {"learning_rate": (1e-4, 1e-2), "lora_r": [2, 4], "batch_size": [4, 8]}
-    space |= {"num_train_epochs": [3]}  # more steps than the settings have
+    space |= {"num_train_epochs": [3]}  # more steps than with the flags
     monkeypatch.setattr("finetuning.training.search.SEARCH_SPACE", space)
     flags = [*tiny_flags[:-2], "--num_train_epochs", "2"]
     first = call("fine_tune.py", *flags, "--search", 2)
@@ -264,11 +256,11 @@ def test_a_search_continues_where_it_ended_and_prints_a_preset(call, tiny_flags,
     assert set(preset) >= {"learning_rate", "lora_r", "batch_size"} and preset["lora_r"] in (2, 4)
     assert preset.get("lora_alpha", 32) == 2 * preset["lora_r"] == preset["lora_alpha"]
     assert [file.name for file in (tmp_path / "outputs").iterdir()] == ["search.db"]
-    assert call("fine_tune.py", *flags, *[part for name, value in preset.items() for part in (f"--{name}", value)]).code == 0
+    assert call("fine_tune.py", *flags, *as_flags(preset)).code == 0
 
 
 def spy_on_evaluations(monkeypatch) -> list:
-    """Return a list that gets, at each validation of a search, the trial's optimizer and the names of its model's parameters."""
+    """Return a list to which each validation of a search adds the trial's optimizer and its model's parameter names by id."""
     seen, evaluate = [], FineTuner.evaluate
 
     def spy(self, *arguments, **named):
@@ -287,12 +279,12 @@ def test_the_trials_of_a_search_train_with_loraplus(call, tiny_flags, monkeypatc
     assert result.code == 0, result.err
     optimizer, names = seen[-1]
     rates = {names[id(p)]: group["initial_lr"] for group in optimizer.param_groups for p in group["params"]}
-    of_a, of_b = ({rate for name, rate in rates.items() if part in name} for part in ("lora_A", "lora_B"))
-    assert len(of_a) == len(of_b) == 1 and of_b.pop() == pytest.approx(8 * of_a.pop())
+    rates_a, rates_b = ({rate for name, rate in rates.items() if part in name} for part in ("lora_A", "lora_B"))
+    assert len(rates_a) == len(rates_b) == 1 and rates_b.pop() == pytest.approx(8 * rates_a.pop())
 
 
 @pytest.mark.parametrize("task", ["text-classification", "translation"])
-def test_a_search_scores_the_model_of_the_trial(task, call, tiny_flags, tmp_path, monkeypatch):
+def test_a_search_scores_the_model_of_each_trial(task, call, tiny_flags, tmp_path, monkeypatch):
     optuna = pytest.importorskip("optuna")
     flags = [*tiny_flags, "--num_train_epochs", 1]
     if task == "translation":
@@ -325,8 +317,8 @@ def test_training_prints_aligned_lines_without_control_characters(call, tiny_fla
     assert "{" not in result.out and not set("\r\x1b") & {*result.out, *result.err} and "%|" not in result.err
 
 
-def test_the_remaining_time_is_that_of_the_remaining_work():
-    """With the long steps first, half of the steps are three quarters of the work."""
+def test_the_remaining_time_follows_the_remaining_work():
+    """The long steps come first, so half of the steps are three quarters of the work."""
     shown = progress.Training(None, None)
     shown.work, shown.work_of_validation = np.array([3.0, 3.0, 1.0, 1.0] * 2), 3.0
     args, state = SimpleNamespace(eval_strategy="steps"), SimpleNamespace(max_steps=8, global_step=2, eval_steps=4)

@@ -1,4 +1,4 @@
-"""Words, tags and spans: all formats are read alike, and a row that can't be read is named."""
+"""Words, tags and spans: all formats give the same rows, and a row that cannot be read is named."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from datasets import Dataset, Features, Json, Value
-from forms import make_sentences
+from entity_files import make_sentences
 
 from config import Config
 from finetuning.data import spans
@@ -17,64 +17,64 @@ from finetuning.errors import UserError
 from finetuning.tasks.classification import SingleLabel
 from finetuning.tasks.entities import Entities
 
-FORMS = ["iob2.conll", "iob1.txt", "iobes.bio", "bilou.iob", "windows.conll", "numbers.parquet", "words.jsonl", "doccano.jsonl"]
-FORMS += ["prodigy.jsonl", "relations.jsonl", "studio.json"]
+FORMATS = ["iob2.conll", "iob1.txt", "iobes.bio", "bilou.iob", "windows.conll", "numbers.parquet", "words.jsonl", "doccano.jsonl"]
+FORMATS += ["prodigy.jsonl", "relations.jsonl", "studio.json"]
 
 
 def load(path, **settings) -> Data:
     return load_data(Entities(), Config(task="token-classification", dataset_name=str(path), **settings))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_every_format_gives_the_same_texts_words_and_tags(form, forms):
-    loaded = load(forms / form)
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_texts_words_and_tags(name, entity_files):
+    loaded = load(entity_files / name)
     words, tags = make_sentences()
     assert loaded.label_names == ["O", "B-LOOK", "I-LOOK", "B-NUM", "I-NUM"] and not loaded.remarks
-    seen = []
+    row_numbers = []
     for split in (loaded.train, loaded.validation, loaded.test):
         rows = split.columns()
         for i, row in enumerate(split.rows):
-            places = zip(rows["starts"][i], rows["ends"][i], strict=True)
-            assert [rows["text"][i][start:end] for start, end in places] == words[row] and rows["text"][i] == " ".join(words[row])
+            offsets = zip(rows["starts"][i], rows["ends"][i], strict=True)
+            assert [rows["text"][i][start:end] for start, end in offsets] == words[row] and rows["text"][i] == " ".join(words[row])
             assert [loaded.label_names[tag] for tag in rows["tags"][i]] == tags[row]
-            seen.append(row)
-    assert sorted(seen) == list(range(120)), "the sentences are all different"
+            row_numbers.append(row)
+    assert sorted(row_numbers) == list(range(120))
     assert len(np.unique(loaded.test.labels)) == len(np.unique(loaded.train.labels)) > 1, "stratified by the rarest type"
 
 
-def test_the_files_of_conll_2003_are_its_splits(forms):
-    loaded = load(forms / "eng")
+def test_the_files_of_conll_2003_are_read_as_its_splits(entity_files):
+    loaded = load(entity_files / "eng")
     assert (len(loaded.train), len(loaded.validation), len(loaded.test)) == (80, 20, 20)
     assert (loaded.test_split, loaded.validation_split) == ("official test", "official validation")
 
 
-def test_notes_beside_parquet_files_are_no_rows(forms, tmp_path):
-    shutil.copy(forms / "numbers.parquet", tmp_path / "train.parquet")
+def test_a_readme_beside_parquet_files_is_not_read(entity_files, tmp_path):
+    shutil.copy(entity_files / "numbers.parquet", tmp_path / "train.parquet")
     (tmp_path / "README.txt").write_text("What the columns hold.\n")
     assert len(load(tmp_path).train) == 84
 
 
-def test_a_further_word_of_an_entity_that_never_began_begins_it():
+def test_an_inside_tag_without_a_begin_tag_begins_an_entity():
     assert spans.to_iob2(["I-A", "I-A", "O", "I-B", "I-A", "B-A"]) == ["B-A", "I-A", "O", "B-B", "B-A", "B-A"]
-    assert spans.to_iob2(["S-A", "I-A", "E-A", "E-A"]) == ["B-A", "B-A", "I-A", "B-A"], "an end ends"
+    assert spans.to_iob2(["S-A", "I-A", "E-A", "E-A"]) == ["B-A", "B-A", "I-A", "B-A"], "the word after an end begins an entity"
 
 
 def read(rows: list[dict], **settings):
-    """Return the rows as a task reads them from a data set, with their words in place of the offsets: (word, tag) each."""
-    kinds = {str: Value("string"), list: Json(), dict: Json()}
-    features = Features({name: kinds[type(value)] for name, value in rows[0].items()})
+    """Return the rows as the task reads them, and the (word, tag) pairs of each row."""
+    feature_types = {str: Value("string"), list: Json(), dict: Json()}
+    features = Features({name: feature_types[type(value)] for name, value in rows[0].items()})
     raw = {"train": Dataset.from_list(rows, features=features)}
     config, task = Config(task="token-classification", **settings), Entities()
     result = task.read(raw, task.columns([*features], config), config)
     columns = result.columns["train"][:]
     words = [
-        [(text[start:end], result.label_names[tag]) for start, end, tag in zip(*places, strict=True)]
-        for text, *places in zip(*(columns[name] for name in ("text", "starts", "ends", "tags")), strict=True)
+        [(text[start:end], result.label_names[tag]) for start, end, tag in zip(*lists, strict=True)]
+        for text, *lists in zip(*(columns[name] for name in ("text", "starts", "ends", "tags")), strict=True)
     ]
     return result, words
 
 
-def test_a_span_inside_a_word_divides_it_and_one_that_overlaps_a_longer_one_is_left_out_with_notes(call, model_dir, tmp_path):
+def test_spans_inside_words_divide_them_and_overlapping_or_empty_spans_are_left_out_with_notes(call, model_dir, tmp_path):
     text = "Jean-Claude Juncker visited Luxembourg City on 6Nov18 ."
     usual = [[12, 19, "PER"], [28, 43, "LOC"], [48, 51, "DATE"]]
     rows = [{"text": f"{text} {i}", "label": usual} for i in range(60)]
@@ -101,7 +101,7 @@ def test_a_span_inside_a_word_divides_it_and_one_that_overlaps_a_longer_one_is_l
 # --- annotation tools ----------------------------------------------------------------------------------------------------
 
 
-def test_only_rows_that_prodigy_accepts_are_used():
+def test_only_rows_that_were_accepted_in_prodigy_are_used():
     good, bad = [{"start": 0, "end": 4, "label": "LOC"}], [{"start": 5, "end": 7, "label": "WRONG"}]
     answers = ["accept", "reject", "accept", "ignore", "reject"]
     rows = [dict(text=f"Orva is {i}", spans=good if answer == "accept" else bad, answer=answer) for i, answer in enumerate(answers)]
@@ -110,12 +110,12 @@ def test_only_rows_that_prodigy_accepts_are_used():
     assert result.label_names == ["O", "B-LOC", "I-LOC"] and words[2][0] == ("Orva", "B-LOC")
     assert result.remarks == ["column answer, as Prodigy writes it: only rows with accept are used; left out: 2 reject, 1 ignore"]
     result, words = read([row | {"answer": "yes"} for row in rows])
-    assert not result.left_out["train"].any() and not result.remarks, "another column of that name"
+    assert not result.left_out["train"].any() and not result.remarks, "with other values the column is not Prodigy's"
     with pytest.raises(UserError, match="column answer: no row of split train is accepted"):
         read([row | {"answer": "reject"} for row in rows])
 
 
-def test_labels_that_prodigy_rejects_are_no_labels():
+def test_labels_of_rows_that_were_rejected_in_prodigy_are_not_used():
     answers = ["accept", "reject", "accept", "ignore", "accept"]
     raw = Dataset.from_dict({"text": ["a film"] * 5, "label": ["good", "odd", "bad", "good", "bad"], "answer": answers})
     result = SingleLabel().read({"train": raw}, {"text": "text", "label": "label"}, Config())
@@ -124,6 +124,7 @@ def test_labels_that_prodigy_rejects_are_no_labels():
 
 
 def studio(text: str, *annotations: dict) -> dict:
+    """Return a row as Label Studio writes it."""
     return {"data": {"text": text}, "annotations": [*annotations]}
 
 
@@ -154,7 +155,7 @@ def test_a_task_of_label_studio_is_read_from_one_annotation_that_was_not_cancell
     ]
 
 
-def test_parts_of_an_annotation_that_are_no_spans_are_passed_over_and_counted():
+def test_parts_of_an_annotation_that_are_not_spans_are_ignored_and_counted():
     others = [{"type": "relation", "from_id": "a", "to_id": "b"}, {"type": "choices", "value": {"choices": ["News"]}}, region(0, 2)]
     result, words = read([studio(f"Orva is {i}", {"result": [*others, region(0, 4, "LOC")]}) for i in range(3)])
     assert [row[:2] for row in words] == [[("Orva", "B-LOC"), ("is", "O")]] * 3
@@ -214,7 +215,7 @@ def test_offsets_behind_emoji_are_read_by_the_text_the_words_or_the_setting(text
         ({"text": "Orva", "tags": "B-LOC"}, {}, ["single words with their tags", ".conll", "empty line"]),
     ],
 )
-def test_annotations_that_can_be_read_in_several_ways_or_in_none_are_refused(row, settings, words):
+def test_ambiguous_and_unreadable_annotations_are_refused(row, settings, words):
     with pytest.raises(UserError) as error:
         read([row], **settings)
     assert all(word in str(error.value) for word in words), error.value
@@ -229,7 +230,7 @@ def test_annotations_that_can_be_read_in_several_ways_or_in_none_are_refused(row
         {"tokens": ["Orva", "it", "'s"], "ner_tags": ["B-LOC", "O", "O"]},
     ],
 )
-def test_lists_in_the_cells_of_a_table_are_read_as_those_of_json(row):
+def test_lists_in_table_cells_are_read_like_lists_in_json(row):
     assert read([row])[1] == [[("Orva", "B-LOC"), ("it", "O"), ("'s", "O")]]
 
 
@@ -276,7 +277,7 @@ def test_the_words_of_any_script_hold_all_characters_but_spaces_and_keep_their_m
         ("👩\u200d👧 👍🏽!", ["👩\u200d👧", "👍🏽", "!"]),
     ],
 )
-def test_words_of_several_languages(text, words):
+def test_texts_of_several_languages_are_divided_into_words(text, words):
     assert [text[start:end] for start, end in zip(*find_words(text), strict=True)] == words
 
 
@@ -295,7 +296,7 @@ def test_words_of_several_languages(text, words):
         ({"tokens": ["a", "film"], "other": ["O", "O"]}, ["label_column", "tokens, other"]),
     ],
 )
-def test_a_row_that_can_not_be_read_is_named(lines, words, tmp_path):
+def test_a_row_that_cannot_be_read_is_named(lines, words, tmp_path):
     file = tmp_path / ("bad.conll" if isinstance(lines, str) else "bad.jsonl")
     file.write_text(lines if isinstance(lines, str) else json.dumps(lines))
     with pytest.raises(UserError) as error:

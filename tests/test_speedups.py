@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_model, make_pairs, make_rows
+from conftest import as_flags, make_model, make_pairs, make_rows
 
 from finetuning import speed
 from finetuning.speed import attention, beam_search, cuda_graphs, fused_lora, openvino
 from finetuning.training import prediction, trainer, translating
 from finetuning.use import predicting
 
-# What computes in the place of the libraries' code, wherever it is called.
+# The functions and classes that replace code of the libraries, in the modules that call them.
 PARTS = [
     (speed, "store_frozen_in_bf16"),
     (speed, "fuse_lora"),
@@ -31,7 +31,7 @@ PARTS = [
 
 @pytest.fixture
 def without_speedups(monkeypatch):
-    """Return a function after which each part of finetuning/speed fails if it is used."""
+    """Return a function that makes each part of finetuning/speed fail if it is used."""
 
     def fail(*_, **__):
         raise AssertionError("a part of finetuning/speed is used")
@@ -44,7 +44,7 @@ def without_speedups(monkeypatch):
     return forbid
 
 
-def test_a_classifier_is_trained_and_evaluated_alike_without_speedups(call, tiny_flags, tmp_path, without_speedups):
+def test_a_classifier_has_the_same_results_without_speedups(call, tiny_flags, tmp_path, without_speedups):
     make_rows(20)[["review"]].to_csv("in.csv", index=False)
     runs = {}
     for name, speedups in (("with", True), ("without", False)):
@@ -75,7 +75,7 @@ def test_translations_are_the_same_without_speedups(call, tmp_path, without_spee
     make_pairs(100).to_csv("pairs.csv", index=False)
     settings = dict(task="translation", source_column="low", target_column="high", max_length=16, batch_size=16, num_train_epochs=4)
     settings |= dict(dataset_name="pairs.csv", model_name=make_model(tmp_path / "marian", "marian"), precision="float32")
-    flags = [part for name, value in settings.items() for part in (f"--{name}", value)]
+    flags = as_flags(settings)
     translations = []
     for name, speedups in (("with", True), ("without", False)):
         if not speedups:

@@ -1,4 +1,4 @@
-"""The real stand-ins, and downloads from the Hub, from end to end."""
+"""The scripts from end to end with the stand-ins that are installed, and with downloads from a local Hub."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, as_flags
 
 from config import PRESETS, Config
 from finetuning import tasks
@@ -23,7 +23,7 @@ from finetuning.results import run_folder
 SHARED = ROOT.parent / "shared"
 
 
-def test_the_plain_commands_say_that_they_use_stand_ins(call, tmp_path):
+def test_the_scripts_print_that_they_use_stand_ins(call, tmp_path):
     trained = call("fine_tune.py", "--preset", "smoke", "--run_name", "smoke")
     assert trained.code == 0, trained.err
     assert "STAND-IN" in trained.out and "all-MiniLM-L6-v2 (stand-in)" in trained.out
@@ -39,8 +39,8 @@ def test_the_plain_commands_say_that_they_use_stand_ins(call, tmp_path):
     assert metrics["label_names"] == ["neg", "pos"]
 
 
-def test_the_held_out_rows_are_those_of_the_records():
-    """Records of results/ name rows by number: those numbers stay, in the stand-in data as on the official ones."""
+def test_the_held_out_rows_are_those_of_the_published_records():
+    """The records in results/ name rows by number, so the numbers must never change, in the stand-in and in the official data."""
 
     def load(**settings) -> Data:
         config = Config(**settings)
@@ -54,7 +54,7 @@ def test_the_held_out_rows_are_those_of_the_records():
     assert (
         full.sha256 == laptop.sha256 == json.loads((ROOT / "results" / "run-laptop.json").read_text())["run"]["dataset"]["sha256"]
     )
-    assert rows_of(full.train) == (17466, [0, 1, 2, 4, 5], "bbb47111ae807059"), "25,000 less what is held out and the copies of it"
+    assert rows_of(full.train) == (17466, [0, 1, 2, 4, 5], "bbb47111ae807059"), "25,000 less the held-out rows and their copies"
     assert rows_of(full.validation) == (2500, [10, 13, 16, 28, 41], "72947484bd3c66c0")
     assert rows_of(full.test) == rows_of(laptop.test) == (5000, [3, 6, 8, 9, 14], "3d4950a0a49eff19")
     assert rows_of(laptop.train) == (12500, [0, 1, 2, 4, 7], "e501fcb083d18b97")
@@ -69,9 +69,9 @@ def test_the_held_out_rows_are_those_of_the_records():
         assert official.test.rows.tolist() == list(range(25000))
 
 
-def test_labels_of_real_reviews_are_those_of_plain_transformers_and_peft(call, tmp_path):
-    flags = dict(train_samples=640, max_length=64, batch_size=16, early_stopping_patience=0, eval_steps=0.5, run_name="run")
-    trained = call("fine_tune.py", "--preset", "smoke", *[part for name, value in flags.items() for part in (f"--{name}", value)])
+def test_real_reviews_get_the_labels_of_plain_transformers_and_peft(call, tmp_path):
+    settings = dict(train_samples=640, max_length=64, batch_size=16, early_stopping_patience=0, eval_steps=0.5, run_name="run")
+    trained = call("fine_tune.py", "--preset", "smoke", *as_flags(settings))
     assert trained.code == 0, trained.err
     run = run_folder.open_run(tmp_path / "outputs" / "run", tasks.pick)
     config = replace(run.config, max_length=512)
@@ -85,11 +85,11 @@ def test_labels_of_real_reviews_are_those_of_plain_transformers_and_peft(call, t
 
     # Plain transformers and peft, in float32, one review at a time.
     plain = replace(run, config=replace(config, precision="float32", speedups=False))
-    stock = run_folder.load_predictor(plain, source).model
-    assert stock.config._attn_implementation == "sdpa" and {p.dtype for p in stock.parameters()} == {torch.float32}
+    plain_model = run_folder.load_predictor(plain, source).model
+    assert plain_model.config._attn_implementation == "sdpa" and {p.dtype for p in plain_model.parameters()} == {torch.float32}
     with torch.no_grad():
         alone = torch.cat(
-            [stock(input_ids=torch.tensor([row["input_ids"]])).logits for row in tokens.__getitems__(range(len(tokens)))]
+            [plain_model(input_ids=torch.tensor([row["input_ids"]])).logits for row in tokens.__getitems__(range(len(tokens)))]
         ).numpy()
     margin = abs(alone[:, 0] - alone[:, 1])
     assert abs(logits - alone).max() < 0.1 and (margin > 0.1).mean() > 0.8
@@ -134,7 +134,9 @@ def test_the_defaults_are_downloaded_if_the_hub_answers(tmp_path):
     labels = pd.read_parquet(tmp_path / "outputs" / "hub" / "predictions.parquet").label
     assert official.label.loc[rows].map({0: "neg", 1: "pos"}).tolist() == labels.tolist()
     lost = script("evaluate.py", env=offline | {"HF_HOME": str(tmp_path / "empty")})
-    assert lost.returncode == 2 and "its cache lacks it" in lost.stderr, "a run with the Hub's data never continues with a stand-in"
+    assert lost.returncode == 2 and "its cache lacks it" in lost.stderr, (
+        "a run with data of the Hub is never evaluated on a stand-in"
+    )
 
 
 def wait_for(port: int) -> None:

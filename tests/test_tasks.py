@@ -1,17 +1,17 @@
-"""Each architecture and each kind of task goes through all the scripts."""
+"""Each architecture and each task goes through all the scripts."""
 
 import json
 import re
 from dataclasses import replace
 
-import apart
+import forked
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import transformers
-from apart import STEP, Death, flags_of, outcome
-from conftest import BAD, GOOD, make_model, make_pairs, make_rows
+from conftest import BAD, GOOD, as_flags, make_model, make_pairs, make_rows
+from forked import STEP, Kill, flags_of, outcome
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
@@ -45,7 +45,7 @@ def test_an_architecture_goes_through_all_the_scripts(model_type, call, tiny_fla
     evaluated = call("evaluate.py")
     assert evaluated.code == 0, evaluated.err
     adapter = load_file(tmp_path / "outputs" / "run" / "adapter" / "adapter_model.safetensors")
-    assert all(tensor.any() for name, tensor in adapter.items() if "lora_B" in name), "all of it is trained"
+    assert all(tensor.any() for name, tensor in adapter.items() if "lora_B" in name), "every adapted layer is trained"
     predictions = pd.read_parquet(tmp_path / "outputs" / "run" / "predictions.parquet")
     texts = make_rows().review[predictions.row[:6]].tolist()
     answers = [json.loads(line) for line in call("predict.py", "--json", "--explain", *texts).out.splitlines()]
@@ -56,7 +56,7 @@ def test_an_architecture_goes_through_all_the_scripts(model_type, call, tiny_fla
     assert exported.code == 0, exported.err
 
 
-def test_a_decoder_pads_on_the_right_with_the_end_of_a_text_and_reads_the_last_real_token(tmp_path):
+def test_a_decoder_pads_on_the_right_with_its_end_of_text_token(tmp_path):
     source, task = find_model(str(make_model(tmp_path / "gpt2", "gpt2"))), tasks.pick(Config())
     tokenizer = load_tokenizer(task, source, Config())
     assert tokenizer.pad_token == tokenizer.eos_token and tokenizer.padding_side == "right"
@@ -72,18 +72,18 @@ def test_a_model_without_a_class_for_the_task_is_refused(call, tiny_flags, tmp_p
     assert result.code == 2 and "no text-classification for" in result.err and "vit" in result.err
 
 
-# --- data sets of each kind ----------------------------------------------------------------------------------------------
+# --- a data set for each task --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Rows whose label tells whether two texts are of the same kind."""
+    """Return a folder with pairs of texts; the label tells whether both texts are good or both bad."""
     generator = np.random.default_rng(0)
     rows = []
     for i in range(400):
-        kinds = i % 2, (i // 2) % 2
-        premise, hypothesis = ((GOOD, BAD)[kind][generator.integers(4)] for kind in kinds)
-        label = ["differ", "agree"][kinds[0] == kinds[1]]
+        sentiments = i % 2, (i // 2) % 2
+        premise, hypothesis = ((GOOD, BAD)[sentiment][generator.integers(4)] for sentiment in sentiments)
+        label = ["differ", "agree"][sentiments[0] == sentiments[1]]
         rows.append({"premise": f"{premise} {i % 60}", "hypothesis": f"{hypothesis} {i // 60}", "label": label})
     folder = tmp_path_factory.mktemp("pairs")
     pd.DataFrame(rows).to_csv(folder / "pairs.csv", index=False)
@@ -95,7 +95,7 @@ TELLING = {"good": ["warm", "clever", "loved", "funny"], "bad": ["dull", "poor",
 
 @pytest.fixture(scope="module")
 def tagged(tmp_path_factory):
-    """Texts with the labels good, bad, both or none, written as lists, as one text, and as columns of 0 and 1."""
+    """Return a folder of texts with the labels good, bad, both or none, as lists, as one text, and as columns of 0 and 1."""
     generator, rows = np.random.default_rng(0), []
     for i in range(400):
         labels = [name for name, given in (("good", i % 2), ("bad", i // 2 % 2)) if given]
@@ -113,7 +113,7 @@ def tagged(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ratings(tmp_path_factory):
-    """Texts of four telling words with a rating from 0 to 5: 1.25 for each of them that is good."""
+    """Return a file of texts with four good or bad words each, and a rating from 0 to 5: 1.25 for each good word."""
     generator, rows = np.random.default_rng(0), []
     for i in range(400):
         good = i % 5
@@ -126,7 +126,7 @@ def ratings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sentences(tmp_path_factory):
-    """Words with their tags: numbers are entities."""
+    """Return a file of words with their tags; each number is an entity."""
     generator, lines = np.random.default_rng(0), []
     for i in range(120):
         words = [*generator.permutation([*["a", "the", "film", "with"], *map(str, generator.integers(60, size=4))]), str(i)]
@@ -146,8 +146,8 @@ def test_pairs_of_texts_go_through_all_the_scripts(model_type, pairs, call, tiny
     flags += ["--text_pair_column", "hypothesis", *BRIEFLY]
     trained = call("fine_tune.py", *flags, "--max_length", 12)
     assert trained.code == 0, trained.err
-    how_cut = "the longer text of a pair is cut first, at its end"
-    assert f"to max_length=12 tokens ({how_cut})" in trained.out and "head+tail" not in trained.out
+    truncation_note = "the longer text of a pair is cut first, at its end"
+    assert f"to max_length=12 tokens ({truncation_note})" in trained.out and "head+tail" not in trained.out
     evaluated = call("evaluate.py")
     assert evaluated.code == 0, evaluated.err
     run = run_folder.open_run(tmp_path / "outputs" / "run", tasks.pick)
@@ -165,7 +165,7 @@ def test_pairs_of_texts_go_through_all_the_scripts(model_type, pairs, call, tiny
     assert "McNemar" in call("evaluate.py", run.folder, "outputs/other").out
     card = ModelCard.load(run.folder / "adapter" / "README.md")
     assert "`agree`, `differ`" in card.text and card.data.pipeline_tag == "text-classification"
-    assert how_cut in card.text and "head+tail" not in card.text
+    assert truncation_note in card.text and "head+tail" not in card.text
     alone = call("predict.py", "--run", run.folder, "a text")
     assert alone.code == 2 and "text_pair_column=hypothesis" in alone.err
     assert call("export.py", run.folder, "--formats", "merged").code == 0
@@ -235,7 +235,7 @@ def test_several_labels_per_text_go_through_all_the_scripts(tagged, call, tiny_f
 # --- a number per text ---------------------------------------------------------------------------------------------------
 
 
-def test_numbers_go_through_all_the_scripts(ratings, call, tiny_flags, tmp_path):
+def test_regression_goes_through_all_the_scripts(ratings, call, tiny_flags, tmp_path):
     flags = [*tiny_flags, "--dataset_name", ratings, "--problem_type", "regression", "--label_column", "score"]
     for name, learning_rate in (("run", 0.003), ("other", 1e-4)):
         more = ["--method", "full", "--run_name", name, "--learning_rate", learning_rate, "--num_train_epochs", 6]
@@ -260,7 +260,7 @@ def test_numbers_go_through_all_the_scripts(ratings, call, tiny_flags, tmp_path)
     assert errors.error.abs().is_monotonic_decreasing and errors.text.tolist() == rows.text[errors.row].tolist()
     assert (run / "scatter.png").is_file() and f"RMSE {metrics['rmse']:.4f}" in (run / "report.html").read_text()
 
-    # New texts get the same numbers, in all ways.
+    # predict.py gives new texts the numbers of the evaluation, from arguments and from a file.
     texts, expected = rows.text[predictions.row[:8]].tolist(), predictions.prediction[:8].tolist()
     lines = call("predict.py", "--run", run, "--json", *texts).out.splitlines()
     assert [json.loads(line)["prediction"] for line in lines] == pytest.approx(expected, abs=0.05)
@@ -281,7 +281,7 @@ def test_numbers_go_through_all_the_scripts(ratings, call, tiny_flags, tmp_path)
     worse = json.loads((other / "metrics.json").read_text())
     assert table["rmse"][:2] == [f"{metrics['rmse']:.4f}", f"{worse['rmse']:.4f}"]
     low, high = float(table["rmse"][3]), float(table["rmse"][5])
-    assert low < float(table["rmse"][2]) < high < 0, "the first has the smaller error, and the interval leaves out 0"
+    assert low < float(table["rmse"][2]) < high < 0, "the first run has the smaller error, and the interval excludes 0"
     differing = pd.read_csv(run / "against-other.csv")
     assert differing.label.tolist() == rows.score[differing.row].tolist() and {"prediction_a", "error_b"} < {*differing}
     pytest.importorskip("onnxruntime")
@@ -312,22 +312,16 @@ def test_rows_without_a_number_are_refused_or_left_out(ratings, tmp_path, call, 
     np.testing.assert_allclose(quantiles, [np.quantile(data.train.labels, [0.25, 0.5, 0.75])] * 2, atol=1.25)
 
 
-# --- all kinds -----------------------------------------------------------------------------------------------------------
-
-
-def translations_of(folder):
-    make_pairs(80).to_csv(folder / "translations.csv", index=False)
-    return folder / "translations.csv"
-
-
+# --- all tasks -----------------------------------------------------------------------------------------------------------
 KINDS = ["single label", "pairs", "several labels", "regression", "entities", "causal-lm", "masked-lm", "translation"]
 FIRST_METRICS = {"regression": "rmse", "causal-lm": "perplexity", "masked-lm": "perplexity", "translation": "bleu"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_resumes_bit_for_bit_runs_on_two_processes_and_stops_early(
+def test_each_task_resumes_bit_for_bit_trains_on_two_processes_and_stops_early(
     kind, data_file, pairs, tagged, ratings, sentences, model_dir, tmp_path
 ):
+    make_pairs(80).to_csv(tmp_path / "translations.csv", index=False)
     settings = {
         "single label": dict(dataset_name=data_file, class_weights="balanced"),
         "pairs": dict(dataset_name=pairs / "pairs.csv", text_column="premise", text_pair_column="hypothesis"),
@@ -337,32 +331,32 @@ def test_each_kind_resumes_bit_for_bit_runs_on_two_processes_and_stops_early(
         "causal-lm": dict(task="causal-lm", model_name=make_model(tmp_path / "gpt2", "gpt2")),
         "masked-lm": dict(task="masked-lm"),
         "translation": dict(task="translation", source_column="low", target_column="high", num_beams=2)
-        | dict(model_name=make_model(tmp_path / "marian", "marian"), dataset_name=translations_of(tmp_path)),
+        | dict(model_name=make_model(tmp_path / "marian", "marian"), dataset_name=tmp_path / "translations.csv"),
     }[kind] | dict(train_samples=56, batch_size=8, metric_for_best_model="loss")
     outcomes = []
-    for name, processes, death in (("undisturbed", 1, None), ("killed", 1, Death(STEP, 11)), ("two", 2, None)):
+    for name, processes, kill in (("uninterrupted", 1, None), ("killed", 1, Kill(STEP, 11)), ("two", 2, None)):
         command = ["fine_tune.py", *flags_of(settings, model_dir, data_file, name)]
-        results = apart.run(tmp_path, *command, processes=processes, death=death)
-        if death:
+        results = forked.run(tmp_path, *command, processes=processes, kill=kill)
+        if kill:
             assert results[0][0] == -9, results
-            results = apart.run(tmp_path, "fine_tune.py", "--resume", f"outputs/{name}")
+            results = forked.run(tmp_path, "fine_tune.py", "--resume", f"outputs/{name}")
         assert {code for code, _ in results} == {0}, results
         outcomes.append(outcome(tmp_path / "outputs" / name))
-    undisturbed, killed, two = outcomes
-    for name, tensor in undisturbed["adapter"].items():
+    uninterrupted, killed, two = outcomes
+    for name, tensor in uninterrupted["adapter"].items():
         assert torch.equal(tensor, killed["adapter"][name])
         torch.testing.assert_close(two["adapter"][name], tensor, rtol=1e-3, atol=1e-5)
-    assert killed["log"] == undisturbed["log"] and killed["validation"] == undisturbed["validation"]
+    assert killed["log"] == uninterrupted["log"] and killed["validation"] == uninterrupted["validation"]
 
     settings |= dict(num_train_epochs=9, early_stopping_patience=2, learning_rate=1e-12)
     settings |= dict(metric_for_best_model=FIRST_METRICS.get(kind, "accuracy"))
-    ((code, output),) = apart.run(tmp_path, "fine_tune.py", *flags_of(settings, model_dir, data_file, "stopped"))
+    ((code, output),) = forked.run(tmp_path, "fine_tune.py", *flags_of(settings, model_dir, data_file, "stopped"))
     assert code == 0, output
     log = json.loads((tmp_path / "outputs" / "stopped" / "training.json").read_text())["log_history"]
-    assert log[-1]["step"] == 15, "nothing was gained at steps 10 and 15 of 63"
+    assert log[-1]["step"] == 15, "the metric does not improve at steps 10 and 15 of 63"
 
 
-# Rows 0 to 9 of the file are not used: they have no text, no label, or a translation of another length.
+# The first ten rows of the file are not used: they have no text, no label, or a translation of a very different length.
 LEFT_OUT = {
     "single label": dict(text="a fine film", label=None),
     "regression": dict(text="a fine film", label=None),
@@ -373,7 +367,7 @@ LEFT_OUT = {
 
 
 @pytest.mark.parametrize("kind", LEFT_OUT)
-def test_row_numbers_are_those_of_the_file_where_rows_are_left_out(kind, call, tiny_flags, tmp_path):
+def test_row_numbers_are_those_of_the_file_even_if_rows_are_left_out(kind, call, tiny_flags, tmp_path):
     reviews, translations = make_rows(), make_pairs(80)
     rows = {
         "translation": pd.DataFrame({"source": translations.low, "target": translations.high}),
@@ -381,20 +375,20 @@ def test_row_numbers_are_those_of_the_file_where_rows_are_left_out(kind, call, t
     }.get(kind, reviews.rename(columns={"review": "text", "sentiment": "label"}))
     rows = pd.concat([pd.DataFrame([LEFT_OUT[kind]] * 10), rows], ignore_index=True)
     rows.to_csv(tmp_path / "rows.csv", index=False)
-    flags = dict(dataset_name="rows.csv", num_train_epochs=1, on_bad_rows="error" if kind.endswith("lm") else "skip")
-    flags |= dict(problem_type="regression") if kind == "regression" else {} if kind == "single label" else dict(task=kind)
+    settings = dict(dataset_name="rows.csv", num_train_epochs=1, on_bad_rows="error" if kind.endswith("lm") else "skip")
+    settings |= dict(problem_type="regression") if kind == "regression" else {} if kind == "single label" else dict(task=kind)
     if model_type := {"causal-lm": "gpt2", "translation": "marian"}.get(kind):
-        flags |= dict(model_name=make_model(tmp_path / model_type, model_type))
-    trained = call("fine_tune.py", *tiny_flags, *(part for name, value in flags.items() for part in (f"--{name}", value)))
+        settings |= dict(model_name=make_model(tmp_path / model_type, model_type))
+    trained = call("fine_tune.py", *tiny_flags, *as_flags(settings))
     assert trained.code == 0 and "left out" in trained.out, trained.err
     evaluated = call("evaluate.py")
     assert evaluated.code == 0, evaluated.err
 
     predictions = pd.read_parquet("outputs/run/predictions.parquet")
     assert predictions.row.min() >= 10 and predictions.row.max() > 80, "numbers go from 10 to 89"
-    for column, theirs in (("label", "label"), ("reference", "target")):
+    for column, column_of_file in (("label", "label"), ("reference", "target")):
         if column in predictions:
-            assert predictions[column].tolist() == pytest.approx(rows[theirs][predictions.row].tolist())
+            assert predictions[column].tolist() == pytest.approx(rows[column_of_file][predictions.row].tolist())
     errors = pd.read_csv("outputs/run/errors.csv")
     column = "source" if kind == "translation" else "text"
     assert errors[column].tolist() == rows[column][errors.row].tolist()

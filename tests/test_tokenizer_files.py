@@ -1,4 +1,4 @@
-"""The tokenizer that is saved with a model: programs that read tokenizer.json alone get the ids that the run read."""
+"""The tokenizer that is saved with a model gives the token ids of the run to programs that read tokenizer.json alone."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def train(call, flags: list, tmp_path: Path, *more) -> Path:
 
 
 def check_config(folder: Path, max_length: int | None) -> None:
-    """Check what is said of truncation and padding, and that nothing is left of the run's machine and the old file."""
+    """Check truncation and padding, and that no setting of the training machine or of the original file is left."""
     file = json.loads((folder / "tokenizer.json").read_text())
     assert file["padding"] is None
     assert (file["truncation"] and file["truncation"]["max_length"]) == max_length
@@ -55,7 +55,7 @@ def test_the_library_tokenizers_alone_gives_the_ids_of_the_run(truncation, call,
         assert AutoTokenizer.from_pretrained(saved)(TEXTS, truncation=True)["input_ids"] == [*expected]
 
 
-def test_of_head_and_tail_the_head_is_what_a_tokenizer_file_can_say(call, tiny_flags, tmp_path):
+def test_a_tokenizer_file_keeps_the_head_for_a_run_with_head_and_tail(call, tiny_flags, tmp_path):
     folder = train(call, tiny_flags, tmp_path, "--truncation", "head+tail")
     check_config(folder / "adapter", LENGTH)
     ids = tokenizers.Tokenizer.from_file(str(folder / "adapter" / "tokenizer.json")).encode(TEXTS[1]).ids

@@ -1,4 +1,4 @@
-"""Settings, losses and test metrics of a run arrive in a single tracker run, read with the tracker's own library."""
+"""A single run of the tracker has the settings, losses and test metrics; the tracker's own library reads them back."""
 
 import json
 
@@ -6,6 +6,7 @@ import pytest
 
 
 def tensorboard(folder) -> tuple[dict, dict, set]:
+    """Return the settings, the numbers and the names of the pictures that were logged."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "outputs" / "run" / "logs"))
@@ -18,6 +19,7 @@ def tensorboard(folder) -> tuple[dict, dict, set]:
 
 
 def trackio(folder) -> tuple[dict, dict, set]:
+    """Return the settings, the numbers and the names of the pictures that were logged."""
     from trackio import Api
     from trackio.sqlite_storage import SQLiteStorage
 
@@ -29,7 +31,7 @@ def trackio(folder) -> tuple[dict, dict, set]:
 
 
 @pytest.mark.parametrize("tracker", [tensorboard, trackio], ids=lambda tracker: tracker.__name__)
-def test_all_of_a_run_arrives_in_a_single_tracker_run(tracker, call, tiny_flags, tmp_path, monkeypatch):
+def test_settings_losses_and_test_metrics_arrive_in_a_single_tracker_run(tracker, call, tiny_flags, tmp_path, monkeypatch):
     pytest.importorskip(tracker.__name__)
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)

@@ -1,4 +1,4 @@
-"""Translation: which data are read, languages, training, search, metrics, and messages for bad input."""
+"""Translation: data, languages, training, beam search, metrics, and errors for bad input."""
 
 import json
 import shutil
@@ -65,7 +65,7 @@ def test_translation_goes_through_all_the_scripts(marian, pairs, call, tmp_path,
     sources, references, translations = (
         (run / f"{name}.txt").read_text().splitlines() for name in ("sources", "references", "translations")
     )
-    assert BLEU().corpus_score(translations, [references]).score == pytest.approx(metrics["bleu"]), "as any other tool scores them"
+    assert BLEU().corpus_score(translations, [references]).score == pytest.approx(metrics["bleu"]), "as sacreBLEU scores the files"
     targets = pd.read_csv(pairs).set_index("low").high
     assert references == [targets[source] for source in sources], "in the order of the rows"
     test = pd.read_parquet(run / "predictions.parquet")
@@ -80,7 +80,7 @@ def test_translation_goes_through_all_the_scripts(marian, pairs, call, tmp_path,
     assert predicted.code == 0 and predicted.out.splitlines() == translations[:5]
     (tmp_path / "in.txt").write_text("\n".join([sources[0], "", sources[1]]) + "\n")
     lines = call("predict.py", "--file", "in.txt").out.splitlines()
-    assert lines == [translations[0], "", translations[1]], "a line in, a line out"
+    assert lines == [translations[0], "", translations[1]], "one translation for each line"
     answers = [json.loads(line) for line in call("predict.py", "--json", "--num_beams", 1, *sources[:3]).out.splitlines()]
     assert [answer["source"] for answer in answers] == sources[:3] and all(answer["score"] < 0 for answer in answers)
     assert call("predict.py", "--file", pairs, "--out", "out.csv").code == 0
@@ -93,7 +93,7 @@ def test_translation_goes_through_all_the_scripts(marian, pairs, call, tmp_path,
     assert wrong.code == 2 and "--num_beams 0" in wrong.err
     predictor = load_engine(run_folder.open_run(run, pick), "torch")
     alone = [TASK.widget_values(predictor, source, [], {}) for source in sources[:20]]
-    assert alone == [[text] for text in translations[:20]], "app.py shows, one by one, what was made in batches"
+    assert alone == [[text] for text in translations[:20]], "app.py translates single texts as the evaluation does in batches"
 
     rounded = call("export.py", "--formats", "ctranslate2-int8")  # 8 bits may cost so small a network too much
     assert rounded.code == 0 or "does not agree" in rounded.out + rounded.err
@@ -114,6 +114,7 @@ def test_translation_goes_through_all_the_scripts(marian, pairs, call, tmp_path,
 
 
 def batch_of(n=6, tokens=12, pad=0):
+    """Return `n` random sources and targets of different lengths."""
     torch.manual_seed(0)
     ids, mask = torch.randint(5, 40, (n, tokens)), torch.ones(n, tokens, dtype=torch.long)
     targets = torch.randint(5, 40, (n, tokens + 2))
@@ -127,7 +128,7 @@ def with_lora(folder, config):
 
 
 def built(folder, config=CONFIG):
-    """Return a model with random LoRA weights in place of zeros."""
+    """Return a model whose trainable weights were changed at random: new LoRA weights change nothing, which would hide errors."""
     model = with_lora(folder, config)
     torch.manual_seed(1)
     for parameter in model.parameters():
@@ -183,7 +184,7 @@ def test_a_translator_is_adapted_reloads_merges_and_scores_as_the_plain_model(mo
     assert torch.equal(*(beam_search.search(model, rows["input_ids"], rows["attention_mask"], 3, 8) for model in (tuned, merged)))
 
 
-ENDS = list(range(4, 96, 4))  # so many that random weights end soon, some rows long before others
+ENDS = list(range(4, 96, 4))  # so many end tokens that a model with random weights ends some rows long before others
 SEARCHES = [
     dict(num_beams=1),
     dict(num_beams=4),
@@ -195,7 +196,7 @@ SEARCHES = [
 
 
 @pytest.mark.parametrize("model_type", TRANSLATORS)
-def test_the_search_gives_the_results_of_generate(model_type, tmp_path):
+def test_beam_search_gives_the_results_of_generate(model_type, tmp_path):
     base = AutoModelForSeq2SeqLM.from_pretrained(make_model(tmp_path / model_type, model_type)).eval()
     torch.manual_seed(1)
     for parameter in base.parameters():
@@ -221,17 +222,17 @@ def test_the_search_gives_the_results_of_generate(model_type, tmp_path):
 
 
 def until_the_end(ids: list[int]) -> list[int]:
-    ends = [place for place, token in enumerate(ids) if token in ENDS]
-    return ids[: ends[0] + 1] if ends else ids
+    positions = [position for position, token in enumerate(ids) if token in ENDS]
+    return ids[: positions[0] + 1] if positions else ids
 
 
 @pytest.mark.parametrize("settings", [dict(no_repeat_ngram_size=3), dict(bad_words_ids=[[5, 6]]), dict(repetition_penalty=1.5)])
-def test_settings_that_the_search_lacks_are_left_to_generate(settings):
-    ends = dict(decoder_start_token_id=0, eos_token_id=1, pad_token_id=0)
-    assert beam_search.supports(GenerationConfig(**ends)) and not beam_search.supports(GenerationConfig(**ends, **settings))
+def test_settings_that_beam_search_lacks_are_left_to_generate(settings):
+    tokens = dict(decoder_start_token_id=0, eos_token_id=1, pad_token_id=0)
+    assert beam_search.supports(GenerationConfig(**tokens)) and not beam_search.supports(GenerationConfig(**tokens, **settings))
 
 
-def test_generate_does_not_sample(marian):
+def test_translations_are_not_sampled_even_if_the_model_asks_for_it(marian):
     predictor = predictor_of(marian, do_sample=True, temperature=5.0, no_repeat_ngram_size=5)
     tokens = tokenizing.encode_batch(TASK, {"source": ["1 2 3", "4 5 6 7"]}, predictor.tokenizer, CONFIG)
     first, second = (TASK.translate(predictor, tokens, 1) for _ in range(2))
@@ -247,8 +248,8 @@ def test_without_speedups_generate_makes_the_same_translations(num_beams, marian
         predictor = predictor_of(marian, replace(CONFIG, speedups=speedups))
         tokens = tokenizing.encode_batch(TASK, {"source": texts}, predictor.tokenizer, CONFIG)
         translations.append((TASK.translate(predictor, tokens, num_beams), len(calls)))
-    (ours, our_calls), (theirs, all_calls) = translations
-    assert ours == theirs and our_calls == all_calls > 0
+    (fast, calls_before), (plain, calls_after) = translations
+    assert fast == plain and calls_before == calls_after > 0, "beam_search is called with speedups only"
 
 
 @pytest.mark.parametrize("model_type", TRANSLATORS)
@@ -258,13 +259,13 @@ def test_speedups_keep_the_libraries_gradients(model_type, tmp_path):
         model = built(folder, replace(CONFIG, speedups=speedups)).train()
         loss_of(model(**batch_of()).logits).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    ours, plain = gradients
-    assert ours.keys() == plain.keys() and len(ours) > 20
-    for name, gradient in ours.items():
+    fast, plain = gradients
+    assert fast.keys() == plain.keys() and len(fast) > 20
+    for name, gradient in fast.items():
         torch.testing.assert_close(gradient, plain[name], rtol=1e-3, atol=float(1e-4 * plain[name].abs().max()))
 
 
-def test_weights_that_the_base_model_keeps_frozen_stay_so_in_full_fine_tuning(marian):
+def test_full_fine_tuning_keeps_the_weights_frozen_that_the_base_model_freezes(marian):
     tuned = built(marian, replace(CONFIG, method="full"))
     frozen = [name for name, p in tuned.named_parameters() if not p.requires_grad]
     assert len(frozen) == 2 and all("embed_positions" in name for name in frozen)
@@ -273,7 +274,7 @@ def test_weights_that_the_base_model_keeps_frozen_stay_so_in_full_fine_tuning(ma
     assert base.lm_head.weight is trained.shared.weight is trained.decoder.embed_tokens.weight
 
 
-def test_the_loss_is_smoothed_as_pytorch_has_it(marian):
+def test_the_smoothed_loss_equals_that_of_pytorch(marian):
     tuned = built(marian)
     start, rows = tuned.get_base_model().config.decoder_start_token_id, batch_of()
     scores = tuned(**rows).logits
@@ -302,13 +303,13 @@ def test_metrics_equal_sacrebleus_on_all_rows_and_on_any_subset():
         corpus = [texts[i] for i in chosen], [[references[i] for i in chosen]]
         for metric, scorer in zip(TASK.metrics, (BLEU(), CHRF(), TER()), strict=False):
             assert metric.of(part) == scorer.corpus_score(*corpus).score, metric.name
-    assert bleu.GREEDY_BLEU.of(statistics) == pytest.approx(100), "the references themselves"
+    assert bleu.GREEDY_BLEU.of(statistics) == pytest.approx(100), "the greedy translations are the references"
     means, counts = predictions.scores.T
     assert TASK.metrics[-1].of(statistics) == pytest.approx(-np.average(means, weights=counts))
 
 
 @pytest.mark.parametrize(("language", "note"), [("zh", "tokenizer zh"), ("de", None)])
-def test_a_note_names_the_tokenizer_before_training(language, note, tmp_path):
+def test_a_note_names_the_tokenizer_of_bleu_before_training(language, note, tmp_path):
     texts = {"zh": [f"{text}{i}" for i in range(8) for text in CHINESE], "de": [f"Ein Mann reitet {i} mal." for i in range(32)]}[
         language
     ]
@@ -328,7 +329,7 @@ CHINESE = ["两个孩子在公园里看书。", "他们正在河边慢慢地走�
         ("zh", CHINESE, "zh"),
         ("zh-CN", ["abc"], "zh"),
         (None, CHINESE, "zh"),
-        ("tgt", CHINESE, "zh"),  # a column's name, which is a language's code too
+        ("tgt", CHINESE, "zh"),  # the name of a column; it is also the code of a language
         (None, ["これは短い文です。", "彼は学生だ。"], ("ja-mecab", "char")),
         ("ko", ["그는 학생이다."], ("ko-mecab", "char")),
         (None, ["เขาเป็นนักเรียน"], "char"),
@@ -345,7 +346,7 @@ def test_the_tokenizer_of_bleu_is_that_of_the_target_language(language, texts, t
 
 @pytest.mark.parametrize("language", ["zh", None])
 def test_translations_without_spaces_are_scored_by_their_characters(language):
-    """As sacreBLEU scores Chinese; with words between spaces, each text would be one word, and nearly all scores 0."""
+    """Scores equal sacreBLEU's for Chinese. If spaces divided words, each text would be one word and most scores would be 0."""
     for texts, ter in ((CHINESE, 0), ([text[:-2] + "着。" for text in CHINESE], 12)):
         predictions = Translations(np.ones((4, 2)), texts, CHINESE, {}, language)
         statistics = TASK.statistics(predictions, split_of(CHINESE), {})
@@ -364,9 +365,9 @@ def test_intervals_are_close_to_sacrebleus():
     texts = [" ".join(word for n, word in enumerate(text.split()) if (n * 7 + i * i) % 5) for i, text in enumerate(references)]
     statistics = TASK.statistics(Translations(np.ones((200, 2)), texts, texts, {}), split_of(references), {})
     for metric, scorer in zip(TASK.metrics, (BLEU(), CHRF(), TER()), strict=False):
-        theirs = scorer.corpus_score(texts, [references], n_bootstrap=1000)
+        score = scorer.corpus_score(texts, [references], n_bootstrap=1000)
         low, high = metrics.interval(metric, statistics)
-        assert [low, high] == pytest.approx([theirs._mean - theirs._ci, theirs._mean + theirs._ci], abs=0.1 * (high - low))
+        assert [low, high] == pytest.approx([score._mean - score._ci, score._mean + score._ci], abs=0.1 * (high - low))
 
 
 def test_signatures_name_one_reference_and_no_bootstrap():
@@ -384,7 +385,7 @@ def split_of(references):
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
-    """Each family's own tokenizer class, with a small vocabulary."""
+    """Return the tokenizer class of each model family, with a small vocabulary."""
     folder = tmp_path_factory.mktemp("tokenizers")
     texts = folder / "texts.txt"
     texts.write_text(
@@ -417,7 +418,7 @@ def tokenizers(tmp_path_factory):
     }
 
 
-FORMS = {  # what is before and behind the source and the target, and the first token of what is generated
+FORMATS = {  # tokens before and after the source, before and after the target, and the first generated token
     "marian": ([">>deu<<"], ["</s>"], [], ["</s>"], None),
     "m2m100": (["__en__"], ["</s>"], ["__de__"], ["</s>"], "__de__"),
     "mbart50": (["en_XX"], ["</s>"], ["de_DE"], ["</s>"], "de_DE"),
@@ -425,39 +426,39 @@ FORMS = {  # what is before and behind the source and the target, and the first 
 }
 
 
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("names", [("en", "de"), ("English", "German"), ("eng", "deu")])
-def test_a_model_of_many_languages_is_told_which_two(kind, names, tokenizers):
+def test_a_multilingual_model_gets_the_tokens_of_the_two_languages(kind, names, tokenizers):
     config = replace(CONFIG, source_lang=names[0], target_lang=names[1], max_length=40)
     examples = TASK.tokenize({"source": ["a man"], "target": ["ein mann"]}, tokenizers[kind], config)
-    before, behind, target_before, target_behind, first = FORMS[kind]
+    before, after, target_before, target_after, first = FORMATS[kind]
     tokens, targets = (tokenizers[kind].convert_ids_to_tokens(examples[side][0]) for side in ("input_ids", "targets"))
-    assert tokens[: len(before)] == before and tokens[-len(behind) :] == behind
-    assert targets[: len(target_before)] == target_before and targets[-len(target_behind) :] == target_behind
+    assert tokens[: len(before)] == before and tokens[-len(after) :] == after
+    assert targets[: len(target_before)] == target_before and targets[-len(target_after) :] == target_after
     forced = languages.set_direction(tokenizers[kind], config)["forced_bos_token_id"]
     assert (None if forced is None else tokenizers[kind].convert_ids_to_tokens(forced)) == first
 
 
-def test_t5_is_told_the_languages_by_their_names(tokenizers):
+def test_t5_gets_a_prefix_with_the_names_of_the_languages(tokenizers):
     config = replace(CONFIG, source_lang="en", target_lang="deu")
     assert languages.set_direction(tokenizers["t5"], config)["prefix"] == "translate English to German: "
     with pytest.raises(UserError, match="source_lang=None is not a language"):
         languages.set_direction(tokenizers["t5"], CONFIG)
 
 
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_a_language_that_the_model_lacks_is_refused_with_those_it_has(kind, tokenizers):
     with pytest.raises(UserError, match=r"target_lang=Klingon is not a language of .*de.*fr"):
         languages.set_direction(tokenizers[kind], replace(CONFIG, source_lang="en", target_lang="Klingon"))
 
 
-# --- forms of data, and bad input ----------------------------------------------------------------------------------------
+# --- data formats and bad input ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def parallel(tmp_path_factory):
-    """The same pairs with their splits in all the forms that are read."""
-    folder = tmp_path_factory.mktemp("forms")
+    """Return a folder with the same pairs and splits in all formats that can be read."""
+    folder = tmp_path_factory.mktemp("parallel")
     rows = make_pairs(90).rename(columns={"low": "en", "high": "de"})
     parts = {"train": rows[:60], "validation": rows[60:75], "test": rows[75:]}
     for kind in ("csv", "jsonl", "parquet", "nested", "lines", "packed"):
@@ -476,15 +477,15 @@ def parallel(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "nested", "lines", "packed"])
-def test_all_forms_give_the_same_pairs(form, parallel):
+@pytest.mark.parametrize("data_format", ["csv", "jsonl", "parquet", "nested", "lines", "packed"])
+def test_all_formats_give_the_same_pairs(data_format, parallel):
     config = replace(CONFIG, source_column="en", target_column="de")
-    expected, data = (splits.load_data(TASK, replace(config, dataset_name=str(parallel / name))) for name in ("csv", form))
+    expected, data = (splits.load_data(TASK, replace(config, dataset_name=str(parallel / name))) for name in ("csv", data_format))
     assert data.sha256 == expected.sha256 and (data.config.source_lang, data.config.target_lang) == ("en", "de")
     assert data.validation_split == "official validation" and data.test.columns() == expected.test.columns()
 
 
-def test_one_of_two_files_line_by_line_is_enough(parallel):
+def test_either_of_two_parallel_files_names_the_data_set(parallel):
     config = replace(CONFIG, source_lang="English", source_column="en", target_column="de")
     data = splits.load_data(TASK, replace(config, dataset_name=str(parallel / "lines" / "train.en")))
     assert len(data.train) + len(data.validation) + len(data.test) == 60 and data.config.source_lang == "English"
@@ -496,6 +497,7 @@ def test_languages_find_their_columns(parallel):
 
 
 def rows_with(**changed) -> pd.DataFrame:
+    """Return 100 pairs; `r3=(source, target)` changes row 3, and a source of None keeps it."""
     rows = make_pairs(100).rename(columns={"low": "source", "high": "target"})
     for position, (source, target) in changed.items():
         rows.loc[int(position[1:])] = (source or rows.source[int(position[1:])], target)
@@ -511,7 +513,7 @@ def numbers_of(data) -> set[int]:
     return {int(row) for split in (data.train, data.validation, data.test) for row in split.rows}
 
 
-def test_doubtful_pairs_are_counted_and_left_out_only_where_asked(tmp_path):
+def test_doubtful_pairs_are_counted_and_left_out_only_on_request(tmp_path):
     rows = rows_with(r3=("21 22 23", "1 2 3"), r5=("1 2", "21 22 " * 40), r7=("8 9 8", "8 9 8"))
     kept, skipped = (loaded(tmp_path, rows, on_bad_rows=choice) for choice in ("error", "skip"))
     assert numbers_of(kept) == {*range(100)}
@@ -538,7 +540,7 @@ def test_empty_sides_are_refused_with_their_rows_or_left_out(tmp_path):
     assert "left out" in loaded(tmp_path, rows, on_bad_rows="skip").remarks[0]
 
 
-def test_equal_sources_stay_on_one_side_of_a_split(tmp_path):
+def test_equal_sources_are_never_in_two_splits(tmp_path):
     rows = pd.concat([rows_with(), rows_with().assign(target="27 26")])
     data = loaded(tmp_path, rows)
     held_out = {*data.test.columns()["source"], *data.validation.columns()["source"]}
@@ -577,7 +579,7 @@ def test_bad_settings_are_refused(flags, message, marian, pairs, call):
     assert result.code == 2 and message in result.err and "Traceback" not in result.err
 
 
-def test_a_text_that_is_cut_is_counted(marian, pairs, call):
+def test_truncated_texts_are_counted(marian, pairs, call):
     result = call(
         "fine_tune.py", *FLAGS, "--model_name", marian, "--dataset_name", pairs, "--max_length", 8, "--num_train_epochs", 1
     )
@@ -585,26 +587,15 @@ def test_a_text_that_is_cut_is_counted(marian, pairs, call):
     rows = pd.read_csv(pairs)
     rows["low"] += " 1 2 3 4 5 6 7"
     rows.to_csv("pairs.csv", index=False)
-    flags = [
-        "--model_name",
-        marian,
-        "--dataset_name",
-        "pairs.csv",
-        "--max_length",
-        8,
-        "--num_train_epochs",
-        1,
-        "--run_name",
-        "long",
-    ]
-    result = call("fine_tune.py", *FLAGS, *flags)
+    paths = ["--model_name", marian, "--dataset_name", "pairs.csv", "--run_name", "long"]
+    result = call("fine_tune.py", *FLAGS, *paths, "--max_length", 8, "--num_train_epochs", 1)
     assert result.code == 0 and "280 training texts (100.0%) to max_length=8" in result.out, result.out
     evaluated = call("evaluate.py", "outputs/long")
     assert evaluated.code == 0 and "longer sources are cut to 8 tokens (truncation=head)" in evaluated.out
     assert "In 80 pairs a side has more than 8 tokens" in Path("outputs/long/report.html").read_text(encoding="utf-8")
 
 
-def test_the_remark_tells_how_this_run_translated():
+def test_the_remark_names_the_search_and_truncation_of_the_run():
     config = dict(num_beams=1, truncation="error", max_length=30)
     metrics = {"run": {"config": config}, "greedy": {"bleu": 20.0}, "bleu_signature": "nrefs:1"}
     remark = TASK.remark(metrics)
@@ -614,15 +605,14 @@ def test_the_remark_tells_how_this_run_translated():
     assert "beam search with 4 beams" in remark and "(truncation=tail)" in remark and "BLEU of greedy search: 20.00" in remark
 
 
-def test_scores_read_the_same_part_of_a_long_text_as_the_translation(marian):
-    text, tail = "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20", "6 7 8 9 10 11 12 13 14 15 16 17 18 19 20"
+def test_scores_use_the_part_of_a_long_text_that_is_translated(marian):
+    text, tail = (" ".join(map(str, range(first, 21))) for first in (1, 6))
     predictor = predictor_of(marian, replace(CONFIG, truncation="tail"))
     first, second = (TASK.answers(predictor, {"source": [source]}, [], {}) for source in (text, tail))
     assert first == second
 
 
 def test_a_script_that_the_tokenizer_does_not_know_is_refused(marian, tmp_path, call):
-    make_pairs(60).assign(low="漢 字 漢 字 漢 字").to_csv("pairs.csv", index=False)
     rows = make_pairs(60)
     rows["low"] = [f"漢 字 {text}" for text in rows.low.str.replace(r"\d", "語", regex=True)]
     rows["low"] += [" 文" * i for i in range(60)]
@@ -631,7 +621,7 @@ def test_a_script_that_the_tokenizer_does_not_know_is_refused(marian, tmp_path, 
     assert result.code == 2 and "does not know" in result.err and "script" in result.err
 
 
-def test_files_that_are_not_line_for_line_are_refused(tmp_path):
+def test_files_that_are_not_parallel_are_refused(tmp_path):
     (tmp_path / "a.en").write_text("1\n2\n3\n")
     (tmp_path / "a.de").write_text("21\n22\n")
     with pytest.raises(UserError, match="a.de has 2.*a.en has 3"):
@@ -641,7 +631,7 @@ def test_files_that_are_not_line_for_line_are_refused(tmp_path):
         splits.load_data(TASK, replace(CONFIG, dataset_name=str(tmp_path)))
 
 
-def test_the_tokens_of_a_split_are_those_of_its_languages(tokenizers, parallel, tmp_path):
+def test_another_target_language_tokenizes_again(tokenizers, parallel, tmp_path):
     tokenizers["mbart50"].save_pretrained(tmp_path / "mbart50")
     config = replace(CONFIG, dataset_name=str(parallel / "csv"), source_column="en", target_column="de", max_length=40)
     data, inputs = splits.load_data(TASK, config), []

@@ -1,4 +1,4 @@
-"""A finished run in use: its report, its model card, comparisons with other runs, and predictions for new texts."""
+"""Use of a finished run: report, model card, upload, comparison with another run, predictions for new texts, explanations."""
 
 import json
 import os
@@ -22,13 +22,16 @@ from finetuning.results import run_folder
 from finetuning.use import explaining, predicting
 
 WORDS = [set(" ".join(texts).replace(",", "").split()) for texts in (GOOD, BAD)]
-ONLY = [sorted(WORDS[0] - WORDS[1]), sorted(WORDS[1] - WORDS[0])]
+ONLY = [sorted(WORDS[0] - WORDS[1]), sorted(WORDS[1] - WORDS[0])]  # words of good texts alone, of bad texts alone
 COMMON = sorted(WORDS[0] & WORDS[1])
 
 
 @pytest.fixture(scope="module")
 def trained(model_dir, tmp_path_factory):
-    """The folder for a run on texts whose label depends on two words of six; every tenth label is wrong, every text has markup."""
+    """Return a folder with a data set: two of six words decide a text's label, a tenth of the labels is wrong, all texts have markup.
+
+    The run of this module goes there too.
+    """
     folder = tmp_path_factory.mktemp("use")
     generator = np.random.default_rng(0)
     texts = [generator.permutation([*generator.choice(ONLY[i % 2], 2), *generator.choice(COMMON, 4)]) for i in range(400)]
@@ -40,13 +43,14 @@ def trained(model_dir, tmp_path_factory):
 
 @pytest.fixture
 def flags(trained, tiny_flags):
-    """A tiny random encoder learns these labels only if all its weights are trained."""
+    """Return the flags of a run with full fine-tuning: with fewer weights a tiny random encoder does not learn these labels."""
     paths = ["--dataset_name", trained / "rows.csv", "--output_dir", trained / "outputs"]
     return [*tiny_flags, *paths, "--learning_rate", 0.003, "--method", "full"]
 
 
 @pytest.fixture
 def run(trained, flags, call):
+    """Return the evaluated run of this module; the first test that needs it trains it."""
     folder = trained / "outputs" / "run"
     if not folder.exists():
         assert call("fine_tune.py", *flags).code == 0
@@ -68,7 +72,7 @@ def test_errors_are_the_wrong_rows_most_confident_first(run):
     assert errors.text.str.endswith("</script>").any()
 
 
-def test_the_page_is_one_file_that_shows_texts_as_they_are(run):
+def test_the_report_page_is_one_file_that_shows_markup_as_text(run):
     page = (run.folder / "report.html").read_text()
     metrics = json.loads((run.folder / "metrics.json").read_text())
     assert page.count("data:image/png;base64,") == 6 and "<script" not in page and "&lt;script&gt;" in page
@@ -79,12 +83,12 @@ def test_the_page_is_one_file_that_shows_texts_as_they_are(run):
     }  # fmt: skip
 
 
-def test_the_model_card_has_the_hubs_header_and_what_was_measured(run):
+def test_the_model_card_has_the_header_of_the_hub_and_the_metrics(run):
     card = ModelCard.load(run.folder / "adapter" / "README.md")
     metrics = json.loads((run.folder / "metrics.json").read_text())
     header = card.data.to_dict()
     assert (header["library_name"], header["pipeline_tag"]) == ("peft", "text-classification")
-    assert "base_model" not in header and f"local folder `{run.config.model_name}`" in card.text, "the Hub does not know it"
+    assert "base_model" not in header and f"local folder `{run.config.model_name}`" in card.text, "the base model is not on the Hub"
     accuracy = next(result for result in card.data.eval_results if result.metric_type == "accuracy")
     assert accuracy.metric_value == metrics["accuracy"] and "held out from train" in accuracy.dataset_name
     assert accuracy.dataset_split == "train"
@@ -99,7 +103,7 @@ def test_nothing_is_uploaded_without_a_hub(run, call):
 
 
 def test_adapter_and_exports_are_uploaded_completely(run, tmp_path):
-    """With the Hub's own client, to a server on loopback that accepts uploads."""
+    """Upload with the Hub's own client to a local server."""
     folder = shutil.copytree(run.folder, tmp_path / "run")
     env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     env |= {"HF_TOKEN": "hf_no", "HF_HOME": str(tmp_path)}
@@ -204,16 +208,18 @@ def test_a_bad_file_is_refused_and_nothing_is_written(run, call, tmp_path):
 
 
 @pytest.mark.parametrize("task", tasks.TASKS, ids=lambda task: task.problem_type or task.name)
-def test_no_task_takes_numbers_for_texts(task):
+def test_every_task_refuses_numbers_as_texts(task):
     answers = predicting.Answers.__new__(predicting.Answers)
     answers.run, answers.predictor = SimpleNamespace(task=task, label_names=[], calibration={}), None
     with pytest.raises(UserError, match="text 3 is 2.5, which is no text: set --text_column"):
         answers.answer_batch({"source" if task.name == "translation" else "text": [2.5]}, rows_before=2)
 
 
-def test_explained_words_are_those_that_decide(run, call, monkeypatch):
-    """In a network whose weights are set so that words vote: an embedding is a constant and a vote along one direction,
-    attention takes the mean over the text, the head reads the direction. A trained network may look at anything."""
+def test_explained_words_are_those_that_decide_the_label(run, call, monkeypatch):
+    """Use a network whose weights are set so that words vote, because a trained network may use anything.
+
+    An embedding is a constant plus a vote along one direction, attention takes the mean over the text, the head reads the direction.
+    """
     predictor = predicting.load_engine(run, "torch")
     model, tokenizer = predictor.model, predictor.tokenizer
     constant, direction = torch.tensor([1.0, -1, 1, -1]).repeat(8), torch.tensor([1.0, 1, -1, -1]).repeat(8)
@@ -231,7 +237,7 @@ def test_explained_words_are_those_that_decide(run, call, monkeypatch):
                     parameter[tokenizer.convert_tokens_to_ids(word)] += 0.25 * vote * direction
             elif "pre_classifier" in name:  # one unit, in the linear part of its ReLU
                 parameter[0] = direction if name.endswith("weight") else 100
-            elif "classifier" in name:  # of "bad" and "good"
+            elif "classifier" in name:  # rows: "bad", "good"
                 parameter.copy_(torch.eye(32)[[1, 0]] if name.endswith("weight") else torch.tensor([100.0, 0]))
     monkeypatch.setattr(predicting, "load_engine", lambda run, engine: predictor)
     for sign, label in ((1, "good"), (-1, "bad")):
@@ -247,7 +253,7 @@ def test_explained_words_are_those_that_decide(run, call, monkeypatch):
         assert contributions[1] > 0
 
 
-def test_contributions_sum_to_the_change_that_the_text_makes(run, monkeypatch):
+def test_contributions_sum_to_the_difference_from_a_blank_text(run, monkeypatch):
     monkeypatch.setattr(explaining, "STEPS", 512)
     answers, changes = predicting.Answers(run), []
     model, tokenizer = answers.predictor.model, answers.predictor.tokenizer
@@ -262,4 +268,4 @@ def test_contributions_sum_to_the_change_that_the_text_makes(run, monkeypatch):
         changes.append(float((end[label] - end[1 - label]) - (start[label] - start[1 - label])))
         contributions = [contribution for _, contribution in answers.explain(text)]
         assert sum(contributions) == pytest.approx(changes[-1], rel=0.05, abs=0.05)
-    assert max(changes) > 0.5, "of two labels at least one is not that of padding alone"
+    assert max(changes) > 0.5, "at least one of the two labels is not that of padding alone"

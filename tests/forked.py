@@ -1,6 +1,6 @@
-"""Scripts in processes of their own, several at once or killed at a chosen point.
+"""Run scripts in forked processes, several at once or killed at a chosen point.
 
-The processes are forked from one that has loaded the libraries, so that each starts in a moment and not in seconds.
+The processes are forked from a process that has loaded the libraries, which saves each of them some seconds.
 """
 
 import importlib
@@ -10,6 +10,7 @@ import os
 import runpy
 import signal
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,10 @@ _FORKS.set_forkserver_preload(["finetuning.tasks", "finetuning.training.search",
 
 
 @dataclass
-class Death:
-    """A signal at the `call`th call of `target`, "module:name", in one of the processes.
+class Kill:
+    """A signal that stops `process` at the `call`th call of `target`, "module:name".
 
-    With `half` it comes when the call is half done: a file is half written, a folder half deleted.
+    With `half` it comes in the middle of the call: a file is half written, a folder half deleted.
     """
 
     target: str
@@ -35,16 +36,17 @@ class Death:
     process: int = 0
 
     def prepare(self) -> None:
+        """Replace `target` by a function that sends the signal."""
         module, name = self.target.split(":")
         holder = importlib.import_module(module)
         *path, name = name.split(".")
         for part in path:
             holder = getattr(holder, part)
-        original, calls = getattr(holder, name), [0]
+        original, n_calls = getattr(holder, name), [0]
 
-        def deadly(*arguments, **named):
-            calls[0] += 1
-            if calls[0] == self.call:
+        def killing(*arguments, **named):
+            n_calls[0] += 1
+            if n_calls[0] == self.call:
                 if self.half and name == "rmtree":
                     next(file for file in Path(arguments[0]).rglob("*") if file.is_file()).unlink()
                 elif self.half:
@@ -53,25 +55,28 @@ class Death:
                 os.kill(os.getpid(), self.signal)
             return original(*arguments, **named)
 
-        setattr(holder, name, deadly)
+        setattr(holder, name, killing)
 
 
-def _main(script: str | Path, flags: list[str], folder: Path, environment: dict, death: Death | None, output: Path) -> None:
+def _main(script: str | Path, flags: list[str], folder: Path, environment: dict, kill: Kill | None, output: Path) -> None:
     os.chdir(folder)
     os.environ.update(environment)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    if death:
-        death.prepare()
+    if kill:
+        kill.prepare()
     sys.argv = [str(script), *flags]
     runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
 def run(
-    folder: Path, script: str | Path, *flags, processes: int = 1, death: Death | None = None, within: float = 240
+    folder: Path, script: str | Path, *flags, processes: int = 1, kill: Kill | None = None, within: float = 240
 ) -> list[tuple[int, str]]:
-    """Return each process's exit code and what it printed; several are started as torchrun does it on one machine."""
+    """Run a script and return each process's exit code and output.
+
+    Several processes get the environment variables that torchrun sets on one machine. A process is killed after `within` seconds.
+    """
     with socket.socket() as reserved:  # until all have ended, so that no other test takes the port
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
@@ -81,8 +86,8 @@ def run(
         for rank in range(processes):
             environment = {k: str(v) for k, v in (common | dict(RANK=rank, LOCAL_RANK=rank)).items()} if processes > 1 else {}
             output = folder / f"{Path(script).name}-{rank}.out"
-            own_death = death if death and rank == death.process else None
-            arguments = (script, [str(flag) for flag in flags], folder, environment, own_death, output)
+            own_kill = kill if kill and rank == kill.process else None
+            arguments = (script, [str(flag) for flag in flags], folder, environment, own_kill, output)
             process = _FORKS.Process(target=_main, args=arguments)
             process.start()
             started.append((process, output))
@@ -95,7 +100,7 @@ def run(
     return results
 
 
-# Seven steps an epoch, a validation and a checkpoint after every fifth, a line of the log after every second.
+# Seven steps an epoch, a validation and a checkpoint every five steps, a log entry every two.
 FLAGS = dict(num_train_epochs=3, eval_steps=5, early_stopping_patience=0, batch_size=8, learning_rate=0.003, precision="float32")
 STEP = "transformers:Trainer.training_step"
 
@@ -107,10 +112,24 @@ def flags_of(settings: dict, model_dir: Path, data_file: Path, name: str) -> lis
 
 
 def outcome(run: Path) -> dict:
-    """Return all of a finished run that does not depend on the clock."""
+    """Return the parts of a finished run that do not depend on the clock: adapter, log, validation, calibration."""
     training = json.loads((run / "training.json").read_text())
     log = [{k: v for k, v in entry.items() if "runtime" not in k and "second" not in k} for entry in training["log_history"]]
     log = [entry for entry in log if {"loss", "eval_loss"} & set(entry)]
     return {"adapter": load_file(run / "adapter" / "adapter_model.safetensors"), "log": log} | {
         name: training[name] for name in ("validation", "calibration")
     }
+
+
+def wait_for_checkpoint(process: subprocess.Popen, run: Path) -> None:
+    """Read what a run prints, a line for each validation, until it has saved a checkpoint."""
+    for _ in process.stdout:
+        if list(run.glob("checkpoints/checkpoint-*/whole.json")):
+            break
+
+
+def end_at_checkpoint(run: Path) -> None:
+    """Lower the number of epochs of an interrupted run, so that its checkpoint is beyond the last step."""
+    config = json.loads((run / "config.json").read_text())
+    config["config"]["num_train_epochs"] = 0.01
+    (run / "config.json").write_text(json.dumps(config))

@@ -1,4 +1,4 @@
-"""Sentences with entities that are made on the spot, and the formats in which people keep such sentences."""
+"""Generated sentences with named entities, written in all formats that can be read."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ TYPES = ["LOOK", "NUM"]
 
 
 def make_sentences(n: int = 120) -> tuple[list[list[str]], list[list[str]]]:
-    """Return words and IOB2 tags. Numbers have the type NUM, several in a row are one entity; some adjectives have the type LOOK."""
+    """Return words and IOB2 tags: each run of numbers is an entity of type NUM, each adjective one of type LOOK."""
     generator, words, tags = np.random.default_rng(0), [], []
     for i in range(n):
         sentence, sentence_tags = [], []
@@ -30,17 +30,17 @@ def make_sentences(n: int = 120) -> tuple[list[list[str]], list[list[str]]]:
 
 
 def as_iob1(tags: list[str]) -> list[str]:
-    """Return tags with B only where the entity before has the same type."""
+    """Return IOB1 tags, which have a B only if the word before belongs to another entity of the same type."""
     previous = ["O", *tags]
     return [f"I{tag[1:]}" if tag[:2] == "B-" and previous[i][2:] != tag[2:] else tag for i, tag in enumerate(tags)]
 
 
 def as_ends(tags: list[str], last: str, single: str) -> list[str]:
-    """Return tags with other letters for the last word of an entity, and for an entity of a single word: IOBES or BILOU."""
+    """Return IOBES or BILOU tags: `last` marks the last word of an entity, `single` an entity of one word."""
     changed = []
     for tag, following in zip(tags, [*tags[1:], "O"], strict=True):
-        ends = tag != "O" and following != f"I{tag[1:]}"
-        changed.append(f"{single if tag[0] == 'B' else last}{tag[1:]}" if ends else tag)
+        is_last = tag != "O" and following != f"I{tag[1:]}"
+        changed.append(f"{single if tag[0] == 'B' else last}{tag[1:]}" if is_last else tag)
     return changed
 
 
@@ -57,8 +57,8 @@ def spans_of(words: list[str], tags: list[str]) -> list[tuple[int, int, str]]:
     return [(int(starts[entity.first]), int(starts[entity.end] - 1), TYPES[entity.type]) for entity in sentence]
 
 
-def write_forms(folder: Path) -> Path:
-    """Write the same sentences in every format that is read, a file each, and as CoNLL-2003's own files in the folder eng."""
+def write_entity_files(folder: Path) -> Path:
+    """Write the same sentences to a file in each format, and to a folder `eng` with the file names of CoNLL-2003."""
     words, tags = make_sentences()
     for name, scheme in (
         ("iob2.conll", tags),
@@ -80,7 +80,7 @@ def write_forms(folder: Path) -> Path:
 
 
 def write_tools(folder: Path, rows: list[tuple[str, list[tuple[int, int, str]]]]) -> None:
-    """Write texts with their spans as annotation tools do: Doccano, two of its variants, Prodigy and Label Studio."""
+    """Write texts and their spans in the formats of annotation tools: Doccano, two of its variants, Prodigy, Label Studio."""
 
     def write(name: str, lines: list[dict]) -> None:
         (folder / name).write_text("\n".join(map(json.dumps, lines)))
@@ -88,9 +88,9 @@ def write_tools(folder: Path, rows: list[tuple[str, list[tuple[int, int, str]]]]
     write("doccano.jsonl", [{"id": 1, "text": text, "label": spans} for text, spans in rows])
     fields = [[dict(start=start, end=end, label=name) for start, end, name in spans] for _, spans in rows]
     tokens = [{"text": "x", "id": 0}]
-    write("prodigy.jsonl", [{"text": text, "tokens": tokens, "spans": its} for (text, _), its in zip(rows, fields, strict=True)])
+    write("prodigy.jsonl", [{"text": text, "tokens": tokens, "spans": row} for (text, _), row in zip(rows, fields, strict=True)])
     offsets = [[dict(id=1, start_offset=start, end_offset=end, label=name) for start, end, name in spans] for _, spans in rows]
-    write("relations.jsonl", [{"text": text, "entities": its} for (text, _), its in zip(rows, offsets, strict=True)])
+    write("relations.jsonl", [{"text": text, "entities": row} for (text, _), row in zip(rows, offsets, strict=True)])
     studio = [
         {
             "data": {"text": text},
