@@ -1,4 +1,4 @@
-"""The records in results/ as tables.py wants them: an experiment is the mean of its seeds, with fields that no file has."""
+"""Read the records in results/ for tables.py: an experiment is the mean of its seeds, with the further fields of `DERIVED`."""
 
 import itertools
 import json
@@ -16,9 +16,16 @@ from finetuning import tasks
 from finetuning.results import metrics
 from finetuning.task import Metric
 
+# Names of experiments that the pages show in place of those in the records.
+SHOWN_NAMES = {
+    "LoRA on query and value, as tutorials have it": "LoRA on query and value, rank 8, 2e-4, beginning of the text",
+    "ours": "default settings",
+    "tutorial": "dropout 0.1, random batches padded to `max_length`, float32",
+}
+
 
 class Record(dict):
-    """A record with the fields of `DERIVED`, each computed when it is asked for: "{score}".format_map(record)."""
+    """A record whose fields in `DERIVED` are computed on first use: "{score}".format_map(record)."""
 
     def __missing__(self, field: str):
         self[field] = DERIVED[field](self)
@@ -31,14 +38,14 @@ def read(file: Path) -> Record:
 
 @cache
 def experiment(study: str, name: str) -> Record | None:
-    """Return the mean of the records of an experiment's seeds, which are its `runs`; None if it was not run."""
+    """Return the mean of an experiment's records, with the records as `runs`; None if it was not run."""
     files = [record_file(study, name, seed) for seed in STUDIES[study].seeds]
     runs = [read(file) for file in files if file.exists()]
     return Record(_mean(runs), runs=runs) if runs else None
 
 
 def experiments(*studies: str) -> list[Record]:
-    """Return the experiments that were run, in the order of the studies."""
+    """Return the experiments of the studies, in their order, without those that were not run."""
     records = (experiment(study, name) for study in studies for name in STUDIES[study].experiments)
     return [record for record in records if record]
 
@@ -54,7 +61,7 @@ def named(name: str) -> Record:
 
 
 def _mean(values: list):
-    """Return the mean of numbers, also of those in lists and dictionaries; of other values the first."""
+    """Return the mean of numbers, also within lists and dictionaries; for other values return the first."""
     first = values[0]
     if all(value == first for value in values):
         return first
@@ -66,7 +73,7 @@ def _mean(values: list):
 
 
 def metric_of(record: dict) -> Metric:
-    """Return the metric that the record's checkpoint was picked by."""
+    """Return the metric that picked the checkpoint of the record."""
     settings = record.get("settings") or record["run"]["config"]
     task = tasks.pick(Config(task=settings.get("task", "text-classification"), problem_type=settings.get("problem_type")))
     name = settings.get("metric_for_best_model") or task.metrics[0].name
@@ -75,12 +82,12 @@ def metric_of(record: dict) -> Metric:
 
 
 def scale_of(metric: Metric) -> tuple[int, str]:
-    """Return the factor and the format of differences: those of fractions are in points."""
+    """Return the factor and the format of a metric's differences: percentage points if the metric is a fraction."""
     return (100, ".2f") if metric.format.endswith("%") else (1, metric.format)
 
 
 def reference(record: Record) -> Record | None:
-    """Return the experiment that one is compared with, after `Study.reference`; None for that one itself."""
+    """Return the experiment that `record` is compared with, by `Study.reference`; None for that experiment itself."""
     study, _, start = STUDIES[record["study"]].reference.rpartition("/")
     start = start.format(*record["parts"])
     others = [other for other in experiments(study or record["study"]) if start and other["experiment"].startswith(start)]
@@ -88,16 +95,16 @@ def reference(record: Record) -> Record | None:
 
 
 def compared(record: Record) -> dict:
-    """Return `metrics.difference` to the reference, of the seeds that both have, with `p`, a value per seed. {} without a reference."""
-    metric, pair = metric_of(record), (record, record["reference"])
-    if pair[1] is None:
+    """Return `metrics.difference` to the reference over their common seeds, with `p`, a value per seed; {} without a reference."""
+    if record["reference"] is None:
         return {}
-    seeds = {run["seed"] for run in pair[0]["runs"]} & {run["seed"] for run in pair[1]["runs"]}
-    statistics = statistics_of([run for side in pair for run in side["runs"] if run["seed"] in seeds])
+    metric, pair = metric_of(record), (record, record["reference"])
+    seeds = set.intersection(*({run["seed"] for run in experiment["runs"]} for experiment in pair))
+    statistics = statistics_of([run for experiment in pair for run in experiment["runs"] if run["seed"] in seeds])
     a, b = statistics[: len(seeds)], statistics[len(seeds) :]
     result = metrics.difference(metric, a, b)
     result["p"] = result.pop("mcnemar_p", [])
-    if metric.name == "bleu":  # as sacreBLEU's paired bootstrap test has it
+    if metric.name == "bleu":  # the formula of sacreBLEU's paired bootstrap test
         sizes = np.abs(metrics._resampled(metric, *a) - metrics._resampled(metric, *b))
         result["p"] = [(1 + np.sum(sizes - sizes.mean() > abs(result["difference"]))) / (1 + len(sizes))]
     return result
@@ -118,7 +125,7 @@ def deviation(record: Record) -> float:
 
 
 def score(record: Record) -> str:
-    """Return the metric, its standard deviation over seeds, and its 95 % interval: the record's own, or that of the mean of seeds."""
+    """Return the metric, its standard deviation over seeds, and its 95 % interval, over several seeds that of their mean."""
     metric, runs = metric_of(record), record.get("runs", [record])
     low, high = record[f"{metric.name}_ci95"] if len(runs) == 1 else metrics.interval(metric, *statistics_of(runs))
     spread = f" ± {record['deviation']:{scale_of(metric)[1]}} over {len(runs)} seeds" if len(runs) > 1 else ""
@@ -126,18 +133,18 @@ def score(record: Record) -> str:
 
 
 def model_name(name: str, origin: str) -> str:
-    """Return the name of a model or data set without its folder; "" for scikit-learn's."""
+    """Return the name of a model or data set without its folder; "" for a model of scikit-learn."""
     return "" if origin == "scikit-learn" else Path(name).name + " (stand-in)" * (origin == "stand-in")
 
 
 def method(record: Record) -> str:
-    """Return an experiment's name and its base model; an experiment that has the name of its model is the recipe."""
-    name = record["experiment"] if record["experiment"] != Path(record["model"]).name else "LoRA on all linear layers"
+    """Return an experiment's name and its base model. An experiment with the name of its model has the default LoRA."""
+    name = record["name"] if record["experiment"] != Path(record["model"]).name else "LoRA on all linear layers"
     return f"{name}<br>{record['model_name']}".removesuffix("<br>")
 
 
 def by_way(record: Record) -> dict[str, dict[str, str]]:
-    """Return for each way to train the minutes to each target, and accuracy and minutes at the end: a value per seed."""
+    """Return for each way to train the minutes to each target, and accuracy and minutes at the end, a value per seed."""
     ways = {}
     for run in record["runs"]:
         ways.setdefault(run["way"], []).append(run["marks"])
@@ -152,7 +159,7 @@ def by_way(record: Record) -> dict[str, dict[str, str]]:
 
 
 def minutes_to(target: float, runs: list[list[dict]]) -> str:
-    """Return for each run the minutes to the mark from which on none misses the target."""
+    """Return for each run the minutes until it reaches the target and never falls below it again."""
     missed = "not reached"
     reached = [[*itertools.takewhile(lambda mark: mark["accuracy"] >= target, reversed(marks))] for marks in runs]
     return ", ".join(f"{marks[-1]['seconds'] / 60:.1f}" if marks else missed for marks in reached) if any(reached) else missed
@@ -160,6 +167,7 @@ def minutes_to(target: float, runs: list[list[dict]]) -> str:
 
 DERIVED = {function.__name__: function for function in (reference, compared, difference, deviation, score, method, by_way)}
 DERIVED |= {
+    "name": lambda r: SHOWN_NAMES.get(r["experiment"], r["experiment"]),
     "parts": lambda r: r["experiment"].split(", "),
     "behind_first": lambda r: ", ".join(r["parts"][1:]),
     "behind_second": lambda r: ", ".join(r["parts"][2:]),

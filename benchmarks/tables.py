@@ -1,16 +1,17 @@
-"""Fill the numbers and pictures of the pages (`PAGES`) in from the records in results/.
+"""Fill in the numbers and draw the pictures of the pages from the records in results/.
 
     python benchmarks/tables.py
 
-The pages hold the prose and the heads of the tables. They mark what comes from here:
+Pages hold the prose and the heads of the tables. Two kinds of marks say where the records' values go:
 
-    <!-- v:RECORD FORMAT -->value<!-- /v -->     inside a line, never at its start
+    <!-- v:RECORD FORMAT -->value<!-- /v -->     within a line, never at its start
     <!-- rows: [FUNCTION] RECORDS | FORMAT | FORMAT -->
-    the head of a table, its rows
+    the two lines of a table's head, its rows
     <!-- /rows -->
 
-RECORD is a file in results/ without .json, or an experiment in results/quality/ without its seed; RECORDS also names studies, whose
-experiments are rows. FORMAT is Python's, with the fields of the record and those of `records.DERIVED`. FUNCTION is one of `ROWS`.
+RECORD is a file in results/ without .json, or an experiment in results/quality/ without its seed. RECORDS may also name studies, whose
+experiments become rows. FORMAT is a Python format string over the fields of a record and those of `records.DERIVED`. FUNCTION is a key
+of `ROWS`.
 """
 
 import itertools
@@ -24,56 +25,56 @@ from studies import STUDIES
 
 from finetuning.results import plots
 
-PAGES = ("README.md", "docs/learn.md", "docs/tasks.md", "docs/scale.md", "docs/speed.md", "results/README.md")
+PAGES = ["README.md", *sorted(f"{folder}/{page.name}" for folder in ("docs", "results") for page in (ROOT / folder).glob("*.md"))]
 VALUE = re.compile(r"(<!-- v:(\S+) (.*?) -->).*?(<!-- /v -->)")
 SETTING = re.compile(r"(\[`(\w+)`\]\(\S*config\.py#L)\d+")
 ROWS_OF_TABLE = re.compile(r"(<!-- rows: ([^|]*) (\|.*\|) -->\n\|.*\n\|.*\n)(?:\|.*\n)*(<!-- /rows -->)")
 
 
 def filled(page: str) -> str:
-    """Return a page's text with its tables, values and lines of config.py as they are now."""
+    """Return the text of a page with its tables, its values and its links to lines of config.py filled in."""
     text = (ROOT / page).read_text(encoding="utf-8")
     text = ROWS_OF_TABLE.sub(lambda m: m[1] + "".join(f"{m[3]}\n".format_map(row) for row in rows_of(m[2])) + m[4], text)
     text = VALUE.sub(lambda m: m[1] + m[3].format_map(named(m[2])) + m[4], text)
     lines = enumerate((ROOT / "config.py").read_text(encoding="utf-8").splitlines(), 1)
-    line_of = {line.split(":")[0].strip(): number for number, line in lines if line.startswith("    ")}
-    return SETTING.sub(lambda m: f"{m[1]}{line_of[m[2]]}", text)
+    line_numbers = {line.split(":")[0].strip(): number for number, line in lines if line.startswith("    ")}
+    return SETTING.sub(lambda m: f"{m[1]}{line_numbers[m[2]]}", text)
 
 
 def rows_of(names: str) -> list[dict]:
-    """Return the rows that the mark of a table asks for."""
+    """Return the rows of a table; `names` is the part of its mark before the formats."""
     function, *records = names.split() if names.split()[0] in ROWS else ("list", *names.split())
     rows = experiments(*records) if set(records) <= set(STUDIES) else named(*records)
     return list(ROWS[function](rows))
 
 
 def growth(records: list[Record]) -> list[Record]:
-    """Return LoRA's experiments by the number of training reviews, with those of TF-IDF as their references; one seed each."""
-    first = [Record(record["runs"][0], runs=record["runs"][:1]) for record in records]
-    lora, tfidf = ([r for r in first if re.match(names, r["experiment"])] for names in ("LoRA(,| on all)", "TF-IDF"))
-    return [Record(a, reference=b) for a, b in zip(lora, tfidf, strict=True)]
+    """Return the experiments with LoRA by number of training reviews, one seed each; their references are those with TF-IDF."""
+    runs = [Record(record["runs"][0], runs=record["runs"][:1]) for record in records]
+    lora, tfidf = ([run for run in runs if re.match(pattern, run["experiment"])] for pattern in ("LoRA(,| on all)", "TF-IDF"))
+    return [Record(run, reference=baseline) for run, baseline in zip(lora, tfidf, strict=True)]
 
 
 def pretrained(records: list[Record]) -> list[Record]:
-    """Return the experiments with what all the reviews reach without further pre-training."""
+    """Return the experiments, and before the last one the experiment on all reviews without further pre-training."""
     base = experiment("confirm", "base")
     without = Record(base, behind_first="no further pre-training", reference=None)
     return [*records[:-1], without, Record(records[-1], reference=base)]
 
 
 def first_and_last(record: Record) -> list[dict]:
-    """Return for each model and length ours, the baseline, and how many times faster ours is."""
-    pairs = {}
+    """Return for each model and length the fields of "ours", those of the baseline, and the speed-ups."""
+    variants = {}
     for row in record["rows"]:
-        pairs.setdefault((row["model"], row["max_length"]), {})[row["variant"]] = row
-    return [pair["ours"] | pair | _gains(pair["baseline"], pair["ours"]) for pair in pairs.values()]
+        variants.setdefault((row["model"], row["max_length"]), {})[row["variant"]] = row
+    return [rows["ours"] | rows | _gains(rows["baseline"], rows["ours"]) for rows in variants.values()]
 
 
 def steps(record: Record) -> list[dict]:
-    """Return the steps from the baseline to ours, each with how many times faster it is than the one before."""
+    """Return the steps from the baseline to "ours", each with its speed-up over the step before."""
     rows = [row for row in record["rows"] if row["model"].startswith("DistilBERT") and row["max_length"] == 256]
     gains = [_gains(before, row) for before, row in itertools.pairwise(rows)]
-    gains = [{"train": "", "predict": ""}, *({work: f"{gain:.2f}x" for work, gain in each.items()} for each in gains)]
+    gains = [{"train": "", "predict": ""}, *({work: f"{factor:.2f}x" for work, factor in gain.items()} for gain in gains)]
     return [row | gain | {"step": record["steps"][row["variant"]]} for row, gain in zip(rows, gains, strict=True)]
 
 
@@ -82,9 +83,11 @@ def _gains(slow: dict, fast: dict) -> dict[str, float]:
 
 
 def sizes(record: Record) -> list[dict]:
-    """Return the numbers of rows with what training, empty cache or not, and evaluation need."""
-    pairs = zip(record["evaluation"]["sizes"], record["training"]["sizes"], strict=True)
-    return [a | b | {"most_uss_gib": max(b["cold"]["uss_gib"], b["warm"]["uss_gib"])} for a, b in pairs]
+    """Return for each number of rows the memory and the seconds of training and of evaluation."""
+    return [
+        evaluation | training | {"most_uss_gib": max(training[cache]["uss_gib"] for cache in ("cold", "warm"))}
+        for evaluation, training in zip(record["evaluation"]["sizes"], record["training"]["sizes"], strict=True)
+    ]
 
 
 ROWS = {function.__name__: function for function in (list, growth, pretrained, first_and_last, steps, sizes)} | {
@@ -101,7 +104,7 @@ ROWS = {function.__name__: function for function in (list, growth, pretrained, f
 
 
 def growth_picture(path: Path) -> None:
-    """Draw accuracy and minutes of training against the number of training reviews."""
+    """Draw accuracy and minutes of training by the number of training reviews."""
     lora = growth(experiments("growth", "comparison", "baselines"))
     reviews, tfidf = [record["dataset"]["train"] for record in lora], [record["reference"] for record in lora]
     figure, (accuracy, minutes) = plots.subplots(1, 2, figsize=(9, 3.8))
@@ -109,7 +112,7 @@ def growth_picture(path: Path) -> None:
         draw_accuracies(accuracy, reviews, records, fmt="o-", label=label)
         minutes.plot(reviews, [record["training_minutes"] for record in records], "o-")
     accuracy.set(ylabel=f"accuracy on {lora[0]['n']:,} test reviews")
-    minutes.set(ylabel="minutes of training", yscale="log")
+    minutes.set(ylabel="minutes of training (logarithmic)", yscale="log")
     minutes.yaxis.set_major_formatter("{x:g}")
     for axes in (accuracy, minutes):
         axes.set(xlabel="training reviews", xscale="log", xticks=reviews, xticklabels=[f"{n:,}" for n in reviews])
@@ -120,7 +123,7 @@ def growth_picture(path: Path) -> None:
 
 
 def knobs_picture(path: Path) -> None:
-    """Draw accuracy on validation against the learning rate, the targets and the rank."""
+    """Draw validation accuracy by learning rate, by the layers with LoRA, and by rank."""
     groups = {
         "learning rate": {"2e-4": "learning rate 2e-4", "5e-4": "learning rate 5e-4", "1e-3": "base", "2e-3": "learning rate 2e-3"},
         "layers with LoRA": {"query,\nvalue": "query and value", "attention": "attention", "MLP": "MLP", "all\nlinear": "base"},
@@ -134,7 +137,7 @@ def knobs_picture(path: Path) -> None:
         axes.grid(alpha=0.3)
     base = experiment("recipe", "base")
     panels[0].set(ylabel=f"accuracy on {base['n']:,}\nvalidation reviews, %")
-    title = f"{base['model_name']}, {base['dataset']['train']:,} reviews; bars: 95 % of the rows' own chance"
+    title = f"{base['model_name']}, {base['dataset']['train']:,} training reviews, one seed; bars: 95 % intervals of the rows"
     figure.suptitle(title, fontsize=10)
     plots.save(figure, path)
 
@@ -146,12 +149,15 @@ def draw_accuracies(axes, x: list, records: list[Record], scale: int = 1, **styl
 
 
 def draw() -> None:
-    """Draw the pictures that come from records alone."""
+    """Draw the pictures of the pages."""
     growth_picture(RESULTS / "growth.png")
     knobs_picture(RESULTS / "knobs.png")
-    (run, *_), picture = experiments("comparison")[0]["runs"], RESULTS / "confusion_matrix.png"
+    run = experiments("comparison")[0]["runs"][0]
     title = plots.title(metric_of(run), run | {"dataset": run["data"], "dataset_origin": run["dataset"]["origin"]})
-    plots.plot_confusion_matrix(run["confusion_matrix"], (run["label_names"], run["label_names"]), title, picture)
+    names = (run["label_names"], run["label_names"])
+    plots.plot_confusion_matrix(run["confusion_matrix"], names, title, RESULTS / "confusion_matrix.png")
+    calibration = named("run-laptop")["calibration"]
+    plots.plot_reliability(calibration["as_trained"], calibration["scaled"], RESULTS / "reliability.png")
 
 
 if __name__ == "__main__":

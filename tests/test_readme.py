@@ -1,4 +1,4 @@
-"""The READMEs say what the records and the code say."""
+"""The pages agree with the records and with the code, and their links work."""
 
 import re
 import sys
@@ -17,27 +17,34 @@ sys.path.append(str(ROOT / "benchmarks"))
 import quality  # noqa: E402
 import tables  # noqa: E402
 
-PAGES_OF_DOCS = ("learn", "data", "tasks", "scale", "speed")
-
-README, *DOCS = ((ROOT / page).read_text() for page in ("README.md", *(f"docs/{name}.md" for name in PAGES_OF_DOCS)))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = [page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))]
+LINKED_PAGES = [*tables.PAGES, "outputs/README.md", *(name for name in ("CONTRIBUTING.md", "AGENTS.md") if (ROOT / name).exists())]
+CODE = re.compile(r"```.*?```|`[^`\n]*`", flags=re.DOTALL)
+LINK = re.compile(r"""\]\((\S+?)\)|<(?:img|a)[^>]* (?:src|href)="(.*?)\"""")
 
 
 @pytest.mark.parametrize("page", tables.PAGES)
 def test_its_numbers_are_those_the_records_give(page):
-    assert tables.filled(page) == (ROOT / page).read_text(), "run python benchmarks/tables.py"
+    assert tables.filled(page) == (ROOT / page).read_text(encoding="utf-8"), "run python benchmarks/tables.py"
 
 
 @pytest.mark.parametrize("page", tables.PAGES)
 def test_its_marks_are_complete_and_leave_markdown_as_it_is(page):
-    text = (ROOT / page).read_text()
+    text = (ROOT / page).read_text(encoding="utf-8")
     assert text.count("<!-- v:") == len(tables.VALUE.findall(text)) == text.count("<!-- /v -->")
     assert text.count("<!-- rows:") == len(tables.ROWS_OF_TABLE.findall(text)) == text.count("<!-- /rows -->")
     assert not re.search(r"^ *<!-- v:", text, flags=re.MULTILINE), "a comment that begins a line makes all of the line HTML"
 
 
 def test_results_name_each_architecture():
-    section = (ROOT / "results/README.md").read_text().partition("## Architectures\n")[2].partition("\n## ")[0]
-    assert {*ARCHITECTURES} <= {*re.findall(r"[\w-]+", section)}
+    page = (ROOT / "results/architectures.md").read_text(encoding="utf-8")
+    assert {*ARCHITECTURES} <= {*re.findall(r"[\w-]+", page)}
+
+
+def test_each_page_of_results_is_in_the_index():
+    index = (ROOT / "results/README.md").read_text(encoding="utf-8")
+    assert [page.name for page in (ROOT / "results").glob("*.md") if f"]({page.name})" not in index] == ["README.md"]
 
 
 def test_every_experiment_has_its_record():
@@ -56,9 +63,35 @@ def test_every_flag_preset_and_file_it_names_is_there():
     assert set(re.findall(r"--preset (\w+)", commands)) <= set(PRESETS)
     for path in re.findall(r"`((?:finetuning|tests|benchmarks|results|outputs|docs)/[\w.]*|\w+\.(?:py|txt))`", README):
         assert (ROOT / path).exists(), path
-    for page, text in zip(("", *["docs"] * len(DOCS)), (README, *DOCS), strict=True):
-        for path in re.findall(r"\]\(([^)#:]+)[)#]", text):
-            assert (ROOT / page / path).exists(), path
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
+    headings = [re.sub(r"<!--.*?-->|\]\([^)]*\)", "", heading).strip().lower() for heading in headings]
+    slugs = [re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in headings]
+    repeats = [slugs[:number].count(slug) for number, slug in enumerate(slugs)]
+    return {f"{slug}-{repeat}" if repeat else slug for slug, repeat in zip(slugs, repeats, strict=True)}
+
+
+def test_anchors_are_those_of_github():
+    page = "# A `b_c` & [d](e.md#f), 95 %\n## Same\n```bash\n# a comment\n```\n## Same\n"
+    assert anchors(page) == {"a-b_c--d-95-", "same", "same-1"}
+
+
+@pytest.mark.parametrize("page", LINKED_PAGES)
+def test_its_links_lead_to_files_and_headings(page):
+    folder, text = (ROOT / page).parent, (ROOT / page).read_text(encoding="utf-8")
+    for link in ("".join(groups) for groups in LINK.findall(CODE.sub("", text))):
+        path, _, anchor = link.partition("#")
+        if re.match(r"\w+:", link):  # to another site
+            continue
+        target = folder / path if path else ROOT / page
+        assert target.exists(), f"{page}: {link}"
+        if line := re.fullmatch(r"L(\d+)(?:-L(\d+))?", anchor):
+            assert max(int(number) for number in line.groups() if number) <= target.read_bytes().count(b"\n") + 1, f"{page}: {link}"
+        elif anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), f"{page}: {link}"
 
 
 def test_experiments_are_compared_row_by_row_and_seed_by_seed():
@@ -67,7 +100,9 @@ def test_experiments_are_compared_row_by_row_and_seed_by_seed():
     statistics = quality.statistics_of([*a, *b])
     result = metrics.difference(ACCURACY, statistics[:2], statistics[2:])
     assert result["difference"] == pytest.approx((6 + 2) / 200)
-    assert result["mcnemar_p"] == pytest.approx([2 * (1 + 8) / 2**8, 0.5])  # seed 0: one row against seven; seed 1: none against two
+    assert result["mcnemar_p"] == pytest.approx(
+        [2 * (1 + 8) / 2**8, 0.5]
+    )  # seed 0: one row against seven; seed 1: none against two
 
 
 def test_records_keep_the_statistics_of_their_rows():
