@@ -117,17 +117,19 @@ class RowBar:
         self.work, self.action = np.cumsum(work(lengths)), action
         self.bar = tqdm(total=len(lengths), unit=" rows", disable=None if show else True)
         self.prints = show and self.bar.disable  # not a terminal
-        self.started = time.perf_counter()
+        self.warm: tuple[float, float] | None = None  # time and work at the end of the first batch, which is slower than the others
 
     def update(self, rows: int) -> None:
         self.bar.n = min(self.bar.n + rows, self.bar.total)
         self.bar.refresh()
         if self.bar.n == self.bar.total:
-            self.bar.close()
-        spent = time.perf_counter() - self.started
-        if self.prints and spent > SECONDS_BEFORE_ESTIMATE and self.bar.n < self.bar.total:
+            return self.bar.close()
+        now, done = time.perf_counter(), self.work[self.bar.n - 1]
+        self.warm = self.warm or (now, done)
+        spent = now - self.warm[0]
+        if self.prints and spent > SECONDS_BEFORE_ESTIMATE:
             self.prints = False
-            left = spent * (self.work[-1] / self.work[self.bar.n - 1] - 1)
+            left = spent * (self.work[-1] - done) / (done - self.warm[1])
             print(f"{self.action} {self.bar.total:,} rows: about {duration(left)} left on this machine", flush=True)
 
 
