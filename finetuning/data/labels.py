@@ -334,7 +334,7 @@ def encode_numbers(raw: dict[str, Dataset], column: str) -> Encoded:
         if None in numbers:
             position = numbers.index(None)
             remedy = (
-                "which is no number: write finite numbers, with a point for decimals, or set label_column to a column of numbers"
+                "this is no finite number: write numbers with a point for decimals, or set label_column to a column of numbers"
             )
             refuse(column, split, columns.row_of(position), columns.values[position], remedy)
         encoded[split] = np.array([*numbers, np.nan], dtype=np.float32)[columns.codes]
