@@ -333,9 +333,7 @@ def encode_numbers(raw: dict[str, Dataset], column: str) -> Encoded:
         numbers = [np.nan if value is None else _number(value) for value in columns.values]
         if None in numbers:
             position = numbers.index(None)
-            remedy = (
-                "this is no finite number: write numbers with a point for decimals, or set label_column to a column of numbers"
-            )
+            remedy = "this is no finite number: write numbers with a point for decimals, or set label_column to a column of numbers"
             refuse(column, split, columns.row_of(position), columns.values[position], remedy)
         encoded[split] = np.array([*numbers, np.nan], dtype=np.float32)[columns.codes]
     train = encoded["train"][~np.isnan(encoded["train"])]
