@@ -18,15 +18,17 @@ from finetuning.data.text import renamed
 from finetuning.errors import UserError
 from finetuning.task import Rows
 
-OFFSET_UNITS = {
+OFFSET_UNITS = {  # value of `span_offsets` -> its unit in messages
     "characters": "characters",
     "utf-16": "UTF-16 units, as JavaScript does",
-}  # values of `span_offsets` -> units of offsets
+}
 BEYOND_16_BITS = re.compile("[\U00010000-\U0010ffff]")  # characters that are two UTF-16 units
 ANSWERS = {"accept", "reject", "ignore"}  # values of Prodigy's column `answer`
 
 
 class Span(NamedTuple):
+    """A part of a text with a label."""
+
     start: int  # in characters or UTF-16 units, as the tool writes it
     end: int  # the offset after the last character
     label: str

@@ -55,7 +55,7 @@ def _table(files: list[Path], encoding: str | None, separators: list[str | None]
         if header != headers[0]:
             raise UserError(
                 f"{file}: its columns are {', '.join(header)}, but those of {files[0].name} are {', '.join(headers[0])}: use the "
-                "same"
+                "same columns"
             )
     return string_content(headers[0], itertools.chain.from_iterable(rows_of_files))
 

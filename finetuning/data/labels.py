@@ -139,7 +139,7 @@ def _check_classes(names: list, train: Distinct, column: str, named: bool) -> No
     if named and len(names) == rows:
         raise UserError(f"{problem}, so no two texts have the same label: set it to a column with classes")
     if not named:
-        raise UserError(f"{problem}: if it is the right column, name it with --label_column, or else name another")
+        raise UserError(f"{problem}: if it is the right column, name it with --label_column; if not, name another")
 
 
 def _only_labels(lists: pyarrow.Array, split: str, column: str) -> Distinct:
