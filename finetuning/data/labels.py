@@ -119,6 +119,7 @@ def _of_one_kind(columns: dict[str, Distinct], column: str) -> dict[str, Distinc
         )
 
     def label(value: Any) -> Any:
+        """Return a value as a label."""
         return value if value is None else int(value) if kinds == {float} else as_text(value) if len(kinds) > 1 else value
 
     return {split: Distinct([label(value) for value in values], codes) for split, (values, codes) in columns.items()}
