@@ -151,7 +151,7 @@ def test_files_that_cannot_be_read_are_refused_with_the_reason(tmp_path):
         ("two.zip", "it contains 2 files", {}),
         ("cut.csv.gz", "cut short", {}),
         ("no.zip", "cannot be read", {}),
-        ("keys.json", "several keys, a, b", {}),
+        ("keys.json", "several keys have rows, a, b", {}),
         ("no_names.csv", "names missing", {}),
         ("no_labels.csv", "no labels in it", {}),
         ("no_texts.csv", "text_column", {}),
