@@ -215,7 +215,7 @@ def test_offsets_behind_emoji_are_read_by_the_text_the_words_or_the_setting(text
         (
             {"text": EMOJI, "label": [dict(start=7, end=11, text="Orva", label="LOC")]},
             {},
-            ["row 0", "holds 'Orva'", "'rva '", "correct"],
+            ["row 0", "has the text 'Orva'", "'rva '", "correct"],
         ),
         (studio("Orva is", {"result": [region(0, 4, "LOC", "ORG")]}), {}, ["row 0", "several labels, LOC, ORG"]),
         (studio("Orva is", {"was_cancelled": True, "result": []}), {}, ["no row of split train is annotated"]),
@@ -298,7 +298,7 @@ def test_words_of_several_languages(text, words):
         ("a O\nfilm\n\nthe O\n", ["bad.conll", "line 2 has 1 columns"]),
         ("a O\n\nfilm NOUN\n", ["row 1 of split train", "'NOUN'", "IOB1, IOB2, IOBES or BILOU"]),
         ("a O\n\nfilm O\n", ["train has no entity in it"]),
-        ({"tokens": ["a", "film"], "tags": ["O"]}, ["row 0", "2 words and 1 tags"]),
+        ({"tokens": ["a", "film"], "tags": ["O"]}, ["row 0", "2 words but 1 tags"]),
         ({"tokens": ["a", None], "tags": ["O", "O"]}, ["row 0", "no words", "text_column"]),
         ({"tokens": ["a", "film"], "tags": [0, 1]}, ["row 0", "numbers", "B-PER"]),
         ({"text": "a film", "spans": [{"start": 0, "end": 90, "label": "X"}]}, ["row 0", "from 0 to 90", "6 characters"]),
