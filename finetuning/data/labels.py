@@ -83,8 +83,8 @@ def encode_labels(raw: dict[str, Dataset], column: str, named: bool = False) -> 
         raise UserError(f"label_column={column}: train has no labels in it: set it to the column with the labels")
     if len(present) == 1:
         raise UserError(
-            f"label_column={column}: train has one class only, {names[present[0]]!r}, and a classifier needs two: add rows of "
-            "another"
+            f"label_column={column}: train has one class only, {names[present[0]]!r}, and a classifier needs two: add rows "
+            "with another label"
         )
     names = [str(name) for name in names]
     return Encoded(codes, names, [*remarks, *_similar(names, column)])
@@ -118,11 +118,10 @@ def _of_one_kind(columns: dict[str, Distinct], column: str) -> dict[str, Distinc
             "regression, or set label_column to a column with classes"
         )
 
-    def label(value: Any) -> Any:
-        """Return a value as a label."""
+    def as_label(value: Any) -> Any:
         return value if value is None else int(value) if kinds == {float} else as_text(value) if len(kinds) > 1 else value
 
-    return {split: Distinct([label(value) for value in values], codes) for split, (values, codes) in columns.items()}
+    return {split: Distinct([as_label(value) for value in values], codes) for split, (values, codes) in columns.items()}
 
 
 def _ordered(train: Iterable, labels: Iterable) -> list:
