@@ -1,7 +1,7 @@
 """Every setting of the project, with its default and the reason for it.
 
 Change a default here, or for one run as a flag: `python fine_tune.py --learning_rate 5e-4 --max_length 128`.
-Settings have the names that the libraries (transformers, peft) give them, so the libraries' documentation applies. "In the
+A setting that is passed to a library (transformers, peft) has the library's name for it, so its documentation applies. "In the
 study" refers to results/recipe.md: IMDb reviews, one change at a time, measured on validation rows.
 """
 
@@ -69,14 +69,16 @@ class Config:
         help="what to do with rows that have an empty text or no label; skip: leave them out and print how many; for translation, "
         "also leave out pairs with swapped sides or very different lengths",
     )
-    validation_split: str = HfArg(default="validation", help="the split that chooses checkpoints and settings")
+    validation_split: str = HfArg(default="validation", help="the split used to choose checkpoints and settings")
     test_split: str = HfArg(
         default="test",
         help="the split to test on; set it to validation if the test split has no labels: validation rows are then held out from "
         "train",
     )
-    test_fraction: float = HfArg(default=0.2, help="fraction of train that is held out as test, if there is no test split")
-    validation_fraction: float = HfArg(default=0.1, help="the same for validation")
+    test_fraction: float = HfArg(default=0.2, help="fraction of train that is held out for the test, if there is no test split")
+    validation_fraction: float = HfArg(
+        default=0.1, help="fraction of train held out for validation, if there is no validation split"
+    )
     split_seed: int = HfArg(
         default=13,
         help="decides which rows are held out or sampled; separate from `seed`, so that runs with different seeds use the same "
@@ -154,7 +156,7 @@ class Config:
         default=1e-3, help="matters most of all settings; ten to twenty times that of full fine-tuning; 4e-3 failed in the study"
     )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"] = HfArg(
-        default="linear", help="the course of the learning rate after the warm-up"
+        default="linear", help="how the learning rate changes after the warm-up"
     )
     warmup_steps: float = HfArg(default=0.06, help="steps of rising learning rate; below 1: a fraction of all steps")
     weight_decay: float = HfArg(default=0.01, help="AdamW's weight decay")

@@ -80,6 +80,7 @@ def main() -> None:
 
 
 def read_arguments() -> argparse.Namespace:
+    """Return the checked arguments of the command line. Raise `UserError` for a wrong combination."""
     parser = Parser(__doc__)
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts to predict; not given: a text per line of standard input")
     parser.add_argument("--file", type=Path, help="predict the rows of this file instead")

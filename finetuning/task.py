@@ -48,7 +48,7 @@ class Metric:
     better: Literal["higher", "lower"] = "higher"
     format: str = ".4f"  # ".2%" shows a fraction in percent
     label: str = ""  # for headlines; "": the name
-    proportion: bool = False  # a fraction of rows: the interval is Wilson's, and McNemar's test compares two runs
+    proportion: bool = False  # a fraction of rows: the interval is Wilson's, and McNemar's test also compares two runs
     interval: bool = True  # whether evaluate.py reports a 95 % interval
 
     def of(self, statistics: Statistics) -> float:
@@ -99,7 +99,7 @@ class Task:
     metrics: tuple[Metric, ...]  # the first one picks the checkpoint and has an interval; one is called `loss`
     settings: tuple[str, ...] = ()  # settings of config.py that this task reads and not every task does
     token_settings: tuple[str, ...] = ("max_length", "truncation")  # settings that change the tokens
-    tokenizer_options: dict = {}
+    tokenizer_options: dict = {}  # arguments for loading the tokenizer
     readers: dict = {}  # file ending -> reader, in place of those in READERS of data/formats.py
     input_types: tuple[type, ...] = (str,)  # types of the values in an input column
     mixed_lengths = False  # whether batches of short and of long rows come in random order

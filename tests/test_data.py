@@ -228,7 +228,7 @@ def test_stand_ins_are_checked_by_hash_and_a_missing_one_names_the_pip_command(m
     model = sources.find_model("distilbert-base-uncased")
     assert model.origin == "stand-in" and model.sha256 == sources.STAND_IN_MODEL["distilbert-base-uncased"]["sha256"]
     monkeypatch.setitem(sources.STAND_IN_MODEL["distilbert-base-uncased"], "sha256", "0" * 64)
-    with pytest.raises(UserError, match="not those published"):
+    with pytest.raises(UserError, match="differ from the published ones"):
         sources.find_model("distilbert-base-uncased")
     monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install -r requirements.txt"):

@@ -132,7 +132,7 @@ def test_doubtful_labels_are_noted(tmp_path):
     twice = pd.concat([ROWS, ROWS[:3].assign(sentiment="bad")])
     twice.to_csv(tmp_path / "twice.csv", index=False)
     (remark,) = load(tmp_path / "twice.csv").remarks
-    assert "2 texts come with more than one label" in remark and "rows 0, 2, 80, 82 of train" in remark
+    assert "2 texts have more than one label" in remark and "rows 0, 2, 80, 82 of train" in remark
     ROWS.assign(sentiment=[*ROWS.sentiment[:-1], "rare"]).to_csv(tmp_path / "rare.csv", index=False)
     assert load(tmp_path / "rare.csv").remarks == ["no validation row has the label 'rare'", "no test row has the label 'rare'"]
 
@@ -152,10 +152,10 @@ def test_files_that_cannot_be_read_are_refused_with_the_reason(tmp_path):
     (tmp_path / "wrong.csv").write_bytes(CSV.encode("latin-1"))
     for name, words, options in (
         ("sheet.csv", "binary", {}),
-        ("two.zip", "2 files are packed", {}),
+        ("two.zip", "it contains 2 files", {}),
         ("cut.csv.gz", "cut short", {}),
         ("no.zip", "cannot be read", {}),
-        ("keys.json", "several keys, a, b", {}),
+        ("keys.json", "several keys have rows, a, b", {}),
         ("no_names.csv", "names missing", {}),
         ("no_labels.csv", "no labels in it", {}),
         ("no_texts.csv", "text_column", {}),
@@ -298,9 +298,9 @@ def test_words_in_file_names_tell_the_splits(names, splits, tmp_path):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["train.csv", "more_reviews.csv"], "beside train.csv there is more_reviews.csv"),
+        (["train.csv", "more_reviews.csv"], "the name of more_reviews.csv tells no split"),
         (["train.csv", "newstest2013.csv"], "newstest2013"),
-        (["train.csv", "train.jsonl"], "several kinds, train.csv, train.jsonl"),
+        (["train.csv", "train.jsonl"], "several formats, train.csv, train.jsonl"),
         (["train_test.csv"], "several splits, test, train"),
     ],
 )
@@ -374,7 +374,7 @@ def conll(folder, text: str):
 def test_conll_files_may_have_comments_word_numbers_and_several_tag_columns(tmp_path):
     rows, source = conll(tmp_path, "# id 1 domain=train\n1\tAnna\tB-PER\n2\t#\tO\n\n \n# text = x\n1\tOslo\tB-LOC\n")
     assert rows["train"]["tokens"][:] == [["Anna", "#"], ["Oslo"]] and rows["train"]["tags"][:] == [["B-PER", "O"], ["B-LOC"]]
-    assert "first column counts words" in source.remarks[0]
+    assert "first column numbers the words" in source.remarks[0]
     rows, _ = conll(tmp_path, "-DOCSTART- -X- O O\n\nAnna NNP B-NP B-PER\n# SYM O O\n\nOslo NNP B-NP B-LOC\n")
     assert rows["train"]["tokens"][:] == [["Anna", "#"], ["Oslo"]] and rows["train"]["tags"][:] == [["B-PER", "O"], ["B-LOC"]]
     with pytest.raises(UserError, match="line 2 has 1 columns"):

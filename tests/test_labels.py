@@ -88,11 +88,11 @@ def test_lists_of_0_and_1_are_read_as_one_position_per_label(values, feature):
         (["10", "9", "09"], ["09", "10", "9"], [1, 2, 0], ""),
         (["None", "NA", None, "  "], ["NA", "None"], [1, 0, -1, -1], ""),
         (["[UNK]", "(1)", "(none)"], ["(1)", "(none)", "[UNK]"], [2, 0, 1], ""),
-        (["true", "TRUE", "no"], ["TRUE", "no", "true"], [2, 0, 1], "capital letters or spaces alone: 'TRUE', 'true'"),
-        (["very good", "very  good", "no"], ["no", "very  good", "very good"], [2, 1, 0], "spaces alone: 'very  good', 'very good'"),
-        (["a, b", "a", "b"], ["a", "a, b", "b"], [1, 0, 2], "'a, b' are made of other labels"),
+        (["true", "TRUE", "no"], ["TRUE", "no", "true"], [2, 0, 1], "only in capital letters or spaces: 'TRUE', 'true'"),
+        (["very good", "very  good", "no"], ["no", "very  good", "very good"], [2, 1, 0], "capital letters or spaces: 'very  good', 'very good'"),
+        (["a, b", "a", "b"], ["a", "a, b", "b"], [1, 0, 2], "'a, b' consist of other labels"),
         (["a#b", "a#c", "b#c"], ["a#b", "a#c", "b#c"], [0, 1, 2], "set problem_type to multi_label_classification"),
-        (["a，b", "a", "b"], ["a", "a，b", "b"], [1, 0, 2], "'a，b' are made of other labels"),
+        (["a，b", "a", "b"], ["a", "a，b", "b"], [1, 0, 2], "'a，b' consist of other labels"),
         (["in, out", "in, up", "C#"], ["C#", "in, out", "in, up"], [1, 2, 0], ""),
         ([1, "a", True, 1], ["1", "a", "true"], [0, 1, 2, 0], ""),
         ([["a"], [], ["b"], None], ["a", "b"], [0, -1, 1, -1], "one label for each text, because it holds lists"),
@@ -123,7 +123,7 @@ def test_a_text_of_several_labels_is_divided_at_separators(values, names):
 def test_many_classes_are_accepted_only_if_the_user_named_the_column():
     values = [f"intent {i // 3}" for i in range(75)]
     assert len(read_labels(values, label_column="label")[0].label_names) == 25
-    with pytest.raises(UserError, match="25 different values in 75 rows: is it the right column.*--label_column"):
+    with pytest.raises(UserError, match="25 different values in 75 rows: if it is the right column.*--label_column"):
         read_labels(values)
     with pytest.raises(UserError, match="no two texts have the same"):
         read_labels([f"id {i}" for i in range(75)], label_column="label")
@@ -132,19 +132,19 @@ def test_many_classes_are_accepted_only_if_the_user_named_the_column():
 @pytest.mark.parametrize(
     ("values", "feature", "settings", "message"),
     [
-        ([[0, 1], [1, 0]], NUMBER_LISTS, {}, "may be the labels 0 and 1 or a place for each"),
-        (["0,1", "1,0"], TEXT, dict(problem_type=SEVERAL), "may be the labels 0 and 1 or a place for each"),
+        ([[0, 1], [1, 0]], NUMBER_LISTS, {}, "may name the labels 0 and 1, or have a position for each"),
+        (["0,1", "1,0"], TEXT, dict(problem_type=SEVERAL), "may name the labels 0 and 1, or have a position for each"),
         ([[0, 1, 1], [1, 0], [1, 0, 0]], NUMBER_LISTS, {}, "row 1 of split train holds .1, 0.: other rows hold 3 values"),
         ([[0, 1, 1], None], NUMBER_LISTS, {}, "row 1 of split train holds None: other rows hold 3 values"),
         ([[0.1, 0.9], [1.0, 0.0]], List(Value("float64")), {}, "row 0 .*decimal numbers are no labels"),
-        (["['a', 'b']", "a"], TEXT, {}, "row 1 .*'a': write the labels of all rows as lists, .*'b'.*or those of no row"),
+        (["['a', 'b']", "a"], TEXT, {}, "row 1 .*'a': write the labels of all rows as lists, .*'b'.*or write none as a list"),
         (['{"choices": ["a", "b"]}', "a"], TEXT, {}, "row 0 .*: write names of labels, or lists"),
         (['[{"start": 0}]', "[]"], TEXT, {}, "row 0 .*set task to token-classification"),
         ([[], [[0, 4, "LOC"]]], Json(), {}, "row 1 .*set task to token-classification"),
         ([{"a": 1}, {"b": [1]}], Json(), {}, "row 0 .*must be a text or a number, or a list"),
         ([["a", "b"], ["a"]], List(TEXT), dict(problem_type=ONE), "row 0 .*several labels: set problem_type to multi_label"),
         (["1.5", "2"], TEXT, dict(problem_type=SEVERAL), "holds decimal numbers: .* must be lists, or texts with commas"),
-        (["1.5", "2"], TEXT, {}, "decimal numbers, such as 1.5: .*--problem_type regression.*single_label_classification"),
+        (["1.5", "2"], TEXT, {}, "decimal numbers, such as 1.5: .*set problem_type to regression.*single_label_classification"),
     ],
 )  # fmt: skip
 def test_labels_that_can_be_read_in_two_ways_are_refused(values, feature, settings, message):
@@ -185,7 +185,7 @@ def test_regression_reads_numbers_and_missing_values(values, feature):
 def test_regression_refuses_values_that_are_not_finite_numbers(wrong):
     feature = TEXT if isinstance(wrong, str) else Value("float64") if wrong is np.inf else Json()
     values = ["1", wrong] if isinstance(wrong, str) else [1, wrong]
-    with pytest.raises(UserError, match="label_column=label: row 1 of split train holds .*more than numbers.*set label_column"):
+    with pytest.raises(UserError, match="label_column=label: row 1 of split train holds .*no finite number.*set label_column"):
         read_labels(values, feature, problem_type=NUMBERS)
 
 
@@ -206,8 +206,8 @@ def test_numbers_among_texts_are_read_as_texts(task):
 @pytest.mark.parametrize(
     ("texts", "feature", "message"),
     [
-        (["a", ["b"]], Json(), "more than texts, .'b'. .row 1."),
-        (["a", {"b": 1}], Json(), "more than texts, .'b': 1. .row 1."),
+        (["a", ["b"]], Json(), "not only texts, but .'b'. .row 1."),
+        (["a", {"b": 1}], Json(), "not only texts, but .'b': 1. .row 1."),
         ([1, "a", 2, 3], Json(), "no text, but 1 .row 0."),
         ([["a"], ["b"]], List(TEXT), "no text, but .'a'. .row 0."),
     ],

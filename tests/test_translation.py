@@ -562,7 +562,10 @@ def test_columns_that_are_swapped_in_one_split_are_refused(tmp_path):
         (["--target_column", "other"], "target_column=other is not a column; the columns are low, high"),
         (["--text_column", "low"], "text_column=low is not for translation"),
         (["--method", "head"], "method=head is not for translation"),
-        (["--metric_for_best_model", "f1"], "metric_for_best_model=f1 is not known for translation: set it to one of bleu, chrf, ter, loss"),
+        (
+            ["--metric_for_best_model", "f1"],
+            "metric_for_best_model=f1 is not known for translation: set it to one of bleu, chrf, ter, loss",
+        ),
         (["--context", "neighbours"], "context=neighbours is not for translation"),
         (["--augmentation", "crop"], "augmentation=crop is not for translation"),
         (["--task", "text-classification"], "source_column=low is not for single_label_classification"),

@@ -18,15 +18,17 @@ from finetuning.data.text import renamed
 from finetuning.errors import UserError
 from finetuning.task import Rows
 
-READINGS = {
+OFFSET_UNITS = {  # value of `span_offsets` -> its unit in messages
     "characters": "characters",
     "utf-16": "UTF-16 units, as JavaScript does",
-}  # values of `span_offsets` -> units of offsets
+}
 BEYOND_16_BITS = re.compile("[\U00010000-\U0010ffff]")  # characters that are two UTF-16 units
 ANSWERS = {"accept", "reject", "ignore"}  # values of Prodigy's column `answer`
 
 
 class Span(NamedTuple):
+    """A part of a text with a label."""
+
     start: int  # in characters or UTF-16 units, as the tool writes it
     end: int  # the offset after the last character
     label: str
@@ -197,21 +199,21 @@ def offset_in_characters(text: str, offset: int) -> int:
         return -1
 
 
-def in_characters(text: str, span: Span, reading: str) -> Span:
-    """Return a span, whose offsets have the unit `reading`, with offsets in characters; -1 for an impossible offset."""
-    if reading == "characters" or text.isascii():
+def in_characters(text: str, span: Span, unit: str) -> Span:
+    """Convert the offsets of a span from `unit` to characters; -1 for an impossible offset."""
+    if unit == "characters" or text.isascii():
         return span
     return span._replace(start=offset_in_characters(text, span.start), end=offset_in_characters(text, span.end))
 
 
-def settle_offsets(text: str, span: Span, reading: str) -> Span:
-    """Return a span with offsets in characters. Its unit is the one in which it holds its own `text`, or else `reading`.
+def settle_offsets(text: str, span: Span, unit: str) -> Span:
+    """Convert the offsets of a span to characters: from the unit in which it holds its own `text`, or else from `unit`.
 
     Raise `UserError` for a span that is outside of the text, or whose `text` differs from the text at its offsets.
     """
-    if reading == "characters" and 0 <= span.start < span.end <= len(text) and span.text in (None, text[span.start : span.end]):
+    if unit == "characters" and 0 <= span.start < span.end <= len(text) and span.text in (None, text[span.start : span.end]):
         return span
-    placed = {name: in_characters(text, span, name) for name in sorted(READINGS, key=lambda name: name != reading)}
+    placed = {name: in_characters(text, span, name) for name in sorted(OFFSET_UNITS, key=lambda name: name != unit)}
     inside = {name: candidate for name, candidate in placed.items() if 0 <= candidate.start < candidate.end <= len(text)}
     if span.text is not None:
         words = span.text.split()
@@ -219,20 +221,20 @@ def settle_offsets(text: str, span: Span, reading: str) -> Span:
             return fitting[0]
         raise UserError(
             f"the span from {span.start} to {span.end} has the text {span.text!r}, but the row has "
-            f"{text[slice(*placed[reading][:2])]!r} at these offsets: correct the offsets, or remove the span"
+            f"{text[slice(*placed[unit][:2])]!r} at these offsets: correct the offsets, or remove the span"
         )
-    if reading not in inside:
-        length = len(text) if reading == "characters" else len(text.encode("utf-16-le")) // 2
+    if unit not in inside:
+        length = len(text) if unit == "characters" else len(text.encode("utf-16-le")) // 2
         remedy = ": correct or remove it"
         if inside:
             other = next(iter(inside))
-            remedy = f"; it fits if offsets count {READINGS[other]}, where an emoji counts as two: set span_offsets to {other}"
-        raise UserError(f"a span goes from {span.start} to {span.end}, but the text has {length} {READINGS[reading]}{remedy}")
-    return inside[reading]
+            remedy = f"; it fits if offsets count {OFFSET_UNITS[other]}, where an emoji counts as two: set span_offsets to {other}"
+        raise UserError(f"a span goes from {span.start} to {span.end}, but the text has {length} {OFFSET_UNITS[unit]}{remedy}")
+    return inside[unit]
 
 
-def readings_of(text: str, annotation: Annotation) -> Iterator[dict[str, Span]]:
-    """Yield each span that depends on the unit of offsets: a dictionary of units -> span with offsets in characters.
+def spans_in_each_unit(text: str, annotation: Annotation) -> Iterator[dict[str, Span]]:
+    """Yield each span that depends on the unit of offsets, as a dictionary: unit -> span with offsets in characters.
 
     Spans that have a text are left out, because their text tells the unit.
     """
@@ -240,6 +242,6 @@ def readings_of(text: str, annotation: Annotation) -> Iterator[dict[str, Span]]:
         return
     for span in annotation.marks:
         if isinstance(span, Span) and span.text is None:
-            readings = {name: in_characters(text, span, name) for name in READINGS}
-            if len({*readings.values()}) > 1:
-                yield readings
+            spans_by_unit = {name: in_characters(text, span, name) for name in OFFSET_UNITS}
+            if len({*spans_by_unit.values()}) > 1:
+                yield spans_by_unit

@@ -10,7 +10,7 @@ from finetuning.data.tokens import special_tokens
 
 
 def drop_tokens(ids: list[int], rng: np.random.Generator, probability: float = 0.1) -> list[int]:
-    """Return the tokens without those that are dropped, each with this probability."""
+    """Drop each token with this probability, and return the others."""
     return [token for token, stays in zip(ids, rng.random(len(ids)) >= probability, strict=True) if stays]
 
 

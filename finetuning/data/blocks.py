@@ -19,7 +19,7 @@ def token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the token that begins a text for a causal model: the tokenizer's start token, or else its end token."""
+    """Return the token that begins a text for a causal model: the tokenizer's start token, or its end token if it has none."""
     return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 

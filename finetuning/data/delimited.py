@@ -55,7 +55,7 @@ def _table(files: list[Path], encoding: str | None, separators: list[str | None]
         if header != headers[0]:
             raise UserError(
                 f"{file}: its columns are {', '.join(header)}, but those of {files[0].name} are {', '.join(headers[0])}: use the "
-                "same"
+                "same columns"
             )
     return string_content(headers[0], itertools.chain.from_iterable(rows_of_files))
 
@@ -108,7 +108,7 @@ def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator
                         del values[i]
             yield row
         lines.clear()
-    _check_swallowed(file, columns, suspects, [*values.values()])
+    _check_joined_rows(file, columns, suspects, [*values.values()])
 
 
 def _refuse_fields(file: Path, line: int, fields: int, columns: int, separator: str) -> NoReturn:
@@ -120,7 +120,7 @@ def _refuse_fields(file: Path, line: int, fields: int, columns: int, separator: 
     )
 
 
-def _check_swallowed(file: Path, columns: int, suspects: list, values: list[set]) -> None:
+def _check_joined_rows(file: Path, columns: int, suspects: list, values: list[set]) -> None:
     """Raise `UserError` if the lines of a quoted field look like rows: a single quotation mark has probably joined them.
 
     `suspects`: for each row of several lines its first line number, and its lines split at each separator. `values`: the distinct
@@ -130,7 +130,7 @@ def _check_swallowed(file: Path, columns: int, suspects: list, values: list[set]
         if columns < 2 or any(len(row) != columns for row in rows):
             continue
         positions = range(columns)
-        has_labels = any(all(row[i].strip('"') in known for row in rows) for known in values for i in positions)
+        has_labels = any(all(row[i].strip('"') in labels for row in rows) for labels in values for i in positions)
         if has_labels or len(rows) >= MIN_SUSPECT_LINES:
             raise UserError(
                 f"{file}: lines {first_line:,} to {first_line + len(rows) - 1:,} look like {len(rows)} rows, but a quotation mark "

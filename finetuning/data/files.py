@@ -114,6 +114,7 @@ def open_text(file: Path, encoding: str | None) -> io.TextIOWrapper:
 
 
 def _refuse_nul(file: Path, line: int) -> NoReturn:
+    """Raise `UserError` for a NUL character in this line."""
     raise UserError(
         f"{file}: it is binary, or text with NUL characters (the first in line {line:,}): save it as text in UTF-8, or remove "
         "these characters (tr -d '\\000')"
@@ -150,6 +151,7 @@ def guess_encoding(files: list[Path]) -> tuple[str, str] | None:
 
 
 def _is_utf8(line: bytes) -> bool:
+    """Return whether a line can be decoded as UTF-8."""
     try:
         line.decode()
     except UnicodeDecodeError:

@@ -82,7 +82,7 @@ def read_parquet(files: list[Path], encoding: str | None, remarks: list[str]) ->
         if schema.names != schemas[0].names:
             raise UserError(
                 f"{file}: its columns are {', '.join(schema.names)}, but those of {files[0].name} are "
-                f"{', '.join(schemas[0].names)}: use the same"
+                f"{', '.join(schemas[0].names)}: use the same columns"
             )
     features = Features.from_arrow_schema(schemas[0])
     batches = (batch for file in opened for batch in ParquetFile(file).iter_batches(batch_size=ROWS_PER_TABLE))

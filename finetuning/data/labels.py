@@ -83,8 +83,8 @@ def encode_labels(raw: dict[str, Dataset], column: str, named: bool = False) -> 
         raise UserError(f"label_column={column}: train has no labels in it: set it to the column with the labels")
     if len(present) == 1:
         raise UserError(
-            f"label_column={column}: train has one class only, {names[present[0]]!r}, and a classifier needs two: add rows of "
-            "another"
+            f"label_column={column}: train has one class only, {names[present[0]]!r}, and a classifier needs two: add rows "
+            "with another label"
         )
     names = [str(name) for name in names]
     return Encoded(codes, names, [*remarks, *_similar(names, column)])
@@ -118,10 +118,10 @@ def _of_one_kind(columns: dict[str, Distinct], column: str) -> dict[str, Distinc
             "regression, or set label_column to a column with classes"
         )
 
-    def label(value: Any) -> Any:
+    def as_label(value: Any) -> Any:
         return value if value is None else int(value) if kinds == {float} else as_text(value) if len(kinds) > 1 else value
 
-    return {split: Distinct([label(value) for value in values], codes) for split, (values, codes) in columns.items()}
+    return {split: Distinct([as_label(value) for value in values], codes) for split, (values, codes) in columns.items()}
 
 
 def _ordered(train: Iterable, labels: Iterable) -> list:
@@ -139,7 +139,7 @@ def _check_classes(names: list, train: Distinct, column: str, named: bool) -> No
     if named and len(names) == rows:
         raise UserError(f"{problem}, so no two texts have the same label: set it to a column with classes")
     if not named:
-        raise UserError(f"{problem}: if it is the right column, name it with --label_column, or else name another")
+        raise UserError(f"{problem}: if it is the right column, name it with --label_column; if not, name another")
 
 
 def _only_labels(lists: pyarrow.Array, split: str, column: str) -> Distinct:
@@ -333,9 +333,7 @@ def encode_numbers(raw: dict[str, Dataset], column: str) -> Encoded:
         numbers = [np.nan if value is None else _number(value) for value in columns.values]
         if None in numbers:
             position = numbers.index(None)
-            remedy = (
-                "which is no number: write finite numbers, with a point for decimals, or set label_column to a column of numbers"
-            )
+            remedy = "this is no finite number: write numbers with a point for decimals, or set label_column to a column of numbers"
             refuse(column, split, columns.row_of(position), columns.values[position], remedy)
         encoded[split] = np.array([*numbers, np.nan], dtype=np.float32)[columns.codes]
     train = encoded["train"][~np.isnan(encoded["train"])]

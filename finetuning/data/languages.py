@@ -1,4 +1,4 @@
-"""Languages of a translation model: those that it knows, their codes, and how it gets the source and the target language."""
+"""Languages of a translation model: which ones it knows, their codes, and how to set the source and the target language."""
 
 import contextlib
 import re
@@ -20,7 +20,7 @@ SPECIAL_SCRIPTS = {
     "my": ("mya", "\u1000-\u109f\uaa60-\uaa7f"),
     "bo": ("bod dzo", "\u0f00-\u0fff"),
 }
-MIN_FRACTION_OF_SCRIPT = {"ja": 0.1}  # fraction of the characters, else 0.5; about half of Japanese is kana, almost none of Chinese
+MIN_FRACTION_OF_SCRIPT = {"ja": 0.1}  # of all characters; 0.5 for other scripts. Half of Japanese is kana, almost none of Chinese
 SAMPLED_TEXTS = 1_000  # that tell the script
 LANGUAGE_TOKEN = re.compile(r"(?:__|>>)?([a-z]{2,3}(?:_[A-Za-z]+)?)(?:__|<<)?")  # tokens of M2M100, Marian, mBART and NLLB
 

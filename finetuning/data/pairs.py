@@ -52,7 +52,7 @@ def check_pairs(rows: dict[str, Dataset], columns: dict[str, str], config: Confi
 
 
 def words_of_sides(train: Dataset) -> tuple[list[str], list[str]]:
-    """Return the words that are frequent in the sources and rare in the targets of train, and those of the opposite."""
+    """Return the typical words of the sources, which are frequent there and rare in the targets, and of the targets."""
     pairs = train[: min(len(train), VOCABULARY_PAIRS)]
     source, target = (Counter(word for text in clean(pairs[side]) for word in text.split()) for side in ("source", "target"))
 

@@ -90,6 +90,7 @@ def read(
 
 
 def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: Path, split_names: Collection[str]) -> Reading:
+    """Return the result of `read`, with the errors of the libraries not yet converted."""
     if (path / "aclImdb").is_dir():
         path = path / "aclImdb"
     if path.name.endswith((".tar.gz", ".tgz")) or (path / "train" / "pos").is_dir():
@@ -162,6 +163,7 @@ def _write(folder: Path, files: list[Path], reader: Reader, encoding: str | None
 
 
 def _write_content(folder: Path, files: list[Path], reader: Reader, encoding: str | None) -> list[str]:
+    """Write the rows in this encoding, and return the notes of the reader. Raise `UnicodeDecodeError` if the encoding is wrong."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     remarks: list[str] = []

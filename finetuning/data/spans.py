@@ -16,15 +16,15 @@ from datasets import ClassLabel, Dataset, Features, LargeList, List, Value
 
 from config import Config
 from finetuning.data.annotations import (
-    READINGS,
+    OFFSET_UNITS,
     Annotation,
     Remark,
     Span,
     accepted_rows,
     parse_list,
     read_annotation,
-    readings_of,
     settle_offsets,
+    spans_in_each_unit,
 )
 from finetuning.data.cache import map_once, read_columns
 from finetuning.data.splits import listed
@@ -33,7 +33,7 @@ from finetuning.data.words import WORDS, are_whole, divide_words, find_words
 from finetuning.errors import UserError
 from finetuning.task import Rows
 
-WORD_COLUMNS = ("tokens", "words")  # usual names of columns, also below
+WORD_COLUMNS = ("tokens", "words")  # usual names of columns
 TAG_COLUMNS = ("ner_tags", "tags")
 SPAN_COLUMNS = ("spans", "entities", "annotations", "label", "labels")
 MAX_TYPES_NAMED = 5  # in an error message
@@ -44,8 +44,8 @@ PLACES = {"text": Value("string"), "starts": List(Value("int32")), "ends": List(
 REMARKS = List({"kind": Value("string"), "example": Value("string")})
 FEATURES = Features(PLACES | {"tags": List(Value("string")), "remarks": REMARKS, "left_out": Value("bool")})
 NO_WORDS = {"text": "", "starts": [], "ends": [], "tags": [], "remarks": [], "left_out": False}
-COUNTS = Features(dict.fromkeys(("spans", *READINGS), Value("int32")) | {"example": Value("string")})
-NO_SPANS = dict.fromkeys(("spans", *READINGS), 0) | {"example": ""}
+COUNTS = Features(dict.fromkeys(("spans", *OFFSET_UNITS), Value("int32")) | {"example": Value("string")})
+NO_SPANS = dict.fromkeys(("spans", *OFFSET_UNITS), 0) | {"example": ""}
 
 TAG = re.compile(r"([BIESLUM])[-_](.+)")
 LIST_OF_WORDS = re.compile(r"""\s*\[\s*(?:['"].*['"]\s*)?\]\s*""", re.DOTALL)
@@ -126,10 +126,10 @@ def place(value: str | list[str] | dict) -> dict:
     return {"text": " ".join(text), "starts": starts.tolist(), "ends": ends.tolist()}
 
 
-def read_row(text: str | list[str], annotation: Annotation, names: list[str] | None, reading: str) -> dict:
+def read_row(text: str | list[str], annotation: Annotation, names: list[str] | None, unit: str) -> dict:
     """Return a row with the columns `FEATURES`.
 
-    `names`: the names of the tags, if tags are numbers. `reading`: the unit of offsets, a key of `READINGS`. Raise `UserError`,
+    `names`: the names of the tags, if tags are numbers. `unit`: the unit of offsets, a key of `OFFSET_UNITS`. Raise `UserError`,
     `ValueError`, `TypeError` or `IndexError` for a row that can't be read.
     """
     marks, placed = annotation.marks, NO_WORDS | place(text)
@@ -141,19 +141,17 @@ def read_row(text: str | list[str], annotation: Annotation, names: list[str] | N
             "spans"
         )
     if are_spans:
-        return placed | read_spans(text, annotation, placed["starts"], placed["ends"], reading)
+        return placed | read_spans(text, annotation, placed["starts"], placed["ends"], unit)
     return placed | {"tags": read_tags(text, marks, names)}
 
 
-def read_spans(text: str, annotation: Annotation, starts: list[int], ends: list[int], reading: str) -> dict:
+def read_spans(text: str, annotation: Annotation, starts: list[int], ends: list[int], unit: str) -> dict:
     """Return the columns of `divide_words` for the spans of a row."""
-    spans = [settle_offsets(text, span, reading) for span in annotation.marks]
+    spans = [settle_offsets(text, span, unit) for span in annotation.marks]
     moved = [span for span, original in zip(spans, annotation.marks, strict=True) if span[:2] != original[:2]]
     columns = divide_words(text, spans, starts, ends)
-    kind = (
-        f"spans hold the text that the tool wrote with them only if offsets count {READINGS['utf-16']}; they were read in this way"
-    )
-    converted = [Remark(kind, f"{span.label} {span.text!r}") for span in moved if reading == "characters"]
+    kind = f"spans hold the text that the tool wrote with them only if offsets count {OFFSET_UNITS['utf-16']}; they were read in this way"
+    converted = [Remark(kind, f"{span.label} {span.text!r}") for span in moved if unit == "characters"]
     return columns | {"remarks": [remark._asdict() for remark in (*annotation.remarks, *converted, *columns["remarks"])]}
 
 
@@ -186,8 +184,8 @@ def read(raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Ro
         _refuse_single_words(split_rows, columns, split)
     accepted, remarks = accepted_rows(raw, columns)
     parts = [_Part(split, split_rows, columns, accepted.get(split)) for split, split_rows in raw.items()]
-    reading, notes = _find_reading(parts, config)
-    rows = {part.name: _map_rows(part, _reader(part.rows.features[columns["label"]], reading), FEATURES, reading) for part in parts}
+    unit, notes = _find_unit(parts, config)
+    rows = {part.name: _map_rows(part, _reader(part.rows.features[columns["label"]], unit), FEATURES, unit) for part in parts}
     left_out = {split: read_columns(split_rows, "left_out")["left_out"].to_numpy() for split, split_rows in rows.items()}
     if empty := [split for split, mask in left_out.items() if mask.all()]:
         raise UserError(f"label_column={columns['label']}: no row of split {empty[0]} is annotated: annotate some rows")
@@ -234,10 +232,10 @@ class _Part(NamedTuple):
     accepted: np.ndarray | None  # (rows,) bool; None: all rows
 
 
-def _map_rows(part: _Part, function: Callable[[str | list[str], Annotation], dict], features: Features, reading: str) -> Dataset:
+def _map_rows(part: _Part, function: Callable[[str | list[str], Annotation], dict], features: Features, unit: str) -> Dataset:
     """Return the columns that `function` computes from the text and the annotation of each row.
 
-    Rows without text or that are not accepted get empty values. `reading`: the unit of offsets, which `function` may depend on.
+    Rows without text or that are not accepted get empty values. `unit`: the unit of offsets, which `function` may depend on.
     """
     columns, accepted, empty_row = part.columns, part.accepted, {name: (NO_WORDS | NO_SPANS)[name] for name in features}
 
@@ -257,17 +255,17 @@ def _map_rows(part: _Part, function: Callable[[str | list[str], Annotation], dic
             new_rows.append(row)
         return {name: [row[name] for row in new_rows] for name in features}
 
-    return map_once(part.rows, read_batch, features, [columns, part.name, accepted, reading, WORDS.pattern])
+    return map_once(part.rows, read_batch, features, [columns, part.name, accepted, unit, WORDS.pattern])
 
 
-def _reader(feature: object, reading: str) -> Callable[[str | list[str], Annotation], dict]:
+def _reader(feature: object, unit: str) -> Callable[[str | list[str], Annotation], dict]:
     """Return a function from a text and its annotation to a row with `FEATURES`; `feature` is that of the label column."""
     names = feature.feature.names if _are_tags(feature) and isinstance(feature.feature, ClassLabel) else None
 
     def make_row(text: str | list[str], annotation: Annotation) -> dict:
         if annotation.missing:
             return NO_WORDS | {"left_out": True, "remarks": [remark._asdict() for remark in annotation.remarks]}
-        return read_row(text, annotation, names, reading)
+        return read_row(text, annotation, names, unit)
 
     return make_row
 
@@ -277,8 +275,8 @@ def _are_tags(feature: object) -> bool:
     return isinstance(feature, List | LargeList) and isinstance(feature.feature, Value | ClassLabel)
 
 
-def _find_reading(parts: list[_Part], config: Config) -> tuple[str, list[str]]:
-    """Return the unit of the offsets, a key of `READINGS`, and a note if the words of the texts decided it.
+def _find_unit(parts: list[_Part], config: Config) -> tuple[str, list[str]]:
+    """Return the unit of the offsets, a key of `OFFSET_UNITS`, and a note if the words of the texts decided it.
 
     The unit matters for spans after a character that is two UTF-16 units. It is the one in which all of these spans hold whole
     words. Raise `UserError` if both units fit, or none.
@@ -287,31 +285,34 @@ def _find_reading(parts: list[_Part], config: Config) -> tuple[str, list[str]]:
     if config.span_offsets or all(_are_tags(part.rows.features[column]) for part in parts):
         return config.span_offsets or "characters", []
     counts = {part.name: read_columns(_map_rows(part, count_whole_words, COUNTS, ""), *COUNTS).to_pandas() for part in parts}
-    totals = sum(frame[["spans", *READINGS]].sum() for frame in counts.values())
+    totals = sum(frame[["spans", *OFFSET_UNITS]].sum() for frame in counts.values())
     if not totals.spans:
         return "characters", []
     split, frame = next((split, frame[frame.spans > 0]) for split, frame in counts.items() if frame.spans.any())
-    counts_by_unit = ", ".join(f"{totals[name]:,} if offsets count {unit}" for name, unit in READINGS.items())
+    counts_by_unit = ", ".join(f"in {totals[name]:,} cases if offsets count {words}" for name, words in OFFSET_UNITS.items())
     problem = (
-        f"{totals.spans:,} spans come after emoji or similar characters; of these hold whole words: {counts_by_unit} (first: row "
+        f"{totals.spans:,} spans come after emoji or similar characters; they hold whole words {counts_by_unit} (first: row "
         f"{frame.index[0]} of {split}, {frame.example.iloc[0]})"
     )
-    fitting = [name for name in READINGS if totals[name] == totals.spans]
+    fitting = [name for name in OFFSET_UNITS if totals[name] == totals.spans]
     if len(fitting) != 1:
-        raise UserError(f"label_column={column}: {problem}: set span_offsets to {' or '.join(READINGS)}")
+        raise UserError(f"label_column={column}: {problem}: set span_offsets to {' or '.join(OFFSET_UNITS)}")
     return fitting[0], [f"{problem}; they were read as {fitting[0]}: if this is wrong, set span_offsets"]
 
 
 def count_whole_words(text: str | list[str], annotation: Annotation) -> dict:
-    """Return the number of `spans` that depend on the unit of offsets, how many of them hold whole words in each unit, and an
-    `example`."""
-    readings = [] if isinstance(text, list) else [*readings_of(text, annotation)]
-    if not readings:
+    """Return how many `spans` depend on the unit of offsets, how many of them hold whole words in each unit, and an `example`."""
+    spans_by_unit = [] if isinstance(text, list) else [*spans_in_each_unit(text, annotation)]
+    if not spans_by_unit:
         return {}
     starts, ends = find_words(text)
-    whole_words = {name: sum(are_whole(text, spans[name], starts, ends) for spans in readings) for name in READINGS}
-    texts = [text[span.start : span.end] if 0 <= span.start < span.end else "" for span in readings[0].values()]
-    return {"spans": len(readings), **whole_words, "example": f"{readings[0]['characters'].label} {' or '.join(map(repr, texts))}"}
+    whole_words = {name: sum(are_whole(text, spans[name], starts, ends) for spans in spans_by_unit) for name in OFFSET_UNITS}
+    texts = [text[span.start : span.end] if 0 <= span.start < span.end else "" for span in spans_by_unit[0].values()]
+    return {
+        "spans": len(spans_by_unit),
+        **whole_words,
+        "example": f"{spans_by_unit[0]['characters'].label} {' or '.join(map(repr, texts))}",
+    }
 
 
 def _summarize(rows: dict[str, Dataset]) -> list[str]:

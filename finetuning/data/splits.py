@@ -71,7 +71,7 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     dataset, source = find_rows(config.dataset_name, origin, task.readers, config.encoding, split_names)
     dataset = flat(dataset)
     official = official_splits(dataset, config)
-    raw = {name: dataset[their_name] for name, their_name in official.items()}
+    raw = {name: dataset[official_name] for name, official_name in official.items()}
     task, config = task.settle(raw["train"], config)
     columns = task.columns(raw["train"].column_names, config)
     for name, rows in raw.items():
@@ -124,7 +124,7 @@ def flat(dataset: DatasetDict) -> DatasetDict:
 
 
 def official_splits(dataset: DatasetDict, config: Config) -> dict[str, str]:
-    """Return those of train, validation and test that the data set has: our name -> its name."""
+    """Return the splits that the data set has: train, validation or test -> its name in the data set."""
     names = {"train": "train", "validation": config.validation_split, "test": config.test_split}
     for name in ("validation", "test"):
         if names[name] == "train":
@@ -132,15 +132,15 @@ def official_splits(dataset: DatasetDict, config: Config) -> dict[str, str]:
                 f"{name}_split=train: a model must not be measured on rows that it learned from: leave it out, and rows of train "
                 "are held out"
             )
-    for name, their_name in names.items():
-        if their_name not in dataset and (name == "train" or their_name != name):
+    for name, official_name in names.items():
+        if official_name not in dataset and (name == "train" or official_name != name):
             raise UserError(
-                f"dataset_name={config.dataset_name}: it has no split {their_name}, only {', '.join(dataset)}"
-                + ("" if name == "train" else f": set {name}_split to one of them")
+                f"dataset_name={config.dataset_name}: it has no split {official_name}, only {', '.join(dataset)}"
+                + (": a data set needs a split train" if name == "train" else f": set {name}_split to one of them")
             )
     if config.validation_split == config.test_split:  # the test must not choose anything
         del names["validation"]
-    return {name: their_name for name, their_name in names.items() if their_name in dataset}
+    return {name: official_name for name, official_name in names.items() if official_name in dataset}
 
 
 def scan(task: Task, read: Rows, split: str) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from finetuning.data.cache import read_columns
 from finetuning.data.label_forms import shown
 from finetuning.errors import UserError
 
-TEXT_COLUMNS = ("text", "review", "sentence", "content", "comment", "message", "body")  # usual names, also below
+TEXT_COLUMNS = ("text", "review", "sentence", "content", "comment", "message", "body")  # usual names of columns
 LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "category", "target")
 LINE_BREAK = re.compile(r"<br\s*/?>")
 MAX_CHARACTERS = 100  # of a text, on a line of the terminal

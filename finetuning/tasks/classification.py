@@ -91,6 +91,7 @@ class Labels(TextClassification):
         return {"curves.json": json.dumps(self.curves(evaluation), indent=1, ensure_ascii=False) + "\n"}
 
     def common_sections(self, evaluation: Evaluation) -> list[Section]:
+        """Return the sections on curves, calibration and length, which both problem types have."""
         sections = ranking_section(self.curves(evaluation)), calibration_section(evaluation.metrics)
         return [*sections, self.length_section(evaluation)]
 

@@ -186,6 +186,7 @@ class _LanguageModel(Task):
         raise NotImplementedError
 
     def _hardest(self, evaluation: Evaluation) -> Section:
+        """Return the section with the documents of the highest and of the lowest perplexity."""
         order, lines_of = self.errors(evaluation)
         examples = []
         for kind, positions in (("The hardest", order[:MAX_EXAMPLES]), ("The easiest", order[::-1][:MAX_EXAMPLES])):

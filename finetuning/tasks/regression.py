@@ -130,6 +130,7 @@ class Regression(TextClassification):
 
 
 def _plot_scatter(actual: np.ndarray, predicted: np.ndarray, path: Path) -> None:
+    """Write a picture of predicted against actual values."""
     figure, axes = plots.subplots(figsize=(5.4, 5.4))
     ends = [min(actual.min(), predicted.min()), max(actual.max(), predicted.max())]
     axes.plot(ends, ends, color="grey", linestyle=":", label="predicted = actual")

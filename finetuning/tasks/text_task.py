@@ -187,6 +187,7 @@ class TextClassification(Task):
         return self.worst(evaluation), lines
 
     def length_section(self, evaluation: Evaluation) -> Section:
+        """Return the section with the first metric by length of the text."""
         metric, xlabel = self.metrics[0], f"tokens of the text (the model reads at most {evaluation.config.max_length})"
         draw = partial(plots.plot_by_length, evaluation.metrics["by_length"], metric, xlabel)
         return Section("By length", pictures=(Picture("by_length", f"{metric.name} by length of the text", draw),))

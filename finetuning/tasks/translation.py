@@ -289,6 +289,7 @@ class Translation(Task):
         ]
 
     def _numbers(self, evaluation: Evaluation) -> Section:
+        """Return the section with the metrics."""
         measured, max_length, numbers = evaluation.metrics, evaluation.config.max_length, []
         for metric in self.metrics:
             note = measured.get(f"{metric.name}_signature") or f"nats per token of the references; {measured['tokens']:,} tokens"
@@ -301,6 +302,7 @@ class Translation(Task):
         return Section(text=_describe_search(measured) + longer, numbers=tuple(numbers))
 
     def _length_section(self, evaluation: Evaluation) -> Section:
+        """Return the section with BLEU by length of the source."""
         metric, numbers = self.metrics[0], []
         unit = _unit_of_length(evaluation.config, clean(evaluation.split.columns()["source"]))
         for group in evaluation.metrics["by_length"]:
