@@ -107,4 +107,4 @@ def _examples(evaluation: Evaluation, comparison: Comparison) -> Section:
             examples.append(Example(title, sides=sides, probability=line["probability"]))
         if examples:
             kinds.append((f"{kind}: {n:,}", examples))
-    return Section("The most confident errors", f"All {len(errors):,} are in errors.csv.", examples=tuple(kinds))
+    return Section("The most confident errors", f"Errors: {len(errors):,}. All are in errors.csv.", examples=tuple(kinds))

@@ -175,7 +175,7 @@ def _read_predictions(run: Run) -> pd.DataFrame:
 
 
 def _signatures(run: Run) -> list[str]:
-    """Return the signatures of sacreBLEU in a run's metrics.json, without the version of sacreBLEU."""
+    """Return the signatures of sacreBLEU in a run's metrics.json, without sacreBLEU's version, which may differ."""
     measured = read_json(run.folder / "metrics.json")
     return [text.partition("|version")[0] for name, text in measured.items() if name.endswith("_signature")]
 

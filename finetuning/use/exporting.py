@@ -160,7 +160,7 @@ def _write_merged(predictor: Predictor, run: Run, source_path: str, folder: Path
 
 
 def _divide_logits(model: torch.nn.Module, temperature: float) -> None:
-    """Divide the weights of the last layer by the temperature. The softmax of its logits then gives calibrated probabilities."""
+    """Divide the weights of the last layer by the temperature. Its logits then give the probabilities of predict.py."""
     *_, head = (layer for layer in model.modules() if isinstance(layer, torch.nn.Linear))
     with torch.no_grad():
         for weights in head.parameters():
