@@ -385,7 +385,7 @@ def split_of(references):
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
-    """Return the tokenizer class of each model family, with a small vocabulary."""
+    """Return a tokenizer with a small vocabulary for each model family, of the class that the family uses."""
     folder = tmp_path_factory.mktemp("tokenizers")
     texts = folder / "texts.txt"
     texts.write_text(
