@@ -2,7 +2,7 @@
 
 Change a default here, or for one run as a flag: `python fine_tune.py --learning_rate 5e-4 --max_length 128`.
 Names are those of the library each setting is passed to (transformers, peft), so their documentation applies. Where a reason
-says "in the study", results/README.md has the numbers: IMDb, one change at a time, on validation rows.
+says "in the study", results/recipe.md has the numbers: IMDb, one change at a time, on validation rows.
 """
 
 from dataclasses import dataclass
