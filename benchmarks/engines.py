@@ -119,7 +119,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         ways = compare(ways_of(run, Path(folder)), texts, actual)
     alone = time_alone(run, texts)
-    command = [str(ROOT / "predict.py"), "--run", str(arguments.run), "A film to remember."]
+    command = [str(ROOT / "predict.py"), "--run", str(arguments.run.resolve()), "A film to remember."]
     first_label = statistics.median(timeit(lambda: python(*command), number=1) for _ in range(PROCESSES))
     print(f"one text at a time: {alone}; from the start of predict.py to its label: {first_label:.1f} s")
     record = {
