@@ -38,6 +38,11 @@ def full(learning_rate: float, **more) -> dict:
     return dict(method="full", learning_rate=learning_rate) | more
 
 
+def beside_full(rate: float, **settings) -> dict[str, dict]:
+    """Return LoRA with `settings`, and full fine-tuning at the learning rate `rate`."""
+    return {"LoRA on all linear layers": settings, "full fine-tuning": full(rate)}
+
+
 def rates(name: str, *texts: str, **more) -> dict[str, dict]:
     """Return an experiment for each learning rate."""
     return {name.format(text): dict(learning_rate=float(text)) | more for text in texts}
@@ -52,6 +57,8 @@ def each(name: str, setting: str, *values) -> dict[str, dict]:
 LINEAR = [*(f"attention.self.{name}" for name in ("query", "key", "value")), "attention.output.dense"]
 LINEAR += ["intermediate.dense", "output.dense"]
 UPPER_LAYERS = ",".join(f"layer.{number}.{name}" for number in (2, 3, 4, 5) for name in LINEAR)
+TUTORIAL = dict(dropout=0.1, lora_dropout=0.1, padding="max_length", precision="float32")
+TUTORIAL_LORA = dict(target_modules="query-value", lora_r=8, lora_alpha=32, learning_rate=2e-4, truncation="head")
 NO_EARLY_STOP = dict(early_stopping_patience=0)  # so that all experiments train equally long
 LAPTOP = dict(val_samples=0, eval_steps=0.5) | NO_EARLY_STOP
 SHORT = LAPTOP | dict(max_length=128)
@@ -90,17 +97,10 @@ PRETRAINED = {"no further pre-training": {}} | {name: pretrained("pretraining", 
 # STS-B: the similarity of two sentences, from 0 to 5. `--dataset_name` names its folder.
 STSB = dict(problem_type="regression", text_column="sentence1", text_pair_column="sentence2", label_column="score", **ALL_ROWS)
 STSB |= dict(max_length=128, batch_size=32, num_train_epochs=3, eval_steps=0.25, metric_for_best_model="spearman", **NO_EARLY_STOP)
-STSB_RATES = {"LoRA": 2e-3, "full": 2e-4}  # the best of "stsb-recipe"
 
 STUDIES = {
     # Does fast training cost accuracy? Three steps change what is computed: no dropout, batches of similar length, bf16.
-    "fast": Study(
-        "validation",
-        SHORT | dict(train_samples=4000),
-        {"ours": {}, "tutorial": dict(dropout=0.1, lora_dropout=0.1, padding="max_length", precision="float32")},
-        SEEDS,
-        reference="tutorial",
-    ),
+    "fast": Study("validation", SHORT | dict(train_samples=4000), {"ours": {}, "tutorial": TUTORIAL}, SEEDS, reference="tutorial"),
     # Ways to make the first command shorter, and their cost in accuracy.
     "shorter": Study(
         "validation",
@@ -158,16 +158,12 @@ STUDIES = {
         reference="base",
     ),
     # The official test: `--preset full`, and full fine-tuning at its own best learning rate.
-    "comparison": Study(
-        "test", FULL, {"LoRA on all linear layers": {}, "full fine-tuning": full(5e-5)}, SEEDS, reference="full fine-tuning"
-    ),
+    "comparison": Study("test", FULL, beside_full(5e-5), SEEDS, reference="full fine-tuning"),
     "baselines": Study(
         "test",
         FULL,
         {
-            "LoRA on query and value, as tutorials have it": dict(
-                target_modules="query-value", lora_r=8, lora_alpha=32, learning_rate=2e-4, truncation="head"
-            ),
+            "LoRA on query and value, as tutorials have it": TUTORIAL_LORA,
             "the head alone": dict(method="head"),
             "TF-IDF and logistic regression": dict(method=TFIDF),
         },
@@ -197,9 +193,7 @@ STUDIES = {
         reference="{0}, ",
     ),
     # Both methods on the official test, each at its own best learning rate.
-    "entities": Study(
-        "test", ENTITIES, {"LoRA on all linear layers": {}, "full fine-tuning": full(2e-4)}, SEEDS, reference="full fine-tuning"
-    ),
+    "entities": Study("test", ENTITIES, beside_full(2e-4), SEEDS, reference="full fine-tuning"),
     # At 1e-3 and rank 64 the larger model learned nothing: its training loss did not fall below that of guessing.
     "entities-model": Study("test", ENTITIES | lora(16, learning_rate=4e-4), MPNET),
     # Further pre-training on the training reviews, without their labels. Perplexity of masked tokens on the validation reviews.
@@ -240,13 +234,7 @@ STUDIES = {
         | rates("full, learning rate {}", "5e-5", "1e-4", "2e-4", method="full"),
         reference="{0}, ",
     ),
-    "stsb": Study(
-        "test",
-        STSB,
-        {"LoRA on all linear layers": dict(learning_rate=STSB_RATES["LoRA"]), "full fine-tuning": full(STSB_RATES["full"])},
-        SEEDS,
-        reference="full fine-tuning",
-    ),
+    "stsb": Study("test", STSB, beside_full(2e-4, learning_rate=2e-3), SEEDS, reference="full fine-tuning"),
     "translation-recipe": Study("validation", FROM_SCRATCH | EN_DE, {"no dropout": {}}),
     # A translation model from scratch: the random weights of small_translator.py. Multi30k's official test of 2016.
     "translation-base": Study("test", FROM_SCRATCH | dict(dropout=0.1), {"English to German": EN_DE}, SEEDS, keep=True),
