@@ -1,4 +1,4 @@
-"""What the benchmarks share: the repository on the path, processes of their own, callbacks of the Trainer, records of machines."""
+"""Shared by the benchmarks: the import path, runs in processes of their own, callbacks for the Trainer, names of records."""
 
 import json
 import os
@@ -19,33 +19,33 @@ def flags(**settings) -> list[str]:
 
 
 def python(*command: str, folder: Path | str = ROOT, **environment: str) -> str:
-    """Run Python with a command in `folder`, and return what it printed."""
+    """Run Python with a command in `folder`, and return what it printed; exit with its last lines if it fails."""
     variables = os.environ | environment
-    done = subprocess.run([sys.executable, *command], cwd=folder, env=variables, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}:\n{done.stderr[-3000:]}")
-    return done.stdout
+    process = subprocess.run([sys.executable, *command], cwd=folder, env=variables, capture_output=True, text=True)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)}:\n{process.stderr[-3000:]}")
+    return process.stdout
 
 
 def worker(script: str, *arguments: str, folder: Path | str | None = None) -> dict:
-    """Run one of these scripts with --worker, without the Hub, in an empty folder if none is given; return the JSON of its last line."""
+    """Run a benchmark with --worker, offline, in `folder` or an empty one; return the JSON of the last line that it printed."""
     with tempfile.TemporaryDirectory() as empty:
         printed = python(str(Path(script).resolve()), "--worker", *arguments, folder=folder or empty, HF_HUB_OFFLINE="1")
     return json.loads(printed.splitlines()[-1])
 
 
-def run_script(script: str, *flags: str, callback=None) -> None:
-    """Run a script of the repository in this process, with one more callback of the Trainer."""
+def run_script(script: str, *flags: str, callback) -> None:
+    """Run a script of the repository in this process, with a further callback of its Trainer."""
     from finetuning.training import trainer
 
     build = trainer.build_trainer
 
-    def with_callback(*arguments):
+    def build_with_callback(*arguments):
         fine_tuner = build(*arguments)
         fine_tuner.add_callback(callback)
         return fine_tuner
 
-    trainer.build_trainer = with_callback if callback else build
+    trainer.build_trainer = build_with_callback
     sys.argv = [script, *flags]
     runpy.run_path(str(ROOT / script), run_name="__main__")
 

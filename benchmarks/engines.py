@@ -1,10 +1,10 @@
-"""How fast new texts are labelled: the ways that a user could take, on the same reviews, beside predict.py's engines.
+"""Measure how fast new texts are labelled: the engines of predict.py beside ONNX Runtime and the pipeline of transformers.
 
     python benchmarks/engines.py outputs/RUN --name two-cores
 
-RUN is a run of text classification. Its test texts are labelled, or the first `--rows` of them, from words to labels, without the time
-to load and build. Labels are compared with those of PyTorch in float32. Then texts are asked one at a time, as predict.py asks them,
-and one per process. Writes results/engines-NAME.json.
+RUN is a run of text classification. All engines label `--rows` of its test texts. The time is that from words to labels, without
+loading and building. Labels are compared with those of PyTorch in float32. Then predict.py's engine labels texts one at a time, and
+predict.py one text per process. Writes results/engines-NAME.json.
 """
 
 import argparse
@@ -32,45 +32,44 @@ from finetuning.use.exporting import OnnxModel, write_onnx
 from finetuning.use.predicting import load_engine
 
 WARM_UP_TEXTS = 64
-ALONE = (20, 100, 400)  # tokens of the texts that are asked one at a time
+ALONE = (20, 100, 400)  # numbers of tokens of the texts that are labelled one at a time
 TEXTS_ALONE = 100  # of each length
-PROCESSES = 5  # each asked one text
+PROCESSES = 5  # each labels one text
 
 Labeller = Callable[[list[str]], list[str]]
 
 
 def ours(run, engine: str = "torch", model=None) -> Labeller:
-    """Return what labels texts as predict.py does, with another model in place of the run's if one is given."""
-
+    """Return a function that labels texts as predict.py does, with `model` in place of that of the run if given."""
     predictor = load_engine(run, engine)
     predictor.model = model or predictor.model
     return lambda texts: run.task.answers(predictor, {"text": texts}, run.label_names, run.calibration)["prediction"]
 
 
 def pipeline(folder: Path, max_length: int) -> Labeller:
-    """Return what labels texts by transformers' pipeline."""
+    """Return a function that labels texts with the pipeline of transformers."""
     classify = transformers.pipeline("text-classification", model=str(folder), device=-1)
     return lambda texts: [answer["label"] for answer in classify(texts, batch_size=16, truncation=True, max_length=max_length)]
 
 
 def ways_of(run, folder: Path) -> dict[str, Callable[[], Labeller]]:
-    """Return by name functions that build what labels texts; the merged model and its ONNX files are written to `folder`."""
+    """Return by name functions that build a labeller. The merged model and its ONNX files are written to `folder`."""
     from onnxruntime.quantization import quantize_dynamic
 
     exact = replace(run, config=replace(run.config, precision="float32"))
     in_eights = replace(run, config=replace(run.config, eval_batch_size=8))
     predictor = load_predictor(exact, find_base_model(run))
-    merged, files = predictor.model.merge_and_unload().eval(), {bits: folder / f"{bits}.onnx" for bits in ("float32", "int8")}
+    merged, onnx, onnx_int8 = predictor.model.merge_and_unload().eval(), folder / "float32.onnx", folder / "int8.onnx"
     merged.set_attn_implementation("sdpa")
     for part in (merged, predictor.tokenizer):
         part.save_pretrained(folder / "merged")
-    write_onnx(merged, ["input_ids", "attention_mask"], files["float32"])
-    quantize_dynamic(files["float32"], files["int8"], per_channel=True)
+    write_onnx(merged, ["input_ids", "attention_mask"], onnx)
+    quantize_dynamic(onnx, onnx_int8, per_channel=True)
     return {
         "ours, float32": lambda: ours(exact),
         "transformers' pipeline, batches of 16": lambda: pipeline(folder / "merged", run.config.max_length),
-        "ONNX Runtime, float32, batches of 8": lambda: ours(in_eights, model=OnnxModel(files["float32"])),
-        "ONNX Runtime, 8 bits (dynamic), batches of 8": lambda: ours(in_eights, model=OnnxModel(files["int8"])),
+        "ONNX Runtime, float32, batches of 8": lambda: ours(in_eights, model=OnnxModel(onnx)),
+        "ONNX Runtime, 8 bits (dynamic), batches of 8": lambda: ours(in_eights, model=OnnxModel(onnx_int8)),
         "ours (--engine torch)": lambda: ours(run),
         "OpenVINO (--engine openvino)": lambda: ours(run, "openvino"),
         "OpenVINO, 8 bits (--engine int8)": lambda: ours(run, "int8"),
@@ -78,7 +77,7 @@ def ways_of(run, folder: Path) -> dict[str, Callable[[], Labeller]]:
 
 
 def compare(ways: dict[str, Callable[[], Labeller]], texts: list[str], actual: np.ndarray) -> list[dict]:
-    """Return each way's speed, accuracy, and the fraction of labels that are those of the first way."""
+    """Return for each way its speed, its accuracy, and the fraction of its labels that equal those of the first way."""
     results, reference = [], None
     for way, build in ways.items():
         started = time.perf_counter()
@@ -95,7 +94,7 @@ def compare(ways: dict[str, Callable[[], Labeller]], texts: list[str], actual: n
 
 
 def time_alone(run, texts: list[str]) -> dict[int, dict[str, float]]:
-    """Return by number of tokens the milliseconds that predict.py's model takes for one text, the median and the 95th percentile."""
+    """Return by number of tokens the milliseconds that predict.py takes to label one text: median and 95th percentile."""
     label, tokenizer, times = ours(run), load_predictor(run, find_base_model(run)).tokenizer, {}
     ids = tokenizer(" ".join(texts), add_special_tokens=False)["input_ids"]
     for n in ALONE:
@@ -109,10 +108,9 @@ def time_alone(run, texts: list[str]) -> dict[int, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="a run folder of text classification")
-    parser.add_argument("--name", required=True, help="of the machine, in the record's name")
-    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--name", required=True, help="name of the machine, for the record's file")
+    parser.add_argument("--rows", type=int, default=2000, help="number of test texts")
     arguments = parser.parse_args()
-
     console.quiet_libraries()
     run = open_run(arguments.run, tasks.pick)
     data = load_data(run.task, run.config, run.origins["dataset"])
@@ -121,9 +119,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         ways = compare(ways_of(run, Path(folder)), texts, actual)
     alone = time_alone(run, texts)
-    command = [str(ROOT / "predict.py"), "--run", str(arguments.run), "A film to remember."]
-    first = statistics.median(timeit(lambda: python(*command), number=1) for _ in range(PROCESSES))
-    print(f"one text alone: {alone}; from the start of the process to its label {first:.1f} s")
+    command = [str(ROOT / "predict.py"), "--run", str(arguments.run.resolve()), "A film to remember."]
+    first_label = statistics.median(timeit(lambda: python(*command), number=1) for _ in range(PROCESSES))
+    print(f"one text at a time: {alone}; from the start of predict.py to its label: {first_label:.1f} s")
     record = {
         "rows": len(texts),
         "split": data.test_split,
@@ -131,7 +129,7 @@ def main() -> None:
         "dataset": data.source.name,
         "versions": {name: importlib.metadata.version(name) for name in ("openvino", "nncf", "onnxruntime")},
         "alone": alone,
-        "seconds_to_first_label": first,
+        "seconds_to_first_label": first_label,
         "max_length": run.config.max_length,
         "threads": torch.get_num_threads(),
         "ways": ways,

@@ -1,37 +1,41 @@
-"""How fast a run translates its test: transformers' `generate`, the project's search, and CTranslate2.
+"""Measure how fast a run translates its test: with transformers' `generate`, the project's own search, and CTranslate2.
 
     python benchmarks/generation.py outputs/RUN --name two-cores
 
-All get the same texts and the same number of beams. The time is that from token ids to texts, without loading. Writes
+All translate the same texts with the same number of beams. The time is that from token ids to texts, without loading. Writes
 results/generation-NAME.json.
 """
 
 import argparse
 import importlib.metadata
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from common import machine_file
+from sacrebleu.metrics import BLEU
 
-BATCH_SIZE = 16  # rows in the order of the file, as in tutorials
+from finetuning import console, tasks
+from finetuning.data import splits, tokens
+from finetuning.disk import write_json
+from finetuning.results import run_folder
+from finetuning.tasks.translation import references
+from finetuning.training.prediction import Predictor
+
+BATCH_SIZE = 16  # rows in the order of the file, as tutorials do
+
+Translator = Callable[[], list[str]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="a finished run of translation")
-    parser.add_argument("--name", required=True, help="of the machine, in the record's name")
-    parser.add_argument("--rows", type=int, default=1000, help="of the test")
+    parser.add_argument("--name", required=True, help="name of the machine, for the record's file")
+    parser.add_argument("--rows", type=int, default=1000, help="number of test rows")
     arguments = parser.parse_args()
-
-    from finetuning import console, tasks
-    from finetuning.data import splits, tokens
-    from finetuning.disk import write_json
-    from finetuning.results import run_folder
-
     console.quiet_libraries()
     run = run_folder.open_run(arguments.run, tasks.pick)
     data = splits.load_data(run.task, run.config, run.origins["dataset"])
@@ -39,29 +43,25 @@ def main() -> None:
     tokenizer = run_folder.load_predictor(run, run_folder.find_base_model(run)).tokenizer
     encoded = tokens.encode(run.task, test, tokenizer, run.config)
     with tempfile.TemporaryDirectory() as folder:
-        ways = [measure(way, translate, tokenizer, test) for way, translate in build_ways(run, encoded, Path(folder)).items()]
+        translators = build_translators(run, encoded, Path(folder))
+        ways = [measure(way, translate, tokenizer, test) for way, translate in translators.items()]
     record = {"num_beams": run.config.num_beams, "rows": len(test), "model": run.record["model"]["name"], "ways": ways}
     record |= {"ctranslate2": importlib.metadata.version("ctranslate2"), "environment": run_folder.environment()}
-    write_json(ROOT / "results" / f"generation-{arguments.name}.json", record)
+    write_json(machine_file("generation", arguments.name), record)
 
 
-def build_ways(run, encoded, folder: Path) -> dict:
-    """Return name -> a function that returns the translations of the encoded rows."""
-    import torch
-
-    from finetuning.results import run_folder
-    from finetuning.training.prediction import Predictor
-
+def build_translators(run, encoded, folder: Path) -> dict[str, Translator]:
+    """Return by name functions that translate the encoded rows."""
     source, in_float32 = run_folder.find_base_model(run), replace(run.config, precision="float32")
-    usual = run_folder.load_predictor(run, source, show_progress=False)
+    default = run_folder.load_predictor(run, source, show_progress=False)
     exact = run_folder.load_predictor(replace(run, config=in_float32), source, show_progress=False)
-    tokenizer, beams = usual.tokenizer, run.config.num_beams
+    tokenizer, beams, ids = default.tokenizer, run.config.num_beams, encoded.inputs["input_ids"]
     to_merge = run_folder.load_predictor(replace(run, config=in_float32), source).model
     to_merge.merge_and_unload().save_pretrained(folder / "merged")
     tokenizer.save_pretrained(folder / "merged")
-    merged, ids = run.task.auto_class.from_pretrained(folder / "merged").eval(), encoded.inputs["input_ids"]
+    merged = run.task.auto_class.from_pretrained(folder / "merged").eval()
 
-    def tutorial() -> list[str]:
+    def generate() -> list[str]:
         texts = []
         for start in range(0, len(ids), BATCH_SIZE):
             batch = tokenizer.pad({"input_ids": ids[start : start + BATCH_SIZE]}, return_tensors="pt")
@@ -70,43 +70,31 @@ def build_ways(run, encoded, folder: Path) -> dict:
             texts += tokenizer.batch_decode(generated, skip_special_tokens=True)
         return texts
 
-    def translate(model, config):
+    def translator(model, config) -> Translator:
         predictor = Predictor(run.task, model, tokenizer, config, show_progress=False)
         return lambda: run.task.translate(predictor, encoded, beams)
 
-    ways = {
-        f"transformers, batches of {BATCH_SIZE} as they come": tutorial,
-        "transformers, in our batches": translate(merged, replace(in_float32, speedups=False)),
-        "ours, float32": translate(exact.model, in_float32),
-        "ours": translate(usual.model, run.config),
+    translators = {
+        f"transformers, batches of {BATCH_SIZE} as they come": generate,
+        "transformers, in our batches": translator(merged, replace(in_float32, speedups=False)),
+        "ours, float32": translator(exact.model, in_float32),
+        "ours": translator(default.model, run.config),
     }
-    for name, export in run.task.exporters().items():
-        ways[name] = translate(export(folder / "merged", folder / name, tokenizer), in_float32)
-    return ways
+    exports = {name: export(folder / "merged", folder / name, tokenizer) for name, export in run.task.exporters().items()}
+    return translators | {name: translator(model, in_float32) for name, model in exports.items()}
 
 
-def measure(way: str, translate, tokenizer, test) -> dict:
-    """Return the speed of a way, and BLEU of its translations."""
-    from sacrebleu.metrics import BLEU
-
-    from finetuning.tasks.translation import references
-
-    translate()  # once unmeasured
+def measure(way: str, translate: Translator, tokenizer, test) -> dict:
+    """Return the speed of a translator and the BLEU of its translations."""
+    translate()  # warm-up
     started = time.perf_counter()
     texts = translate()
     seconds = time.perf_counter() - started
     ids = tokenizer(texts, add_special_tokens=False, padding=False, truncation=False)["input_ids"]
-    result = {
-        "way": way,
-        "rows_per_s": len(texts) / seconds,
-        "tokens_per_s": sum(map(len, ids)) / seconds,
-        "bleu": BLEU().corpus_score(texts, [references(test)]).score,
-    }
-    print(
-        f"{way:<46}{result['rows_per_s']:>9.1f} rows/s{result['tokens_per_s']:>10.1f} tokens/s   BLEU {result['bleu']:.2f}",
-        flush=True,
-    )
-    return result
+    speeds = {"rows_per_s": len(texts) / seconds, "tokens_per_s": sum(map(len, ids)) / seconds}
+    bleu = BLEU().corpus_score(texts, [references(test)]).score
+    print(f"{way:<46}{speeds['rows_per_s']:>9.1f} rows/s{speeds['tokens_per_s']:>10.1f} tokens/s   BLEU {bleu:.2f}", flush=True)
+    return {"way": way, **speeds, "bleu": bleu}
 
 
 if __name__ == "__main__":

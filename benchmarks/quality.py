@@ -1,10 +1,10 @@
-"""Which recipe is best, and what it reaches: named experiments, each one or more runs of fine_tune.py.
+"""Train and measure the experiments of studies.py: each is one or more runs of fine_tune.py.
 
-    python benchmarks/quality.py --list            the experiments, and the minutes each took
-    python benchmarks/quality.py recipe            run a study, an experiment of it (recipe/base), one seed (recipe/base/0)
-    python benchmarks/tables.py                    the tables of the READMEs from the records
+    python benchmarks/quality.py --list            list the experiments, with the minutes and the result of each run
+    python benchmarks/quality.py recipe            run a study, an experiment of it (recipe/base), or one seed (recipe/base/0)
+    python benchmarks/tables.py                    fill in the tables of the pages from the records
 
-A finished run leaves a record in results/quality/ and is not run again. The studies are described in studies.py.
+A finished run leaves a record in results/quality/ and is not run again.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from finetuning.results import evaluation, metrics, run_folder
 from finetuning.task import Evaluation, Statistics
 from finetuning.use import exporting
 
-MACHINE_SETTINGS = ("dataset_name", "output_dir", "run_name", "report_to")  # a record leaves them out
+MACHINE_SETTINGS = ("dataset_name", "output_dir", "run_name", "report_to")  # not part of a record
 
 
 class Run(NamedTuple):
@@ -44,7 +44,7 @@ class Run(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What a run gives: `about` goes into its record as it is."""
+    """The results of a run; `about` goes into its record unchanged."""
 
     data: Data
     evaluation: Evaluation
@@ -52,7 +52,7 @@ class Measured(NamedTuple):
 
 
 def runs(names: list[str]) -> list[Run]:
-    """Return the runs that `names` ask for: "study", "study/experiment" or "study/experiment/seed"; all for []."""
+    """Return the runs with these names: "study", "study/experiment" or "study/experiment/seed"; all runs for []."""
     known = [Run(study, name, seed) for study, s in STUDIES.items() for seed in s.seeds for name in s.experiments]
 
     def names_of(run: Run) -> set[str]:
@@ -68,25 +68,25 @@ def record_file(study: str, name: str, seed: int) -> Path:
 
 
 def settings_of(study: str, name: str) -> dict:
-    """Return the settings of an experiment: those of fine_tune.py, but full-length texts from the first step on."""
+    """Return the settings of an experiment. Without `length_warmup`: texts have their full length from the first step on."""
     settings = STUDIES[study].common | STUDIES[study].experiments[name]
     return dict(dataset_name="stanfordnlp/imdb") | ({} if "task" in settings else dict(length_warmup=0.0)) | settings
 
 
 def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
-    """Train one experiment with one seed, and return its record: what it reaches on the study's split, and each row's statistics."""
+    """Train an experiment with one seed, and return its record: metrics on the split of the study, and statistics of each row."""
     settings = settings_of(study, name) | dict(seed=seed)
     settings |= dict(dataset_name=str(Path(dataset_name).resolve())) if dataset_name else {}
     started, environment, split = time.perf_counter(), run_folder.environment(), STUDIES[study].split
     if settings.get("method") == TFIDF:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:  # so that its peak of memory is its own
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:  # for a peak of memory of its own
             data, evaluated, about = process.submit(tfidf, settings, split).result()
     else:
         kept = ROOT / pretrained(study, name)["model_name"] if STUDIES[study].keep and seed == 0 else None
         data, evaluated, about = fine_tuned(settings, split, kept)
     evaluated, statistics = evaluation.measure(data.task, evaluated)
     measured = {key: value for key, value in evaluated.metrics.items() if key not in ("calibration", *evaluated.calibration)}
-    if split == "test":  # without the texts that were trained on
+    if split == "test":  # the metric without texts that also occur in train or validation
         unseen = ~np.isin(data.test.hashes, [*data.train.hashes, *data.validation.hashes])
         metric = data.task.metrics[0]
         value = metric.of(metrics.select(statistics, unseen)) if unseen.any() else None
@@ -114,7 +114,7 @@ def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
 
 
 def lower_cased_bleu(evaluated: Evaluation) -> dict:
-    """Return the BLEU of lower-cased tokens, as papers on Multi30k give it; {} for other tasks than translation."""
+    """Return BLEU of lower-cased tokens, as in papers on Multi30k; {} for other tasks than translation."""
     if evaluated.config.task != "translation":
         return {}
     from sacrebleu.metrics import BLEU
@@ -129,7 +129,7 @@ def lower_cased_bleu(evaluated: Evaluation) -> dict:
 
 
 def fine_tuned(settings: dict, split: str, kept: Path | None = None) -> Measured:
-    """Train with fine_tune.py and predict as evaluate.py does; `kept`: where the merged model is copied to."""
+    """Train with fine_tune.py and predict as evaluate.py does; copy the merged model to `kept`."""
     with tempfile.TemporaryDirectory() as folder:
         python(str(ROOT / "fine_tune.py"), *flags(**settings, output_dir=folder, run_name="run"))
         run = run_folder.open_run(Path(folder) / "run", tasks.pick)
@@ -156,7 +156,7 @@ def fine_tuned(settings: dict, split: str, kept: Path | None = None) -> Measured
 
 
 def tfidf(settings: dict, split: str) -> Measured:
-    """Return what `fine_tuned` does, of TF-IDF over words and pairs of words with logistic regression."""
+    """Train and measure the baseline like `fine_tuned`: TF-IDF over words and pairs of words, and logistic regression."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -188,13 +188,13 @@ def tfidf(settings: dict, split: str) -> Measured:
 
 
 def as_text(statistics: Statistics) -> dict[str, str]:
-    """Return statistics as a record keeps them, a text each: blanks between rows, slashes between a row's numbers."""
+    """Return statistics in the form of a record: one text each, with blanks between rows and slashes between the numbers of a row."""
     rows = {name: np.asarray(values).reshape(len(values), -1).tolist() for name, values in statistics.items() if name != "rows"}
     return {name: " ".join("/".join(f"{number:.6g}" for number in row) for row in values) for name, values in rows.items()}
 
 
 def from_text(text: str) -> np.ndarray:
-    """Return what `as_text` made a text of, (rows,) or (rows, k)."""
+    """Return the numbers of a text of `as_text`, shape (rows,) or (rows, k)."""
     rows = np.array([row.split("/") for row in text.split()], dtype=np.float64)
     return rows[:, 0] if rows.shape[1] == 1 else rows
 
@@ -202,36 +202,34 @@ def from_text(text: str) -> np.ndarray:
 def statistics_of(records: list[dict]) -> list[Statistics]:
     """Return the per-row statistics of records on the same rows.
 
-    Older records have other fields in place of `statistics`: `wrong` has the numbers in the file of the rows that are wrong; `counts`
-    the correct, predicted and actual entities of each sentence; `documents` the loss per token and the tokens of each;
-    `bleu_counts` what BLEU counts of each pair.
+    Older records have another field in place of `statistics`. `wrong`: the numbers, within the file, of the rows with a wrong
+    prediction; `counts`: correct, predicted and actual entities of each sentence; `documents`: loss per token and tokens of
+    each document; `bleu_counts`: the counts of BLEU for each pair.
     """
     if len({"wrong" in record for record in records}) > 1:
-        raise ValueError("records of the older form can't be compared with newer ones: measure both anew")
+        raise ValueError("a record of the older form cannot be compared with a newer one: measure both anew")
     wrong_rows = sorted({row for record in records for row in record.get("wrong", "").split()})
 
     def read(record: dict) -> Statistics:
         if "statistics" in record:
             return {name: from_text(text) for name, text in record["statistics"].items()}
-        if "wrong" in record:  # where the other rows are does not matter: all records have them right
+        if "wrong" in record:  # rows that no record has wrong: their order does not matter
             return {"correct": np.r_[~np.isin(wrong_rows, record["wrong"].split()), np.ones(record["n"] - len(wrong_rows))]}
         if "counts" in record:
             return dict(zip(("true_positives", "predicted", "actual"), from_text(record["counts"]).T, strict=True))
         if "documents" in record:
             loss, tokens = from_text(record["documents"]).T
             return {"loss": loss * tokens, "tokens": tokens}
-        return {"bleu": np.roll(from_text(record["bleu_counts"]), 2, axis=1)}  # sacreBLEU has the two lengths first
+        return {"bleu": np.roll(from_text(record["bleu_counts"]), 2, axis=1)}  # sacreBLEU puts the two lengths first
 
     return [{"rows": np.ones(record["n"])} | read(record) for record in records]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="a study, or study/experiment; none: all")
-    parser.add_argument("--list", action="store_true", help="show them and what each took, and run nothing")
-    parser.add_argument(
-        "--dataset_name", help="a copy of the studies' data (IMDb, CoNLL-2003, Multi30k, STS-B) with its official splits"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="STUDY, STUDY/EXPERIMENT or STUDY/EXPERIMENT/SEED (default: all)")
+    parser.add_argument("--list", action="store_true", help="list the runs with their results, and run nothing")
+    parser.add_argument("--dataset_name", help="folder of a copy of the study's data with its official splits")
     arguments = parser.parse_args()
     for study, name, seed in runs(arguments.names):
         file, result = record_file(study, name, seed), "not run yet"
@@ -243,9 +241,8 @@ def main() -> None:
         if file.exists():
             record = json.loads(file.read_text(encoding="utf-8"))
             metric = next(name for name in record if name in ("accuracy", "f1", "perplexity", "bleu", "spearman"))
-            result = (
-                f"{record['minutes']:5.1f} min  {STUDIES[study].split} {metric} {record[metric]:.4f}, loss {record['loss']:.4f}"
-            )
+            split, minutes = STUDIES[study].split, f"{record['minutes']:5.1f} min"
+            result = f"{minutes}  {split} {metric} {record[metric]:.4f}, loss {record['loss']:.4f}"
         print(f"{f'{study}/{name}':<42} seed {seed}  {result}", flush=True)
 
 

@@ -99,8 +99,8 @@ def compared(record: Record) -> dict:
     if record["reference"] is None:
         return {}
     metric, pair = metric_of(record), (record, record["reference"])
-    seeds = set.intersection(*({run["seed"] for run in experiment["runs"]} for experiment in pair))
-    statistics = statistics_of([run for experiment in pair for run in experiment["runs"] if run["seed"] in seeds])
+    seeds = set.intersection(*({run["seed"] for run in side["runs"]} for side in pair))
+    statistics = statistics_of([run for side in pair for run in side["runs"] if run["seed"] in seeds])
     a, b = statistics[: len(seeds)], statistics[len(seeds) :]
     result = metrics.difference(metric, a, b)
     result["p"] = result.pop("mcnemar_p", [])

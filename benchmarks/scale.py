@@ -1,17 +1,15 @@
-"""What many rows cost: memory, seconds to the first step and rows tokenised per second, by the number of rows. What two
-processes bring on one machine.
+"""Measure what many rows cost (memory, seconds to the first step, rows tokenised per second) and what two processes gain.
 
     python benchmarks/scale.py --name NAME            writes results/scale-NAME.json; half an hour on two cores
-    python benchmarks/scale.py --rows 25000 100000    a quicker look
+    python benchmarks/scale.py --rows 25000 100000    fewer rows
     python benchmarks/scale.py --parts evaluation     one part alone; the record keeps the others
 
-Rows are IMDb's training reviews over and over, each copy with its number behind the text, so that no two are equal.
-fine_tune.py trains on all of them and is stopped after its third step: first with an empty cache, then again, as any second run.
-evaluate.py evaluates a run of a few steps on as many test rows, of which it reads 16 tokens each, so that the prediction takes
-minutes. Memory is private to the process (USS): the most of what a thread saw five times a second, and of that what is not pages of
-files, which the system takes back when it needs them.
+Rows are repeated training reviews of IMDb; each copy ends with its number, so no two are equal. fine_tune.py trains on all rows and
+is stopped after its third step, first with an empty cache, then again with the cache of that run. evaluate.py evaluates a run of a
+few steps on as many test rows, at 16 tokens each, so that it takes minutes. Memory is that of the process alone (USS), the maximum
+over five measurements per second: with and without pages of files, which the system can take back at any time.
 
-The same 1,600 reviews are trained on by one process with all cores and by two under torchrun with half of them each, in turns.
+For the processes, one process with all cores and two under torchrun with half the cores each train on the same 1,600 reviews in turns.
 """
 
 import argparse
@@ -46,7 +44,7 @@ SHARED = dict(train_samples=1600, val_samples=200, eval_strategy="epoch", output
 
 
 def make_rows(file: Path, rows: int) -> None:
-    """Write `rows` reviews with their labels as parquet, in an order where labels and lengths are mixed."""
+    """Write `rows` reviews with their labels as parquet, in an order that mixes labels and lengths."""
     config = Config(**PRESETS["full"])
     reviews = load_data(tasks.pick(config), config).train
     texts = np.array(clean(reviews.columns()["text"]), dtype=object)
@@ -54,29 +52,29 @@ def make_rows(file: Path, rows: int) -> None:
     with ParquetWriter(file, schema) as writer:
         for start in range(0, rows, 10_000):
             numbers = np.arange(start, min(start + 10_000, rows))
-            chosen = np.random.default_rng(start).permutation(len(reviews))[numbers - start]
-            written = [f"{text} {number}" for text, number in zip(texts[chosen], numbers, strict=True)]
-            labels = np.array(["neg", "pos"])[reviews.labels[chosen]]
-            writer.write_table(pyarrow.table({"text": written, "label": labels}, schema=schema))
+            order = np.random.default_rng(start).permutation(len(reviews))[numbers - start]
+            numbered = [f"{text} {number}" for text, number in zip(texts[order], numbers, strict=True)]
+            labels = np.array(["neg", "pos"])[reviews.labels[order]]
+            writer.write_table(pyarrow.table({"text": numbered, "label": labels}, schema=schema))
 
 
 class Watch(TrainerCallback):
-    """Notes memory and seconds of this process, and stops its training after the third step."""
+    """Records the memory and the seconds of this process, and stops its training after the third step."""
 
     def __init__(self) -> None:
         self.process, self.done, self.tokenised = psutil.Process(), threading.Event(), []
         self.encode_of_project = tokens.encode
         self.record = {"uss_gib": 0.0, "anonymous_gib": 0.0}
 
-    def look(self) -> None:
+    def measure_memory(self) -> None:
         files = sum(part.private_clean for part in self.process.memory_maps() if part.path.endswith(".arrow"))
         uss = self.process.memory_full_info().uss
         for name, size in (("uss_gib", uss), ("anonymous_gib", uss - files)):
             self.record[name] = max(self.record[name], size / 2**30)
 
-    def look_often(self) -> None:
+    def measure_repeatedly(self) -> None:
         while not self.done.wait(0.2):
-            self.look()
+            self.measure_memory()
 
     def on_step_begin(self, args, state, control, **_) -> None:
         if state.global_step == 0:
@@ -97,10 +95,10 @@ class Watch(TrainerCallback):
 
 
 def watched(script: str, arguments: list[str]) -> dict:
-    """Run a script in this process, fine_tune.py to its third step; return its memory and seconds."""
+    """Run a script in this process, fine_tune.py to its third step, and return its memory and its seconds."""
     watch = Watch()
     tokens.encode = watch.encode
-    thread = threading.Thread(target=watch.look_often, daemon=True)
+    thread = threading.Thread(target=watch.measure_repeatedly, daemon=True)
     thread.start()
     try:
         run_script(script, *arguments, callback=watch)
@@ -109,13 +107,13 @@ def watched(script: str, arguments: list[str]) -> dict:
             raise
     watch.done.set()
     thread.join()
-    watch.look()
+    watch.measure_memory()
     rows, seconds = max(watch.tokenised)
     return watch.record | {"tokenised_rows_per_s": rows / seconds, "seconds": watch.seconds()}
 
 
 def training(rows: int) -> dict:
-    """Return what fine_tune.py needs for `rows` rows, with an empty cache and again."""
+    """Return memory and seconds of fine_tune.py for `rows` rows, with an empty cache and again."""
     with tempfile.TemporaryDirectory() as folder:
         make_rows(Path(folder) / "train.parquet", rows)
         return {"rows": rows} | {
@@ -124,7 +122,7 @@ def training(rows: int) -> dict:
 
 
 def evaluation(rows: int) -> dict:
-    """Return what evaluate.py needs for `rows` test rows."""
+    """Return memory and seconds of evaluate.py for `rows` test rows."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "rows"
         data.mkdir()
@@ -135,7 +133,7 @@ def evaluation(rows: int) -> dict:
 
 
 def processes(repeats: int = 3) -> dict:
-    """Return the reviews per second that one process and two train on, and the validation loss that each ends with."""
+    """Return the training reviews per second and the final validation loss, for one process and for two."""
     ways = {"one": [], "two": ["-m", "torch.distributed.run", "--nproc_per_node", "2"]}
     measured = {name: [] for name in ways}
     for repeat in range(repeats):
@@ -156,7 +154,7 @@ def main() -> None:
         print("\n" + json.dumps(watched(sys.argv[2], sys.argv[3:])))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--name", help="of the machine: the record is results/scale-NAME.json; not given: only printed")
+    parser.add_argument("--name", help="name of the machine, for the record's file; without it the results are only printed")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     measures = {"processes": processes, "training": training, "evaluation": evaluation}
     parser.add_argument("--parts", nargs="+", choices=measures, default=[*measures])

@@ -1,15 +1,15 @@
-"""A small GPT-2 that has learned nothing yet, for where no pre-trained decoder can be had: its own BPE tokenizer, random weights.
+"""Make a small GPT-2 with random weights and a BPE tokenizer of its own, for where no pre-trained decoder can be downloaded.
 
     python benchmarks/small_gpt2.py outputs/small-gpt2
     python fine_tune.py --task causal-lm --method full --model_name outputs/small-gpt2 --learning_rate 1e-3 --train_samples 0
 
-The tokenizer is made from the training rows of `--dataset_name` that fine_tune.py trains on, none of those held out.
+The tokenizer is trained on the rows of `--dataset_name` that fine_tune.py trains on, not on held-out rows.
 """
 
 import argparse
 from pathlib import Path
 
-import common  # noqa: F401  it puts the repository on the path
+import common  # noqa: F401  it puts the repository on the import path
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
@@ -19,12 +19,12 @@ from finetuning.data.splits import load_data
 from finetuning.data.text import clean
 
 VOCABULARY = 8192  # tokens
-SHAPE = dict(n_embd=256, n_layer=6, n_head=8, n_positions=512)
+SIZES = dict(n_embd=256, n_layer=6, n_head=8, n_positions=512)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where the model goes")
+    parser.add_argument("folder", type=Path, help="where the model is saved")
     parser.add_argument("--dataset_name", default="stanfordnlp/imdb", help="as for fine_tune.py")
     arguments = parser.parse_args()
     console.quiet_libraries()
@@ -35,7 +35,7 @@ def main() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=end, bos_token=end)
     set_seed(0)
     special = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **special, **SHAPE))
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **special, **SIZES))
     for part in (model, tokenizer):
         part.save_pretrained(arguments.folder)
     print(f"{arguments.folder}: {model.num_parameters():,} random parameters, {len(tokenizer):,} tokens from {len(texts):,} texts")

@@ -8,58 +8,50 @@ is trained on the training rows only.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import common  # noqa: F401  it puts the repository on the import path
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerFast, set_seed
 
-VOCABULARY = 10_000
-SHAPE = dict(d_model=128, layers=4, attention_heads=4, ffn_dim=256)
+from finetuning import console
+from finetuning.data import sources
+
+VOCABULARY = 10_000  # tokens
+WIDTH, SIZES = 128, dict(layers=4, attention_heads=4, ffn_dim=256)  # SIZES: of the encoder and of the decoder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the model is saved")
     parser.add_argument("--dataset_name", default="bentrevett/multi30k", help="as for fine_tune.py")
-    parser.add_argument("--columns", nargs="+", default=["en", "de"], help="columns with texts, a language each")
+    parser.add_argument("--columns", nargs="+", default=["en", "de"], help="columns with texts, one per language")
     arguments = parser.parse_args()
-
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerFast, set_seed
-
-    from finetuning import console
-    from finetuning.data import sources
-
     console.quiet_libraries()
     rows = sources.find_rows(arguments.dataset_name)[0]["train"]
     bpe = Tokenizer(models.BPE(unk_token="<unk>"))
     bpe.normalizer = normalizers.NFC()
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
     bpe.decoder = decoders.Metaspace()
-    texts = (text for column in arguments.columns for text in rows[column])
-    bpe.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["</s>", "<unk>"], show_progress=False)
-    )
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["</s>", "<unk>"], show_progress=False)
+    bpe.train_from_iterator((text for column in arguments.columns for text in rows[column]), trainer)
     bpe.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 0)])
     bpe.add_special_tokens(["<pad>"])  # the last token, as in Marian: the decoder starts with it, and its embedding is zero
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     set_seed(0)
-    sizes = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in SHAPE.items() if name != "d_model"}
-    model = MarianMTModel(
-        MarianConfig(
-            vocab_size=len(tokenizer),
-            d_model=SHAPE["d_model"],
-            **sizes,
-            activation_function="relu",
-            scale_embedding=True,
-            max_position_embeddings=256,
-            pad_token_id=tokenizer.pad_token_id,
-            decoder_start_token_id=tokenizer.pad_token_id,
-            eos_token_id=0,
-            forced_eos_token_id=0,
-        )
+    config = MarianConfig(
+        vocab_size=len(tokenizer),
+        d_model=WIDTH,
+        **{f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in SIZES.items()},
+        activation_function="relu",
+        scale_embedding=True,
+        max_position_embeddings=256,
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        eos_token_id=0,
+        forced_eos_token_id=0,
     )
+    model = MarianMTModel(config)
     model.generation_config.bad_words_ids = [[tokenizer.pad_token_id]]
     for part in (model, tokenizer):
         part.save_pretrained(arguments.folder)

@@ -1,14 +1,14 @@
-"""How fast training and prediction are, beside the recipe that tutorials use, on this machine.
+"""Measure the speed of training and prediction on this machine, beside a plain Trainer as many tutorials set it up.
 
-    python benchmarks/speed.py --name NAME     writes results/speed-NAME.json; 12 minutes a repeat on two cores
-    python benchmarks/speed.py --repeats 1     a quicker look
+    python benchmarks/speed.py --name NAME     writes results/speed-NAME.json; 12 minutes per repeat on two cores
+    python benchmarks/speed.py --repeats 1     fewer repeats
     python benchmarks/speed.py --device cuda --quick --name NAME    results/gpu-NAME.json: three models at 512 tokens, some minutes
 
-On a CPU each variant adds to the one before (STEPS); on a GPU each is another way to run the same steps (WAYS).
+On a CPU each variant adds a step to the one before (STEPS). On a GPU the variants run the same steps in different ways (WAYS).
 
-Each measurement is a process of its own. The variants take turns (A B A B ...), and medians are reported. Rows are real IMDb
-reviews. Ours trains on every eighth of the steps that batches.py makes of 3,200 reviews, so that their lengths are those of a whole
-epoch. The baseline pads every review to max_length, so that a few of them suffice.
+Each measurement is a process of its own. Variants take turns (A B A B ...), and the record has their medians. Rows are real IMDb
+reviews. On a CPU, "ours" trains on every eighth step that batches.py makes of 3,200 reviews, so that their lengths are those of a
+whole epoch. The baseline pads every review to max_length, so a few reviews are enough.
 """
 
 import argparse
@@ -49,30 +49,30 @@ SHAPES = {  # on a GPU
     "gpt2": "GPT-2's shape, random weights",
 }
 LENGTHS = (512, 256)
-LADDER = ("distilbert", 256)  # where each step is measured; elsewhere only the first and the last
-STEPS = {  # from the baseline to ours, each on top of those before it
+LADDER = ("distilbert", 256)  # each step is measured here; elsewhere only the first and the last
+STEPS = {  # from the baseline to "ours"; each adds to those before it
     "baseline": "float32, padded to max_length, dropout 0.1, LoRA on query and value, batches of 16",
     "no dropout": "neither the model's own nor LoRA's",
-    "by length": "batches of like length, padded to their longest review",
+    "by length": "batches of similar length, padded to their longest review",
     "autocast": "bf16 autocast",
     "all linear": "LoRA on all linear layers, batches of 32: more work, for accuracy",
-    "bf16 weights": "frozen weights stored in bf16, in place of autocast",
+    "bf16 weights": "frozen weights stored in bf16 in place of autocast",
     "fused LoRA": "each adapter in one autograd node",
-    "attention": "some reviews at a time, so that their scores stay in the cache",
-    "ours": "memory that was freed kept for the next step",
+    "attention": "a few reviews at a time, so that their scores stay in the cache",
+    "ours": "freed memory is kept for the next step",
 }
 WAYS = {  # on a GPU
     "baseline": STEPS["baseline"],
-    "peft": "batches of like length, bf16 autocast, LoRA on all linear layers by peft's own code",
-    "fused LoRA": "frozen weights stored in bf16, in place of autocast, and each adapter in one autograd node",
-    "ours": "as fine_tune.py does it: recorded as CUDA graphs too, batches padded to one of eight lengths",
+    "peft": "batches of similar length, bf16 autocast, LoRA on all linear layers with peft's own code",
+    "fused LoRA": "also frozen weights stored in bf16 in place of autocast, and each adapter in one autograd node",
+    "ours": "as in fine_tune.py: also recorded as CUDA graphs, batches padded to one of eight lengths",
 }
 
 
 def tutorial(model_path: str, reviews, max_length: int, **settings):
-    """Return a Trainer, a function that predicts, and lengths: the baseline, as a tutorial writes it, on the stock libraries.
+    """Return the Trainer of the baseline, a function that predicts with it, and the lengths of the reviews.
 
-    `settings` are those of its TrainingArguments.
+    Only transformers and peft are used, as in a tutorial. `settings` are TrainingArguments.
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_path)
     rows = Dataset.from_dict({"text": clean(reviews.columns()["text"]), "label": reviews.labels})
@@ -88,7 +88,7 @@ def tutorial(model_path: str, reviews, max_length: int, **settings):
 
 
 def leave_out(step: str) -> Config:
-    """Turn off in this process what comes after `step`; return the settings of `fine_tune.py` that remain."""
+    """Turn off the steps after `step` in this process, and return the settings of fine_tune.py that remain."""
     on_gpu = torch.cuda.is_available() or step not in STEPS
     included = [*STEPS][: [*STEPS].index("ours" if on_gpu else step) + 1]
     settings = dict(length_warmup=0.0, early_stopping_patience=0, cuda_graphs=step == "ours")
@@ -113,7 +113,7 @@ def leave_out(step: str) -> Config:
 
 
 def product(step: str, model_path: str, reviews, max_length: int):
-    """Return what `tutorial` does, of fine_tune.py's own code without the steps that come after `step`."""
+    """Return the same as `tutorial`, but of the code of fine_tune.py without the steps after `step`."""
     config = replace(leave_out(step), model_name=model_path, max_length=max_length)
     task, source = tasks.pick(config), find_model(model_path)
     tokenizer = base.load_tokenizer(task, source, config)
@@ -126,14 +126,16 @@ def product(step: str, model_path: str, reviews, max_length: int):
     rows = tokens.encode(task, reviews, tokenizer, config)
     data = splits.Data(reviews, reviews, reviews, task, config, ["neg", "pos"], [], source, "", "", "")
     fine_tuner = trainer.build_trainer(model, tokenizer, {"train": rows, "validation": rows}, data, Path("checkpoints"))
-    batches.steps_of_epoch = lambda lengths, size, *_: np.array_split(np.arange(len(lengths)), len(lengths) // size)  # that order
+    batches.steps_of_epoch = lambda lengths, size, *_: np.array_split(
+        np.arange(len(lengths)), len(lengths) // size
+    )  # keeps the order
     fine_tuner.args.load_best_model_at_end = False
     predictor = prediction.Predictor(task, model, tokenizer, config)
     return fine_tuner, lambda: task.predict(predictor, rows), np.minimum(rows.lengths, max_length).tolist()
 
 
 def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
-    """Train and predict with one variant. Tokens and multiply-adds are those of the reviews, without padding."""
+    """Train and predict with one variant, and return its row. Tokens and multiply-adds do not include padding."""
     console.quiet_libraries()
     torch.manual_seed(0)
     config, on_gpu = Config(train_samples=rows), torch.cuda.is_available()
@@ -146,7 +148,7 @@ def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
     model_trainer.args.eval_strategy = model_trainer.args.save_strategy = model_trainer.args.logging_strategy = "no"
     model_trainer.args.disable_tqdm = True
     model_trainer.args.max_steps = -1 if on_gpu else 2
-    model_trainer.train()  # warm-up; on a GPU with all lengths, as its libraries plan each one anew
+    model_trainer.train()  # warm-up; on a GPU with all lengths, because its libraries plan for each length
     model_trainer.args.max_steps = -1
     train_seconds, seconds_before = timed_training(model_trainer)
     memory = peak_memory_gib()
@@ -166,13 +168,13 @@ def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
 
 
 class Start(transformers.TrainerCallback):
-    """Notes when the first epoch begins; `stop` ends the process at the first step with the seconds since its start."""
+    """Records when the first epoch begins. With `stop`, the first step ends the process with the seconds since its start."""
 
     def __init__(self, stop: bool = False) -> None:
         self.stop = stop
 
     def on_epoch_begin(self, *_, **__) -> None:
-        self.at = time.perf_counter()
+        self.epoch_began = time.perf_counter()
 
     def on_step_begin(self, *_, **__) -> None:
         if self.stop:
@@ -180,15 +182,15 @@ class Start(transformers.TrainerCallback):
 
 
 def timed_training(model_trainer: transformers.Trainer) -> tuple[float, float]:
-    """Return seconds of training, and those until the first epoch, in which CUDA graphs are recorded: once a run, however long it is."""
+    """Return the seconds of training, and those before it, in which CUDA graphs are recorded once per run."""
     started, start = time.perf_counter(), Start()
     model_trainer.add_callback(start)
     seconds = timed(model_trainer.train)
-    return started + seconds - start.at, start.at - started
+    return started + seconds - start.epoch_began, start.epoch_began - started
 
 
 def timed(call) -> float:
-    """Return the seconds that `call` takes, a GPU's work included."""
+    """Return the seconds that `call` takes, including the work of a GPU."""
     started = time.perf_counter()
     call()
     if torch.cuda.is_available():
@@ -197,17 +199,17 @@ def timed(call) -> float:
 
 
 def matrix_rate() -> float:
-    """Return the multiply-adds per second of a large bf16 matrix product: the best of five, 4096 x 4096 x 4096."""
+    """Return the multiply-adds per second of a large bf16 matrix product, 4096 x 4096 x 4096, the best of five."""
     a, b = torch.randn(2, 4096, 4096, device="cuda" if torch.cuda.is_available() else "cpu").bfloat16()
     return 4096**3 / min(timed(lambda: a @ b) for _ in range(5))
 
 
 def multiply_adds(model, lengths: list[int]) -> float:
-    """Return those that one training step over reviews of these lengths can't do without.
+    """Return the multiply-adds that a training step over reviews of these lengths cannot avoid.
 
-    A frozen linear layer: one for each weight and token forward, one backward (the gradient of its input). An adapter:
-    three (forward, input, weight). Attention: tokens x tokens x width, two products forward and four backward.
-    Embeddings, the head and everything elementwise count as nothing.
+    A frozen linear layer has two per weight and token (forward, gradient of the input), an adapter three (also the gradient of
+    the weight). Attention has tokens x tokens x width for each of two products forward and four backward. Embeddings, the head and
+    elementwise operations are not counted.
     """
     weights = {True: 0, False: 0}
     for name, module in model.named_modules():
@@ -218,7 +220,7 @@ def multiply_adds(model, lengths: list[int]) -> float:
 
 
 def start_up() -> dict:
-    """Return the seconds from the start of `python fine_tune.py` to its first training step, default settings, caches warm."""
+    """Return the seconds from the start of `python fine_tune.py` to its first training step: default settings, warm caches."""
     try:
         run_script("fine_tune.py", *flags(output_dir="outputs", run_name="start-up"), callback=Start(stop=True))
     except SystemExit as stop:
@@ -227,7 +229,7 @@ def start_up() -> dict:
 
 
 def save_shape(model_type: str, folder: str) -> str:
-    """Save a model's true shape with random weights and the stand-in's tokenizer, whose vocabulary is that of BERT and DistilBERT."""
+    """Save the architecture with random weights and the tokenizer of the stand-in, whose vocabulary is that of BERT and DistilBERT."""
     stand_in = find_model("distilbert-base-uncased", "stand-in").path
     if model_type == "stand-in":
         return str(stand_in)
@@ -238,50 +240,50 @@ def save_shape(model_type: str, folder: str) -> str:
 
 
 def measure_all(arguments: argparse.Namespace) -> dict:
-    """Return the record: medians of the variants, each in a process of its own."""
+    """Return the record: the medians of each variant, measured in processes of their own."""
     models, steps = (MODELS, STEPS) if arguments.device == "cpu" else (SHAPES, WAYS)
     repeats, lengths = (1, LENGTHS[:1]) if arguments.quick else (arguments.repeats, LENGTHS)
     variants = itertools.product(arguments.models or models, lengths, arguments.variants or steps)
-    everywhere = {"baseline", "ours", *WAYS} if steps is WAYS else {"baseline", "ours"}
-    seen = {(m, n, step): [] for m, n, step in variants if step in everywhere or (m, n) == LADDER}
-    starts = []
+    if steps is STEPS:
+        variants = [variant for variant in variants if variant[2] in ("baseline", "ours") or variant[:2] == LADDER]
+    measured, starts = {variant: [] for variant in variants}, []
     with tempfile.TemporaryDirectory() as folder:
-        paths = {model: save_shape(model, folder) for model, _, _ in seen}
+        paths = {model: save_shape(model, folder) for model, _, _ in measured}
         for repeat in range(repeats):
             if steps is STEPS:
                 starts.append(worker(__file__, "start-up")["seconds_to_first_step"])
-            for (model, length, step), measured in seen.items():
-                measured.append(worker(__file__, step, paths[model], str(length), str(arguments.rows)))
-                values = "  ".join(f"{key} {value:.3g}" for key, value in measured[-1].items())
+            for (model, length, step), results in measured.items():
+                results.append(worker(__file__, step, paths[model], str(length), str(arguments.rows)))
+                values = "  ".join(f"{key} {value:.3g}" for key, value in results[-1].items())
                 print(f"{repeat + 1}  {models[model]:<36} {length}  {step:<13}  {values}", flush=True)
     rows = [
         {"model": models[model], "max_length": length, "variant": step}
-        | {key: median(m[key] for m in measured) for key in measured[0]}
-        for (model, length, step), measured in seen.items()
+        | {key: median(result[key] for result in results) for key in results[0]}
+        for (model, length, step), results in measured.items()
     ]
     return {"repeats": repeats, "rows": rows, "steps": steps} | ({"seconds_to_first_step": median(starts)} if starts else {})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--name", help="of the machine, in the name of its record; not given: only printed")
+    parser.add_argument("--name", help="name of the machine, for the record's file; without it the results are only printed")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="which variants: STEPS or WAYS")
-    parser.add_argument("--quick", action="store_true", help="one repeat, 512 tokens only")
-    parser.add_argument("--models", nargs="+", help=f"some of {', '.join(MODELS | SHAPES)}")
-    parser.add_argument("--variants", nargs="+", help=f"some of {', '.join(STEPS | WAYS)}")
-    parser.add_argument("--rows", type=int, default=3200, help="reviews")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="measure STEPS on a CPU, or WAYS on a GPU")
+    parser.add_argument("--quick", action="store_true", help="one repeat at 512 tokens only")
+    parser.add_argument("--models", nargs="+", help=f"any of {', '.join(MODELS | SHAPES)}")
+    parser.add_argument("--variants", nargs="+", help=f"any of {', '.join(STEPS | WAYS)}")
+    parser.add_argument("--rows", type=int, default=3200, help="number of reviews")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.name and arguments.variants:
-        parser.error("--variants are printed, a record has all of them: leave --name out")
+        parser.error("a record has all variants: give --name or --variants, not both")
     if arguments.worker:
         step, *rest = arguments.worker
         print(json.dumps(start_up() if step == "start-up" else measure(step, rest[0], *map(int, rest[1:]))))
         return
     record = measure_all(arguments)
     if "seconds_to_first_step" in record:
-        print(f"start of the process to the first training step: {record['seconds_to_first_step']:.1f} s")
+        print(f"from the start of the process to the first training step: {record['seconds_to_first_step']:.1f} s")
     if arguments.name:
         file = machine_file("speed" if arguments.device == "cpu" else "gpu", arguments.name)
         write_json(file, record | {"environment": environment()})

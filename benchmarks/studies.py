@@ -1,15 +1,15 @@
-"""The studies that quality.py runs: named experiments, each with what it changes.
+"""The studies that quality.py runs: named experiments, each with the settings that it changes.
 
-A study's split is where its runs are measured: validation, where choices are made, or the test, which only reports: the
-official one, except for "sentences". Rows are IMDb's, 2,500 of the official training reviews held out for validation, unless a
-study names other data. Settings in `Study.common` and in the experiments are flags of fine_tune.py.
+The runs of a study are measured on its split. Choices are made on validation; the test only reports. It is the official test, except
+in "sentences" and "gpt2-style", where it is held out from train. Unless a study names other data, rows are those of IMDb, with 2,500
+of the official training reviews held out for validation. Settings are flags of fine_tune.py.
 """
 
 from dataclasses import dataclass
 
 from config import ALL_ROWS, PRESETS
 
-TFIDF = "tf-idf"  # a method of quality.py alone: scikit-learn's, on the same rows
+TFIDF = "tf-idf"  # a method that only quality.py has: scikit-learn on the same rows
 SEEDS = (0, 1, 2)
 
 
@@ -17,16 +17,16 @@ SEEDS = (0, 1, 2)
 class Study:
     split: str  # "validation" or "test"
     common: dict
-    experiments: dict[str, dict]  # by name: what differs from `common`
+    experiments: dict[str, dict]  # name -> settings that differ from `common`
     seeds: tuple[int, ...] = (0,)
-    keep: bool = False  # whether its merged models stay, where `pretrained` finds them
-    # How the name of the experiment begins that the others are compared with, behind STUDY/ if it is in another study. {0}, {1}: the
-    # parts between commas of the name of the one that is compared.
+    keep: bool = False  # whether to keep the merged models, where `pretrained` finds them
+    # The beginning of the name of the experiment to compare with, after STUDY/ if it is in another study. {0} and {1} stand for the
+    # parts, between commas, of the name of the experiment that is compared.
     reference: str = ""
 
 
 def pretrained(study: str, experiment: str) -> dict:
-    """Return the setting that begins with the model that an experiment of a study with `keep` leaves."""
+    """Return the setting that starts from the model of an experiment of a study with `keep`."""
     return dict(model_name=f"outputs/{study}/{experiment.replace(', ', '_').replace(' ', '-')}/export/merged")
 
 
@@ -36,6 +36,11 @@ def lora(rank: int, **more) -> dict:
 
 def full(learning_rate: float, **more) -> dict:
     return dict(method="full", learning_rate=learning_rate) | more
+
+
+def beside_full(rate: float, **settings) -> dict[str, dict]:
+    """Return LoRA with `settings`, and full fine-tuning at the learning rate `rate`."""
+    return {"LoRA on all linear layers": settings, "full fine-tuning": full(rate)}
 
 
 def rates(name: str, *texts: str, **more) -> dict[str, dict]:
@@ -52,24 +57,26 @@ def each(name: str, setting: str, *values) -> dict[str, dict]:
 LINEAR = [*(f"attention.self.{name}" for name in ("query", "key", "value")), "attention.output.dense"]
 LINEAR += ["intermediate.dense", "output.dense"]
 UPPER_LAYERS = ",".join(f"layer.{number}.{name}" for number in (2, 3, 4, 5) for name in LINEAR)
-PATIENT = dict(early_stopping_patience=0)  # the same budget of epochs for all
-LAPTOP = dict(val_samples=0, eval_steps=0.5) | PATIENT
+TUTORIAL = dict(dropout=0.1, lora_dropout=0.1, padding="max_length", precision="float32")
+TUTORIAL_LORA = dict(target_modules="query-value", lora_r=8, lora_alpha=32, learning_rate=2e-4, truncation="head")
+NO_EARLY_STOP = dict(early_stopping_patience=0)  # so that all experiments train equally long
+LAPTOP = dict(val_samples=0, eval_steps=0.5) | NO_EARLY_STOP
 SHORT = LAPTOP | dict(max_length=128)
-FULL = PRESETS["full"] | PATIENT
-# By number of training reviews: so few need more passes.
+FULL = PRESETS["full"] | NO_EARLY_STOP
+# Number of training reviews -> settings: few reviews need more epochs.
 SMALL = {n: dict(train_samples=n, num_train_epochs=epochs) for n, epochs in ((500, 10), (2_000, 5), (8_000, 3))}
 MPNET = {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")}
-ENTITIES = PRESETS["ner"] | lora(64, learning_rate=1e-3) | PATIENT
+ENTITIES = PRESETS["ner"] | lora(64, learning_rate=1e-3) | NO_EARLY_STOP
 SENTENCES = ENTITIES | lora(16, context="sentence", batch_size=32, eval_steps=0.1)
 NEIGHBOURS = dict(context="neighbours", batch_size=8)
-LANGUAGE = dict(task="causal-lm", **ALL_ROWS, **PATIENT, eval_steps=0.2)
-SMALL_GPT2 = dict(model_name="outputs/small-gpt2")  # what small_gpt2.py leaves there
+LANGUAGE = dict(task="causal-lm", **ALL_ROWS, **NO_EARLY_STOP, eval_steps=0.2)
+SMALL_GPT2 = dict(model_name="outputs/small-gpt2")  # made by small_gpt2.py
 GPT2 = pretrained("gpt2", "1 pass")
 STYLE = LANGUAGE | GPT2 | dict(dataset_name="cornell-movie-review-data/rotten_tomatoes", max_length=64, num_train_epochs=3)
 STYLES = rates("LoRA, {}", "1e-3", "3e-3") | rates("LoRA, rank 64, {}", "1e-3", "3e-3", "1e-2", **lora(64))
 STYLES |= rates("full, {}", "1e-4", "3e-4", "1e-3", "3e-3", method="full")
 TRANSLATION = dict(task="translation", dataset_name="bentrevett/multi30k", **ALL_ROWS, max_length=64, batch_size=128)
-TRANSLATION |= dict(label_smoothing_factor=0.1, **PATIENT, eval_steps=0.25)
+TRANSLATION |= dict(label_smoothing_factor=0.1, **NO_EARLY_STOP, eval_steps=0.25)
 FROM_SCRATCH = TRANSLATION | full(3e-3, model_name="outputs/small-translator", warmup_steps=0.2, num_train_epochs=12)
 EN_DE = dict(source_column="en", target_column="de")
 DE_EN = dict(source_column="de", target_column="en")
@@ -87,21 +94,14 @@ AUGMENTATIONS = each("{}", "augmentation", "none", "token-dropout", "crop", "sen
 PASSES = {"LoRA, 1 pass": lora(64, learning_rate=1e-3), "full, 1 pass": full(3e-4)}
 PASSES |= {"full, 3 passes": full(3e-4, num_train_epochs=3)}
 PRETRAINED = {"no further pre-training": {}} | {name: pretrained("pretraining", name) for name in PASSES}
-# STS-B: how alike two sentences are, from 0 to 5. `--dataset_name` says where it lies.
+# STS-B: the similarity of two sentences, from 0 to 5. `--dataset_name` names its folder.
 STSB = dict(problem_type="regression", text_column="sentence1", text_pair_column="sentence2", label_column="score", **ALL_ROWS)
-STSB |= dict(max_length=128, batch_size=32, num_train_epochs=3, eval_steps=0.25, metric_for_best_model="spearman", **PATIENT)
-STSB_RATES = {"LoRA": 2e-3, "full": 2e-4}  # the best of "stsb-recipe"
+STSB |= dict(max_length=128, batch_size=32, num_train_epochs=3, eval_steps=0.25, metric_for_best_model="spearman", **NO_EARLY_STOP)
 
 STUDIES = {
-    # Does what makes training fast cost accuracy? Three things change what is computed: dropout, batches of like length, bf16.
-    "fast": Study(
-        "validation",
-        SHORT | dict(train_samples=4000),
-        {"ours": {}, "tutorial": dict(dropout=0.1, lora_dropout=0.1, padding="max_length", precision="float32")},
-        SEEDS,
-        reference="tutorial",
-    ),
-    # What makes the first command shorter, and what that costs.
+    # Does fast training cost accuracy? Three steps change what is computed: no dropout, batches of similar length, bf16.
+    "fast": Study("validation", SHORT | dict(train_samples=4000), {"ours": {}, "tutorial": TUTORIAL}, SEEDS, reference="tutorial"),
+    # Ways to make the first command shorter, and their cost in accuracy.
     "shorter": Study(
         "validation",
         LAPTOP,
@@ -145,7 +145,7 @@ STUDIES = {
         | {"LoRA+, ratio 8": dict(loraplus_lr_ratio=8, learning_rate=5e-4), "PiSSA": dict(init_lora_weights="pissa")},
         reference="base",
     ),
-    # The best of them on all the reviews, as `--preset full` has them.
+    # The best changes on all the reviews, with the settings of `--preset full`.
     "confirm": Study(
         "validation",
         FULL,
@@ -157,17 +157,13 @@ STUDIES = {
         | rates("learning rate {}", "5e-4"),
         reference="base",
     ),
-    # What the recipe reaches on the official test: `--preset full`, and full fine-tuning at its own best learning rate.
-    "comparison": Study(
-        "test", FULL, {"LoRA on all linear layers": {}, "full fine-tuning": full(5e-5)}, SEEDS, reference="full fine-tuning"
-    ),
+    # The official test: `--preset full`, and full fine-tuning at its own best learning rate.
+    "comparison": Study("test", FULL, beside_full(5e-5), SEEDS, reference="full fine-tuning"),
     "baselines": Study(
         "test",
         FULL,
         {
-            "LoRA on query and value, as tutorials have it": dict(
-                target_modules="query-value", lora_r=8, lora_alpha=32, learning_rate=2e-4, truncation="head"
-            ),
+            "LoRA on query and value, as tutorials have it": TUTORIAL_LORA,
             "the head alone": dict(method="head"),
             "TF-IDF and logistic regression": dict(method=TFIDF),
         },
@@ -181,9 +177,9 @@ STUDIES = {
     ),
     "augmentation-500": Study("validation", FULL | SMALL[500], AUGMENTATIONS, SEEDS, reference="none"),
     "augmentation-8000": Study("validation", FULL | SMALL[8_000], AUGMENTATIONS, SEEDS, reference="none"),
-    # Another data set: short sentences, a quarter of the rows; its test is held out from train.
-    "sentences": Study("test", PRESETS["rotten_tomatoes"] | PATIENT, {"Rotten Tomatoes": {}}, SEEDS),
-    # Named entities: one change at a time from each of the two methods.
+    # Another data set: short sentences, a quarter of the rows. The test is held out from train.
+    "sentences": Study("test", PRESETS["rotten_tomatoes"] | NO_EARLY_STOP, {"Rotten Tomatoes": {}}, SEEDS),
+    # Named entities: one change at a time, for each of the two methods.
     "entities-recipe": Study(
         "validation",
         SENTENCES,
@@ -196,15 +192,13 @@ STUDIES = {
         | rates("full, neighbours, {}", "2e-4", "4e-4", method="full", **NEIGHBOURS),
         reference="{0}, ",
     ),
-    # What they reach on the official test, each at its own best learning rate.
-    "entities": Study(
-        "test", ENTITIES, {"LoRA on all linear layers": {}, "full fine-tuning": full(2e-4)}, SEEDS, reference="full fine-tuning"
-    ),
+    # Both methods on the official test, each at its own best learning rate.
+    "entities": Study("test", ENTITIES, beside_full(2e-4), SEEDS, reference="full fine-tuning"),
     # At 1e-3 and rank 64 the larger model learned nothing: its training loss did not fall below that of guessing.
     "entities-model": Study("test", ENTITIES | lora(16, learning_rate=4e-4), MPNET),
-    # Further pre-training on the training reviews, without their labels; perplexity of masked tokens on the validation reviews.
-    "pretraining": Study("validation", PRESETS["pretrain"] | PATIENT, PASSES, keep=True),
-    # What a classifier makes of it that has this many labelled reviews; what all reviews reach without it is "confirm/base".
+    # Further pre-training on the training reviews, without their labels. Perplexity of masked tokens on the validation reviews.
+    "pretraining": Study("validation", PRESETS["pretrain"] | NO_EARLY_STOP, PASSES, keep=True),
+    # A classifier on top of it with few labelled reviews. "confirm/base" is that of all reviews without further pre-training.
     "pretrained": Study(
         "validation",
         FULL | dict(eval_steps=0.5),
@@ -212,7 +206,7 @@ STUDIES = {
         | {"all reviews, full, 3 passes": PRETRAINED["full, 3 passes"]},
         reference="{0}, no",
     ),
-    # What it is worth on the official test where it helped most.
+    # The official test, in the setting where it helped most.
     "pretrained-test": Study(
         "test",
         FULL | dict(eval_steps=0.5) | SMALL[500],
@@ -220,12 +214,12 @@ STUDIES = {
         SEEDS,
         reference="no further",
     ),
-    # A decoder: the random weights of small_gpt2.py, which read IMDb's training reviews; perplexity on the validation reviews.
+    # A decoder: the random weights of small_gpt2.py are trained on IMDb's training reviews. Perplexity on the validation reviews.
     "gpt2": Study("validation", LANGUAGE | SMALL_GPT2 | full(1e-3, max_length=256), {"1 pass": {}}, keep=True),
-    # It continues in another style: short sentences of critics.
+    # The decoder learns another style: short sentences of critics.
     "gpt2-recipe": Study("validation", STYLE, STYLES),
     "gpt2-style": Study("test", STYLE, {name: STYLES[name] for name in ("LoRA, rank 64, 3e-3", "full, 1e-3")}, SEEDS),
-    # A classifier of reviews on top of it, and on the weights it began with.
+    # A classifier of reviews on top of the decoder, and on top of the random weights.
     "gpt2-reviews": Study(
         "validation",
         FULL | dict(train_samples=4_000),
@@ -240,17 +234,11 @@ STUDIES = {
         | rates("full, learning rate {}", "5e-5", "1e-4", "2e-4", method="full"),
         reference="{0}, ",
     ),
-    "stsb": Study(
-        "test",
-        STSB,
-        {"LoRA on all linear layers": dict(learning_rate=STSB_RATES["LoRA"]), "full fine-tuning": full(STSB_RATES["full"])},
-        SEEDS,
-        reference="full fine-tuning",
-    ),
+    "stsb": Study("test", STSB, beside_full(2e-4, learning_rate=2e-3), SEEDS, reference="full fine-tuning"),
     "translation-recipe": Study("validation", FROM_SCRATCH | EN_DE, {"no dropout": {}}),
-    # A translation model from scratch, the random weights of small_translator.py; on Multi30k's official test of 2016.
+    # A translation model from scratch: the random weights of small_translator.py. Multi30k's official test of 2016.
     "translation-base": Study("test", FROM_SCRATCH | dict(dropout=0.1), {"English to German": EN_DE}, SEEDS, keep=True),
-    # It learns another direction and another language. First what serves LoRA and full fine-tuning, in one of the cases.
+    # That model learns another direction and another language. First the settings for each method, in one of the cases.
     "translation-lora": Study(
         "validation",
         ADAPTED | PAIRS["5,000"] | DE_EN,
@@ -279,6 +267,6 @@ STUDIES = {
         },
         reference="{0}, {1}, full",
     ),
-    # A model of the size people use.
+    # A base model of a common size.
     "model": Study("test", FULL, MPNET),
 }

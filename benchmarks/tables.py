@@ -107,7 +107,7 @@ def growth_picture(path: Path) -> None:
     """Draw accuracy and minutes of training by the number of training reviews."""
     lora = growth(experiments("growth", "comparison", "baselines"))
     reviews, tfidf = [record["dataset"]["train"] for record in lora], [record["reference"] for record in lora]
-    figure, (accuracy, minutes) = plots.subplots(1, 2, figsize=(9, 3.8))
+    figure, (accuracy, minutes) = plots.subplots(1, 2, figsize=(9, 4))
     for records, label in ((lora, f"LoRA, {lora[0]['model_name']}"), (tfidf, "TF-IDF and logistic regression")):
         draw_accuracies(accuracy, reviews, records, fmt="o-", label=label)
         minutes.plot(reviews, [record["training_minutes"] for record in records], "o-")
@@ -118,7 +118,8 @@ def growth_picture(path: Path) -> None:
         axes.set(xlabel="training reviews", xscale="log", xticks=reviews, xticklabels=[f"{n:,}" for n in reviews])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=2)
+    figure.legend(loc="outside lower center", ncols=2)
+    figure.suptitle("IMDb's official test, one seed; bars: 95 % intervals of the rows", fontsize=10)
     plots.save(figure, path)
 
 

@@ -1,12 +1,12 @@
-"""How long until a model labels reviews well: the first command beside a tutorial's recipe, from the start of the process.
+"""Measure the minutes until a model labels reviews well, from the start of the process: the first command beside a plain Trainer.
 
     python benchmarks/time_to_accuracy.py --name two-cores --seeds 0 1 2
 
-Both train on the rows of `python fine_tune.py`. The tutorial's recipe is that of speed.py, its learning rate that of peft's quick
-tour. What trains is copied some times an epoch. When the training is over, or its time is, the copies label the reviews that the
-first command holds out as its test (the tutorial's in bf16 too), the last copy first, until one misses the lower target. So a target
-counts as reached by the first copy from which on none misses it. Each way and seed is a process of its own; one that the record has
-is not run again.
+Both train on the rows of `python fine_tune.py`. The plain Trainer, "tutorial", has the settings of speed.py and the learning rate of
+peft's quick tour. The trainable parameters are copied several times per epoch. After the training, or when its time is up, the copies
+predict the reviews that the first command holds out as its test, in bf16 for the tutorial too. The last copy comes first, and the
+first copy below the lower target ends the measurement. A target is reached by the first copy after which no copy misses it. Each
+way and seed is a process of its own. Runs that the record has are not run again.
 """
 
 import argparse
@@ -32,15 +32,15 @@ from finetuning.training.prediction import Predictor
 WAYS = {"first command": None, "tutorial, 256 tokens": 256, "tutorial, 512 tokens": 512}
 TARGETS = (0.88, 0.9)
 REVIEWS_BETWEEN_COPIES = 1_600
-RECIPE = dict(learning_rate=1e-3, num_train_epochs=3, save_strategy="no")  # of the tutorial; the rest is in speed.py
+TUTORIAL = dict(learning_rate=1e-3, num_train_epochs=3, save_strategy="no")  # the other settings are in speed.py
 
 
 class Over(Exception):
-    """The training is over, or its time is."""
+    """Raised when the training ends or its time is up."""
 
 
 class Copies(TrainerCallback):
-    """Copies of what trains, each with the seconds since the start of the process."""
+    """Copies the trainable parameters, each time with the seconds since the start of the process."""
 
     def __init__(self, minutes: float) -> None:
         self.started, self.minutes, self.copies = psutil.Process().create_time(), minutes, []
@@ -67,11 +67,10 @@ class Copies(TrainerCallback):
 
 
 def measure(way: str, seed: int, minutes: float) -> dict:
-    """Return seconds since the start of the process, and accuracy, of the copies that were asked, in their order."""
-
+    """Return the record of one run: `marks` has the seconds since the start of the process and the accuracy of its copies."""
     console.quiet_libraries()
     copies, max_length = Copies(minutes), WAYS[way]
-    # `method` full: so that bf16 is left to autocast, as for the tutorial's own model
+    # with method "full" autocast computes in bf16, as it must for the model of the tutorial
     config = Config() if max_length is None else Config(max_length=max_length, truncation="head", method="full")
     task, source = tasks.pick(config), sources.find_model(config.model_name)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Over):
@@ -79,7 +78,7 @@ def measure(way: str, seed: int, minutes: float) -> dict:
             run_script("fine_tune.py", *flags(output_dir=folder, run_name="run", seed=seed), callback=copies)
         else:
             reviews = splits.load_data(task, config).train
-            trainer, *_ = tutorial(str(source.path), reviews, max_length, seed=seed, output_dir=folder, **RECIPE)
+            trainer, *_ = tutorial(str(source.path), reviews, max_length, seed=seed, output_dir=folder, **TUTORIAL)
             trainer.add_callback(copies)
             trainer.train()
     data, tokenizer = splits.load_data(task, config), load_tokenizer(task, source, config)
@@ -101,22 +100,19 @@ def measure(way: str, seed: int, minutes: float) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--name", help="of the machine, in the record's name")
+    parser.add_argument("--name", help="name of the machine, for the record's file")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--minutes", type=float, default=15, help="after so many a run is given up")
+    parser.add_argument("--minutes", type=float, default=15, help="minutes after which a run is stopped")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         print(json.dumps(measure(arguments.worker, *arguments.seeds, arguments.minutes)))
         return
 
-    file = machine_file("time", arguments.name)
-    record = (
-        json.loads(file.read_text(encoding="utf-8"))
-        if file.exists()
-        else {"targets": TARGETS, "minutes": arguments.minutes, "runs": []}
-    )
+    file, record = machine_file("time", arguments.name), {"targets": TARGETS, "minutes": arguments.minutes, "runs": []}
+    if file.exists():
+        record = json.loads(file.read_text(encoding="utf-8"))
     done = {(run["way"], run["seed"]) for run in record["runs"]}
     for seed in arguments.seeds:
         for way in arguments.ways:
