@@ -47,7 +47,7 @@ def test_every_experiment_has_its_record():
 
 def test_every_flag_preset_and_file_it_names_is_there():
     flags = {"preset", "resume", "search", "json", "file", "out", "explain", "run", "help", "push_to_hub"}
-    flags |= {"formats", "private", "max_new_tokens", "temperature", "top_p", "index", "columns"}
+    flags |= {"formats", "private", "max_new_tokens", "temperature", "top_p", "index"}
     flags |= {"nproc_per_node", "nnodes", "node_rank", "master_addr", "rdzv_backend", "rdzv_id", "rdzv_endpoint"}  # torchrun's
     names = {field.name for field in fields(Config)} | flags
     commands = "\n".join(re.findall(r"```bash\n(.*?)```", "\n".join([README, *DOCS]), flags=re.DOTALL))
