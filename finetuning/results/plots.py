@@ -83,6 +83,7 @@ def plot_training(log: list[dict], best: dict, metric: Metric, path: Path) -> No
     score.set(ylabel=metric.name)
     rate.plot(*series("learning_rate"), color="tab:blue")
     rate.set(ylabel="learning rate", xlabel="step", ylim=(0, None))
+    rate.xaxis.get_major_locator().set_params(integer=True)
     for axes in (loss, score, rate):
         axes.axvline(best["step"], color="grey", linestyle=":", label="best checkpoint")
         axes.grid(alpha=0.3)
