@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--private", action="store_true", help="with --push_to_hub: make the repository private")
     arguments = parser.parse_args()
     if arguments.push_to_hub and "merged" not in (arguments.formats or ["merged"]):
-        raise UserError("--push_to_hub needs the format merged: add it to --formats")
+        raise UserError("--push_to_hub needs the merged model: add merged to --formats")
 
     from finetuning import console, processes, tasks
     from finetuning.results import cards, run_folder

@@ -205,7 +205,7 @@ def test_card_code_gives_real_reviews_the_probabilities_of_predict(call, tmp_pat
         (answer,) = pipeline(text)
         if len(pipeline.tokenizer(text)["input_ids"]) <= 64:  # the pipeline reads the same tokens
             assert answer["label"] == label and abs(answer["score"] - probability) < 1e-4
-    assert "first 64 tokens" in card and "its first quarter and its end" in card
+    assert "first 64 tokens" in card and "reads the first 16 and the last 48" in card
 
 
 def test_the_model_card_names_the_test_split(call, tiny_flags, tmp_path):

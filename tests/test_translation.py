@@ -519,7 +519,7 @@ def test_doubtful_pairs_are_counted_and_left_out_only_on_request(tmp_path):
     assert numbers_of(kept) == {*range(100)}
     remarks = "\n".join(kept.remarks)
     assert "1 of 100 pairs of split train seem to have swapped sides (row 3)" in remarks and "left out" not in remarks
-    assert "absurdly different lengths (row 5)" in remarks and "equal texts on both sides (row 7)" in remarks
+    assert "very different lengths (row 5)" in remarks and "equal texts on both sides (row 7)" in remarks
     assert numbers_of(skipped) == {*range(100)} - {3, 5}, "equal texts may be right; numbers are those of the file"
     assert ["left out" in remark for remark in skipped.remarks] == [False, True, True]
     numbered = {int(row): text for row, text in zip(skipped.train.rows, skipped.train.columns()["source"], strict=True)}
@@ -529,7 +529,7 @@ def test_doubtful_pairs_are_counted_and_left_out_only_on_request(tmp_path):
 def test_a_split_without_a_single_good_pair_is_refused(tmp_path):
     rows_with()[:60].to_csv(tmp_path / "train.csv", index=False)
     rows_with()[60:].assign(target="21 22 " * 40).to_csv(tmp_path / "test.csv", index=False)
-    with pytest.raises(UserError, match="split test: all pairs have sides of absurdly different lengths: check source and target"):
+    with pytest.raises(UserError, match="split test: all pairs have sides of very different lengths: check source and target"):
         splits.load_data(TASK, replace(CONFIG, dataset_name=str(tmp_path), on_bad_rows="skip"))
 
 
