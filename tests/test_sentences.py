@@ -207,7 +207,11 @@ def test_offsets_behind_emoji_are_read_by_the_text_the_words_or_the_setting(text
     ("row", "settings", "words"),
     [
         ({"text": EMOJI, "label": [[11, 15, "LOC"]]}, {}, ["1 spans", "row 0 of train", "'wins' or 'Orva'", "set span_offsets"]),
-        ({"text": EMOJI, "label": [[12, 16, "LOC"]]}, {}, ["in 0 cases if offsets count characters, in 0 cases if", "set span_offsets"]),
+        (
+            {"text": EMOJI, "label": [[12, 16, "LOC"]]},
+            {},
+            ["in 0 cases if offsets count characters, in 0 cases if", "set span_offsets"],
+        ),
         (
             {"text": EMOJI, "label": [[16, 20, "LOC"]]},
             {"span_offsets": "characters"},
