@@ -155,13 +155,13 @@ def _described(about: str | None) -> dict:
 def _group(parser: argparse.ArgumentParser) -> None:
     """Put the flags of `Config` into the sections that config.py has."""
     flat, group = parser._action_groups[1], None
-    by_name = {action.dest: action for action in flat._group_actions}
     for line in inspect.getsource(Config).splitlines():
         if section := re.match(r"    # --- (.+?) -+$", line):
             group = parser.add_argument_group(section[1])
-        elif (field := re.match(r"    (\w+): ", line)) and field[1] in by_name:
-            flat._group_actions.remove(by_name[field[1]])
-            group._group_actions.append(by_name[field[1]])
+        elif field := re.match(r"    (\w+): ", line):
+            actions = [action for action in flat._group_actions if action.dest == field[1]]  # several: --speedups, --no_speedups
+            flat._group_actions[:] = [action for action in flat._group_actions if action not in actions]
+            group._group_actions.extend(actions)
 
 
 def parse_config(args: Sequence[str] | None = None, about: str | None = None) -> tuple[Config, argparse.Namespace]:
