@@ -13,7 +13,7 @@ from pathlib import Path
 from common import RESULTS
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-WIDTH, HEIGHT = 1000, 1180  # pixels of the page, from its top
+WIDTH, HEIGHT = 1000, 760  # pixels of the page, from its top
 
 if __name__ == "__main__":
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
