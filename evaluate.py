@@ -2,11 +2,11 @@
 
     python evaluate.py                        the run that finished last
     python evaluate.py outputs/RUN            another run
-    python evaluate.py outputs/A outputs/B    compare two evaluated runs, row by row
+    python evaluate.py outputs/A outputs/B    compare two evaluated runs on the same test rows
     python evaluate.py --push_to_hub ME/NAME  also upload the adapter and its model card
 
 Writes metrics.json, report.html with its pictures, predictions.parquet and errors.csv into the run folder, and a model card into
-the adapter's folder. All settings come from the run folder, so that they are those of the training.
+the adapter's folder. All settings come from the run folder, so they are the settings of the training.
 """
 
 import time
@@ -20,9 +20,9 @@ from finetuning.errors import UserError
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument(
-        "runs", nargs="*", type=Path, metavar="RUN", help="a run folder, or two to compare; not given: the newest in --output_dir"
+        "runs", nargs="*", type=Path, metavar="RUN", help="a run folder, or two to compare; not given: the run that finished last"
     )
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the run that finished last")
     parser.add_argument("--push_to_hub", metavar="REPO", help="upload the adapter and its model card to this repository, ME/NAME")
     parser.add_argument("--private", action="store_true", help="with --push_to_hub: make the repository private")
     arguments = parser.parse_args()
@@ -43,23 +43,23 @@ def main() -> None:
     data = splits.load_data(task, run.config, run.origins["dataset"])
     run_folder.check_same_data(run.folder, data)
     if len(runs) == 2:
-        results, differing = evaluation.compare(*runs, data.test)
-        return console.show_comparison(task, (str(runs[0].folder), str(runs[1].folder)), results, differing)
+        results, differences_file = evaluation.compare(*runs, data.test)
+        return console.show_comparison(task, (str(runs[0].folder), str(runs[1].folder)), results, differences_file)
 
     model_source = run_folder.find_base_model(run)
     predictor = run_folder.load_predictor(run, model_source)
     console.show_sources(model_source, data)
 
-    # Predict the test split, in the order of the rows.
+    # Predict the rows of the test split, in their order.
     encoded = tokens.encode(task, data.test, predictor.tokenizer, run.config)
     started = time.perf_counter()
     predictions = task.predict(predictor, encoded)
-    seconds = time.perf_counter() - started
+    prediction_seconds = time.perf_counter() - started
 
-    # Measure, and write the report.
+    # Compute the metrics, and write the report.
     evaluated = Evaluation(predictions, data.test, encoded.lengths, data.label_names, run.calibration, run.config)
     evaluated, statistics = evaluation.measure(task, evaluated)
-    evaluated.metrics.update(evaluation.describe(run, model_source, data, seconds))
+    evaluated.metrics.update(evaluation.describe(run, model_source, data, prediction_seconds))
     evaluated.metrics.update(task.more_details(predictor, data.test))
     sections = evaluation.sections_of(run, evaluated)
     evaluation.write(run, evaluated, statistics, sections)

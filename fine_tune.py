@@ -2,7 +2,7 @@
 
 python fine_tune.py                                  a part of IMDb, for a laptop
 python fine_tune.py --preset full                    all of IMDb, for the best result
-python fine_tune.py --preset smoke                   a few seconds: does it run?
+python fine_tune.py --preset smoke                   a few seconds: a check that everything works
 python fine_tune.py --dataset_name reviews.csv       your own texts and labels
 python fine_tune.py --dataset_name ratings.csv --problem_type regression    a number per text
 python fine_tune.py --preset ner                     named entities
@@ -25,7 +25,7 @@ def main() -> None:
     started = time.perf_counter()
     config, arguments = parse_config(about=__doc__)
 
-    # Import the libraries after the flags were checked: it takes seconds.
+    # Importing the libraries takes seconds. It comes after the check of the flags, so that a wrong flag is reported at once.
     from finetuning import console, processes, tasks
     from finetuning.data import sources, splits, tokens
     from finetuning.model import base, lora
@@ -37,7 +37,8 @@ def main() -> None:
     console.quiet_libraries()
     processes.start()
 
-    # Settings and sources. Errors in them are found before anything slow starts.
+    # Find the task, the base model and the run folder. Wrong settings are reported here, before anything slow starts.
+    # A resumed run takes its model and data set from the same origins as before: local path, Hub or stand-in. None: any.
     origins = {"model": None, "dataset": None}
     if arguments.resume:
         run = run_folder.reopen(Path(arguments.resume), tasks.pick)
@@ -47,9 +48,9 @@ def main() -> None:
     base.read_model_config(task, model_source, config)
     if not arguments.resume:
         folder = run_folder.choose_folder(config, model_source)
-    precision, reason = pick_precision(config.precision)
+    precision, precision_reason = pick_precision(config.precision)
 
-    # Rows, then tokens. The rows may decide the task: a list of labels makes it multi-label classification.
+    # Load the rows, then tokenize them. The rows may decide the task: lists of several labels mean multi-label classification.
     data = splits.load_data(task, config, origins["dataset"], arguments.given)
     task, config = data.task, data.config
     console.show_sources(model_source, data)
@@ -62,10 +63,10 @@ def main() -> None:
     if arguments.search:
         return search.search(arguments.search, model_source, tokenizer, encoded, data)
 
-    # The base model with its adapter.
+    # Build the base model, and add the adapter.
     model = lora.add_lora(task, base.build_base(task, model_source, data.label_names, config), config)
     trainable, total = lora.count_parameters(model)
-    print(f"train  {trainable:,} of {total:,} parameters ({trainable / total:.2%}), {precision}: {reason}")
+    print(f"train  {trainable:,} of {total:,} parameters ({trainable / total:.2%}), {precision}: {precision_reason}")
 
     # Train, and keep the checkpoint that is best on validation.
     if arguments.resume:
@@ -73,30 +74,30 @@ def main() -> None:
     else:
         run_folder.start_run(folder, model_source, data)
     fine_tuner = trainer.build_trainer(model, tokenizer, encoded, data, folder / "checkpoints")
-    seconds_before = time.perf_counter() - started
+    seconds_before_training = time.perf_counter() - started
     with resumable(folder):
-        seconds = trainer.train(fine_tuner)
+        training_seconds = trainer.train(fine_tuner)
 
-    # Calibrate on validation, and save.
+    # Calibrate on validation, and save the adapter with the facts about its training.
     predictor, metric = Predictor(task, model, tokenizer, config), trainer.chosen_metric(task, config)
     predictions = task.validate(predictor, encoded["validation"])
-    best = trainer.best_validation(fine_tuner) | {
+    best_validation = trainer.best_validation(fine_tuner) | {
         "ci95": metrics.interval(metric, task.statistics(predictions, data.validation, {})),
         "n": len(data.validation),
         "split": data.validation_split,
     }
-    record = {
+    training = {
         "calibration": task.calibrate(predictions, data.validation),
-        "validation": best,
-        "seconds": {"before_training": seconds_before, "training": seconds},
+        "validation": best_validation,
+        "seconds": {"before_training": seconds_before_training, "training": training_seconds},
         "precision": precision,
         "peak_memory_gib": run_folder.peak_memory_gib(),
         "trainable_parameters": trainable,
         "total_parameters": total,
         "log_history": fine_tuner.state.log_history,
     }
-    run_folder.finish_run(folder, predictor, model_source.name, record)
-    console.show_trained(folder, metric, best, seconds)
+    run_folder.finish_run(folder, predictor, model_source.name, training)
+    console.show_trained(folder, metric, best_validation, training_seconds)
 
 
 if __name__ == "__main__":

@@ -26,66 +26,66 @@ from finetuning.errors import Terminated, UserError
 
 
 def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate a script's main: exit code 2 and one message for a wrong call or input, 130 for Ctrl-C, 143 for SIGTERM.
+    """Decorate a script's main, so that it ends with one message and the right exit code instead of a traceback.
 
-    Any other exception keeps its traceback and Python's exit code 1: the mistake is ours, not the user's. Of several processes, the
-    first one prints.
+    2: a wrong call or wrong input; 130: Ctrl-C; 143: SIGTERM; 1: another process of the run has ended. Any other exception is a
+    bug: it keeps its traceback and Python's exit code 1. If a run has several processes, only the first one prints.
     """
 
     @functools.wraps(main)
-    def guarded() -> None:
-        before = signal.signal(signal.SIGTERM, _terminate)
+    def run_and_exit() -> None:
+        previous_handler = signal.signal(signal.SIGTERM, _terminate)
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # a character that the terminal can't show is written as its number
+            if isinstance(stream, io.TextIOWrapper):  # print a character that the terminal can't show as its number
                 stream.reconfigure(errors="backslashreplace")
         code = 0
         try:
             main()
         except UserError as error:
-            code = _stop(f"error: {error}", 2)
-        except BrokenPipeError:  # `python predict.py ... | head` closed its end
+            code = _report(f"error: {error}", 2)
+        except BrokenPipeError:  # the reader of a pipe has ended, as in `python predict.py ... | head`
             sys.stdout = None
         except Exception as error:
-            if _lost_another(error):
-                code = _stop("error: another process of this run has ended, so this one ends as well", 1)
+            if _lost_other_process(error):
+                code = _report("error: another process of this run has ended, so this one ends as well", 1)
             elif _cannot_write(error):
                 remedy = "make room and --resume the run, or set output_dir to another folder"
-                code = _stop(f"error: cannot write ({error}): {remedy}", 2)
+                code = _report(f"error: cannot write ({error}): {remedy}", 2)
             else:
                 raise
         except KeyboardInterrupt as error:
-            code = _stop("stopped", 143 if isinstance(error, Terminated) else 130)
+            code = _report("stopped", 143 if isinstance(error, Terminated) else 130)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, previous_handler)
             remove_reserved()
         if "RANK" in os.environ:
             _exit_at_once(code)
         if code:
             sys.exit(code)
 
-    return guarded
+    return run_and_exit
 
 
 def shows_unicode(stream: TextIO) -> bool:
-    """Return whether every character can be written to a stream."""
+    """Return whether every character can be written to `stream`: its encoding is UTF-8, UTF-16 or UTF-32."""
     return codecs.lookup(stream.encoding or "ascii").name.startswith("utf")
 
 
 @contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Print how to continue the run in `folder` if the block is interrupted."""
+    """Print how to continue the run in `folder` if the `with` block is interrupted."""
     try:
         yield
     except BaseException as error:
-        if _prints() or _lost_another(error):
+        if _is_first_process() or _lost_other_process(error):
             print(f"\ninterrupted: python fine_tune.py --resume {folder} continues from the last checkpoint", file=sys.stderr)
         raise
 
 
 def _exit_at_once(code: int) -> NoReturn:
-    """Exit one of several processes without shutting Python down, during which PyTorch's gloo threads may abort or hang the process.
+    """Exit one of several processes at once, without Python's shutdown.
 
-    See https://github.com/pytorch/pytorch/pull/179291.
+    During the shutdown, PyTorch's gloo threads may abort or hang the process: https://github.com/pytorch/pytorch/pull/179291.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -98,29 +98,32 @@ def _terminate(*_) -> None:
     raise Terminated
 
 
-def _prints() -> bool:
-    return os.environ.get("RANK", "0") == "0"  # torchrun's number of the process
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # torchrun sets RANK to the number of the process
 
 
-def _lost_another(error: BaseException) -> bool:
+def _lost_other_process(error: BaseException) -> bool:
     """Return whether torch.distributed could not reach another process, over gloo or NCCL."""
     return any(base.__name__ == "DistError" for base in type(error).__mro__) or "/gloo/" in str(error)
 
 
 def _cannot_write(error: Exception) -> bool:
-    """Return whether there is no space or no permission to write, as Python, safetensors and torch.save report it."""
+    """Return whether a file could not be written for lack of space or permission.
+
+    Python reports this with an error number, safetensors and torch.save only in words.
+    """
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
     return getattr(error, "errno", None) in codes or any(words in str(error) for words in ("No space left", "inline_container"))
 
 
-def _stop(message: str, code: int) -> int:
-    if _prints():
+def _report(message: str, code: int) -> int:
+    if _is_first_process():
         print(message, file=sys.stderr)
     return code
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the examples' line breaks; shows each flag's type, and its default if it has one."""
+    """Format --help: keep the line breaks of the examples, show each flag's type, and its default if it has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
@@ -134,10 +137,10 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, whose errors are `UserError`s; the help begins with a script's first line and ends with its examples."""
+    """A parser that raises `UserError`. `about` is a script's docstring: --help shows its first line first and the rest last."""
 
     def __init__(self, about: str | None = None) -> None:
-        super().__init__(**_described(about), allow_abbrev=False)
+        super().__init__(**_help_arguments(about), allow_abbrev=False)
 
     def error(self, message: str) -> None:
         raise UserError(message)
@@ -147,55 +150,58 @@ class _ConfigParser(HfArgumentParser):
     error = Parser.error
 
 
-def _described(about: str | None) -> dict:
+def _help_arguments(about: str | None) -> dict:
+    """Return the parser's arguments that make its help from the docstring `about`."""
     first, _, rest = (about or "").partition("\n")
     return dict(description=first, epilog=rest.strip("\n"), formatter_class=_Help)
 
 
 def _group(parser: argparse.ArgumentParser) -> None:
-    """Put the flags of `Config` into the sections that config.py has."""
-    flat, group = parser._action_groups[1], None
+    """Show the flags of `Config` in --help under the headings of the sections of config.py."""
+    all_flags, group = parser._action_groups[1], None
     for line in inspect.getsource(Config).splitlines():
         if section := re.match(r"    # --- (.+?) -+$", line):
             group = parser.add_argument_group(section[1])
         elif field := re.match(r"    (\w+): ", line):
-            actions = [action for action in flat._group_actions if action.dest == field[1]]  # several: --speedups, --no_speedups
-            flat._group_actions[:] = [action for action in flat._group_actions if action not in actions]
+            actions = [action for action in all_flags._group_actions if action.dest == field[1]]  # a switch has two: --x, --no_x
+            all_flags._group_actions[:] = [action for action in all_flags._group_actions if action not in actions]
             group._group_actions.extend(actions)
 
 
 def parse_config(args: Sequence[str] | None = None, about: str | None = None) -> tuple[Config, argparse.Namespace]:
     """Read the flags of fine_tune.py; `about` is its docstring, for the help.
 
-    Return the checked `Config`, and a namespace with `preset`, `resume` and `search`, which are not part of a run's settings, and with
-    `given`, the names of the settings that were given as flags. Raise `UserError` for an unknown flag, and for a value of the wrong
-    type or out of range.
+    Return the checked `Config` and a namespace. The namespace has the flags that are no settings of a run, `preset`, `resume` and
+    `search`. Its `given` has the names of the settings that were given as flags. Raise `UserError` for an unknown flag, and for a
+    value of the wrong type or out of range.
     """
     usage = "python fine_tune.py [--preset NAME] [--any_setting VALUE ...]"
-    parser = _ConfigParser(Config, usage=usage, allow_abbrev=False, **_described(about))
+    parser = _ConfigParser(Config, usage=usage, allow_abbrev=False, **_help_arguments(about))
     parser.add_argument("--preset", choices=PRESETS, default="laptop", help="a named set of defaults, see config.py")
-    parser.add_argument("--resume", metavar="RUN", help="continue an interrupted run folder, with its own settings")
-    parser.add_argument("--search", metavar="N", type=int, help="N trials of Optuna over SEARCH_SPACE of config.py, on validation")
+    parser.add_argument("--resume", metavar="RUN", help="continue the interrupted run in this folder, with its own settings")
+    parser.add_argument(
+        "--search", metavar="N", type=int, help="try N settings of SEARCH_SPACE in config.py with Optuna, on validation"
+    )
     _group(parser)
     known, unknown = parser.parse_known_args(args)
     if unknown:
         flags = ["--preset", "--resume", "--search", *(f"--{field.name}" for field in fields(Config))]
-        close = difflib.get_close_matches(unknown[0].split("=")[0].replace("-", "_").replace("__", "--"), flags, n=1)
-        hint = f"did you mean {close[0]}?" if close else "python fine_tune.py --help lists all flags"
+        similar = difflib.get_close_matches(unknown[0].split("=")[0].replace("-", "_").replace("__", "--"), flags, n=1)
+        hint = f"did you mean {similar[0]}?" if similar else "python fine_tune.py --help lists all flags"
         raise UserError(f"unknown argument {unknown[0]}: {hint}")
     names = {field.name for field in fields(Config)}
-    if wrong := set(PRESETS[known.preset]) - names:
-        raise UserError(f"preset {known.preset!r} in config.py names unknown fields: {', '.join(sorted(wrong))}")
+    if unknown_names := set(PRESETS[known.preset]) - names:
+        raise UserError(f"preset {known.preset!r} in config.py has settings that do not exist: {', '.join(sorted(unknown_names))}")
     parser.set_defaults(**PRESETS[known.preset])
     config, extra = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
-    words = sys.argv[1:] if args is None else args
-    flags = (word[2:].partition("=")[0] for word in map(str, words) if word.startswith("--"))
+    arguments = sys.argv[1:] if args is None else args
+    flags = (argument[2:].partition("=")[0] for argument in map(str, arguments) if argument.startswith("--"))
     extra.given = {flag.replace("-", "_") for flag in flags}  # --train-samples is --train_samples
     if extra.resume and config != Config():
         raise UserError("--resume continues with the run's own settings: leave the other flags out")
     if extra.search is not None and (extra.search < 1 or extra.resume):
         raise UserError(
-            "--search takes the number of trials, at least 1; the same command again continues a search, without --resume"
+            "--search needs a number of trials, at least 1, and no --resume: the same command, given again, continues a search"
         )
     check(config)
     return config, extra
@@ -210,11 +216,11 @@ def check_encoding(encoding: str | None) -> None:
 
 
 def check(config: Config) -> None:
-    """Check each value by itself and together with others, before anything slow starts. Raise `UserError`."""
+    """Raise `UserError` for a value that is out of range, or that does not fit another one. Nothing slow has started yet."""
 
-    def require(condition: bool, name: str, what: str) -> None:
+    def require(condition: bool, name: str, requirement: str) -> None:
         if not condition:
-            raise UserError(f"{name}={getattr(config, name)} is out of range: it must be {what}")
+            raise UserError(f"{name}={getattr(config, name)} is out of range: it must be {requirement}")
 
     for name in ("lora_r", "lora_alpha", "batch_size", "eval_batch_size", "gradient_accumulation_steps", "num_beams"):
         require(getattr(config, name) is None or getattr(config, name) >= 1, name, "at least 1")
@@ -234,15 +240,16 @@ def check(config: Config) -> None:
     for name in ("warmup_steps", "eval_steps", "save_steps"):
         value = getattr(config, name)
         if value is not None:
-            lowest = value >= 0 if name == "warmup_steps" else value > 0
-            require(lowest and (value < 1 or value == int(value)), name, "a whole number of steps, or a fraction below 1")
+            is_high_enough = value >= 0 if name == "warmup_steps" else value > 0
+            require(is_high_enough and (value < 1 or value == int(value)), name, "a whole number of steps, or a fraction below 1")
     if config.eval_strategy == "steps" and config.save_steps is not None:
-        every = config.save_steps / config.eval_steps
-        same_kind = (config.save_steps < 1) == (config.eval_steps < 1)
-        if not same_kind or every < 1 or abs(every - round(every)) > 1e-9:
+        validations_per_save = config.save_steps / config.eval_steps
+        same_unit = (config.save_steps < 1) == (config.eval_steps < 1)
+        whole_number = abs(validations_per_save - round(validations_per_save)) <= 1e-9
+        if not same_unit or validations_per_save < 1 or not whole_number:
             raise UserError(
-                f"save_steps={config.save_steps:g} and eval_steps={config.eval_steps:g} do not agree: the best checkpoint can only "
-                "be kept where a validation was made. Leave save_steps out, or make it a multiple of eval_steps"
+                f"save_steps={config.save_steps:g} and eval_steps={config.eval_steps:g} do not fit together: the best checkpoint "
+                "can only be chosen among steps with a validation. Leave save_steps out, or make it a multiple of eval_steps"
             )
     check_encoding(config.encoding)
     if config.report_to != "none":
@@ -250,12 +257,20 @@ def check(config: Config) -> None:
 
         for name in config.report_to.split(","):
             if name not in INTEGRATION_TO_CALLBACK:
-                raise UserError(f"report_to={name} is not known: none, or out of {', '.join(INTEGRATION_TO_CALLBACK)}")
+                raise UserError(
+                    f"report_to={name} is not known: set it to none, or to one or more of {', '.join(INTEGRATION_TO_CALLBACK)}"
+                )
             if name not in get_available_reporting_integrations():
                 raise UserError(f"report_to={name}: it is not installed: pip install {name}, or leave report_to out")
     if config.quantization != "none" and config.method != "lora":
-        raise UserError(f"quantization={config.quantization} leaves weights that can't be trained: set method to lora")
+        raise UserError(
+            f"quantization={config.quantization} stores the base model's weights so that they can't be trained: set method to lora"
+        )
     if config.train_embeddings and config.method != "lora":
-        raise UserError(f"train_embeddings is for LoRA, and method is {config.method}: leave it out (full trains them anyway)")
+        raise UserError(
+            f"train_embeddings is for LoRA, and method is {config.method}: leave it out (method full trains the embeddings anyway)"
+        )
     if config.run_name is not None and (config.run_name in ("", ".", "..") or "/" in config.run_name or "\\" in config.run_name):
-        raise UserError(f"run_name={config.run_name!r} must be a plain folder name; output_dir says where the folder goes")
+        raise UserError(
+            f"run_name={config.run_name!r} must be a name, not a path: set output_dir to the folder that holds the run folder"
+        )

@@ -1,4 +1,4 @@
-"""What the scripts print."""
+"""Print the terminal output of the scripts."""
 
 import logging
 import textwrap
@@ -14,21 +14,21 @@ import transformers
 from config import Config
 from finetuning.task import Metric, Task
 
-MAX_REMARKS = 20  # that are printed; all are counted
-MAX_LABELS = 10  # that are printed
-MAX_CHARACTERS = 110  # of an example
+MAX_REMARKS = 20  # notes on the data that are printed
+MAX_LABELS = 10  # labels that are printed with their counts
+MAX_CHARACTERS = 110  # characters that are printed of the example
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' notes about what is intended (a new head, long texts) off the terminal."""
+    """Silence the libraries' warnings about things that are intended here, such as a new head or long texts."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.logging.set_verbosity(logging.CRITICAL)
     huggingface_hub.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # model/lora.py ties them
-    for start in ("Attempting to run cuBLAS", "The AccumulateGrad node's stream"):  # while CUDA graphs are recorded: harmless
-        warnings.filterwarnings("ignore", message=start)
+    warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # model/lora.py does it
+    for message in ("Attempting to run cuBLAS", "The AccumulateGrad node's stream"):  # harmless, while CUDA graphs are recorded
+        warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|torch|peft)\.")
 
 
@@ -41,30 +41,28 @@ def duration(seconds: float) -> str:
 
 
 def show_sources(model, data) -> None:
-    """Print which model (a `Source`) and rows (`Data`) are used, and first of all which of them are stand-ins."""
-    used, configured = [], []
+    """Print which model (a `Source`) and rows (`Data`) are used. If one of them is a stand-in, a warning comes first."""
+    stand_ins, replaced = [], []
     if model.origin == "stand-in":
-        used.append(f"{model.name.split('/')[-1]} (smaller, ignores capitals)")
-        configured.append(data.config.model_name)
+        stand_ins.append(f"{model.name.split('/')[-1]} (smaller, ignores capitals)")
+        replaced.append(data.config.model_name)
     if data.source.origin == "stand-in":
-        used.append(data.source.name)
-        configured.append(f"the official test of {data.config.dataset_name}")
-    if used:
-        print(f"STAND-IN  The Hugging Face Hub does not answer. This run uses {' and '.join(used)} instead.")
-        print(f"          Its numbers are real, but they are not those of {' or '.join(configured)}.")
+        stand_ins.append(data.source.name)
+        replaced.append(f"the official test of {data.config.dataset_name}")
+    if stand_ins:
+        print(f"STAND-IN  The Hugging Face Hub does not answer. This run uses {' and '.join(stand_ins)} instead.")
+        print(f"          Its numbers are real, but they are not those of {' or '.join(replaced)}.")
     print(f"model  {model.name} ({model.origin})")
     print(
         f"data   {data.source.name} ({data.source.origin})\n       {len(data.train):,} train, "
         f"{len(data.validation):,} validation ({data.validation_split}), {len(data.test):,} test ({data.test_split})"
     )
     if len(data.source.files) > 1:
-        names = (
-            f"{split} from {', '.join(several[:3])}{', ...' * (len(several) > 3)}" for split, several in data.source.files.items()
-        )
-        print(f"       files: {'; '.join(names)}")
+        origins = (f"{split} from {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for split, names in data.source.files.items())
+        print(f"       files: {'; '.join(origins)}")
     if counts := data.task.label_counts(data.train, data.label_names):
-        listed = ", ".join(f"{repr(name) if ',' in name else name} {count:,}" for name, count in [*counts.items()][:MAX_LABELS])
-        print(f"       labels in train: {listed}{f', ... ({len(counts)} labels)' if len(counts) > MAX_LABELS else ''}")
+        labels = ", ".join(f"{repr(name) if ',' in name else name} {count:,}" for name, count in [*counts.items()][:MAX_LABELS])
+        print(f"       labels in train: {labels}{f', ... ({len(counts)} labels)' if len(counts) > MAX_LABELS else ''}")
     if data.remarks:
         print(f"note   {len(data.remarks):,} note{'s' * (len(data.remarks) > 1)} on the data:")
         print("\n".join(f"       {remark}" for remark in data.remarks[:MAX_REMARKS]))
@@ -74,27 +72,28 @@ def show_sources(model, data) -> None:
 
 def show_example(data, tokens, tokenizer) -> None:
     """Print the first training example as the model reads it, and its label."""
-    shown = {"reads  ": tokenizer.decode(tokens.inputs[0]["input_ids"])}
+    lines = {"reads  ": tokenizer.decode(tokens.inputs[0]["input_ids"])}
     if labels := data.task.show_labels(data.train.select([0]), data.label_names):
-        shown["       label: "] = labels[0]
-    for name, text in shown.items():
-        print(name + textwrap.shorten(text, MAX_CHARACTERS, placeholder=" ..."))
+        lines["       label: "] = labels[0]
+    for start, text in lines.items():
+        print(start + textwrap.shorten(text, MAX_CHARACTERS, placeholder=" ..."))
 
 
 def show_truncated(task: Task, lengths: np.ndarray, config: Config) -> None:
-    """Print how many of the training texts are longer than what is read of them; `lengths` (rows,) in tokens."""
-    if longer := int((lengths > config.max_length).sum()):
+    """Print how many training texts are longer than `max_length`, so that only a part is read; `lengths` (rows,) in tokens."""
+    if n_longer := int((lengths > config.max_length).sum()):
         print(
-            f"cut    {longer:,} training texts ({longer / len(lengths):.1%}) to max_length={config.max_length} tokens "
+            f"cut    {n_longer:,} training texts ({n_longer / len(lengths):.1%}) to max_length={config.max_length} tokens "
             f"({task.truncation_note(config)})"
         )
 
 
-def show_trained(folder: Path, metric: Metric, best: dict, seconds: float) -> None:
-    """Print the `metric` that was reached on validation, where the run is, and what comes next."""
+def show_trained(folder: Path, metric: Metric, best_validation: dict, seconds: float) -> None:
+    """Print the validation metric of the best checkpoint, the run folder, and the next command."""
+    value, interval, n, split, step = (best_validation[name] for name in (metric.name, "ci95", "n", "split", "step"))
     print(
-        f"\nvalidation  {_result(metric, best[metric.name], best['ci95'], best['n'], best['split'])}\n"
-        f"            from the best checkpoint, step {best['step']:,}; training took {duration(seconds)}\n"
+        f"\nvalidation  {_result(metric, value, interval, n, split)}\n"
+        f"            from the best checkpoint, step {step:,}; training took {duration(seconds)}\n"
         f"run folder  {folder}\n"
         f"next        python evaluate.py {folder}"
     )
@@ -105,7 +104,7 @@ def _result(metric: Metric, value: float, interval: Sequence[float] | None, n: i
 
 
 def show_metrics(run, metrics: dict, sections: list) -> None:
-    """Print the metrics of a `Run` on the test split, the tables of the report's sections meant for the terminal, and what comes next."""
+    """Print the test metrics of a `Run`, the report's tables that are marked `in_terminal`, and the next command."""
     task = run.task
     print(
         f"\nmodel      {metrics['model']} ({metrics['model_origin']}), {metrics['method']}, "
@@ -131,7 +130,7 @@ def show_metrics(run, metrics: dict, sections: list) -> None:
 
 
 def format_table(rows: list[tuple[str, ...]]) -> str:
-    """Return rows of cells as aligned text: the first column left, the others right."""
+    """Return rows of cells as aligned text: the first column aligned to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -141,17 +140,18 @@ def format_table(rows: list[tuple[str, ...]]) -> str:
     )
 
 
-def show_comparison(task: Task, names: tuple[str, str], results: list[dict], differing: Path) -> None:
-    """Print how two runs compare on the same rows, metric by metric."""
+def show_comparison(task: Task, names: tuple[str, str], results: list[dict], differences_file: Path) -> None:
+    """Print the metrics of two runs on the same rows, their differences, and the file with the rows that differ."""
     rows = [("metric", *names, "difference", "95 % interval", "McNemar p")]
-    known = {metric.name: metric for metric in task.metrics}
+    metrics = {metric.name: metric for metric in task.metrics}
     for result in results:
-        metric, interval = known[result["metric"]], result["difference_ci95"]
+        metric, interval = metrics[result["metric"]], result["difference_ci95"]
         p = f"{result['mcnemar_p'][0]:.2g}" if "mcnemar_p" in result else ""
         low, high = (_signed(metric, end) for end in interval) if interval else ("", "")
         values = (metric.show(value) for value in result["values"])
         rows.append((metric.name, *values, _signed(metric, result["difference"]), f"{low} to {high}", p))
-    print(f"{format_table(rows)}\n\non the same {results[0]['n']:,} rows (paired bootstrap); the rows that differ: {differing}")
+    print(f"{format_table(rows)}\n\non the same {results[0]['n']:,} rows (paired bootstrap)")
+    print(f"rows with different predictions: {differences_file}")
 
 
 def _signed(metric: Metric, value: float) -> str:
@@ -159,20 +159,20 @@ def _signed(metric: Metric, value: float) -> str:
 
 
 def show_exports(exports: list[dict], folder: Path) -> None:
-    """Print each export beside the run's model."""
+    """Print a table of the exports. Its first row is the run's own model."""
     metric = next(name for name in exports[0] if name not in ("format", "rows_per_s", "rows_per_s_usual", "mib"))
-    decides = any("equal_labels" in export for export in exports)
-    header = ("", "MiB", "rows/s", metric, *(["equal answers"] if decides else []), "largest difference", "")
+    has_answers = any("equal_labels" in export for export in exports)
+    header = ("", "MiB", "rows/s", metric, *(["equal answers"] if has_answers else []), "largest difference", "")
     rows = [header]
     for export in exports:
-        equal = [f"{export['equal_labels']:.1%}" if "equal_labels" in export else ""] if decides else []
+        equal = [f"{export['equal_labels']:.1%}" if "equal_labels" in export else ""] if has_answers else []
         largest = f"{export['largest_difference']:.2g}" if "largest_difference" in export else ""
         written = "" if export is exports[0] else "written" if export["agrees"] else "NOT written: does not agree"
         numbers = (f"{export['mib']:.1f}", f"{export['rows_per_s']:.1f}", f"{export[metric]:.4f}")
         rows.append((export["format"], *numbers, *equal, largest, written))
-    usual = exports[0]["rows_per_s_usual"]
+    usual_speed = exports[0]["rows_per_s_usual"]
     print(format_table(rows))
     print(
-        f"\nAll in float32, batches of 16. As predict.py does it, with PyTorch, the run predicts {usual:.1f} rows/s on this machine."
+        f"\nThe table is for float32 and batches of 16. predict.py --engine torch reaches {usual_speed:.1f} rows/s on this machine."
     )
     print(f"written to {folder}; the same numbers are in export.json")

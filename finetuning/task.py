@@ -1,4 +1,4 @@
-"""The task interface: what differs between tasks when the shared code reads, trains, measures, reports and predicts.
+"""The interface of a task: the class `Task`. Everything that differs between tasks is one of its attributes or methods.
 
 A task is a class in finetuning/tasks/. The scripts pick one (`tasks.pick(config)`) and pass it to the shared code, which never
 imports a concrete task. The data goes through the methods of a task in this order:
@@ -37,22 +37,22 @@ Sums = dict[str, Any]  # the statistics summed over rows: name -> a number, or (
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as a function of per-row statistics that were summed over the rows.
+    """A metric that is computed from sums. Each row has statistics, they are summed over the rows, and `value` takes the sums.
 
-    This is why results/metrics.py can compute the value on any subset of rows, confidence intervals, differences between two runs
-    and means over seeds for all tasks.
+    For example, accuracy is `sums["correct"] / sums["rows"]`. Because all metrics have this form, results/metrics.py computes
+    values on any subset of rows, confidence intervals, differences between two runs and means over seeds for all tasks.
     """
 
     name: str  # as in metrics.json and `metric_for_best_model`
     value: Callable[[Sums], float]
     better: Literal["higher", "lower"] = "higher"
     format: str = ".4f"  # ".2%" shows a fraction in percent
-    label: str = ""  # for headlines; "": the name
-    proportion: bool = False  # a fraction of rows: the interval is Wilson's, and McNemar's test also compares two runs
-    interval: bool = True  # whether evaluate.py reports a 95 % interval
+    label: str = ""  # the name in headlines; "": `name`
+    proportion: bool = False  # True for a fraction of rows: it gets Wilson's interval and McNemar's test
+    interval: bool = True  # whether it has a 95 % interval, and a difference when two runs are compared
 
     def of(self, statistics: Statistics) -> float:
-        """Return the metric over all rows of `statistics`."""
+        """Return the value of the metric on all rows of `statistics`."""
         return float(self.value({name: values.sum(axis=0) for name, values in statistics.items()}))
 
     def show(self, value: float) -> str:
@@ -60,7 +60,7 @@ class Metric:
         return f"{value:{self.format}}"
 
     def show_interval(self, interval: list[float] | None) -> str:
-        """Return an interval, [low, high], as text; None if a single row gave no interval."""
+        """Return an interval, [low, high], as text. `interval` is None if there is only one row."""
         return f"95 % interval {self.show(interval[0])} to {self.show(interval[1])}" if interval else "no interval: one row"
 
 
@@ -69,7 +69,7 @@ class Rows:
     """A data set as `Task.read` returns it. Keys of the dictionaries are names of splits. Arrays are in the order of the file."""
 
     columns: dict[str, "Dataset"]  # the columns that the task reads, under the task's names for them
-    labels: dict[str, np.ndarray]  # (rows,) or (rows, labels); the part of each row that the task keeps in memory
+    labels: dict[str, np.ndarray]  # (rows,) or (rows, labels): labels, or other values per row that the task keeps in memory
     label_names: list[str] = field(default_factory=list)  # [] if the task has none
     left_out: dict[str, np.ndarray] = field(default_factory=dict)  # (rows,) bool: True for rows that are not used
     remarks: list[str] = field(default_factory=list)  # notes on the data, for the user
@@ -83,7 +83,7 @@ class Evaluation:
     split: "Split"
     lengths: np.ndarray  # (rows,) tokens of each row before truncation; (windows,) if rows are read in windows
     label_names: list[str]
-    calibration: dict  # what `Task.calibrate` fitted on validation
+    calibration: dict  # the values that `Task.calibrate` fitted on validation
     config: Config
     metrics: dict = field(default_factory=dict)  # the content of metrics.json; empty until it is computed
 
@@ -97,41 +97,44 @@ class Task:
     peft_type: "TaskType | None" = None
     pipeline_tag: str  # name of the task on the Hub and of its pipeline in transformers
     metrics: tuple[Metric, ...]  # the first one picks the checkpoint and has an interval; one is called `loss`
-    settings: tuple[str, ...] = ()  # settings of config.py that this task reads and not every task does
+    settings: tuple[str, ...] = ()  # the settings of config.py that this task reads, except those that all tasks read
     token_settings: tuple[str, ...] = ("max_length", "truncation")  # settings that change the tokens
     tokenizer_options: dict = {}  # arguments for loading the tokenizer
-    readers: dict = {}  # file ending -> reader, in place of those in READERS of data/formats.py
+    readers: dict = {}  # file ending -> reader; they take precedence over READERS of data/formats.py
     input_types: tuple[type, ...] = (str,)  # types of the values in an input column
-    mixed_lengths = False  # whether batches of short and of long rows come in random order
+    mixed_lengths = False  # whether batches come in random order; if not, long rows come first (`steps_of_epoch` in training/)
     cuda_graphs = False  # whether training steps can be recorded as CUDA graphs
-    labels_required = True  # if not, rows without a label are used, but only for training
-    labels_are_classes = False  # whether labels are (rows,) positions in `label_names`
+    labels_required = True  # if False, rows without a label are used too, but only for training
+    labels_are_classes = False  # whether the labels are (rows,), and each is a position in `label_names`
     truncates = True  # whether a longer text is cut to `max_length`; if not, it is read in several windows or blocks
     length_edges: tuple[int, ...] = (0, 64, 128, 256, 512)  # borders of the groups in "metrics by length"
-    prediction_column = "prediction"  # the column of predictions.parquet that shows in which rows two runs differ
+    prediction_column = "prediction"  # two runs differ in a row if they differ in this column of predictions.parquet
     export_formats: tuple[str, ...] = ("merged",)
-    int8_tolerance = 0.005  # the fraction of the first metric that 8-bit weights may lose
+    int8_tolerance = 0.005  # by this fraction of the first metric, an export with 8-bit weights may be worse
     options: dict = {}  # flags of predict.py that the task accepts, with their defaults
-    answer_features: "Features"  # the columns of `answers` on disk
+    answer_features: "Features"  # the columns of `answers`, with their types
     examples: tuple[str, ...] = ()  # texts to try in app.py
     widgets: tuple[tuple[str, str], ...]  # outputs of app.py: (kind, caption); a kind is label, highlight, text or json
-    code_template = "numbers.py.jinja"  # the code of the model card, in results/templates/
+    code_template = "numbers.py.jinja"  # the template of the model card's code, in results/templates/
 
     def check(self, config: Config) -> None:
-        """Raise `UserError` for settings that do not fit the task. `tasks.pick` checks those that only other tasks read."""
+        """Raise `UserError` for values that do not fit the task. `tasks.pick` refuses settings that only other tasks read."""
 
     # --- rows ------------------------------------------------------------------------------------------------------------
 
     def input_columns(self, available: list[str], config: Config, text_column: str | None) -> dict[str, str]:
-        """Return the columns that the model reads: the task's name -> the data set's name. Raise `UserError` if one is missing."""
+        """Return the columns that the model reads: the task's name of a column -> its name in the data set.
+
+        `text_column` is the setting in training, and the flag of predict.py later. Raise `UserError` if a column is missing.
+        """
         raise NotImplementedError
 
     def columns(self, available: list[str], config: Config) -> dict[str, str]:
-        """Return the columns that training reads: those of `input_columns`, and the columns with labels."""
+        """Return the columns that training reads, in the same form: those of `input_columns`, and the columns with labels."""
         raise NotImplementedError
 
     def settle(self, train: "Dataset", config: Config) -> tuple["Task", Config]:
-        """Return the task, and `config` with the settings that were not given and that the data decide.
+        """Return the task and `config`. Settings that the user left open, such as `problem_type`, may be decided by the data.
 
         `train` has all columns of the data set, under the data set's names.
         """
@@ -145,7 +148,7 @@ class Task:
         raise NotImplementedError
 
     def strata(self, labels: np.ndarray) -> np.ndarray:
-        """Return the stratum of each row, a number, (rows,). Samples and held-out rows keep the fraction of each stratum."""
+        """Return each row's stratum, (rows,), such as its label. Samples and held-out rows keep the fractions of the strata."""
         return labels
 
     def has_label(self, labels: np.ndarray) -> np.ndarray:
@@ -153,14 +156,15 @@ class Task:
         return np.ones(len(labels), dtype=bool)
 
     def contents(self, batch: dict[str, list], labels: np.ndarray) -> tuple[list[str], Sequence]:
-        """Return the text of each row, "" if it has none, and its label. Rows with the same text are taken for equal.
+        """Return the text of each row, "" if it has none, and its label.
 
-        Hashes of the two keep equal rows in one split, find texts with two labels, and show whether the data has changed.
+        The hash of the text keeps copies of a text in one split. The hash of text and label finds texts with two labels, and
+        shows whether the data has changed.
         """
         raise NotImplementedError
 
     def readable(self, batch: dict[str, list]) -> dict[str, list[str]]:
-        """Return each row's columns for people, for the csv files."""
+        """Return the columns of the csv files that show each row to people."""
         return {"text": self.contents(batch, np.zeros(len(next(iter(batch.values())))))[0]}
 
     def label_counts(self, split: "Split", label_names: list[str]) -> dict[str, int]:
@@ -174,17 +178,17 @@ class Task:
     # --- tokens ----------------------------------------------------------------------------------------------------------
 
     def features(self, tokenizer: "PreTrainedTokenizerBase", config: Config) -> "Features":
-        """Return the columns of `tokenize` on disk.
+        """Return the columns of `tokenize` with their types, as they are stored on disk.
 
-        These are `input_ids`, `length` (in tokens, before truncation), `rows` if a row may become several examples, and further
-        columns that `collate` needs.
+        These are `input_ids`, `length` (in tokens, before truncation), `rows` if a row may become several examples, and the
+        other columns that `collate` needs.
         """
         raise NotImplementedError
 
     def tokenize(self, batch: dict[str, list], tokenizer: "PreTrainedTokenizerBase", config: Config) -> dict[str, list]:
         """Return examples with the columns of `features`. Examples have labels only if the batch has.
 
-        `rows` has the position in the batch of each row that the example gives a prediction for.
+        `rows` has a number for each prediction that an example gives: the position in the batch of the row that it belongs to.
         """
         raise NotImplementedError
 
@@ -195,7 +199,7 @@ class Task:
         return {}
 
     def adapt(self, model: "torch.nn.Module") -> "torch.nn.Module":
-        """Return the loaded model, changed if its output must be something else than logits."""
+        """Return the loaded model. Change it if its output must be something other than logits."""
         return model
 
     def collate(self, examples: list[dict], tokenizer: "PreTrainedTokenizerBase", config: Config) -> dict[str, "torch.Tensor"]:
@@ -211,28 +215,31 @@ class Task:
         return None
 
     def shorten(self, tokenizer: "PreTrainedTokenizerBase", config: Config, max_length: int) -> Callable[[dict], dict] | None:
-        """Return a function that cuts an example to `max_length` tokens for `length_warmup`; None if the task has none."""
+        """Return a function that cuts an example to `max_length` tokens for `length_warmup`; None if examples can't be cut."""
         return None
 
     def extra_export_weights(self, source_path: str, merged: "torch.nn.Module") -> dict[str, "torch.Tensor"]:
-        """Return weights of the base model's file that an export keeps in addition to its own."""
+        """Return weights to add to an export: those in the base model's file that the merged model lacks."""
         return {}
 
     def exporters(self) -> dict[str, Callable]:
-        """Return a function for each further format of an export.
+        """Return the export formats that only this task has: name -> a function that writes the format.
 
-        It takes the folder of the merged model, the folder to write and the tokenizer, and returns a module that predicts.
+        It takes the folder of the merged model, the folder to write and the tokenizer. It returns a module that predicts.
         """
         return {}
 
     # --- predictions -----------------------------------------------------------------------------------------------------
 
     def predict(self, predictor: "Predictor", tokens: "Tokens"):
-        """Return a prediction per row, in their order. `predictor.outputs(tokens)` yields the model's outputs batch by batch."""
+        """Return a prediction per row, in the order of the rows.
+
+        `predictor.outputs(tokens)` yields the model's outputs batch by batch.
+        """
         raise NotImplementedError
 
     def validate(self, predictor: "Predictor", tokens: "Tokens"):
-        """Return predictions like `predict`, for validation during training. They may lack a slow part."""
+        """Return predictions for validation during training: those of `predict`, perhaps without a slow part."""
         return self.predict(predictor, tokens)
 
     def calibrate(self, predictions, validation: "Split") -> dict:
@@ -240,11 +247,11 @@ class Task:
         return {}
 
     def decide(self, predictions, calibration: dict) -> Sequence:
-        """Return the answer for each row that is compared with its label; [] if the task has no such answer."""
+        """Return an answer per row that can equal the row's label, such as a predicted label; [] if the task has none."""
         return []
 
     def statistics(self, predictions, split: "Split", calibration: dict) -> Statistics:
-        """Return the per-row statistics that all of `metrics` are functions of. One of them is `rows`, a 1 for each row.
+        """Return the per-row statistics from which all of `metrics` are computed. One of them is `rows`, a 1 for each row.
 
         `calibration` is {} during training.
         """
@@ -265,11 +272,11 @@ class Task:
         return {}
 
     def prediction_columns(self, evaluation: Evaluation) -> dict[str, Any]:
-        """Return the columns of predictions.parquet, a value per row. The caller adds `row`, the number in the file."""
+        """Return the columns of predictions.parquet, a value per row. The caller adds `row`, the row's number in the file."""
         raise NotImplementedError
 
     def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], "pd.DataFrame"]]:
-        """Return the numbers of the errors, the worst first, and a function from such numbers to lines of errors.csv."""
+        """Return the numbers of the errors, the worst first, and a function that gives the lines of errors.csv for such numbers."""
         raise NotImplementedError
 
     def files(self, evaluation: Evaluation) -> dict[str, str]:
@@ -309,13 +316,16 @@ class Task:
         return f"truncation={config.truncation}"
 
     def pipeline(self, config: Config) -> tuple[str, str] | None:
-        """Return arguments of transformers' `pipeline` for an export, and how its answers differ; None if there is no pipeline."""
+        """Return arguments of transformers' `pipeline` for an export, as code, and how its answers differ from predict.py's.
+
+        Return None if transformers has no pipeline for the task.
+        """
         return None
 
     def code_variables(self, config: Config, calibration: dict) -> dict:
-        """Return the variables of `code_template` in addition to `config` and `calibration`."""
+        """Return variables for `code_template`, which also gets `config` and `calibration`."""
         return {}
 
     def explain(self, predictor: "Predictor", text: str) -> list[tuple[str, float]]:
-        """Return (word, contribution) pairs in the order of the text. Raise `UserError` if the task can't explain."""
+        """Return each word with its contribution to the prediction, in order. Raise `UserError` if the task can't explain."""
         raise UserError(f"--explain works for labels of single texts, not for {self.name}: leave it out")

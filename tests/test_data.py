@@ -22,6 +22,7 @@ from finetuning.data.text import clean
 from finetuning.errors import UserError
 from finetuning.model.base import load_tokenizer
 
+# 1,000 different texts; every tenth is in stratum 1.
 FRAME = pd.DataFrame({"hash": range(1000), "stratum": [int(i % 10 == 0) for i in range(1000)], "labelled": True})
 
 
@@ -49,7 +50,7 @@ def test_equal_texts_are_never_in_two_splits():
     frames = split_frame(pd.concat([FRAME, FRAME[:500]], ignore_index=True))
     train, validation, test = (set(frames[name].hash) for name in ("train", "validation", "test"))
     assert not train & test and not train & validation and not validation & test
-    assert len(test) == len(frames["test"]) == 300, "the requested fraction, although copies are not held out"
+    assert len(test) == len(frames["test"]) == 300, "a fifth of all 1,500 rows, although no text is held out twice"
     assert train | validation | test == set(FRAME.hash)
 
 
@@ -89,9 +90,10 @@ def test_unlabelled_copies_of_held_out_texts_are_not_trained_on(tmp_path):
 
 def test_a_sample_size_above_the_number_of_rows_is_refused_from_the_user_but_not_from_a_preset(tmp_path):
     make_rows(80).to_csv(tmp_path / "rows.csv", index=False)
+    # Of the 80 rows, 16 are held out for test and 8 for validation; 56 remain.
     assert PRESETS["smoke"]["train_samples"] == 64 > 56 and PRESETS["translation"]["val_samples"] == 500 > 8
-    for setting, n, more in (("train_samples", 64, ""), ("val_samples", 500, "validation_fraction"), ("val_samples", 1_000, "")):
-        with pytest.raises(UserError, match=rf"{setting}={n:,} is more than the .* rows of split .*0 for all.*{more}"):
+    for setting, n, hint in (("train_samples", 64, ""), ("val_samples", 500, "validation_fraction"), ("val_samples", 1_000, "")):
+        with pytest.raises(UserError, match=rf"{setting}={n:,} is more than the .* rows of split .*0 for all.*{hint}"):
             load(tmp_path / "rows.csv", given={setting}, **{setting: n})
     data = load(tmp_path / "rows.csv", **PRESETS["smoke"] | dict(test_samples=0))
     assert data.remarks == [
@@ -118,7 +120,9 @@ def test_acl_imdb_is_read_from_its_folder_and_from_its_archive(tmp_path):
         archive.extractall(tmp_path)
     for source in (packed, tmp_path / "aclImdb"):
         data = load(source, val_samples=0)
-        assert data.label_names == ["neg", "pos"] and data.test_split == "official test" and len(data.test) == 27
+        assert data.label_names == ["neg", "pos"] and data.test_split == "official test" and len(data.test) == 27, (
+            "13 of 40 are unsup"
+        )
         texts = data.task.readable(data.test.columns())["text"]
         assert texts[0].endswith("  caf\u00e9")
         assert [int(text.split()[1]) % 3 for text in texts] == data.test.labels.tolist()
@@ -132,8 +136,8 @@ def test_labels_may_be_words_numbers_or_truth_values():
         ([True, False], ["False", "True"]),
     ):
         rows = Dataset.from_dict({"text": ["x", "y"] * 10, "label": values * 10})
-        codes, known, _ = labels.encode_labels({"train": rows, "test": rows.select([1, 0, 1])}, "label")
-        assert known == names
+        codes, label_names, _ = labels.encode_labels({"train": rows, "test": rows.select([1, 0, 1])}, "label")
+        assert label_names == names
         assert [names[code] for code in codes["train"][:2]] == [str(int(v) if isinstance(v, float) else v) for v in values]
         assert codes["test"].tolist() == codes["train"][[1, 0, 1]].tolist()
 
@@ -147,8 +151,8 @@ def test_lists_of_labels_may_have_missing_and_blank_entries():
         ([[0, 1], [], [], [2]], class_label.names),
     ):
         features = Features(label=List(class_label)) if values[0] == [0, 1] else None
-        encoded, known, _ = labels.encode_label_lists({"train": Dataset.from_dict({"label": values}, features)}, "label")
-        assert known == names
+        encoded, label_names, _ = labels.encode_label_lists({"train": Dataset.from_dict({"label": values}, features)}, "label")
+        assert label_names == names
         assert encoded["train"].tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 1]]
 
 
@@ -159,19 +163,19 @@ def test_tokens_are_cached_until_the_file_or_a_setting_that_they_depend_on_chang
     make_rows().to_csv(tmp_path / "rows.csv", index=False)
     settings = dict(max_length=32)
 
-    def files(**settings) -> set[str]:
+    def cache_files(**settings) -> set[str]:
         data = load(tmp_path / "rows.csv", **settings)
         encoded = tokens.encode(data.task, data.train, AutoTokenizer.from_pretrained(model_dir), data.config)
         return {file["filename"] for file in encoded.inputs.cache_files}
 
-    first = files(**settings)
+    first = cache_files(**settings)
     (file,) = first
     written = os.stat(file).st_mtime_ns
-    assert files(**settings) == first and os.stat(file).st_mtime_ns == written, "read from disk, not written again"
-    others = [settings | changed for changed in (dict(max_length=16), dict(truncation="tail"), dict(split_seed=1))]
-    assert len({file, *(files(**other).pop() for other in others)}) == 4
+    assert cache_files(**settings) == first and os.stat(file).st_mtime_ns == written, "read from disk, not written again"
+    other_settings = [settings | changed for changed in (dict(max_length=16), dict(truncation="tail"), dict(split_seed=1))]
+    assert len({file, *(cache_files(**other).pop() for other in other_settings)}) == 4, "a file for each setting"
     make_rows(82).to_csv(tmp_path / "rows.csv", index=False)
-    assert files(**settings) != first, "the file changed"
+    assert cache_files(**settings) != first, "the data file has changed"
 
 
 def test_rows_read_from_disk_keep_their_texts_labels_and_tokens(data_file, model_dir):
@@ -242,7 +246,7 @@ def test_rotten_tomatoes_has_a_stand_in():
     assert len(data.test) == 1706 and data.label_names == ["neg", "pos"]
     tokenizer = load_tokenizer(data.task, sources.find_model("distilbert-base-uncased"), data.config)
     encoded = tokens.encode(data.task, data.test, tokenizer, data.config)
-    assert np.mean(encoded.lengths > 64) < 0.01
+    assert np.mean(encoded.lengths > 64) < 0.01, "max_length of the preset cuts almost no text"
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
@@ -269,15 +273,18 @@ def test_augmentation_depends_on_seed_epoch_and_row_and_keeps_the_special_tokens
     texts = [" . ".join(make_rows().review[start : start + 8]) for start in range(0, 64, 8)]
     rows, _ = tokens.tokenize_texts(texts, tokenizer, Config(max_length=64))
     assert augmentation(tokenizer, Config()) is None
-    change = augmentation(tokenizer, Config(augmentation=name))
-    first = [change(ids, 0, row) for row, ids in enumerate(rows)]
-    assert first != [change(ids, 1, row) for row, ids in enumerate(rows)], "drawn again in each epoch"
+    augment = augmentation(tokenizer, Config(augmentation=name))
+    first = [augment(ids, 0, row) for row, ids in enumerate(rows)]
+    assert first != [augment(ids, 1, row) for row, ids in enumerate(rows)], "drawn again in each epoch"
     assert first != [augmentation(tokenizer, Config(augmentation=name, seed=1))(ids, 0, row) for row, ids in enumerate(rows)]
-    assert first[::-1] == [change(rows[row], 0, row) for row in reversed(range(len(rows)))], "in any order of the rows"
+    assert first[::-1] == [augment(rows[row], 0, row) for row in reversed(range(len(rows)))], (
+        "the order of the rows does not matter"
+    )
     for ids, before in zip(first, rows, strict=True):
         assert (ids[0], ids[-1]) == (before[0], before[-1]) and len(ids) <= len(before)
         assert not Counter(ids) - Counter(before), "only tokens of the text"
         if name == "sentence-shuffle":
             assert Counter(ids) == Counter(before)
         if name == "crop":
+            # A crop is a piece of the text without gaps.
             assert len(ids) >= 0.7 * len(before) and ",".join(map(str, ids[1:-1])) in ",".join(map(str, before))

@@ -29,7 +29,7 @@ class Split:
 
     raw: Dataset  # the split of the data set that the rows come from, with the columns that the task reads
     rows: np.ndarray  # (rows,) int64, row numbers in `raw`
-    labels: np.ndarray  # (rows,) int64, or another part of each row that the task keeps in memory, such as (rows, labels)
+    labels: np.ndarray  # (rows,) int64, (rows, labels), or other values per row that the task keeps in memory
     hashes: np.ndarray  # (rows,) uint64, equal for equal texts
 
     def __len__(self) -> int:
@@ -46,63 +46,64 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """The three splits of a run, and facts about them that its records name."""
+    """The three splits of a run, and facts about them that are printed and recorded."""
 
     train: Split
     validation: Split
     test: Split
-    task: Task  # the data may decide which one
-    config: Config  # with the settings that the data decides
+    task: Task  # perhaps another one than before the data were read
+    config: Config  # with the settings that the data decided
     label_names: list[str]  # [] if the task has none
     remarks: list[str]  # notes on the data: rows that were changed or left out, and values that look wrong
     source: Source
-    test_split: str  # for the reader: "official test", "official validation" or "held out from train"
+    test_split: str  # as it is printed: "official test", "official validation" or "held out from train"
     validation_split: str
-    sha256: str  # of all texts and labels of the data set, before sampling
+    sha256: str  # hash of all texts and labels of the data set, before sampling
 
 
 def load_data(task: Task, config: Config, origin: str | None = None, given: Collection[str] = ()) -> Data:
     """Load, check, split and sample the rows that `config` names.
 
-    `origin`: as for `sources.find_rows`. `given`: the settings that are given as flags, not by a preset or default. Raise
-    `UserError` for data that can't be found, read, or trained on.
+    `origin`: where an earlier run found the data set, so that only this place is tried. `given`: the settings that are given as
+    flags, not by a preset or default. Raise `UserError` for data that can't be found, read, or trained on.
     """
     split_names = (config.validation_split, config.test_split)
     dataset, source = find_rows(config.dataset_name, origin, task.readers, config.encoding, split_names)
     dataset = flat(dataset)
-    official = official_splits(dataset, config)
-    raw = {name: dataset[official_name] for name, official_name in official.items()}
+    official_names = official_splits(dataset, config)
+    raw = {name: dataset[official_name] for name, official_name in official_names.items()}
     task, config = task.settle(raw["train"], config)
     columns = task.columns(raw["train"].column_names, config)
     for name, rows in raw.items():
         if missing := set(columns.values()) - set(rows.column_names):
-            files = f" ({', '.join(source.files[official[name]])})" if official[name] in source.files else ""
-            remedy = "" if name == "train" else f": add it, or give only the file of train; {name} rows are then held out from it"
+            files = f" ({', '.join(source.files[official_names[name]])})" if official_names[name] in source.files else ""
+            remedy = "" if name == "train" else f": add it, or give only the file of train, and {name} rows are held out from it"
             raise UserError(
-                f"dataset_name={config.dataset_name}: split {official[name]}{files} has no column {', '.join(missing)}{remedy}"
+                f"dataset_name={config.dataset_name}: split {official_names[name]}{files} has no column "
+                f"{', '.join(missing)}{remedy}"
             )
         if len(rows) == 0:
             raise UserError(f"dataset_name={config.dataset_name}: split {name} has no rows: add rows, or name another split")
-    read = task.read(raw, columns, config)
-    frames = {name: scan(task, read, name) for name in read.columns}
+    all_rows = task.read(raw, columns, config)
+    frames = {name: scan(task, all_rows, name) for name in all_rows.columns}
     sha256 = hashlib.sha256(b"".join(frame.row.to_numpy().tobytes() for frame in frames.values())).hexdigest()
     require_same("data", sha256)
-    frames, left_out = usable(task, frames, columns, official, config)
-    remarks = [*source.remarks, *read.remarks, *left_out]
-    if read.label_names:
+    frames, left_out = usable(task, frames, columns, official_names, config)
+    remarks = [*source.remarks, *all_rows.remarks, *left_out]
+    if all_rows.label_names:
         remarks += contradictions(frames)
     frames = split(frames, config)
     remarks += check_sample_sizes(frames, config, given)
     frames = {name: sample(frame, name, config) for name, frame in frames.items()}
-    splits = {name: _rows_of(frame, name if name in raw else "train", read) for name, frame in frames.items()}
+    splits = {name: _rows_of(frame, name if name in raw else "train", all_rows) for name, frame in frames.items()}
     if task.labels_are_classes:
-        remarks += absent(splits, read.label_names)
-    names = {name: f"official {official[name]}" if name in raw else "held out from train" for name in SPLITS}
+        remarks += absent(splits, all_rows.label_names)
+    names = {name: f"official {official_names[name]}" if name in raw else "held out from train" for name in SPLITS}
     return Data(
         **splits,
         task=task,
         config=config,
-        label_names=read.label_names,
+        label_names=all_rows.label_names,
         remarks=remarks,
         source=source,
         test_split=names["test"],
@@ -111,14 +112,14 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     )
 
 
-def _rows_of(frame: pd.DataFrame, split: str, read: Rows) -> Split:
-    """Return the rows of a frame, which come from the split `split` of the data set."""
+def _rows_of(frame: pd.DataFrame, split: str, all_rows: Rows) -> Split:
+    """Return the rows of a frame. `split` is the split of the data set that they come from."""
     rows = frame.index.to_numpy(np.int64)
-    return Split(read.columns[split], rows, read.labels[split][rows], frame.hash.to_numpy())
+    return Split(all_rows.columns[split], rows, all_rows.labels[split][rows], frame.hash.to_numpy())
 
 
 def flat(dataset: DatasetDict) -> DatasetDict:
-    """Split the Hub's dictionaries of translations into a column per language, such as `translation.en` and `translation.de`."""
+    """Turn the Hub's dictionaries of translations into a column per language, such as `translation.en` and `translation.de`."""
     nested = any(isinstance(rows.features.get("translation"), dict | Translation) for rows in dataset.values())
     return dataset.flatten() if nested else dataset
 
@@ -129,27 +130,29 @@ def official_splits(dataset: DatasetDict, config: Config) -> dict[str, str]:
     for name in ("validation", "test"):
         if names[name] == "train":
             raise UserError(
-                f"{name}_split=train: a model must not be measured on rows that it learned from: leave it out, and rows of train "
-                "are held out"
+                f"{name}_split=train: a model must not be measured on the rows that it learned from. Leave {name}_split out, and "
+                "rows of train are held out"
             )
     for name, official_name in names.items():
         if official_name not in dataset and (name == "train" or official_name != name):
             raise UserError(
                 f"dataset_name={config.dataset_name}: it has no split {official_name}, only {', '.join(dataset)}"
-                + (": a data set needs a split train" if name == "train" else f": set {name}_split to one of them")
+                + (": a data set needs a split named train" if name == "train" else f": set {name}_split to one of them")
             )
-    if config.validation_split == config.test_split:  # the test must not choose anything
+    if (
+        config.validation_split == config.test_split
+    ):  # the test split must not choose a checkpoint, so validation rows are held out from train
         del names["validation"]
     return {name: official_name for name, official_name in names.items() if official_name in dataset}
 
 
-def scan(task: Task, read: Rows, split: str) -> pd.DataFrame:
+def scan(task: Task, all_rows: Rows, split: str) -> pd.DataFrame:
     """Return a frame with a line per row of a split.
 
-    Its columns are hashes (uint64) of the text (`hash`), of text and label (`content`), and of these and the row number (`row`);
-    the `stratum`; and, as bool, `blank` (no text), `labelled`, and `left_out` (by the task).
+    Three columns are hashes (uint64): `hash` of the text, `content` of text and label, `row` of text, label and row number.
+    `stratum` is the row's stratum. Three are bool: `blank` (there is no text), `labelled`, and `left_out` (by the task).
     """
-    rows, labels = read.columns[split], read.labels[split]
+    rows, labels = all_rows.columns[split], all_rows.labels[split]
 
     def hash_batch(batch: dict[str, list], positions: list[int]) -> dict[str, np.ndarray]:
         texts, label_texts = task.contents(batch, labels[positions])
@@ -163,12 +166,12 @@ def scan(task: Task, read: Rows, split: str) -> pd.DataFrame:
 
     features = Features(dict.fromkeys(("hash", "content", "row"), Value("uint64")) | {"blank": Value("bool")})
     frame = read_columns(map_once(rows, hash_batch, features, [labels]), *features).to_pandas()
-    left_out = read.left_out.get(split, np.zeros(len(rows), dtype=bool))
+    left_out = all_rows.left_out.get(split, np.zeros(len(rows), dtype=bool))
     return frame.assign(stratum=task.strata(labels), labelled=task.has_label(labels), left_out=left_out)
 
 
 def usable(
-    task: Task, frames: dict[str, pd.DataFrame], columns: dict[str, str], official: dict[str, str], config: Config
+    task: Task, frames: dict[str, pd.DataFrame], columns: dict[str, str], official_names: dict[str, str], config: Config
 ) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """Return the rows of each split that have a text and a label, and notes on those that were left out.
 
@@ -179,30 +182,32 @@ def usable(
         frame = frame[~frame.left_out]
         if frame.blank.all():
             settings = " or ".join(f"{column}_column" for column in columns if not column.startswith("label"))
-            raise UserError(f"{settings}: all texts of split {official[name]} are empty: set it to the column with the texts")
-        missing = ~frame.labelled & task.labels_required
-        if missing.all():
-            others = "" if name == "train" else f", or {name}_split to a split that has labels"
+            raise UserError(f"{settings}: all texts of split {official_names[name]} are empty: set it to the column with the texts")
+        lacks_label = ~frame.labelled & task.labels_required
+        if lacks_label.all():
+            alternative = "" if name == "train" else f", or {name}_split to a split that has labels"
             raise UserError(
-                f"label_column={columns['label']}: split {official[name]} has no label in it: set label_column to the column "
-                f"with the labels{others}"
+                f"label_column={columns['label']}: split {official_names[name]} has no label in it: set label_column to the column "
+                f"with the labels{alternative}"
             )
-        for problem, bad in (("with an empty text", frame.blank), ("without a label", missing)):
-            if len(rows := frame.index[bad]):
-                problems.append(f"{len(rows):,} of {len(frame):,} rows of split {official[name]} {problem} (row {listed(rows)})")
+        for problem, mask in (("with an empty text", frame.blank), ("without a label", lacks_label)):
+            if len(rows := frame.index[mask]):
+                problems.append(
+                    f"{len(rows):,} of {len(frame):,} rows of split {official_names[name]} {problem} (row {listed(rows)})"
+                )
     if problems and config.on_bad_rows == "error":
         raise UserError(f"{'; '.join(problems)}: correct them, or set on_bad_rows to skip, which leaves these rows out")
     kept = {
         name: frame[~frame.left_out & ~frame.blank & (frame.labelled | (not task.labels_required))]
         for name, frame in frames.items()
     }
-    if empty := [official[name] for name, frame in kept.items() if frame.empty]:
+    if empty := [official_names[name] for name, frame in kept.items() if frame.empty]:
         raise UserError(f"split {empty[0]} has no row with both a text and a label: check text_column and label_column")
     return kept, [f"{problem}: left out" for problem in problems]
 
 
 def listed(items: Sequence) -> str:
-    """Return the first `MAX_LISTED` items for a message."""
+    """Return the first `MAX_LISTED` items as text, for a message."""
     return ", ".join(map(str, items[:MAX_LISTED])) + (", ..." if len(items) > MAX_LISTED else "")
 
 
@@ -214,11 +219,11 @@ def contradictions(frames: dict[str, pd.DataFrame]) -> list[str]:
         return []
     rows_by_split = {name: frame.index[frame.hash.isin(texts)] for name, frame in frames.items()}
     places = ", ".join(f"rows {listed(rows)} of {name}" for name, rows in rows_by_split.items() if len(rows))
-    return [f"{len(texts):,} texts have more than one label ({places}): not all of them can be right"]
+    return [f"{len(texts):,} texts have more than one label ({places}): not all of these labels can be right"]
 
 
 def absent(splits: dict[str, Split], label_names: list[str]) -> list[str]:
-    """Return notes on labels without a row in a split: they can't be learned, or can't be measured."""
+    """Return notes on labels that no row of a split has. They can't be learned (train) or measured (validation, test)."""
     notes = []
     for name, part in splits.items():
         counts = np.bincount(part.labels, minlength=len(label_names))
@@ -230,39 +235,39 @@ def absent(splits: dict[str, Split], label_names: list[str]) -> list[str]:
 
 
 def split(frames: dict[str, pd.DataFrame], config: Config) -> dict[str, pd.DataFrame]:
-    """Hold out from train the splits that the data set lacks, stratified. Only `split_seed` decides which rows.
+    """Make the splits that the data set lacks: hold out stratified rows of train. Only `split_seed` decides which rows.
 
-    `frames` are from `scan`, indexed by row numbers. A held-out text is held out once, and its copies leave train. Rows without a
-    label, which only a language model reads, are never held out, so that it holds out the same rows as a classifier of the same
-    data.
+    `frames` are from `scan`, indexed by row numbers. If a held-out text has copies, they leave train and are not used. Rows without
+    a label are never held out. Only language models read such rows, so they hold out the same rows as a classifier.
     """
     frames = dict(frames)
     labelled = frames["train"][frames["train"].labelled]
     unlabelled = frames["train"][~frames["train"].labelled]
-    rows, least = len(labelled), min(2, labelled.stratum.nunique())
+    n_rows, min_strata = len(labelled), min(2, labelled.stratum.nunique())
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if name not in frames:
-            frames[name] = stratified(labelled.drop_duplicates("hash"), round(rows * fraction), config.split_seed)
+            frames[name] = stratified(labelled.drop_duplicates("hash"), round(n_rows * fraction), config.split_seed)
             labelled = labelled[~labelled.hash.isin(frames[name].hash)]
             unlabelled = unlabelled[~unlabelled.hash.isin(frames[name].hash)]
-            if any(part.stratum.nunique() < least for part in (frames[name], labelled)):
+            if any(part.stratum.nunique() < min_strata for part in (frames[name], labelled)):
                 raise UserError(
-                    f"{rows} rows are too few to hold out {fraction:.0%} for {name}: raise {name}_fraction, or add rows"
+                    f"{n_rows} rows are too few to hold out {fraction:.0%} for {name}: raise {name}_fraction, or add rows"
                 )
     frames["train"] = pd.concat([labelled, unlabelled]).sort_index()
     return {name: frames[name] for name in SPLITS}
 
 
 def stratified(frame: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
-    """Return `n` rows in their old order, with the same fraction of each stratum. A smaller sample is part of a larger one."""
+    """Return `n` random rows in their old order, which keep the fractions of the strata. Larger samples contain smaller ones."""
     shuffled = frame.sample(frac=1, random_state=seed)
     strata = shuffled.groupby("stratum").stratum
+    # For each row, the fraction of its stratum that comes before it. The rows with the smallest fractions keep the proportions.
     fraction_before = (strata.cumcount() + 0.5) / strata.transform("size")
     return shuffled.loc[fraction_before.sort_values(kind="stable").index[:n]].sort_index()
 
 
 def check_sample_sizes(frames: dict[str, pd.DataFrame], config: Config, given: Collection[str]) -> list[str]:
-    """Return a note if a preset samples more rows than a split has. Raise `UserError` if the user does."""
+    """Return notes on sample sizes of a preset that exceed their split. Raise `UserError` for such a size given as a flag."""
     notes = []
     for name, frame in frames.items():
         setting, n = SAMPLE_SETTINGS[name], getattr(config, SAMPLE_SETTINGS[name])
@@ -272,7 +277,7 @@ def check_sample_sizes(frames: dict[str, pd.DataFrame], config: Config, given: C
         if setting in given:
             hint = "" if name == "train" else f" (or raise {name}_fraction)"
             raise UserError(f"{problem}: lower it, or set it to 0 for all rows{hint}")
-        if n != getattr(Config, setting):
+        if n != getattr(Config, setting):  # no note on the defaults: many data sets are smaller
             notes.append(f"{problem}: all are used")
     return notes
 

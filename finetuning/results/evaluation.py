@@ -1,6 +1,8 @@
 """Measure a run on its test split and write the results into the run folder; compare two runs.
 
-metrics.json, report.html, *.png, predictions.parquet, statistics.parquet, errors.csv, and further files of the task
+These files are written:
+
+metrics.json, report.html, *.png, predictions.parquet, statistics.parquet, errors.csv, and further files that a task adds
 adapter/README.md    the model card
 """
 
@@ -32,16 +34,16 @@ STATISTICS = "statistics.parquet"  # per-row statistics, in the order of predict
 def measure(task: Task, evaluation: Evaluation) -> tuple[Evaluation, Statistics]:
     """Return the evaluation with its metrics, each with a 95 % interval, and the per-row statistics behind them."""
     statistics = task.statistics(evaluation.predictions, evaluation.split, evaluation.calibration)
-    measured = {}
+    results = {}
     for metric in task.metrics:
-        measured[metric.name] = metric.of(statistics)
+        results[metric.name] = metric.of(statistics)
         if metric.interval:
-            measured[f"{metric.name}_ci95"] = metrics.interval(metric, statistics)
-    measured |= {"n": len(evaluation.split)} | ({"label_names": evaluation.label_names} if evaluation.label_names else {})
-    measured |= evaluation.calibration | task.details(evaluation, statistics)
-    if "by_length" not in measured:
-        measured["by_length"] = metrics.groups(task.metrics[0], statistics, task.lengths(evaluation), task.length_edges)
-    return replace(evaluation, metrics=measured), statistics
+            results[f"{metric.name}_ci95"] = metrics.interval(metric, statistics)
+    results |= {"n": len(evaluation.split)} | ({"label_names": evaluation.label_names} if evaluation.label_names else {})
+    results |= evaluation.calibration | task.details(evaluation, statistics)
+    if "by_length" not in results:
+        results["by_length"] = metrics.groups(task.metrics[0], statistics, task.lengths(evaluation), task.length_edges)
+    return replace(evaluation, metrics=results), statistics
 
 
 def describe(run: Run, model: Source, data: Data, seconds: float) -> dict:
@@ -74,7 +76,7 @@ def sections_of(run: Run, evaluation: Evaluation) -> list[report.Section]:
 
 @by_first
 def write(run: Run, evaluation: Evaluation, statistics: Statistics, sections: list[report.Section]) -> None:
-    """Write all files. They are completed in a temporary folder first, and then moved into the run folder."""
+    """Write all files: first into a temporary folder, so that only complete files are moved into the run folder."""
     task = run.task
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=".evaluation-") as name:
         folder = Path(name)
@@ -92,11 +94,11 @@ def write(run: Run, evaluation: Evaluation, statistics: Statistics, sections: li
     cards.of_adapter(run, evaluation.metrics).save(run.folder / "adapter" / "README.md")
 
 
-def show_headline(task: Task, measured: dict) -> tuple[str, str]:
+def show_headline(task: Task, results: dict) -> tuple[str, str]:
     """Return the task's first metric and its interval as text."""
     metric = task.metrics[0]
-    interval = metric.show_interval(measured[f"{metric.name}_ci95"])
-    return f"{metric.label or metric.name} {metric.show(measured[metric.name])}", interval
+    interval = metric.show_interval(results[f"{metric.name}_ci95"])
+    return f"{metric.label or metric.name} {metric.show(results[metric.name])}", interval
 
 
 def _write_table(path: Path, columns: dict) -> None:
@@ -111,12 +113,12 @@ def _write_table(path: Path, columns: dict) -> None:
 
 
 def _training_section(run: Run) -> report.Section:
-    log, kept, metric = run.training["log_history"], run.training["validation"], chosen_metric(run.task, run.config)
-    last, epochs = log[-1], run.config.num_train_epochs
-    text = f"Training took {last['step']:,} steps, {last['epoch']:.3g} of {epochs:g} epochs"
-    text += "; early stopping ended it." if last["epoch"] < epochs - 0.01 else "."
+    log, best_validation, metric = run.training["log_history"], run.training["validation"], chosen_metric(run.task, run.config)
+    last_entry, epochs = log[-1], run.config.num_train_epochs
+    text = f"Training took {last_entry['step']:,} steps, {last_entry['epoch']:.3g} of {epochs:g} epochs"
+    text += "; early stopping ended it." if last_entry["epoch"] < epochs - 0.01 else "."
     caption = f"losses, validation {metric.name} and learning rate at each step"
-    draw = partial(plots.plot_training, log, kept, metric)
+    draw = partial(plots.plot_training, log, best_validation, metric)
     return report.Section("Training", text, pictures=(report.Picture("training", caption, draw),))
 
 
@@ -125,14 +127,14 @@ def _training_section(run: Run) -> report.Section:
 
 @by_first
 def compare(a: Run, b: Run, test: Split) -> tuple[list[dict], Path]:
-    """Compare two evaluated runs on the same rows of `test`. Return each metric's two values, their difference and its interval.
+    """Compare two evaluated runs on the rows of `test`. Return each metric's two values, their difference and its interval.
 
-    Also write the rows whose predictions differ to a csv file, and return its path. Raise `UserError` if a run is not evaluated, or
-    if the runs have different tasks or test rows.
+    Write the rows with different predictions into a csv file, and return its path too. Raise `UserError` if a run is not
+    evaluated, or if the runs have different tasks or test rows.
     """
     predictions = [_read_predictions(run) for run in (a, b)]
-    same = a.task is b.task and a.record["dataset"]["sha256"] == b.record["dataset"]["sha256"]
-    if not same or not predictions[0].row.equals(predictions[1].row):
+    same_data = a.task is b.task and a.record["dataset"]["sha256"] == b.record["dataset"]["sha256"]
+    if not same_data or not predictions[0].row.equals(predictions[1].row):
         raise UserError(f"{a.folder} and {b.folder} were tested on different rows: only runs on the same rows can be compared")
     signatures = [_signatures(run) for run in (a, b)]
     if signatures[0] != signatures[1]:
@@ -158,26 +160,26 @@ def _differing(task: Task, predictions: list[pd.DataFrame], test: Split):
     column = task.prediction_column
     differ = np.flatnonzero([not np.array_equal(x, y) for x, y in zip(a[column], b[column], strict=True)])
 
-    def lines(positions: np.ndarray) -> pd.DataFrame:
+    def lines_of(positions: np.ndarray) -> pd.DataFrame:
         rows = {"row": test.rows[positions]} | task.readable(test.select(positions).columns())
         rows |= {name: predictions[0][name].iloc[positions].to_numpy() for name in ("label", "reference") if name in predictions[0]}
         for name in a.columns.drop("row"):
             rows |= {f"{name}_a": a[name].iloc[positions].to_numpy(), f"{name}_b": b[name].iloc[positions].to_numpy()}
         return pd.DataFrame(rows).map(lambda value: " ".join(map(str, value)) if isinstance(value, np.ndarray) else value)
 
-    return differ, lines
+    return differ, lines_of
 
 
 def _read_predictions(run: Run) -> pd.DataFrame:
     if not (run.folder / STATISTICS).is_file():
-        raise UserError(f"{run.folder} has no evaluation by this version: run python evaluate.py {run.folder} first")
+        raise UserError(f"{run.folder} was not evaluated by this version of evaluate.py: run python evaluate.py {run.folder} first")
     return pd.read_parquet(run.folder / "predictions.parquet")
 
 
 def _signatures(run: Run) -> list[str]:
     """Return the signatures of sacreBLEU in a run's metrics.json, without sacreBLEU's version, which may differ."""
-    measured = read_json(run.folder / "metrics.json")
-    return [text.partition("|version")[0] for name, text in measured.items() if name.endswith("_signature")]
+    results = read_json(run.folder / "metrics.json")
+    return [text.partition("|version")[0] for name, text in results.items() if name.endswith("_signature")]
 
 
 def _read_statistics(path: Path) -> Statistics:

@@ -1,8 +1,8 @@
 """Named entities: words of a text that name a person, a place, a product and so on.
 
-Data sets are read in many formats (data/spans.py). The model predicts the tag of a word at the first sub-word. A sentence that is
-too long for the model is read in overlapping windows (data/windows.py), so that every word counts in the metrics. The tags of a
-sentence are decoded together, so that they are valid (results/entities.py).
+Data sets are read in many formats (data/spans.py). The model predicts the tag of a word at its first sub-word. A sentence that is
+too long for the model is read in overlapping windows (data/windows.py), so no word is left out of the metrics. The tags of a
+sentence are decoded together, so that they are valid IOB2 (results/entities.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -65,7 +65,7 @@ class Entities(Task):
     settings = ("text_column", "label_column", "span_offsets", "context", "padding", "label_smoothing_factor")
     token_settings = ("max_length", "context")
     tokenizer_options = {"add_prefix_space": True}  # in RoBERTa and GPT-2 the space before a word is part of its token
-    readers = dict.fromkeys((".txt", ".train", ".testa", ".testb"), read_conll)
+    readers = dict.fromkeys((".txt", ".train", ".testa", ".testb"), read_conll)  # usual endings of CoNLL files
     input_types = (str, list, dict)
     cuda_graphs = True
     truncates = False
@@ -81,7 +81,7 @@ class Entities(Task):
             )
         }
     )
-    options = {"context": None}  # "sentence" or "neighbours"; None: as in training
+    options = {"context": None}  # "sentence" or "neighbours", as in config.py; None: as in training
     examples = (
         "Angela Merkel flew to Paris to meet the president of the European Commission.",
         "Nokia moved its headquarters to Espoo in 1996, said the Helsingin Sanomat.",
@@ -109,7 +109,7 @@ class Entities(Task):
         return {"text": batch["text"]}
 
     def label_counts(self, split: Split, label_names: list[str]) -> dict[str, int]:
-        codes = np.concatenate(actual_codes(split))
+        codes = np.concatenate(actual_codes(split))  # 0 is O; the types follow with two codes each, B- and I-
         return {name: int(np.sum(codes == 1 + 2 * i)) for i, name in enumerate(types_of(label_names))}
 
     def show_labels(self, split: Split, label_names: list[str]) -> list[str]:
@@ -118,11 +118,11 @@ class Entities(Task):
             place_entities({"starts": starts, "ends": ends}, entities(codes), types)
             for starts, ends, codes in zip(rows["starts"], rows["ends"], actual_codes(split), strict=True)
         ]
-        sentences = (
+        lines = (
             ", ".join(f"{text[start:end]} ({name})" for start, end, name in spans)
             for text, spans in zip(rows["text"], places, strict=True)
         )
-        return [sentence or "no entity" for sentence in sentences]
+        return [line or "no entity" for line in lines]
 
     # --- tokens and model ------------------------------------------------------------------------------------------------
 
@@ -132,7 +132,7 @@ class Entities(Task):
         return Features(columns | {"length": Value("int32")})
 
     def tokenize(self, batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, list]:
-        """Return windows, of several rows if the context is "neighbours". Without tags, the label of each word is 0."""
+        """Return windows. With the context "neighbours", a window may have several rows. Without tags, each word's label is 0."""
         return windows.tokenize(batch, tokenizer, config.max_length, together=config.context == "neighbours")
 
     def model_settings(self, label_names: list[str]) -> dict:
@@ -163,6 +163,7 @@ class Entities(Task):
             outputs = (logits for batch in batches for logits in batch)
             for position, labels, logits in zip(positions, window_labels[positions.tolist()]["labels"], outputs, strict=True):
                 window_logits[position] = logits[np.flatnonzero(np.array(labels) >= 0)]
+        # One row ends and the next begins where the row number of two neighbouring words differs.
         return np.split(np.concatenate(window_logits), np.flatnonzero(np.diff(tokens.rows)) + 1)
 
     def calibrate(self, predictions: list[np.ndarray], validation: Split) -> dict:
@@ -218,7 +219,7 @@ class Entities(Task):
         }
 
     def more_details(self, predictor: Predictor, split: Split) -> dict:
-        """Return the F1 with each row read alone, if the run reads rows with their neighbours."""
+        """Return the F1 when each row is read alone. A run with the context "sentence" has it already."""
         if predictor.config.context == "sentence":
             return {}
         tokens = encode(self, split, predictor.tokenizer, replace(predictor.config, context="sentence"))
@@ -260,8 +261,8 @@ class Entities(Task):
     def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
         """Return the `entities` of each text: their `start` and `end` in it, `text`, `label` and `probability`.
 
-        Words of a list are joined with spaces. With `predictor.options["context"]` "sentence" each row is read alone, with
-        "neighbours" the rows of the batch are read together; None means as in training.
+        If a text is a list of words, the words are joined with spaces. `predictor.options["context"]` is "sentence" (each row is
+        read alone), "neighbours" (the rows of the batch are read together) or None (as in training).
         """
         rows = [spans.place(value) for value in batch["text"]]
         config = replace(predictor.config, context=predictor.options.get("context") or predictor.config.context)
@@ -309,6 +310,6 @@ class Entities(Task):
 
 
 def actual_codes(split: Split) -> list[np.ndarray]:
-    """Return the codes of the tags of each row, (words,)."""
+    """Return for each row the codes of its tags, (words,). A code is a position in the label names."""
     tags = read_columns(split.raw.select(split.rows), "tags")["tags"].combine_chunks()
     return np.split(tags.flatten().to_numpy(), tags.value_lengths().to_numpy().cumsum()[:-1])
