@@ -16,7 +16,7 @@ from finetuning.errors import UserError
 @exit_cleanly
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("run", nargs="?", type=Path, help="a run folder; not given: the newest in --output_dir")
+    parser.add_argument("run", nargs="?", type=Path, help="a run folder; not given: the one in --output_dir that finished last")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
     arguments = parser.parse_args()
     try:

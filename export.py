@@ -25,7 +25,7 @@ FORMATS = ("merged", "onnx", "int8", "ctranslate2", "ctranslate2-int8")
 @exit_cleanly
 def main() -> None:
     parser = Parser(__doc__)
-    parser.add_argument("run", nargs="?", type=Path, help="a run folder; not given: the newest in --output_dir")
+    parser.add_argument("run", nargs="?", type=Path, help="a run folder; not given: the one in --output_dir that finished last")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
     parser.add_argument(
         "--formats", nargs="+", choices=FORMATS, help="the formats to write; not given: all that exist for the task"

@@ -89,7 +89,7 @@ def read_arguments() -> argparse.Namespace:
         "--text_column", help="with --file: the column with the text; not given: as in training, or the first with a usual name"
     )
     parser.add_argument("--encoding", help="encoding of --file or standard input; not given: UTF-8, else guessed, with a note")
-    parser.add_argument("--run", type=Path, help="a run folder; not given: the newest in --output_dir")
+    parser.add_argument("--run", type=Path, help="a run folder; not given: the one in --output_dir that finished last")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
     parser.add_argument("--json", action="store_true", help="print a JSON object per line")
     parser.add_argument("--explain", action="store_true", help="also print the words that influenced each label most")

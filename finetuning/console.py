@@ -44,7 +44,7 @@ def show_sources(model, data) -> None:
     """Print which model (a `Source`) and rows (`Data`) are used. If one of them is a stand-in, a warning comes first."""
     stand_ins, replaced = [], []
     if model.origin == "stand-in":
-        stand_ins.append(f"{model.name.split('/')[-1]} (smaller, ignores capitals)")
+        stand_ins.append(f"{model.name.split('/')[-1]} (smaller, lower-cases every text)")
         replaced.append(data.config.model_name)
     if data.source.origin == "stand-in":
         stand_ins.append(data.source.name)

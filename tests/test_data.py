@@ -90,7 +90,7 @@ def test_unlabelled_copies_of_held_out_texts_are_not_trained_on(tmp_path):
 
 def test_a_sample_size_above_the_number_of_rows_is_refused_from_the_user_but_not_from_a_preset(tmp_path):
     make_rows(80).to_csv(tmp_path / "rows.csv", index=False)
-    # Of the 80 rows, 16 are held out for test and 8 for validation; 56 remain.
+    # 16 of the 80 rows are held out for test, and 8 for validation; 56 remain.
     assert PRESETS["smoke"]["train_samples"] == 64 > 56 and PRESETS["translation"]["val_samples"] == 500 > 8
     for setting, n, hint in (("train_samples", 64, ""), ("val_samples", 500, "validation_fraction"), ("val_samples", 1_000, "")):
         with pytest.raises(UserError, match=rf"{setting}={n:,} is more than the .* rows of split .*0 for all.*{hint}"):

@@ -344,7 +344,7 @@ def test_help_has_the_sections_of_config_and_ends_with_examples(call):
         "trainable parameters:",
         "training:",
         "evaluation while training:",
-        "where the run goes:",
+        "output:",
     ]
     places = [result.out.index(f"\n{section}\n") for section in sections]
     assert places == sorted(places) and result.out.index("--lora_r INT") > places[4] and "(default: 16)" in result.out
