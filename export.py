@@ -7,10 +7,10 @@
 merged   the adapter merged into the base model, for plain transformers (safetensors)
 onnx     the merged model for ONNX Runtime, any batch size and length; needs requirements-extras.txt
 int8     the ONNX model with 8-bit weights, smaller and often faster on a CPU
-ctranslate2, ctranslate2-int8     translation: for CTranslate2, in float32 or with 8-bit weights; needs requirements-extras.txt
+ctranslate2, ctranslate2-int8     translation models for CTranslate2, in float32 or with 8-bit weights; needs requirements-extras.txt
 
-Writes outputs/RUN/export/ with export.json, which compares each format with the run's model on held-out rows. A format that
-does not agree with it is not written, and the exit code is then 1.
+Writes outputs/RUN/export/. Its export.json compares the predictions of each format with those of the run's model on rows of the
+test split. If they do not agree, the format is not written, and the exit code is 1.
 """
 
 import sys
@@ -27,10 +27,8 @@ def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("run", nargs="?", type=Path, help="a run folder; not given: the one in --output_dir that finished last")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
-    parser.add_argument(
-        "--formats", nargs="+", choices=FORMATS, help="the formats to write; not given: all that exist for the task"
-    )
-    parser.add_argument("--rows", type=int, default=500, help="number of held-out rows to compare on")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, help="the formats to write; not given: all formats of the task")
+    parser.add_argument("--rows", type=int, default=500, help="number of rows of the test split to compare on")
     parser.add_argument("--push_to_hub", metavar="REPO", help="upload the exports to this repository, ME/NAME")
     parser.add_argument("--private", action="store_true", help="with --push_to_hub: make the repository private")
     arguments = parser.parse_args()
@@ -44,10 +42,10 @@ def main() -> None:
     console.quiet_libraries()
     processes.start()
     run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir), tasks.pick)
-    exports = exporting.export(run, arguments.formats, arguments.rows)
+    exports = exporting.export(run, arguments.formats, arguments.rows)  # the first entry is the run's model itself
     console.show_exports(exports, run.folder / "export")
     if failed := [export["format"] for export in exports[1:] if not export["agrees"]]:
-        sys.exit(f"{', '.join(failed)}: not written, because it does not agree with the run's model on {arguments.rows:,} rows")
+        sys.exit(f"{', '.join(failed)}: not written, because it does not agree with the run's model (see export.json)")
     if arguments.push_to_hub:
         files = exporting.files_for_the_hub(run.folder / "export")
         print(f"pushed to {cards.push_to_hub(files, arguments.push_to_hub, arguments.private, 'Add model and card')}")

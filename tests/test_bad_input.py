@@ -106,7 +106,7 @@ def bad(tmp_path, data_file):
         (["--text_pair_column", "second"], ["text_pair_column=second", "review, sentiment"]),
         (["--text_pair_column", "sentiment"], ["text_pair_column is 'sentiment'", "different columns"]),
         (["--text_pair_column", "review", "--augmentation", "crop"], ["augmentation=crop", "text_pair_column"]),
-        (["--text_pair_column", "review", "--length_warmup", "0.3"], ["length_warmup=0.3", "labels of single texts"]),
+        (["--text_pair_column", "review", "--length_warmup", "0.3"], ["length_warmup=0.3", "not for pairs of texts"]),
         (["--length_warmup", "50"], ["length_warmup=50", "a fraction from 0 to 1"]),
         (["--length_warmup", "0.3", "--task", "causal-lm"], ["length_warmup=0.3", "not for causal-lm", "leave it out"]),
         (["--label_column", "good,bad"], ["label_column=good,bad", "review, sentiment"]),

@@ -38,7 +38,7 @@ NUMBER_LISTS = List(Value("int64"))
 @pytest.mark.parametrize(
     ("values", "feature", "sets", "note"),
     [
-        ([["b", " a "], [], None, ["b", ""]], List(TEXT), [["a", "b"], [], [], ["b"]], "it holds lists; 2 texts have none"),
+        ([["b", " a "], [], None, ["b", ""]], List(TEXT), [["a", "b"], [], [], ["b"]], "it holds lists; 2 texts have no label"),
         ([["b", "a"], ["b"]], LargeList(TEXT), [["a", "b"], ["b"]], "holds lists"),
         ([["a", 1], [True], "a"], Json(), [["1", "a"], ["true"], ["a"]], "holds lists"),
         ([[10, 9], [2]], NUMBER_LISTS, [["9", "10"], ["2"]], "holds lists"),
@@ -143,7 +143,7 @@ def test_many_classes_are_accepted_only_if_the_user_named_the_column():
         ([[], [[0, 4, "LOC"]]], Json(), {}, "row 1 .*set task to token-classification"),
         ([{"a": 1}, {"b": [1]}], Json(), {}, "row 0 .*must be a text or a number, or a list"),
         ([["a", "b"], ["a"]], List(TEXT), dict(problem_type=ONE), "row 0 .*several labels: set problem_type to multi_label"),
-        (["1.5", "2"], TEXT, dict(problem_type=SEVERAL), "holds decimal numbers: .* must be lists, or texts with commas"),
+        (["1.5", "2"], TEXT, dict(problem_type=SEVERAL), "holds decimal numbers: write .* as a list, or as a text with commas"),
         (["1.5", "2"], TEXT, {}, "decimal numbers, such as 1.5: .*set problem_type to regression.*single_label_classification"),
     ],
 )  # fmt: skip

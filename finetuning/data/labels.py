@@ -1,4 +1,4 @@
-"""Convert label columns of a data set to numbers and names.
+"""Convert the label columns of a data set to numbers, and list the names of the labels.
 
 `raw` has the splits of a data set by name, with "train" among them. All functions raise `UserError` for values that are no labels.
 """
@@ -18,11 +18,11 @@ from finetuning.data.label_forms import Distinct, Lists, as_text, distinct, find
 from finetuning.errors import UserError
 
 SEPARATORS = "[,;|]"  # between labels that are written as one text
-HASH = r"(?<=\w)#(?=\w)"  # doccano's separator; "C#" is a label
-POSSIBLE_SEPARATORS = rf"[,;|/+&\n，、；]|{HASH}"  # labels with these may be several labels, which a note says
+HASH = r"(?<=\w)#(?=\w)"  # doccano's separator, as in "a#b"; "C#" is one label
+POSSIBLE_SEPARATORS = rf"[,;|/+&\n，、；]|{HASH}"  # a label with one of these may be several labels; a note says so
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
-MAX_NAMED = 5  # labels that a message names
-MAX_CLASSES = 20  # more are allowed with four rows or more per class, or in a column that the user named
+MAX_NAMED = 5  # labels in a message
+MAX_CLASSES = 20  # more are allowed if classes have four rows on average, or if the user named the column
 WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]*")
 ZERO_OR_ONE = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 SET_MULTI_LABEL = "set problem_type to multi_label_classification"
@@ -31,13 +31,13 @@ SET_MULTI_LABEL = "set problem_type to multi_label_classification"
 class Encoded(NamedTuple):
     """Labels as arrays, (rows, ...)."""
 
-    labels: dict[str, np.ndarray]  # for each split
-    names: list[str] = []  # of the labels
+    labels: dict[str, np.ndarray]  # split -> its labels
+    names: list[str] = []  # the names of the labels; [] if labels are numbers
     remarks: list[str] = []  # notes for the user
 
 
 class Occurrences(NamedTuple):
-    """The labels of all rows, one after the other."""
+    """The labels of a split, one after the other. A row may have any number of them."""
 
     rows: np.ndarray  # (occurrences,) the row of each occurrence
     distinct: list  # the distinct labels
@@ -51,33 +51,33 @@ class Occurrences(NamedTuple):
 def encode_labels(raw: dict[str, Dataset], column: str, named: bool = False) -> Encoded:
     """Return the labels of each split as positions in the list of names, (rows,), -1 for a missing label.
 
-    The names are those of the data set, or else the sorted values of train. `named`: the user named the column, so it may have many
-    classes.
+    The names are those that a `ClassLabel` column brings along, or else the sorted values of train. `named`: the user named the
+    column, so it may have many classes.
     """
     feature, lists, remarks = raw["train"].features[column], find_lists(raw, column), []
     if lists:
-        columns = {split: _only_labels(array, split, column) for split, array in lists.arrays.items()}
+        labels = {split: _single_labels(array, split, column) for split, array in lists.arrays.items()}
         feature = getattr(feature, "feature", feature)
         remarks.append(
-            f"label_column={column}: read as one label for each text, because {lists.reason} with at most one label; for several "
-            f"labels {SET_MULTI_LABEL}"
+            f"label_column={column}: read as one label for each text, because {lists.reason} with at most one label; if a text "
+            f"can have several labels, {SET_MULTI_LABEL}"
         )
     else:
-        columns = {split: distinct(rows, column) for split, rows in raw.items()}
+        labels = {split: distinct(rows, column) for split, rows in raw.items()}
     if isinstance(feature, ClassLabel):
-        names, position = feature.names, {i: i for i in range(len(feature.names))}
+        names, positions = feature.names, {i: i for i in range(len(feature.names))}
     else:
-        columns = _of_one_kind(columns, column)
-        values = [value for distinct_values, _ in columns.values() for value in distinct_values if value is not None]
-        names = _ordered([value for value in columns["train"].values if value is not None], values)
-        _check_classes(names, columns["train"], column, named)
-        position = {value: i for i, value in enumerate(names)}
+        labels = _of_one_kind(labels, column)
+        values = [value for distinct_values, _ in labels.values() for value in distinct_values if value is not None]
+        names = _ordered([value for value in labels["train"].values if value is not None], values)
+        _check_classes(names, labels["train"], column, named)
+        positions = {value: i for i, value in enumerate(names)}
     codes = {}
-    for split, (values, indices) in columns.items():
-        unknown = sorted({str(value) for value in values if value is not None and value not in position})
+    for split, (values, indices) in labels.items():
+        unknown = sorted({str(value) for value in values if value is not None and value not in positions})
         if unknown and not isinstance(feature, ClassLabel):
             _refuse_unknown(column, split, unknown, f"; train has {_listed(names)}")
-        codes[split] = np.array([*(position.get(value, -1) for value in values), -1], dtype=np.int64)[indices]
+        codes[split] = np.array([*(positions.get(value, -1) for value in values), -1], dtype=np.int64)[indices]
     present = np.unique(codes["train"][codes["train"] >= 0])
     if len(present) == 0:
         raise UserError(f"label_column={column}: train has no labels in it: set it to the column with the labels")
@@ -87,7 +87,7 @@ def encode_labels(raw: dict[str, Dataset], column: str, named: bool = False) -> 
             "with another label"
         )
     names = [str(name) for name in names]
-    return Encoded(codes, names, [*remarks, *_similar(names, column)])
+    return Encoded(codes, names, [*remarks, *_notes_on_names(names, column)])
 
 
 def holds_several(train: Dataset, column: str) -> bool:
@@ -105,13 +105,13 @@ def holds_several(train: Dataset, column: str) -> bool:
     return False
 
 
-def _of_one_kind(columns: dict[str, Distinct], column: str) -> dict[str, Distinct]:
-    """Return the columns with labels of one kind: whole numbers become integers, values of several kinds become texts.
+def _of_one_kind(labels: dict[str, Distinct], column: str) -> dict[str, Distinct]:
+    """Return the labels of each split, all of one kind: whole numbers become integers, and values of several kinds become texts.
 
     Raise `UserError` for decimal numbers.
     """
-    values = [value for distinct_values, _ in columns.values() for value in distinct_values if value is not None]
-    kinds = {kind_of(value) for value in values}
+    values = [value for distinct_values, _ in labels.values() for value in distinct_values if value is not None]
+    kinds = {kind_of(value) for value in values}  # {float} if all are numbers
     if kinds == {float} and any(value % 1 for value in values):
         raise UserError(
             f"label_column={column} holds decimal numbers, which are no classes: to predict the numbers set problem_type to "
@@ -121,17 +121,17 @@ def _of_one_kind(columns: dict[str, Distinct], column: str) -> dict[str, Distinc
     def as_label(value: Any) -> Any:
         return value if value is None else int(value) if kinds == {float} else as_text(value) if len(kinds) > 1 else value
 
-    return {split: Distinct([as_label(value) for value in values], codes) for split, (values, codes) in columns.items()}
+    return {split: Distinct([as_label(value) for value in values], codes) for split, (values, codes) in labels.items()}
 
 
 def _ordered(train: Iterable, labels: Iterable) -> list:
-    """Return the labels of train, sorted. Texts are sorted as numbers if `labels`, those of all splits, are whole numbers."""
-    numbers = all(isinstance(label, str) and WHOLE_NUMBER.fullmatch(label) for label in labels)
-    return sorted(set(train), key=int if numbers else None)
+    """Return the labels of train, sorted: by number if all `labels` (of all splits) are texts of whole numbers."""
+    as_numbers = all(isinstance(label, str) and WHOLE_NUMBER.fullmatch(label) for label in labels)
+    return sorted(set(train), key=int if as_numbers else None)
 
 
 def _check_classes(names: list, train: Distinct, column: str, named: bool) -> None:
-    """Raise `UserError` if there are too many names for classes."""
+    """Raise `UserError` if the column has so many different values that they are hardly classes."""
     rows = len(train.codes)
     if len(names) <= max(MAX_CLASSES, rows / 4):
         return
@@ -142,7 +142,7 @@ def _check_classes(names: list, train: Distinct, column: str, named: bool) -> No
         raise UserError(f"{problem}: if it is the right column, name it with --label_column; if not, name another")
 
 
-def _only_labels(lists: pyarrow.Array, split: str, column: str) -> Distinct:
+def _single_labels(lists: pyarrow.Array, split: str, column: str) -> Distinct:
     """Return the label of each list. Raise `UserError` if a list has more than one."""
     labels = _occurrences(lists, split, column)
     if len(rows := np.flatnonzero(labels.lengths > 1)):
@@ -163,16 +163,16 @@ def _listed(labels: list) -> str:
     return ", ".join(map(repr, labels[:MAX_NAMED])) + (", ..." if len(labels) > MAX_NAMED else "")
 
 
-def _similar(names: list[str], column: str) -> list[str]:
+def _notes_on_names(names: list[str], column: str) -> list[str]:
     """Return notes on labels that look alike, and on labels that seem to be several labels in one."""
-    remarks, plain = [], {name: " ".join(unicodedata.normalize("NFKC", name).casefold().split()) for name in names}
-    counts = Counter(plain.values())
-    if alike := sorted((name for name in names if counts[plain[name]] > 1), key=plain.get):
+    remarks, normalised = [], {name: " ".join(unicodedata.normalize("NFKC", name).casefold().split()) for name in names}
+    counts = Counter(normalised.values())
+    if alike := sorted((name for name in names if counts[normalised[name]] > 1), key=normalised.get):
         remarks.append(f"label_column={column}: labels that differ only in capital letters or spaces: {_listed(alike)}")
     parts = {name: {part.strip() for part in re.split(POSSIBLE_SEPARATORS, name)} - {"", name} for name in names}
-    counts, known = Counter(part for name in names for part in parts[name]), {*names}
-    for name, others in parts.items():
-        if others & known or (len(others) > 1 and all(counts[part] > 1 for part in others)):
+    part_counts = Counter(part for name in names for part in parts[name])
+    for name, name_parts in parts.items():
+        if name_parts & {*names} or (len(name_parts) > 1 and all(part_counts[part] > 1 for part in name_parts)):
             remarks.append(
                 f"label_column={column}: labels such as {name!r} consist of other labels, but each was read as one label; "
                 f"if a text can have several labels, separate them by commas, and {SET_MULTI_LABEL}"
@@ -194,35 +194,35 @@ def encode_label_lists(raw: dict[str, Dataset], column: str) -> Encoded:
     labels = {split: _occurrences(array, split, column) for split, array in lists.arrays.items()}
     remarks = [f"label_column={column}: read as several labels for each text, because {lists.reason}"] if lists.reason else []
     if lists.reason and (empty := sum(int((split.lengths == 0).sum()) for split in labels.values())):
-        remarks = [f"{remarks[0]}; {empty:,} texts have none"]
+        remarks = [f"{remarks[0]}; {empty:,} texts have no label"]
     if isinstance(getattr(feature, "feature", None), ClassLabel):
         names, known = feature.feature.names, list(range(len(feature.feature.names)))
     elif _are_vectors(labels["train"], column):
         values = {split: _vectors(labels[split], labels["train"], (lists.arrays[split], split, column)) for split in labels}
         names = [f"label_{i}" for i in range(values["train"].shape[1])]
-        note = f"label_column={column}: each position in the lists of 0 and 1 is a label; they are called {names[0]} to {names[-1]}"
+        note = f"label_column={column}: lists of 0 and 1 have a position for each label; the labels are called {names[0]} to {names[-1]}"
         return Encoded(values, names, [*remarks, note])
     else:
         known = _ordered(labels["train"].distinct, [label for split in labels.values() for label in split.distinct])
         names = [str(label) for label in known]
     if len(names) < 2:
         raise UserError(f"label_column={column}: train has fewer than two labels, {names}: set it to the column with the labels")
-    position, encoded = {label: i for i, label in enumerate(known)}, {}
+    positions, encoded = {label: i for i, label in enumerate(known)}, {}
     for split, (rows, values, codes, _) in labels.items():
-        if unknown := [label for label in values if label not in position]:
+        if unknown := [label for label in values if label not in positions]:
             _refuse_unknown(column, split, unknown)
         encoded[split] = np.zeros((len(raw[split]), len(names)), dtype=np.float32)
-        encoded[split][rows, np.array([position[label] for label in values], dtype=np.int64)[codes]] = 1
-    return Encoded(encoded, names, [*remarks, *_similar(names, column)])
+        encoded[split][rows, np.array([positions[label] for label in values], dtype=np.int64)[codes]] = 1
+    return Encoded(encoded, names, [*remarks, *_notes_on_names(names, column)])
 
 
 def _split_texts(raw: dict[str, Dataset], column: str) -> Lists:
-    """Return lists of labels from texts with separators between labels."""
+    """Return lists of labels from texts such as "a, b"."""
     texts = {split: distinct(rows, column) for split, rows in raw.items()}
     values = [value for split in texts.values() for value in split.values if value is not None]
     if values and (not any(isinstance(value, str) for value in values) or _decimal(values) is not None):
         kind = raw["train"].features[column] if _decimal(values) is None else "decimal numbers"
-        raise UserError(f"label_column={column} holds {kind}: several labels of a text must be lists, or texts with commas")
+        raise UserError(f"label_column={column} holds {kind}: write the labels of a text as a list, or as a text with commas")
     values = [as_text(value) for value in values]
     separator, reason = SEPARATORS, ""
     if not any(re.search(SEPARATORS, value) for value in values) and any(re.search(HASH, value) for value in values):
@@ -257,9 +257,9 @@ def _occurrences(lists: pyarrow.Array, split: str, column: str) -> Occurrences:
 
 
 def _are_vectors(train: Occurrences, column: str) -> bool:
-    """Return whether lists are vectors of 0 and 1, which repeat a value while lists of labels do not.
+    """Return whether the lists of train are vectors of 0 and 1. Vectors repeat a value, lists of labels do not.
 
-    Raise `UserError` if they can be either.
+    Raise `UserError` if the lists can be either.
     """
     if not {*map(_digit, train.distinct)} <= {"0", "1"}:
         return False
@@ -281,9 +281,10 @@ def _digit(label: Any) -> str:
 
 
 def _vectors(labels: Occurrences, train: Occurrences, source: tuple[pyarrow.Array, str, str]) -> np.ndarray:
-    """Return vectors of 0 and 1, (rows, labels), float32. Raise `UserError` for another length or other values.
+    """Return vectors of 0 and 1, (rows, labels), float32.
 
-    `source`: the lists, their split and their column, for the message.
+    Raise `UserError` for a list with other values, or whose length is not the most frequent one in train. `source` has the lists,
+    their split and their column, for the message.
     """
     lists, split, column = source
     length = int(np.bincount(train.lengths[train.lengths > 0]).argmax())
@@ -296,9 +297,9 @@ def _vectors(labels: Occurrences, train: Occurrences, source: tuple[pyarrow.Arra
 
 
 def encode_label_columns(raw: dict[str, Dataset], columns: list[str]) -> Encoded:
-    """Return the labels of each split as 0 or 1, (rows, labels), float32, from columns whose names are the labels.
+    """Return the labels of each split as 0 or 1, (rows, labels), float32.
 
-    The columns hold 0 and 1, or false and true.
+    Each label has a column of 0 and 1, or of false and true. The column's name is the name of the label.
     """
     if len(columns) < 2:
         raise UserError(
@@ -326,16 +327,16 @@ def encode_label_columns(raw: dict[str, Dataset], columns: list[str]) -> Encoded
 
 
 def encode_numbers(raw: dict[str, Dataset], column: str) -> Encoded:
-    """Return the numbers of each split, (rows,) float32, NaN for a missing one, without names."""
+    """Return the numbers of each split, (rows,) float32, NaN where a number is missing. There are no names."""
     encoded = {}
     for split, rows in raw.items():
-        columns = distinct(rows, column)
-        numbers = [np.nan if value is None else _number(value) for value in columns.values]
+        cells = distinct(rows, column)
+        numbers = [np.nan if value is None else _number(value) for value in cells.values]
         if None in numbers:
             position = numbers.index(None)
             remedy = "this is no finite number: write numbers with a point for decimals, or set label_column to a column of numbers"
-            refuse(column, split, columns.row_of(position), columns.values[position], remedy)
-        encoded[split] = np.array([*numbers, np.nan], dtype=np.float32)[columns.codes]
+            refuse(column, split, cells.row_of(position), cells.values[position], remedy)
+        encoded[split] = np.array([*numbers, np.nan], dtype=np.float32)[cells.codes]
     train = encoded["train"][~np.isnan(encoded["train"])]
     if len(train) == 0:
         raise UserError(f"label_column={column}: train has no numbers in it: set it to the column with the numbers")
@@ -345,7 +346,7 @@ def encode_numbers(raw: dict[str, Dataset], column: str) -> Encoded:
 
 
 def _number(value: Any) -> float | None:
-    """Return a finite number, which may be written as text; None for other values, also for true and false."""
+    """Return a value as a number, also if it is written as text. Return None if it is not finite, no number, or a truth value."""
     if isinstance(value, bool | list | dict):
         return None
     try:
@@ -356,6 +357,6 @@ def _number(value: Any) -> float | None:
 
 
 def _decimal(values: list) -> Any:
-    """Return the first value with a fraction if all values are numbers; else None."""
+    """Return the first value that is not a whole number, if all values are numbers. Return None otherwise."""
     numbers = [_number(value) for value in values]
     return None if None in numbers else next((value for value, number in zip(values, numbers, strict=True) if number % 1), None)

@@ -1,4 +1,4 @@
-"""Metrics of labels as functions of summed statistics, and the sections of the report page for tasks with labels."""
+"""Metrics and sections of the report page for tasks with labels. The metrics are functions of statistics summed over rows."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,16 +12,16 @@ from finetuning.results.metrics import reliability
 from finetuning.results.report import Picture, Section, Table
 from finetuning.task import Metric, Sums
 
-MAX_TABLE_LABELS = 5  # in the confusion matrix in the terminal; with more labels, the most confused pairs are listed
+MAX_TABLE_LABELS = 5  # in a confusion matrix as a table; with more labels, the table lists the most confused pairs instead
 MAX_PAIRS = 10  # in the list of the most confused pairs
 MAX_TABLE_ROWS = 20  # in the table by label
 
-# Sums have `actual`, `predicted` and `true_positives`, (labels,) each: the number of rows with the label, with the label as
-# prediction, and with both.
+# `sums` holds three counts of rows for each label, (labels,) each. `actual`: the row has the label. `predicted`: the label was
+# predicted. `true_positives`: both.
 
 
 def f1_by_label(sums: Sums) -> np.ndarray:
-    """Return each label's F1, (labels,); 0 for a label that no row has and none is predicted to have."""
+    """Return the F1 of each label, (labels,); 0 for a label that occurs neither in the rows nor in the predictions."""
     return 2 * sums["true_positives"] / np.maximum(sums["predicted"] + sums["actual"], 1)
 
 
@@ -34,7 +34,7 @@ def f1_micro(sums: Sums) -> float:
 
 
 def f1_single(sums: Sums) -> float:
-    """Return the F1 of the second label if there are two labels, else the mean F1 of all labels."""
+    """Return the F1 for one label per row: that of the second label if there are two labels, else the mean over all labels."""
     f1 = f1_by_label(sums)
     return f1[1] if len(f1) == 2 else f1.mean()
 
@@ -48,35 +48,37 @@ F1_MACRO = Metric("f1_macro", f1_macro)
 LOSS = Metric("loss", mean_of("loss"), better="lower")
 
 
-Pair = tuple[np.ndarray, np.ndarray]
+Probabilities = tuple[np.ndarray, np.ndarray]  # as trained, and after temperature scaling
 
 
-def details(logits: np.ndarray, labels: np.ndarray, names: list[str], probabilities: Pair) -> dict:
+def details(logits: np.ndarray, labels: np.ndarray, names: list[str], probabilities: Probabilities) -> dict:
     """Return precision, recall, ROC AUC, confusion matrix (rows actual, columns predicted) and calibration for one label per row.
 
-    `logits` and both `probabilities` (as trained, after scaling) have shape (rows, labels), `labels` (rows,). With two labels,
-    precision, recall and ROC AUC are those of the second one; with more, they are macro averages. ROC AUC is None if a label has no
-    row.
+    `logits` and both arrays of `probabilities` have shape (rows, labels), `labels` has (rows,). With two labels, precision, recall
+    and ROC AUC are those of the second label. With more, they are macro averages. ROC AUC is None if a label occurs in no row.
     """
-    predicted, k = logits.argmax(axis=-1), len(names)
-    average = {"average": "binary"} if k == 2 else {"average": "macro", "labels": list(range(k))}
+    predicted, n_labels = logits.argmax(axis=-1), len(names)
+    average = {"average": "binary"} if n_labels == 2 else {"average": "macro", "labels": list(range(n_labels))}
     precision, recall, _, _ = precision_recall_fscore_support(labels, predicted, zero_division=0, **average)
     scores, roc_auc = softmax(logits.astype(np.float64), axis=-1), None
-    if len(np.unique(labels)) == k:
-        roc_auc = float(roc_auc_score(labels, scores[:, 1] if k == 2 else scores, multi_class="ovr"))
+    if len(np.unique(labels)) == n_labels:
+        roc_auc = float(roc_auc_score(labels, scores[:, 1] if n_labels == 2 else scores, multi_class="ovr"))
     as_trained, scaled = (reliability(array.max(axis=-1), predicted == labels) for array in probabilities)
     return {
         "precision": float(precision),
         "recall": float(recall),
-        "averaged": f"of {names[1]!r}" if k == 2 else "macro",
+        "averaged": f"of {names[1]!r}" if n_labels == 2 else "macro",
         "roc_auc": roc_auc,
-        "confusion_matrix": confusion_matrix(labels, predicted, labels=list(range(k))).tolist(),
+        "confusion_matrix": confusion_matrix(labels, predicted, labels=list(range(n_labels))).tolist(),
         "calibration": {"as_trained": as_trained, "scaled": scaled},
     }
 
 
-def details_of_several(predicted: np.ndarray, labels: np.ndarray, names: list[str], probabilities: Pair) -> dict:
-    """Return micro precision and recall, calibration, and the scores of each label. All arrays have shape (rows, labels)."""
+def details_of_several(predicted: np.ndarray, labels: np.ndarray, names: list[str], probabilities: Probabilities) -> dict:
+    """Return micro precision and recall, calibration, and the scores of each label, for several labels per row.
+
+    All arrays have shape (rows, labels). For calibration, each label of each row is a prediction, yes or no.
+    """
     precision, recall, _, _ = precision_recall_fscore_support(labels, predicted, average="micro", zero_division=0)
     scores = precision_recall_fscore_support(labels, predicted, average=None, zero_division=0)
     calibration = {}
@@ -96,13 +98,13 @@ def details_of_several(predicted: np.ndarray, labels: np.ndarray, names: list[st
 
 
 def most_confused(counts: list[list[int]]) -> list[tuple[int, int]]:
-    """Return the pairs (actual, predicted) of confused labels, the most frequent first."""
+    """Return the pairs of labels (actual, predicted) that were confused, as positions in `counts`, the most frequent first."""
     pairs = [(i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j]
     return sorted(pairs, key=lambda pair: -counts[pair[0]][pair[1]])
 
 
 def confusion_table(counts: list[list[int]], names: list[str]) -> Table:
-    """Return the confusion matrix as a table, or with more than `MAX_TABLE_LABELS` labels the most confused pairs."""
+    """Return a table of the confusion matrix. With more than `MAX_TABLE_LABELS` labels, it lists the most confused pairs instead."""
     if len(names) <= MAX_TABLE_LABELS:
         rows = [(name, *(f"{n:,}" for n in row)) for name, row in zip(names, counts, strict=True)]
         return Table(("actual", *(f"predicted {name}" for name in names)), rows, in_terminal=True)
@@ -110,7 +112,7 @@ def confusion_table(counts: list[list[int]], names: list[str]) -> Table:
         (f"{names[i]}, predicted as {names[j]}", f"{counts[i][j]:,}", f"{counts[i][j] / sum(counts[i]):.1%}")
         for i, j in most_confused(counts)[:MAX_PAIRS]
     ]
-    return Table(("most confused pairs", "rows", "of the actual label"), rows, in_terminal=True)
+    return Table(("most confused pairs", "rows", "of the actual label's rows"), rows, in_terminal=True)
 
 
 def table_by_label(labels: list[dict]) -> Table:
@@ -121,7 +123,7 @@ def table_by_label(labels: list[dict]) -> Table:
 
 
 def ranking_section(curves: dict) -> Section:
-    """Return the section with the curves that `plots.curves` returned."""
+    """Return the section that draws the `curves` which `plots.curves` returned."""
     roc = Picture("roc", "ROC curve", partial(plots.plot_roc, curves))
     precision_recall = Picture("precision_recall", "precision-recall curve", partial(plots.plot_precision_recall, curves))
     return Section("ROC and precision-recall curves", pictures=(roc, precision_recall))

@@ -1,4 +1,4 @@
-"""One number for each text or pair of texts, such as a rating or a similarity."""
+"""Predict one number for each text or pair of texts, such as a rating or a similarity."""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,12 +19,12 @@ from finetuning.task import Evaluation, Metric, Statistics, Sums
 from finetuning.tasks.text_task import TextClassification, show_examples
 from finetuning.training.prediction import Predictor
 
-STRATA = 10  # groups of labels, by quantile, that keep their fraction in held-out rows
-MOMENTS = ("x", "y", "xx", "yy", "xy")  # sums of these give a correlation
+STRATA = 10  # groups between quantiles of the labels; each is the same fraction of the training rows and of the held-out rows
+MOMENTS = ("x", "y", "xx", "yy", "xy")  # terms of each row; their sums over the rows give the correlation of x and y
 
 
 def _correlation(prefix: str) -> Callable[[Sums], float]:
-    """Return a function of summed moments that gives the correlation coefficient of x and y, 0 if one of them is constant."""
+    """Return a function that computes the correlation of x and y from sums of `_moments`; 0 if x or y is constant."""
 
     def value(sums: Sums) -> float:
         n, (x, y, xx, yy, xy) = sums["rows"], (sums[f"{prefix}_{name}"] for name in MOMENTS)
@@ -35,12 +35,12 @@ def _correlation(prefix: str) -> Callable[[Sums], float]:
 
 
 def _moments(prefix: str, x: np.ndarray, y: np.ndarray) -> Statistics:
-    """Return the per-row terms of the correlation of x and y, each (rows,)."""
+    """Return the `MOMENTS` of x and y, each (rows,). `prefix` begins their names."""
     return {f"{prefix}_{name}": values for name, values in zip(MOMENTS, (x, y, x * x, y * y, x * y), strict=True)}
 
 
 class Regression(TextClassification):
-    """One number for each text: the model has a single output, and the loss is its squared error."""
+    """Predict one number for each text: the single output of the model. The loss is the squared error."""
 
     problem_type = "regression"
     widgets = (("text", "Predicted value"),)
@@ -50,12 +50,12 @@ class Regression(TextClassification):
         Metric("rmse", lambda sums: (sums["squared_error"] / sums["rows"]) ** 0.5, better="lower", format=".4f", label="RMSE"),
         Metric("mae", lambda sums: sums["absolute_error"] / sums["rows"], better="lower"),
         Metric("pearson", _correlation("values")),
-        Metric("spearman", _correlation("ranks")),  # ranks among all rows, also for intervals and groups of rows
+        Metric("spearman", _correlation("ranks")),  # a row keeps its rank among all rows when a subset is measured
         Metric("loss", lambda sums: sums["squared_error"] / sums["rows"], better="lower", interval=False),
     )
 
     def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Encoded:
-        """Return the numbers of each split, (rows,) float32, NaN for a missing one, and no names."""
+        """Return the numbers of each split, (rows,) float32, NaN where a number is missing. The labels have no names."""
         return encode_numbers(raw, columns["label"])
 
     def strata(self, labels: np.ndarray) -> np.ndarray:
@@ -78,14 +78,12 @@ class Regression(TextClassification):
 
     def statistics(self, predictions: np.ndarray, split: Split, calibration: dict) -> Statistics:
         predicted, actual = predictions[:, 0].astype(np.float64), split.labels.astype(np.float64)
-        error = predicted - actual
+        error, mean = predicted - actual, actual.mean()  # subtracting the mean from the values keeps their sums precise
         return {
             "rows": np.ones(len(error)),
             "squared_error": error**2,
             "absolute_error": abs(error),
-            **_moments(
-                "values", predicted - actual.mean(), actual - actual.mean()
-            ),  # centred, so that the sums keep their precision
+            **_moments("values", predicted - mean, actual - mean),
             **_moments("ranks", rankdata(predicted), rankdata(actual)),
         }
 
@@ -100,25 +98,25 @@ class Regression(TextClassification):
         return np.argsort(-abs(self.answer_columns(evaluation)["error"]), kind="stable")
 
     def report(self, evaluation: Evaluation) -> list[Section]:
-        measured, order = evaluation.metrics, self.worst(evaluation)
-        numbers = [(metric.name, metric.show(measured[metric.name]), "") for metric in self.metrics]
+        metrics, positions = evaluation.metrics, self.worst(evaluation)
+        numbers = [(metric.name, metric.show(metrics[metric.name]), "") for metric in self.metrics]
         numbers.append(
-            ("RMSE of the mean", f"{measured['rmse_of_mean']:.4f}", "if every prediction were the mean of the test labels")
+            ("RMSE of the mean", f"{metrics['rmse_of_mean']:.4f}", "if every prediction were the mean of the test labels")
         )
         draw = partial(_plot_scatter, evaluation.split.labels, evaluation.predictions[:, 0])
         examples = show_examples(
-            self.errors(evaluation)[1], order, lambda row: f"row {row.row}: {row.actual:.3g}, predicted {row.predicted:.3g}"
+            self.errors(evaluation)[1], positions, lambda row: f"row {row.row}: {row.actual:.3g}, predicted {row.predicted:.3g}"
         )
         return [
             Section(pictures=(Picture("scatter", "predicted against actual value", draw),), numbers=tuple(numbers)),
             self.length_section(evaluation),
-            Section("Largest errors", f"All {len(order):,} rows are in errors.csv.", examples=(("", examples),)),
+            Section("Largest errors", f"All {len(positions):,} rows are in errors.csv.", examples=(("", examples),)),
         ]
 
     # --- use -------------------------------------------------------------------------------------------------------------
 
     def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
-        """Return `prediction`, a number per row."""
+        """Return `prediction`, a number for each row."""
         return {"prediction": [round(float(value), 6) for value in self.logits_of(predictor, batch)[:, 0]]}
 
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:

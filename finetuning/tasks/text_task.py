@@ -1,6 +1,6 @@
-"""Base class of the tasks that read a text, or a pair of texts, and use the logits of a classification head, (rows, outputs).
+"""Base class of the tasks that read a text, or a pair of texts, with a model that has a classification head.
 
-The subclasses turn the logits into labels (classification.py) or numbers (regression.py).
+The subclasses turn its logits, (rows, outputs), into labels (classification.py) or numbers (regression.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ class TextClassification(Task):
         *("text_column", "text_pair_column", "label_column", "problem_type", "truncation", "padding", "augmentation"),
         *("class_weights", "label_smoothing_factor", "length_warmup"),
     )
-    label_columns = LABEL_COLUMNS  # usual names of the column with the labels
+    label_columns = LABEL_COLUMNS  # names by which the column with the labels is recognised
     cuda_graphs = True
     export_formats = ("merged", "onnx", "int8")
     answer_features = Features({"prediction": Value("float64")})
@@ -60,11 +60,11 @@ class TextClassification(Task):
     def check(self, config: Config) -> None:
         if config.text_pair_column and config.length_warmup not in (0, Config.length_warmup):
             raise UserError(
-                f"length_warmup={config.length_warmup} is for labels of single texts: leave it out, or leave text_pair_column out"
+                f"length_warmup={config.length_warmup} is not for pairs of texts: leave it out, or leave text_pair_column out"
             )
         if config.text_pair_column and config.augmentation != "none":
             raise UserError(
-                f"augmentation={config.augmentation} is for single texts: set it to none, or leave text_pair_column out"
+                f"augmentation={config.augmentation} is not for pairs of texts: set it to none, or leave text_pair_column out"
             )
 
     # --- rows ------------------------------------------------------------------------------------------------------------
@@ -76,8 +76,8 @@ class TextClassification(Task):
         columns = self.input_columns(available, config, config.text_column)
         columns["label"] = find_column("label_column", config.label_column, self.label_columns, available)
         if len(set(columns.values())) < len(columns):
-            pairs = ", ".join(f"{name}_column is {column!r}" for name, column in columns.items())
-            raise UserError(f"{pairs}: set them to different columns; the columns are {listed_columns(available)}")
+            settings = ", ".join(f"{name}_column is {column!r}" for name, column in columns.items())
+            raise UserError(f"{settings}: set them to different columns; the columns are {listed_columns(available)}")
         return columns
 
     def read(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Rows:
@@ -90,7 +90,7 @@ class TextClassification(Task):
         raise NotImplementedError
 
     def contents(self, batch: dict[str, list], labels: np.ndarray) -> tuple[list[str], Sequence]:
-        return join_pairs(batch, "\x1f"), labels
+        return join_pairs(batch, "\x1f"), labels  # ASCII's unit separator
 
     def readable(self, batch: dict[str, list]) -> dict[str, list[str]]:
         return {"text": join_pairs(batch, PAIR_SEPARATOR)}
@@ -98,20 +98,20 @@ class TextClassification(Task):
     # --- tokens and model ------------------------------------------------------------------------------------------------
 
     def features(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Features:
-        """Return the columns of `tokenize`: `input_ids`, `length`, and `token_type_ids` for pairs if the model reads them."""
+        """Return the columns of `tokenize`: `input_ids`, `length`, and for pairs also `token_type_ids` if the model reads them."""
         has_types = config.text_pair_column and "token_type_ids" in tokenizer.model_input_names
         types = {"token_type_ids": List(Value("int8"))} if has_types else {}
         return Features({"input_ids": List(Value("int32")), **types, "length": Value("int32")})
 
     def tokenize(self, batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, list]:
-        """Return token ids and lengths. The tokenizer cuts a pair, and cuts the longer text first."""
+        """Return token ids, and lengths before truncation. Pairs are truncated by the tokenizer, the longer text first."""
         if "text_pair" not in batch:
             ids, lengths = tokenize_texts(clean(batch["text"]), tokenizer, config)
             return {"input_ids": ids, "length": lengths}
         pairs = clean(batch["text"]), clean(batch["text_pair"])
         full = tokenizer(*pairs, return_attention_mask=False, padding=False, truncation=False)
         if config.truncation == "error":
-            truncate(max(full["input_ids"], key=len), config.max_length, config.truncation)
+            truncate(max(full["input_ids"], key=len), config.max_length, config.truncation)  # raises an error if it is too long
         cut = tokenizer(*pairs, return_attention_mask=False, padding=False, truncation=True, max_length=config.max_length)
         lengths = np.array([len(ids) for ids in full["input_ids"]])
         return {name: cut[name] for name in self.features(tokenizer, config) if name != "length"} | {"length": lengths}
@@ -131,7 +131,10 @@ class TextClassification(Task):
         return change and (lambda example, epoch, row: example | {"input_ids": change(example["input_ids"], epoch, row)})
 
     def shorten(self, tokenizer: PreTrainedTokenizerBase, config: Config, max_length: int) -> Callable[[dict], dict] | None:
-        """Return None if shorter texts save nothing (padding to `max_length`), and for pairs, which only the tokenizer can cut."""
+        """Return a function that cuts an example. Return None for pairs, and if padding to `max_length` makes shorter texts useless.
+
+        Pairs can be cut only by the tokenizer, before they are joined.
+        """
         if config.text_pair_column or config.padding == "max_length":
             return None
         first, last = special_tokens(tokenizer)
@@ -156,21 +159,24 @@ class TextClassification(Task):
     # --- results ---------------------------------------------------------------------------------------------------------
 
     def answer_columns(self, evaluation: Evaluation) -> dict:
-        """Return `label`, `prediction`, and further columns about the prediction, a value per row."""
+        """Return the columns `label` and `prediction`, and further columns about the prediction, with a value for each row."""
         raise NotImplementedError
 
     def worst(self, evaluation: Evaluation) -> np.ndarray:
-        """Return the numbers of the rows that are errors, the worst first."""
+        """Return the positions in the split of the rows that are errors, the worst first."""
         raise NotImplementedError
 
     def prediction_columns(self, evaluation: Evaluation) -> dict:
-        """Return the columns of `answer_columns`, `logits`, `tokens` (before truncation) and `truncated`."""
+        """Return `answer_columns`, and the columns `logits`, `tokens` (their number before truncation) and `truncated`."""
         truncated = evaluation.lengths > evaluation.config.max_length
         scores = {"logits": evaluation.predictions, "tokens": evaluation.lengths, "truncated": truncated}
         return self.answer_columns(evaluation) | scores
 
     def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
-        """Return the rows of `worst`. A line has the text, and `prediction_columns` without the logits and with lists as text."""
+        """Return `worst`, and a function that returns the lines of errors.csv at some positions.
+
+        A line has the text and the values of `prediction_columns`, except for the logits. A list is joined to one text.
+        """
         columns = self.prediction_columns(evaluation)
         del columns["logits"]
         columns = {"actual": columns.pop("label"), "predicted": columns.pop("prediction")} | columns
@@ -187,7 +193,7 @@ class TextClassification(Task):
         return self.worst(evaluation), lines
 
     def length_section(self, evaluation: Evaluation) -> Section:
-        """Return the section with the first metric by length of the text."""
+        """Return the section with a picture of the task's first metric by length of the text."""
         metric, xlabel = self.metrics[0], f"tokens of the text (the model reads at most {evaluation.config.max_length})"
         draw = partial(plots.plot_by_length, evaluation.metrics["by_length"], metric, xlabel)
         return Section("By length", pictures=(Picture("by_length", f"{metric.name} by length of the text", draw),))
@@ -218,7 +224,7 @@ class TextClassification(Task):
 def show_examples(lines: Callable[[np.ndarray], pd.DataFrame], positions: np.ndarray, title: Callable) -> list[Example]:
     """Return the first `MAX_EXAMPLES` rows as examples for the report page.
 
-    `lines` is the function of `Task.errors`. `title` returns the line above the text of a row.
+    `lines` is the function that `Task.errors` returns. `title` takes a row of its result, and returns the line above the text.
     """
     rows = lines(positions[:MAX_EXAMPLES]).itertuples()
     return [Example(title(row), row.text, probability=getattr(row, "probability", None)) for row in rows]

@@ -27,7 +27,7 @@ from finetuning.training.batches import SHORT_LENGTH, Batches, TrainingRows, cou
 from finetuning.training.checkpoints import Keeper, last_complete
 from finetuning.training.prediction import Predictor
 
-STEPS_BETWEEN_TRIMS = 50  # steps after which freed memory is given back to the system again
+STEPS_BETWEEN_TRIMS = 50  # so many steps apart, freed memory is given back to the operating system
 
 
 def chosen_metric(task: Task, config: Config) -> Metric:
@@ -41,7 +41,7 @@ def build_trainer(
 ) -> "FineTuner":
     """Return a Trainer that keeps the checkpoint with the best validation metric and stops early.
 
-    `tokens` has the splits "train" and "validation" of `data` as keys. `checkpoints` is the folder for the checkpoints.
+    `tokens` holds the token ids of `data`'s splits "train" and "validation". `checkpoints` is the folder for the checkpoints.
     """
     task, config, train = data.task, data.config, tokens["train"]
     trackers.prepare(checkpoints.parent, config)
@@ -81,13 +81,13 @@ def training_arguments(task: Task, config: Config, checkpoints: Path) -> Trainin
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         num_train_epochs=config.num_train_epochs,
-        per_device_train_batch_size=config.batch_size,  # of all processes together, see `FineTuner.get_train_dataloader`
+        per_device_train_batch_size=config.batch_size,  # for all processes together: `get_train_dataloader` divides it
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         eval_strategy=config.eval_strategy,
         eval_steps=config.eval_steps,
         save_strategy=config.eval_strategy,
         save_steps=config.save_steps or config.eval_steps,
-        save_total_limit=2,  # and the best one; while a checkpoint is written, the one before it is complete
+        save_total_limit=2,  # the newest and the best (or the one before it), so one is complete while the newest is written
         load_best_model_at_end=True,
         metric_for_best_model=metric.name,
         greater_is_better=metric.better == "higher",
@@ -95,7 +95,7 @@ def training_arguments(task: Task, config: Config, checkpoints: Path) -> Trainin
         logging_steps=0.05,
         disable_tqdm=True,  # progress.py draws the bar
         label_names=[],  # validation computes the task's statistics, not the Trainer's loss
-        eval_do_concat_batches=False,  # the time to concatenate after each batch is quadratic in the number of rows
+        eval_do_concat_batches=False,  # concatenating after each batch takes time quadratic in the number of rows
         seed=config.seed,
         report_to=config.report_to.split(","),
         run_name=checkpoints.parent.name,
@@ -107,18 +107,21 @@ def training_arguments(task: Task, config: Config, checkpoints: Path) -> Trainin
 class FineTuner(Trainer):
     """The Trainer with the steps of batches.py and the task's loss and metrics.
 
-    The Trainer's own sampler is not used: its random generator is in another state when a run is resumed. All that depends on the
-    number of steps is computed from `args` when it is needed, because a search changes `args` for each trial.
+    It does not use the Trainer's own sampler: when a run is resumed, that sampler's random generator is in another state. Values
+    that depend on the number of steps are computed from `args` at each use, because a search changes `args` for each trial.
     """
 
     def set_up(self, data: Data) -> None:
-        """Set the attributes that depend on the task and the data. Called after the Trainer's own `__init__`."""
+        """Set the attributes that depend on the task and the data. Call it once, after `__init__`."""
         self.data, self.task, self.config, self.keeper = data, data.task, data.config, Keeper()
         self.loss_of = self.task.loss_function(data.train.labels, len(data.label_names), self.config)
         self.compute_loss_func = self._loss_of_step
 
     def _loss_of_step(self, outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
-        """Return this forward pass's part of the step's mean loss. Passes and processes may have different numbers of rows."""
+        """Return the summed loss of a forward pass, divided by the number of labels in its whole step.
+
+        The parts of a step then add up to its mean loss, even if passes or processes have different numbers of rows.
+        """
         return self.loss_of(outputs.logits, labels) / num_items_in_batch
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -142,11 +145,12 @@ class FineTuner(Trainer):
 
     @property
     def lengths(self) -> np.ndarray:
-        """The number of tokens that are read of each training example, (examples,)."""
+        """The number of tokens that the model reads of each training example, (examples,)."""
         return np.minimum(self.train_dataset.tokens.lengths, self.config.max_length)
 
     @property
     def by_length(self) -> bool:
+        """Whether the rows of a step have similar lengths."""
         return self.config.padding == "longest"
 
     def count_all_steps(self) -> int:
@@ -154,10 +158,11 @@ class FineTuner(Trainer):
         return math.ceil(self.args.num_train_epochs * count_steps(len(self.train_dataset), self.rows_per_step))
 
     def short_steps(self) -> range:
+        """Return the steps of the run in which texts are cut to `SHORT_LENGTH` tokens."""
         return short_steps(self.count_all_steps(), self.config.length_warmup if self.train_dataset.shorten else 0.0)
 
     def _prepare_input(self, data):
-        """Copy a batch to the GPU, without waiting for the GPU to finish earlier work."""
+        """Copy a batch to the GPU. Do not wait until the GPU has finished earlier work."""
         if isinstance(data, torch.Tensor) and self.args.device.type == "cuda":
             return data.to(self.args.device, non_blocking=True)
         return super()._prepare_input(data)
@@ -165,8 +170,8 @@ class FineTuner(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """Return the number of labels of a step.
 
-        With one process it stays on the CPU, as a copy to the GPU would wait for the GPU. The Trainer leaves out labels of -100;
-        labels that are numbers (regression) all count, also -100.
+        The Trainer does not count labels of -100. In regression, -100 is a number like any other, so the Trainer gets zeros to
+        count. With one process the result stays on the CPU, because a copy to the GPU waits until its earlier work is done.
         """
         batches = [
             {"labels": torch.zeros_like(batch["labels"])} if batch["labels"].is_floating_point() else batch
@@ -196,14 +201,17 @@ class FineTuner(Trainer):
         )
 
     def work_of_steps(self) -> np.ndarray:
-        """Return numbers that the time of each step of the run is proportional to, (steps,), estimated from the first epoch."""
+        """Return the work of each step of the run, (steps,). The time of a step is roughly proportional to its work.
+
+        The steps of the first epoch stand for those of all epochs.
+        """
         lengths, max_length = self.lengths, self.config.max_length
         steps = steps_of_epoch(lengths, self.rows_per_step, self.args.seed, 0, self.by_length, self.task.mixed_lengths)
-        widths = [lengths[rows].max() if self.by_length else max_length for rows in steps]
-        rows_per_step = np.array([len(rows) for rows in steps])
-        full, short = (rows_per_step * progress.work(np.minimum(widths, limit)) for limit in (max_length, SHORT_LENGTH))
-        numbers = np.arange(math.ceil(self.args.num_train_epochs) * len(steps))
-        return np.where(np.isin(numbers, self.short_steps()), short[numbers % len(steps)], full[numbers % len(steps)])
+        padded_lengths = [lengths[rows].max() if self.by_length else max_length for rows in steps]
+        row_counts = np.array([len(rows) for rows in steps])
+        full, short = (row_counts * progress.work(np.minimum(padded_lengths, limit)) for limit in (max_length, SHORT_LENGTH))
+        all_steps = np.arange(math.ceil(self.args.num_train_epochs) * len(steps))
+        return np.where(np.isin(all_steps, self.short_steps()), short[all_steps % len(steps)], full[all_steps % len(steps)])
 
     # --- validation ------------------------------------------------------------------------------------------------------
 
@@ -221,7 +229,10 @@ class FineTuner(Trainer):
 
 
 class _GiveBackMemory(TrainerCallback):
-    """Gives freed memory back to the system from time to time: with steps of different sizes it becomes fragmented and grows."""
+    """Gives freed memory back to the operating system every `STEPS_BETWEEN_TRIMS` steps.
+
+    Otherwise the process grows, because steps of different sizes fragment its memory.
+    """
 
     def on_step_end(self, args, state, control, **_) -> None:
         if state.global_step % STEPS_BETWEEN_TRIMS == 0:
@@ -229,13 +240,13 @@ class _GiveBackMemory(TrainerCallback):
 
 
 def train(trainer: FineTuner) -> float:
-    """Train, from the last checkpoint if there is one, and load the best checkpoint's weights into the model.
+    """Train, and load the best checkpoint's weights into the model. An interrupted run continues from its last checkpoint.
 
     Return the seconds of training, including those before an interruption.
     """
     if checkpoint := last_complete(Path(trainer.args.output_dir)):
         state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-        if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:  # all steps are done
+        if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:  # training had ended before the interruption
             trainer.state = state
             trainer.keeper.on_train_begin(trainer.args, state, trainer.control)
             trainer._load_best_model()
