@@ -6,6 +6,9 @@ import json
 import pytest
 from conftest import make_model
 
+from finetuning.data import json_rows
+from finetuning.errors import UserError
+
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_code_in_a_models_folder_is_never_run(file, call, tiny_flags, tmp_path, monkeypatch):
@@ -22,3 +25,37 @@ def test_code_in_a_models_folder_is_never_run(file, call, tiny_flags, tmp_path, 
     result = call("fine_tune.py", *tiny_flags, "--model_name", folder)
     assert not canary.exists()
     assert result.code == 2 and "code of its own" in result.err and len(result.err.splitlines()) == 1, result.err
+
+
+LISTS = "[" * 100_000 + "]" * 100_000
+OBJECTS = '{"a":' * 100_000 + "1" + "}" * 100_000
+CARD = "---\nconfigs:\n- config_name: default\n  data_files: rows.jsonl\n---\n"
+
+
+@pytest.mark.parametrize("task", ["text-classification", "token-classification"])
+@pytest.mark.parametrize("value", [LISTS, OBJECTS], ids=["lists", "objects"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "one.jsonl", "rows.json", "rows.csv", "copy"])
+def test_deeply_nested_values_are_one_line(name, value, task, call, model_dir, tmp_path):
+    row = f'{{"text": "a film", "label": {value}}}'
+    if name == "copy":  # of a data set on the Hub, which `datasets` reads
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text(CARD)
+        (tmp_path / name / "rows.jsonl").write_text("\n".join([row] * 2))
+    else:
+        quoted = '"' + value.replace('"', '""') + '"'
+        content = {"rows.jsonl": f"{row}\n{row}\n", "one.jsonl": row, "rows.json": f"[{row}]"}
+        (tmp_path / name).write_text(content.get(name, f"text,label\na film,{quoted}\nanother,{quoted}\n"))
+    result = call("fine_tune.py", "--model_name", model_dir, "--max_length", 64, "--dataset_name", name, "--task", task)
+    assert result.code == 2 and len(result.err.splitlines()) == 1 and len(result.err) < 1000, result.err[-2000:]
+    assert name == "rows.csv" or name in result.err and "nested" in result.err
+
+
+def test_brackets_in_texts_and_many_rows_are_no_nesting(tmp_path):
+    """The depth goes on over lines, and a list of 200 rows is two deep."""
+    text = json.dumps('a "quoted" \\ text ' + "[{" * 200)
+    (tmp_path / "rows.json").write_text("[" + ",\n".join([f'{{"text": {text}, "label": [["x"]]}}'] * 200) + "]")
+    json_rows.check_file(tmp_path / "rows.json")
+    assert len(next(json_rows.read_json([tmp_path / "rows.json"], None, [])["train"].tables)) == 200
+    (tmp_path / "lines.json").write_text("[\n" * 101 + '"a [{"\n' + "]\n" * 101)
+    with pytest.raises(UserError, match="line 101: more than 100 lists"):
+        json_rows.check_file(tmp_path / "lines.json")

@@ -22,7 +22,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
 
-from finetuning.data import formats
+from finetuning.data import formats, json_rows
 from finetuning.data.cache import source_of
 from finetuning.data.content import Reader
 from finetuning.data.files import ending, guess_encoding, known_files, split_files
@@ -103,6 +103,8 @@ def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: P
         return Reading(saved, [], dict.fromkeys(saved, [path.name]))
     card = path / "README.md"
     if card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace").partition("\n---")[0]:
+        for file in known_files(path, (".json", ".jsonl")):
+            json_rows.check_file(file)
         copy = load_dataset(str(path))  # a copy of a data set on the Hub, which `datasets` can read
         return Reading(copy, [], dict.fromkeys(copy, [path.name]))
     files = known_files(path, readers)
