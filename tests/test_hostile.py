@@ -3,8 +3,10 @@
 import io
 import json
 
+import pyarrow.parquet
 import pytest
-from conftest import make_model
+from conftest import make_model, make_rows
+from datasets import Dataset
 
 from finetuning.data import json_rows
 from finetuning.errors import UserError
@@ -59,3 +61,39 @@ def test_brackets_in_texts_and_many_rows_are_no_nesting(tmp_path):
     (tmp_path / "lines.json").write_text("[\n" * 101 + '"a [{"\n' + "]\n" * 101)
     with pytest.raises(UserError, match="line 101: more than 100 lists"):
         json_rows.check_file(tmp_path / "lines.json")
+
+
+@pytest.mark.parametrize("kind", ["copy", "parquet", "saved"])
+def test_a_byte_that_is_not_utf8_is_one_line(kind, call, tiny_flags, tmp_path):
+    """Arrow's readers of JSON and parquet take any bytes as a text. A plain jsonl file is read in a guessed encoding, with a note."""
+    lines = make_rows().to_json(orient="records", lines=True).encode().replace(b"a fine", b"caf\xe9", 1)
+    if kind == "copy":
+        (tmp_path / "rows").mkdir()
+        (tmp_path / "rows" / "README.md").write_text(CARD)
+        (tmp_path / "rows" / "rows.jsonl").write_bytes(lines)
+    else:
+        columns = make_rows().to_dict("list")
+        texts = pyarrow.array([text.encode() for text in columns["review"][1:]] + [b"caf\xe9"])
+        texts = pyarrow.Array.from_buffers(pyarrow.string(), len(texts), texts.buffers())
+        table = pyarrow.table({"review": texts, "sentiment": columns["sentiment"]})
+        if kind == "saved":
+            Dataset(table).save_to_disk(tmp_path / "rows")
+        else:
+            pyarrow.parquet.write_table(table, tmp_path / "rows")
+            (tmp_path / "rows").rename(tmp_path / "rows.parquet")
+    name = "rows.parquet" if kind == "parquet" else "rows"
+    result = call("fine_tune.py", *tiny_flags, "--dataset_name", name)
+    assert result.code == 2 and len(result.err.splitlines()) == 1, result.err[-2000:]
+    assert name in result.err and "not UTF-8" in result.err
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "n" * 300 + ".csv", "./" + "n" * 300], ids=["hub", "csv", "path"])
+def test_a_name_that_no_file_can_have_is_one_line(name, call, tiny_flags, tmp_path):
+    for setting in ("dataset_name", "model_name", "run_name", "output_dir"):
+        result = call("fine_tune.py", *tiny_flags, f"--{setting}", name)
+        assert result.code == 2 and len(result.err.splitlines()) == 1, result.err[-2000:]
+        assert setting in result.err or "File name too long" in result.err
+    (tmp_path / "rows.csv").write_text("text\na film\n")
+    for flags in (["--file", name], ["--file", "rows.csv", "--out", f"{name}.csv"]):
+        result = call("predict.py", *flags)
+        assert result.code == 2 and len(result.err.splitlines()) == 1, result.err[-2000:]
