@@ -2,10 +2,12 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import pyarrow.parquet
 import pytest
-from conftest import make_model, make_rows
+from conftest import ROOT, make_model, make_rows
 from datasets import Dataset
 
 from finetuning.data import json_rows
@@ -97,3 +99,28 @@ def test_a_name_that_no_file_can_have_is_one_line(name, call, tiny_flags, tmp_pa
     for flags in (["--file", name], ["--file", "rows.csv", "--out", f"{name}.csv"]):
         result = call("predict.py", *flags)
         assert result.code == 2 and len(result.err.splitlines()) == 1, result.err[-2000:]
+
+
+def test_long_texts_give_the_same_tokens_with_little_memory(model_dir, tmp_path):
+    """Without `MAX_CHARACTERS`, these 5 million characters take 500 MiB of memory."""
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import resource, sys
+sys.path.insert(0, {str(ROOT)!r})
+from transformers import AutoTokenizer
+from config import Config
+from finetuning.data.tokens import tokenize_texts
+
+tokenizer = AutoTokenizer.from_pretrained({str(model_dir)!r})
+texts = ["a fine film"] * 3 + ["word " * 50_000 + str(i % 60) for i in range(8)] + ["one film, and " * 200_000 + "no  end"]
+tokenize_texts(["a film"], tokenizer, Config())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+ids, lengths = tokenize_texts(texts, tokenizer, Config(max_length=64))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+for text, row, length in zip(texts, ids, lengths, strict=True):
+    full = tokenizer(text, padding=False, truncation=False)["input_ids"]
+    assert length == len(full) and list(row) == (full if len(full) <= 64 else full[:16] + full[-48:])
+""")
+    result = subprocess.run([sys.executable, program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 150, f"{result.stdout} MiB"
