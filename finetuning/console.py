@@ -12,6 +12,7 @@ import numpy as np
 import transformers
 
 from config import Config
+from finetuning.errors import printable
 from finetuning.task import Metric, Task
 
 MAX_REMARKS = 20  # that are printed; all are counted
@@ -32,6 +33,11 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|torch|peft)\.")
 
 
+def show(text: str) -> None:
+    """Print text of files and names so that the terminal only shows it."""
+    print(printable(text))
+
+
 def duration(seconds: float) -> str:
     """Return a rounded duration: "40 s", "6 min", "2 h 10 min"."""
     if seconds < 90:
@@ -50,10 +56,10 @@ def show_sources(model, data) -> None:
         used.append(data.source.name)
         configured.append(f"the official test of {data.config.dataset_name}")
     if used:
-        print(f"STAND-IN  The Hugging Face Hub does not answer. This run uses {' and '.join(used)} instead.")
-        print(f"          Its numbers are real, but they are not those of {' or '.join(configured)}.")
-    print(f"model  {model.name} ({model.origin})")
-    print(
+        show(f"STAND-IN  The Hugging Face Hub does not answer. This run uses {' and '.join(used)} instead.")
+        show(f"          Its numbers are real, but they are not those of {' or '.join(configured)}.")
+    show(f"model  {model.name} ({model.origin})")
+    show(
         f"data   {data.source.name} ({data.source.origin})\n       {len(data.train):,} train, "
         f"{len(data.validation):,} validation ({data.validation_split}), {len(data.test):,} test ({data.test_split})"
     )
@@ -61,15 +67,16 @@ def show_sources(model, data) -> None:
         names = (
             f"{split} from {', '.join(several[:3])}{', ...' * (len(several) > 3)}" for split, several in data.source.files.items()
         )
-        print(f"       files: {'; '.join(names)}")
+        show(f"       files: {'; '.join(names)}")
     if counts := data.task.label_counts(data.train, data.label_names):
-        listed = ", ".join(f"{repr(name) if ',' in name else name} {count:,}" for name, count in [*counts.items()][:MAX_LABELS])
-        print(f"       labels in train: {listed}{f', ... ({len(counts)} labels)' if len(counts) > MAX_LABELS else ''}")
+        names = {name: name if name.isprintable() and "," not in name else repr(name) for name in [*counts][:MAX_LABELS]}
+        listed = ", ".join(f"{shown} {counts[name]:,}" for name, shown in names.items())
+        show(f"       labels in train: {listed}{f', ... ({len(counts)} labels)' if len(counts) > MAX_LABELS else ''}")
     if data.remarks:
-        print(f"note   {len(data.remarks):,} note{'s' * (len(data.remarks) > 1)} on the data:")
-        print("\n".join(f"       {remark}" for remark in data.remarks[:MAX_REMARKS]))
+        show(f"note   {len(data.remarks):,} note{'s' * (len(data.remarks) > 1)} on the data:")
+        show("\n".join(f"       {remark}" for remark in data.remarks[:MAX_REMARKS]))
     if len(data.remarks) > MAX_REMARKS:
-        print("       ...")
+        show("       ...")
 
 
 def show_example(data, tokens, tokenizer) -> None:
@@ -78,13 +85,13 @@ def show_example(data, tokens, tokenizer) -> None:
     if labels := data.task.show_labels(data.train.select([0]), data.label_names):
         shown["       label: "] = labels[0]
     for name, text in shown.items():
-        print(name + textwrap.shorten(text, MAX_CHARACTERS, placeholder=" ..."))
+        show(name + textwrap.shorten(text, MAX_CHARACTERS, placeholder=" ..."))
 
 
 def show_truncated(task: Task, lengths: np.ndarray, config: Config) -> None:
     """Print how many of the training texts are longer than what is read of them; `lengths` (rows,) in tokens."""
     if longer := int((lengths > config.max_length).sum()):
-        print(
+        show(
             f"cut    {longer:,} training texts ({longer / len(lengths):.1%}) to max_length={config.max_length} tokens "
             f"({task.truncation_note(config)})"
         )
@@ -92,7 +99,7 @@ def show_truncated(task: Task, lengths: np.ndarray, config: Config) -> None:
 
 def show_trained(folder: Path, metric: Metric, best: dict, seconds: float) -> None:
     """Print the `metric` that was reached on validation, where the run is, and what comes next."""
-    print(
+    show(
         f"\nvalidation  {_result(metric, best[metric.name], best['ci95'], best['n'], best['split'])}\n"
         f"            from the best checkpoint, step {best['step']:,}; training took {duration(seconds)}\n"
         f"run folder  {folder}\n"
@@ -107,7 +114,7 @@ def _result(metric: Metric, value: float, interval: Sequence[float] | None, n: i
 def show_metrics(run, metrics: dict, sections: list) -> None:
     """Print the metrics of a `Run` on the test split, the tables of the report's sections meant for the terminal, and what comes next."""
     task = run.task
-    print(
+    show(
         f"\nmodel      {metrics['model']} ({metrics['model_origin']}), {metrics['method']}, "
         f"{metrics['trainable_parameters']:,} trainable parameters\n"
         f"test       {metrics['dataset']} ({metrics['dataset_origin']}), {metrics['split']}, n = {metrics['n']:,}"
@@ -115,23 +122,24 @@ def show_metrics(run, metrics: dict, sections: list) -> None:
     for metric in task.metrics:
         interval = metrics.get(f"{metric.name}_ci95")
         note = f"   {metric.show_interval(interval)}" if interval else ""
-        print(f"{metric.name:<10} {metric.show(metrics[metric.name])}{note}")
+        show(f"{metric.name:<10} {metric.show(metrics[metric.name])}{note}")
     for section in sections:
         for table in section.tables:
             if table.in_terminal:
-                print("\n" + format_table([table.columns, *table.rows]))
+                show("\n" + format_table([table.columns, *table.rows]))
     if remark := task.remark(metrics):
-        print(f"\n{remark}")
+        show(f"\n{remark}")
     metric = task.metrics[0]
     inputs = "--file PAIRS.csv" if run.config.text_pair_column else '"YOUR TEXT"'
     result = _result(metric, metrics[metric.name], metrics.get(f"{metric.name}_ci95"), metrics["n"], metrics["split"])
-    print(f"\ntest        {result}")
-    print(f"report      {run.folder / 'report.html'}")
-    print(f"next        python predict.py --run {run.folder} {inputs}")
+    show(f"\ntest        {result}")
+    show(f"report      {run.folder / 'report.html'}")
+    show(f"next        python predict.py --run {run.folder} {inputs}")
 
 
 def format_table(rows: list[tuple[str, ...]]) -> str:
     """Return rows of cells as aligned text: the first column left, the others right."""
+    rows = [tuple(" ".join(cell.splitlines()) for cell in row) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -151,7 +159,7 @@ def show_comparison(task: Task, names: tuple[str, str], results: list[dict], dif
         low, high = (_signed(metric, end) for end in interval) if interval else ("", "")
         values = (metric.show(value) for value in result["values"])
         rows.append((metric.name, *values, _signed(metric, result["difference"]), f"{low} to {high}", p))
-    print(f"{format_table(rows)}\n\non the same {results[0]['n']:,} rows (paired bootstrap); the rows that differ: {differing}")
+    show(f"{format_table(rows)}\n\non the same {results[0]['n']:,} rows (paired bootstrap); the rows that differ: {differing}")
 
 
 def _signed(metric: Metric, value: float) -> str:
@@ -171,8 +179,8 @@ def show_exports(exports: list[dict], folder: Path) -> None:
         numbers = (f"{export['mib']:.1f}", f"{export['rows_per_s']:.1f}", f"{export[metric]:.4f}")
         rows.append((export["format"], *numbers, *equal, largest, written))
     usual = exports[0]["rows_per_s_usual"]
-    print(format_table(rows))
-    print(
+    show(format_table(rows))
+    show(
         f"\nAll in float32, batches of 16. As predict.py does it, with PyTorch, the run predicts {usual:.1f} rows/s on this machine."
     )
-    print(f"written to {folder}; the same numbers are in export.json")
+    show(f"written to {folder}; the same numbers are in export.json")

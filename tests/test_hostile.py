@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import pty
 import subprocess
 import sys
 
@@ -11,7 +13,7 @@ from conftest import ROOT, make_model, make_rows
 from datasets import Dataset
 
 from finetuning.data import json_rows
-from finetuning.errors import UserError
+from finetuning.errors import CONTROLS, UserError
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
@@ -124,3 +126,31 @@ for text, row, length in zip(texts, ids, lengths, strict=True):
     result = subprocess.run([sys.executable, program], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) < 150, f"{result.stdout} MiB"
+
+
+def test_texts_and_names_cannot_control_the_terminal(call, tiny_flags, tmp_path):
+    hostile = "\x1b[31m\x9b2J\u202e"
+    rows = make_rows()
+    rows["review"] = hostile + " " + rows["review"]
+    rows["sentiment"] = rows["sentiment"].map({"good": f"good{hostile}`<img src=x>`", "bad": "bad\nerror: forged"})
+    rows.rename(columns={"review": f"text{hostile}"}).to_csv(tmp_path / f"rows<b>{hostile}.csv", index=False)
+    name = f"run<b>{hostile}"
+    flags = ["--dataset_name", f"rows<b>{hostile}.csv", "--text_column", f"text{hostile}", "--run_name", name]
+    wrong = call("fine_tune.py", *tiny_flags, *flags, "--label_column", hostile)
+    trained = call("fine_tune.py", *tiny_flags, *flags, "--num_train_epochs", 1)
+    assert wrong.code == 2 and trained.code == 0, trained.err
+    evaluated = call("evaluate.py")
+    again = call("predict.py", "--explain", hostile + "a film")
+    for result in (wrong, trained, evaluated):
+        assert not CONTROLS.search(result.out + result.err) and "\\x1b" in result.out + result.err
+        assert "\nerror: forged" not in result.out
+    card = (tmp_path / "outputs" / name / "adapter" / "README.md").read_text()
+    text = card.partition("\n---\n")[2].partition("```python")[0]
+    assert not CONTROLS.search(card) and "<b>" not in text and "'<img src=x>'`" in text
+    assert "\x1b" in again.out, "a file gets the labels as they are"
+    terminal, standard_output = pty.openpty()
+    command = [sys.executable, ROOT / "predict.py", "--explain", hostile + "a film"]
+    result = subprocess.run(command, stdout=standard_output, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    os.close(standard_output)
+    printed = os.read(terminal, 10_000).decode().replace("\r", "")
+    assert result.returncode == 0 and "\\x1b" in printed and not CONTROLS.search(printed + result.stderr)
