@@ -154,3 +154,22 @@ def test_texts_and_names_cannot_control_the_terminal(call, tiny_flags, tmp_path)
     os.close(standard_output)
     printed = os.read(terminal, 10_000).decode().replace("\r", "")
     assert result.returncode == 0 and "\\x1b" in printed and not CONTROLS.search(printed + result.stderr)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, names of files are always Unicode")
+def test_arguments_names_and_input_that_are_not_utf8_are_read(call, tiny_flags, tmp_path, monkeypatch):
+    latin = os.fsdecode(b"caf\xe9")  # as Python reads such an argument
+    make_rows().to_csv(tmp_path / "rows.csv", index=False)
+    (tmp_path / "rows.csv").rename(f"{latin}.csv")
+    flags = ["--dataset_name", f"{latin}.csv", "--num_train_epochs", 1]
+    trained = call("fine_tune.py", *tiny_flags, *flags)
+    assert trained.code == 0, trained.err
+    written = call("predict.py", "--file", f"{latin}.csv", "--out", f"{latin}-labelled.csv")
+    assert written.code == 0 and len((tmp_path / f"{latin}-labelled.csv").read_text().splitlines()) == 81, written.err
+    argument = call("predict.py", latin)
+    assert argument.code == 0 and "caf\ufffd" in argument.out, argument.err
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a caf\xe9\n"), encoding="utf-8"))
+    piped = call("predict.py")
+    assert piped.code == 0 and "is not UTF-8" in piped.err, piped.err
+    missing = call("predict.py", "--file", f"{latin}-2.csv")
+    assert missing.code == 2 and len(missing.err.splitlines()) == 1, missing.err

@@ -82,7 +82,7 @@ def read(
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise
         problem = (
-            f"it is not in {encoding}: set encoding to the right one"
+            f"it is not in {encoding or 'UTF-8'}: set encoding to the right one"
             if isinstance(error, UnicodeError)
             else "it is empty or cut short"
         )
@@ -201,7 +201,7 @@ def _digest(files: list[Path], more: list[str]) -> str:
     digest = hashlib.sha256("\0".join(more).encode())
     for file in files:
         with file.open("rb") as opened:
-            digest.update(f"{file.name} {os.path.getsize(file)} ".encode())
+            digest.update(f"{file.name} {os.path.getsize(file)} ".encode(errors="surrogateescape"))
             while chunk := opened.read(HASHED_BYTES):
                 digest.update(chunk)
     return digest.hexdigest()[:32]
