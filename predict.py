@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from finetuning.cli import Parser, check_encoding, exit_cleanly, shows_unicode
-from finetuning.errors import UserError
+from finetuning.errors import UserError, printable
 
 ENGINE_HELP = (
     "for labels and entities on a CPU; auto: openvino if it is installed and there are 1,500 texts or more, else torch; int8: "
@@ -50,14 +50,14 @@ def main() -> None:
             texts, remarks = (texts, []) if texts else predicting.read_stdin(arguments.encoding)
             rows = predicting.rows_of(texts)
         for remark in remarks:
-            print(f"note: {remark}", file=sys.stderr)
+            print(printable(f"note: {remark}"), file=sys.stderr)
         run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir), tasks.pick)
         columns = run.task.input_columns(rows.column_names, run.config, arguments.text_column)
         if arguments.out:
             predicting.check_names(run.task, rows.column_names)
         if arguments.file:
             names = " and ".join(map(repr, columns.values()))
-            print(f"{len(rows):,} rows of {arguments.file.name}, read from column {names}", file=sys.stderr)
+            print(printable(f"{len(rows):,} rows of {arguments.file.name}, read from column {names}"), file=sys.stderr)
         engine = predicting.pick_engine("torch" if arguments.explain else arguments.engine, run, len(rows))
         if engine != "torch":
             print(f"engine {engine} (--engine torch: as the run was evaluated)", file=sys.stderr)
@@ -75,7 +75,8 @@ def main() -> None:
                 content = run.task.as_json(inputs, answer) | ({"words": words} if words else {})
                 print(json.dumps(content, ensure_ascii=not shows_unicode(sys.stdout)))
             else:
-                print(" ".join(run.task.as_line(inputs, answer, run.label_names).splitlines()))
+                line = " ".join(run.task.as_line(inputs, answer, run.label_names).splitlines())
+                print(printable(line) if sys.stdout.isatty() else line)
                 print_words(words)
 
 
@@ -121,7 +122,7 @@ def print_words(words: list[tuple[str, float]]) -> None:
     """Print the ten words with the largest contributions, with their signs."""
     largest = sorted(words, key=lambda word: -abs(word[1]))[:10]
     if largest:
-        print("    " + ", ".join(f"{word} {contribution:+.2f}" for word, contribution in largest))
+        print(printable("    " + ", ".join(f"{word} {contribution:+.2f}" for word, contribution in largest)))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 import transformers
 
 from config import Config
+from finetuning.errors import printable
 from finetuning.task import Metric, Task
 
 MAX_REMARKS = 20  # notes on the data that are printed
@@ -32,6 +33,11 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|torch|peft)\.")
 
 
+def show(text: str) -> None:
+    """Print text of files and names so that the terminal only shows it."""
+    print(printable(text))
+
+
 def duration(seconds: float) -> str:
     """Return a rounded duration: "40 s", "6 min", "2 h 10 min"."""
     if seconds < 90:
@@ -50,24 +56,25 @@ def show_sources(model, data) -> None:
         stand_ins.append(data.source.name)
         replaced.append(f"the official test of {data.config.dataset_name}")
     if stand_ins:
-        print(f"STAND-IN  The Hugging Face Hub does not answer. This run uses {' and '.join(stand_ins)} instead.")
-        print(f"          Its numbers are real, but they are not those of {' or '.join(replaced)}.")
-    print(f"model  {model.name} ({model.origin})")
-    print(
+        show(f"STAND-IN  The Hugging Face Hub does not answer. This run uses {' and '.join(stand_ins)} instead.")
+        show(f"          Its numbers are real, but they are not those of {' or '.join(replaced)}.")
+    show(f"model  {model.name} ({model.origin})")
+    show(
         f"data   {data.source.name} ({data.source.origin})\n       {len(data.train):,} train, "
         f"{len(data.validation):,} validation ({data.validation_split}), {len(data.test):,} test ({data.test_split})"
     )
     if len(data.source.files) > 1:
         origins = (f"{split} from {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for split, names in data.source.files.items())
-        print(f"       files: {'; '.join(origins)}")
+        show(f"       files: {'; '.join(origins)}")
     if counts := data.task.label_counts(data.train, data.label_names):
-        labels = ", ".join(f"{repr(name) if ',' in name else name} {count:,}" for name, count in [*counts.items()][:MAX_LABELS])
-        print(f"       labels in train: {labels}{f', ... ({len(counts)} labels)' if len(counts) > MAX_LABELS else ''}")
+        shown = {name: name if name.isprintable() and "," not in name else repr(name) for name in [*counts][:MAX_LABELS]}
+        labels = ", ".join(f"{label} {counts[name]:,}" for name, label in shown.items())
+        show(f"       labels in train: {labels}{f', ... ({len(counts)} labels)' if len(counts) > MAX_LABELS else ''}")
     if data.remarks:
-        print(f"note   {len(data.remarks):,} note{'s' * (len(data.remarks) > 1)} on the data:")
-        print("\n".join(f"       {remark}" for remark in data.remarks[:MAX_REMARKS]))
+        show(f"note   {len(data.remarks):,} note{'s' * (len(data.remarks) > 1)} on the data:")
+        show("\n".join(f"       {remark}" for remark in data.remarks[:MAX_REMARKS]))
     if len(data.remarks) > MAX_REMARKS:
-        print("       ...")
+        show("       ...")
 
 
 def show_example(data, tokens, tokenizer) -> None:
@@ -76,13 +83,13 @@ def show_example(data, tokens, tokenizer) -> None:
     if labels := data.task.show_labels(data.train.select([0]), data.label_names):
         lines["       label: "] = labels[0]
     for start, text in lines.items():
-        print(start + textwrap.shorten(text, MAX_CHARACTERS, placeholder=" ..."))
+        show(start + textwrap.shorten(text, MAX_CHARACTERS, placeholder=" ..."))
 
 
 def show_truncated(task: Task, lengths: np.ndarray, config: Config) -> None:
     """Print how many training texts are longer than `max_length`, so that only a part is read; `lengths` (rows,) in tokens."""
     if n_longer := int((lengths > config.max_length).sum()):
-        print(
+        show(
             f"cut    {n_longer:,} training texts ({n_longer / len(lengths):.1%}) to max_length={config.max_length} tokens "
             f"({task.truncation_note(config)})"
         )
@@ -91,7 +98,7 @@ def show_truncated(task: Task, lengths: np.ndarray, config: Config) -> None:
 def show_trained(folder: Path, metric: Metric, best_validation: dict, seconds: float) -> None:
     """Print the validation metric of the best checkpoint, the run folder, and the next command."""
     value, interval, n, split, step = (best_validation[name] for name in (metric.name, "ci95", "n", "split", "step"))
-    print(
+    show(
         f"\nvalidation  {_result(metric, value, interval, n, split)}\n"
         f"            from the best checkpoint, step {step:,}; training took {duration(seconds)}\n"
         f"run folder  {folder}\n"
@@ -106,7 +113,7 @@ def _result(metric: Metric, value: float, interval: Sequence[float] | None, n: i
 def show_metrics(run, metrics: dict, sections: list) -> None:
     """Print the test metrics of a `Run`, the report's tables that are marked `in_terminal`, and the next command."""
     task = run.task
-    print(
+    show(
         f"\nmodel      {metrics['model']} ({metrics['model_origin']}), {metrics['method']}, "
         f"{metrics['trainable_parameters']:,} trainable parameters\n"
         f"test       {metrics['dataset']} ({metrics['dataset_origin']}), {metrics['split']}, n = {metrics['n']:,}"
@@ -114,23 +121,24 @@ def show_metrics(run, metrics: dict, sections: list) -> None:
     for metric in task.metrics:
         interval = metrics.get(f"{metric.name}_ci95")
         note = f"   {metric.show_interval(interval)}" if interval else ""
-        print(f"{metric.name:<10} {metric.show(metrics[metric.name])}{note}")
+        show(f"{metric.name:<10} {metric.show(metrics[metric.name])}{note}")
     for section in sections:
         for table in section.tables:
             if table.in_terminal:
-                print("\n" + format_table([table.columns, *table.rows]))
+                show("\n" + format_table([table.columns, *table.rows]))
     if remark := task.remark(metrics):
-        print(f"\n{remark}")
+        show(f"\n{remark}")
     metric = task.metrics[0]
     inputs = "--file PAIRS.csv" if run.config.text_pair_column else '"YOUR TEXT"'
     result = _result(metric, metrics[metric.name], metrics.get(f"{metric.name}_ci95"), metrics["n"], metrics["split"])
-    print(f"\ntest        {result}")
-    print(f"report      {run.folder / 'report.html'}")
-    print(f"next        python predict.py --run {run.folder} {inputs}")
+    show(f"\ntest        {result}")
+    show(f"report      {run.folder / 'report.html'}")
+    show(f"next        python predict.py --run {run.folder} {inputs}")
 
 
 def format_table(rows: list[tuple[str, ...]]) -> str:
     """Return rows of cells as aligned text: the first column aligned to the left, the others to the right."""
+    rows = [tuple(" ".join(cell.splitlines()) for cell in row) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -150,8 +158,8 @@ def show_comparison(task: Task, names: tuple[str, str], results: list[dict], dif
         low, high = (_signed(metric, end) for end in interval) if interval else ("", "")
         values = (metric.show(value) for value in result["values"])
         rows.append((metric.name, *values, _signed(metric, result["difference"]), f"{low} to {high}", p))
-    print(f"{format_table(rows)}\n\non the same {results[0]['n']:,} rows (paired bootstrap)")
-    print(f"rows with different predictions: {differences_file}")
+    show(f"{format_table(rows)}\n\non the same {results[0]['n']:,} rows (paired bootstrap)")
+    show(f"rows with different predictions: {differences_file}")
 
 
 def _signed(metric: Metric, value: float) -> str:
@@ -171,8 +179,8 @@ def show_exports(exports: list[dict], folder: Path) -> None:
         numbers = (f"{export['mib']:.1f}", f"{export['rows_per_s']:.1f}", f"{export[metric]:.4f}")
         rows.append((export["format"], *numbers, *equal, largest, written))
     usual_speed = exports[0]["rows_per_s_usual"]
-    print(format_table(rows))
-    print(
+    show(format_table(rows))
+    show(
         f"\nThe table is for float32 and batches of 16. predict.py --engine torch reaches {usual_speed:.1f} rows/s on this machine."
     )
-    print(f"written to {folder}; the same numbers are in export.json")
+    show(f"written to {folder}; the same numbers are in export.json")

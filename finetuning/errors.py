@@ -1,8 +1,21 @@
-"""Exceptions that end a script early and are not bugs."""
+"""Exceptions that end a script early and are not bugs; their messages, and all that is printed, can't control the terminal."""
+
+import re
+
+# Characters that move the cursor, change what is on the screen, or reverse the order of others (bidirectional overrides).
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Return a text with an escape such as \\x1b for each character of `CONTROLS`."""
+    return CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class UserError(Exception):
     """A wrong call or wrong input. The message names the setting, what is wrong, and what would be right. Exit code 2."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class Terminated(KeyboardInterrupt):

@@ -124,7 +124,7 @@ def parse_list(value: list | str | None) -> list:
     if isinstance(value, str):
         try:
             items = json.loads(value) if value.strip() else None
-        except ValueError:
+        except (ValueError, RecursionError):
             items = _python_list(value.strip())
     if items is None or items != items:
         return []

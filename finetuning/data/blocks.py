@@ -8,14 +8,15 @@ from transformers import PreTrainedTokenizerBase
 
 from config import Config
 from finetuning.data.text import clean
-from finetuning.data.tokens import special_tokens
+from finetuning.data.tokens import by_characters, special_tokens
 from finetuning.errors import UserError
 
 
 def token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Return the token ids of texts, without truncation and without special tokens."""
     settings = dict(add_special_tokens=False, padding=False, truncation=False, verbose=False)
-    return tokenizer(clean(texts), return_attention_mask=False, return_token_type_ids=False, **settings)["input_ids"]
+    settings |= dict(return_attention_mask=False, return_token_type_ids=False)
+    return [ids for group in by_characters(clean(texts)) for ids in tokenizer(group, **settings)["input_ids"]]
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -1,17 +1,22 @@
 """Read objects in .json and .jsonl files as rows. A column with values of several types keeps them as JSON."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 from datasets import Features, Json, List, Value
 
 from finetuning.data.content import STRING, Content, batched
-from finetuning.data.files import SPLITS, ending, lines_of, open_text
+from finetuning.data.files import SPLITS, ending, lines_of, open_bytes, open_text
 from finetuning.errors import UserError
 
+MAX_NESTING = 100  # lists and objects inside each other; Python's own limit depends on its version
+NESTED = f"more than {MAX_NESTING} lists or objects are nested in each other: remove this row"
+NO_BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[^\[\]{}"]+', re.DOTALL)  # strings, and what is between them
 DECODER = json.JSONDecoder(parse_constant=lambda constant: None)  # NaN becomes None
 
 
@@ -47,17 +52,40 @@ def _has_lines(file: Path, encoding: str | None) -> bool:
     lines = (line for line in lines_of(file, encoding) if line.strip())
     try:
         return isinstance(json.loads(next(lines, "")), dict) and next(lines, None) is not None
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
 def _load(text: str, where: str | Path) -> Any:
     """Return the content of JSON; `where` begins the message of a `UserError`."""
+    if text.count("[") + text.count("{") > MAX_NESTING and _nesting(text.encode(errors="surrogatepass"))[1] > MAX_NESTING:
+        raise UserError(f"{where}: {NESTED}")
     try:
         content = DECODER.decode(text)
     except ValueError as error:
         raise UserError(f"{where}: it is no JSON, or cut short ({error})") from error
     return _without_surrogates(content) if "\\ud" in text or "\\uD" in text else content
+
+
+def check_file(file: Path) -> None:
+    """Raise `UserError` for values that are nested so deep that the reader of `datasets` crashes."""
+    before = 0
+    with open_bytes(file) as opened:
+        for number, line in enumerate(opened, 1):
+            before, deepest = _nesting(line, before)
+            if deepest > MAX_NESTING:
+                raise UserError(f"{file}: line {number:,}: {NESTED}")
+
+
+def _nesting(text: bytes, before: int = 0) -> tuple[int, int]:
+    """Return how many lists and objects are open at the end of JSON, and at most; `before` of them are open before it."""
+    brackets = NO_BRACKETS.sub(b"", text)
+    opening = brackets.count(b"[") + brackets.count(b"{")
+    after = before + 2 * opening - len(brackets)
+    if before + opening <= MAX_NESTING:
+        return after, before + opening  # or fewer
+    changes = np.where(np.isin(np.frombuffer(brackets, np.uint8), [*b"[{"]), 1, -1)
+    return after, before + changes.cumsum().max()
 
 
 def _without_surrogates(value: Any) -> Any:

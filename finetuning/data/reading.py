@@ -22,8 +22,8 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
 
-from finetuning.data import formats
-from finetuning.data.cache import source_of
+from finetuning.data import formats, json_rows
+from finetuning.data.cache import reopened, source_of
 from finetuning.data.content import Reader
 from finetuning.data.files import ending, guess_encoding, known_files, split_files
 from finetuning.errors import UserError
@@ -82,7 +82,7 @@ def read(
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise
         problem = (
-            f"it is not in {encoding}: set encoding to the right one"
+            f"it is not in {encoding or 'UTF-8'}: set encoding to the right one"
             if isinstance(error, UnicodeError)
             else "it is empty or cut short"
         )
@@ -100,10 +100,12 @@ def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: P
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():  # written by save_to_disk
         saved = load_from_disk(str(path))
         saved = saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
-        return Reading(saved, [], dict.fromkeys(saved, [path.name]))
+        return Reading(in_utf8(saved, path), [], dict.fromkeys(saved, [path.name]))
     card = path / "README.md"
     if card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace").partition("\n---")[0]:
-        copy = load_dataset(str(path))  # a copy of a data set on the Hub, which `datasets` can read
+        for file in known_files(path, (".json", ".jsonl")):
+            json_rows.check_file(file)
+        copy = in_utf8(load_dataset(str(path)), path)  # a copy of a data set on the Hub, which `datasets` can read
         return Reading(copy, [], dict.fromkeys(copy, [path.name]))
     files = known_files(path, readers)
     if not files:
@@ -125,6 +127,21 @@ def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: P
         remarks += notes
         names |= dict.fromkeys(contents, [str(file.relative_to(path)) if path.is_dir() else file.name for file in split_paths])
     return Reading(DatasetDict(splits), remarks, names)
+
+
+def in_utf8(splits: DatasetDict, where: str | Path) -> DatasetDict:
+    """Return the splits if their texts are UTF-8. Raise `UserError` if not."""
+    for rows in splits.values():
+        _check_utf8(reopened(rows).data, where)
+    return splits
+
+
+def _check_utf8(table: pyarrow.Table | datasets.table.Table, where: str | Path) -> None:
+    """Raise `UserError` if a text is not UTF-8, which Arrow's readers do not check."""
+    try:
+        table.validate(full=True)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{where}: a text is damaged or not UTF-8 ({error}): write the file again, with texts in UTF-8") from error
 
 
 # --- the copy on disk ----------------------------------------------------------------------------------------------------
@@ -172,6 +189,7 @@ def _write_content(folder: Path, files: list[Path], reader: Reader, encoding: st
         file = str(folder / f"{number}-{split}.arrow")
         with ArrowWriter(path=file, features=content.features, writer_batch_size=ROWS_PER_BATCH) as writer:
             for table in content.tables:
+                _check_utf8(table, files[0])
                 writer.write_table(table)
             if writer.finalize()[0] == 0:
                 raise UserError(f"{files[0]}: it is empty, without rows")
@@ -183,7 +201,7 @@ def _digest(files: list[Path], more: list[str]) -> str:
     digest = hashlib.sha256("\0".join(more).encode())
     for file in files:
         with file.open("rb") as opened:
-            digest.update(f"{file.name} {os.path.getsize(file)} ".encode())
+            digest.update(f"{file.name} {os.path.getsize(file)} ".encode(errors="surrogateescape"))
             while chunk := opened.read(HASHED_BYTES):
                 digest.update(chunk)
     return digest.hexdigest()[:32]

@@ -19,7 +19,7 @@ from datasets import ClassLabel, DatasetDict, load_dataset
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from finetuning.data.formats import READERS
-from finetuning.data.reading import ROWS_PER_BATCH, read
+from finetuning.data.reading import ROWS_PER_BATCH, in_utf8, read
 from finetuning.errors import UserError
 from finetuning.processes import by_first, require_same
 
@@ -93,8 +93,8 @@ def find_model(name: str, origin: str | None = None) -> Source:
     `origin`: where an earlier run found the model, so that only this place is tried. Raise `UserError`, with the places that were
     tried, if there is no such model.
     """
-    if Path(name).expanduser().exists():
-        return _model_source(Path(name).expanduser().resolve(), Path(name).resolve().name, "local path")
+    if path := _local_path("model_name", name):
+        return _model_source(path.resolve(), Path(name).resolve().name, "local path")
     if origin != "stand-in":
         if _is_path(name):
             raise UserError(f"model_name={name}: there is no such folder: give the path of a folder, or a name on the Hub")
@@ -123,8 +123,7 @@ def find_rows(
     `origin`: as for `find_model`. `readers` replace those of READERS. `split_names`: further names of splits, which the user gave.
     Raise `UserError` if there is no such data set or if it can't be read.
     """
-    path = Path(name).expanduser()
-    if path.exists():
+    if path := _local_path("dataset_name", name):
         rows, remarks, files = read(path, READERS | (readers or {}), "dataset_name=", encoding, split_names=split_names)
         return rows, Source(path.resolve().name, "local path", str(path.resolve()), "", tuple(remarks), files)
     if origin != "stand-in":
@@ -142,6 +141,16 @@ def find_rows(
     )
     rows = rows.remove_columns("source").cast_column("label", ClassLabel(names=stand_in["labels"]))
     return DatasetDict(train=rows), Source(stand_in["name"], "stand-in", str(path))
+
+
+def _local_path(setting: str, name: str) -> Path | None:
+    """Return the path that a name stands for if it exists. Raise `UserError` for a name that no file can have, or of a closed folder."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise UserError(f"{setting}={name}: {problem}: give another path, or a name on the Hub") from error
 
 
 def _is_path(name: str) -> bool:
@@ -197,7 +206,7 @@ def _rows_from_hub(name: str) -> DatasetDict | None:
     """Return the splits of a data set from the Hub or its cache; None if it is in neither."""
     hub_answers()  # if not, the client only uses its cache
     try:
-        return load_dataset(name, writer_batch_size=ROWS_PER_BATCH)
+        return in_utf8(load_dataset(name, writer_batch_size=ROWS_PER_BATCH), f"dataset_name={name}")
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError, HfHubHTTPError):
         return None
     except ValueError as error:  # several configs, no cached config that fits, or no data files

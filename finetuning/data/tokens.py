@@ -1,7 +1,8 @@
 """Convert texts to token ids, truncated to `max_length` and stored on disk; read them batch by batch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from finetuning.data.splits import Split
 from finetuning.errors import UserError
 from finetuning.task import Task
 
+MAX_CHARACTERS = 250_000  # that a tokenizer gets at once; each takes about 100 bytes of memory
+MAX_WORD = 1_000  # characters in which a longer text is searched for a space
 ROWS_PER_MAPPING = 1024  # rows that are read through one memory mapping; a new one takes 10 ms for a million rows
 
 
@@ -77,10 +80,40 @@ def encode_batch(task: Task, batch: dict[str, list], tokenizer: PreTrainedTokeni
 
 def tokenize_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, config: Config) -> tuple[list[list[int]], np.ndarray]:
     """Return the token ids of each text, at most `max_length`, and the number of tokens before truncation, (texts,)."""
-    encoded = tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, padding=False, truncation=False)
-    ids = encoded["input_ids"]
     first, last = special_tokens(tokenizer)
-    return [truncate(row, config.max_length, config.truncation, first, last) for row in ids], np.array([len(row) for row in ids])
+    settings = dict(return_attention_mask=False, return_token_type_ids=False, padding=False, truncation=False)
+    ids, lengths = [], []
+    for group in by_characters(texts):
+        rows = tokenizer(group, **settings)["input_ids"] if len(group[0]) <= MAX_CHARACTERS else [_long_ids(group[0], tokenizer)]
+        ids += [truncate(row, config.max_length, config.truncation, first, last) for row in rows]
+        lengths += [len(row) for row in rows]
+    return ids, np.array(lengths)
+
+
+def by_characters(texts: list[str]) -> Iterator[list[str]]:
+    """Yield lists of consecutive texts, of at most `MAX_CHARACTERS` in all; a longer text is alone."""
+    start, characters = 0, 0
+    for end, text in enumerate(texts):
+        if characters and characters + len(text) > MAX_CHARACTERS:
+            yield texts[start:end]
+            start, characters = end, 0
+        characters += len(text)
+    if start < len(texts):
+        yield texts[start:]
+
+
+def _long_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Return the token ids of a text with more than `MAX_CHARACTERS`, which the tokenizer gets in parts of about equal length.
+
+    A part begins with a space, so that no word is divided, unless there is none in reach.
+    """
+    width = -(-len(text) // -(-len(text) // MAX_CHARACTERS))
+    starts = [max(text.rfind(" ", end - MAX_WORD, end), end - MAX_WORD) for end in range(width, len(text), width)]
+    parts = [text[start:end] for start, end in pairwise([0, *starts, len(text)])]
+    around, (first, last) = tokenizer("a")["input_ids"], special_tokens(tokenizer)
+    settings = dict(add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+    ids = [np.array(tokenizer(part, padding=False, truncation=False, **settings)["input_ids"], np.int32) for part in parts]
+    return np.concatenate([around[:first], *ids, around[len(around) - last :]])
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
@@ -102,4 +135,4 @@ def truncate(ids: list[int], max_length: int, side: str, first: int = 1, last: i
     if side == "error":
         raise UserError(f"a text of {len(ids)} tokens is longer than max_length={max_length}: raise it, or set truncation to head")
     head = {"head": max_length - last, "tail": first, "head+tail": max_length // 4}[side]
-    return ids[:head] + ids[len(ids) - (max_length - head) :]
+    return [*ids[:head], *ids[len(ids) - (max_length - head) :]]

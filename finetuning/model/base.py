@@ -23,9 +23,9 @@ def read_model_config(task: Task, source: Source, config: Config) -> PretrainedC
     positions, or if `quantization` is not possible on this machine.
     """
     try:
-        model_config = AutoConfig.from_pretrained(source.path)
+        model_config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"model_name: {source.path} has no model config that transformers can read ({error})") from error
+        raise _not_loaded(source, "model config that transformers can read", error) from error
     if type(model_config) not in task.auto_class._model_mapping:
         model_type = model_config.model_type
         raise UserError(
@@ -48,9 +48,10 @@ def load_tokenizer(task: Task, source: Source, config: Config) -> PreTrainedToke
     Settings of the run replace what the tokenizer's file says about truncation. Raise `UserError` if it can't be loaded.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.path, padding_side="right", **task.tokenizer_options)
+        options = dict(padding_side="right", trust_remote_code=False, **task.tokenizer_options)
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **options)
     except (ValueError, OSError, KeyError, ImportError) as error:
-        raise UserError(f"model_name: {source.path} has no tokenizer that transformers can load ({error})") from error
+        raise _not_loaded(source, "tokenizer that transformers can load", error) from error
     if tokenizer.pad_token is None:  # GPT-2, Llama
         if tokenizer.eos_token is None:
             raise UserError(f"model_name: the tokenizer in {source.path} has neither a padding token nor an end-of-text token")
@@ -59,6 +60,17 @@ def load_tokenizer(task: Task, source: Source, config: Config) -> PreTrainedToke
         tokenizer.model_max_length = config.max_length
         tokenizer.truncation_side = "left" if config.truncation == "tail" else "right"
     return tokenizer
+
+
+def _not_loaded(source: Source, what: str, error: Exception) -> UserError:
+    """Return the error for a file of the model that transformers did not load. Code in a model's folder is never run."""
+    message = " ".join(str(error).split())
+    if "trust_remote_code" in message:
+        return UserError(
+            f"model_name: {source.path} has code of its own (auto_map in its json files), which is never run: use a model of an "
+            "architecture that transformers has"
+        )
+    return UserError(f"model_name: {source.path} has no {what} ({message})")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, config: Config, folder: Path) -> None:
@@ -115,7 +127,7 @@ def build_base(task: Task, source: Source, label_names: list[str], config: Confi
 
 def load(task: Task, path: str | Path, **options) -> torch.nn.Module:
     """Return a model of the task's class. Its attribute `missing_weights` names the weights that the file in `path` lacks."""
-    model, info = task.auto_class.from_pretrained(path, output_loading_info=True, **options)
+    model, info = task.auto_class.from_pretrained(path, output_loading_info=True, trust_remote_code=False, **options)
     model.missing_weights = info["missing_keys"]
     return task.adapt(model)
 

@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from finetuning.data.sources import hub_answers
 from finetuning.disk import read_json
-from finetuning.errors import UserError
+from finetuning.errors import UserError, printable
 from finetuning.processes import by_first
 from finetuning.results.report import template
 from finetuning.results.run_folder import Run, local_base
@@ -63,7 +63,7 @@ def _card(run: Run, metrics: dict | None, code: str, variables: dict | None = No
         datasets=[dataset["name"]] if dataset["origin"] == "hub" else None,
         pipeline_tag=run.task.pipeline_tag,
         metrics=[HUB_METRICS[name] for name in names] or None,
-        model_name=run.folder.name,
+        model_name=printable(run.folder.name),
         eval_results=[_result(run, metrics, name) for name in names] or None,
         **header,
     )
@@ -84,15 +84,15 @@ def _card(run: Run, metrics: dict | None, code: str, variables: dict | None = No
         code=code,
         **variables or {},
     )
-    return ModelCard(content + "\n")
+    return ModelCard(printable(content) + "\n")
 
 
 def _result(run: Run, metrics: dict, name: str) -> EvalResult:
     dataset, split = run.record["dataset"], metrics["split"]
     return EvalResult(
         task_type=run.task.pipeline_tag,
-        dataset_type=dataset["name"],
-        dataset_name=f"{dataset['name']} ({dataset['origin']}; {split}, {metrics['n']:,} rows)",
+        dataset_type=printable(dataset["name"]),
+        dataset_name=f"{printable(dataset['name'])} ({dataset['origin']}; {split}, {metrics['n']:,} rows)",
         dataset_split=split.removeprefix("official ") if split.startswith("official ") else "train",
         metric_type=HUB_METRICS[name],
         metric_value=metrics[name],

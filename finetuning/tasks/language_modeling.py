@@ -331,7 +331,7 @@ class MaskedLM(_LanguageModel):
 
         A classifier that starts from the export needs them.
         """
-        base, info = AutoModel.from_pretrained(source_path, output_loading_info=True)
+        base, info = AutoModel.from_pretrained(source_path, output_loading_info=True, trust_remote_code=False)
         known, prefix = merged.state_dict(), merged.base_model_prefix
         weights = {f"{prefix}.{name}": weight for name, weight in base.state_dict().items() if name not in info["missing_keys"]}
         return {name: weight for name, weight in weights.items() if name not in known}

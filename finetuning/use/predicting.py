@@ -203,7 +203,11 @@ def rows_of(texts: list[str]) -> Dataset:
 
 def read_file(path: Path, encoding: str | None, cache: str) -> tuple[Dataset, list[str]]:
     """Return the rows of a file, stored in the folder `cache`, and notes on them. Raise `UserError` if the file can't be read."""
-    if not path.is_file():
+    try:
+        exists = path.is_file()
+    except (OSError, ValueError) as error:  # such as a name that is too long
+        raise UserError(f"--file {path}: it can't be read ({error})") from error
+    if not exists:
         raise UserError(f"--file {path}: there is no such file")
     splits, remarks, _ = read(path, READERS | {".txt": read_lines}, "--file ", encoding, cache)
     if len(splits) > 1:
@@ -296,10 +300,13 @@ def check_out(path: Path) -> None:
     """Raise `UserError` if `write_file` can't write `path`."""
     if path.suffix.lower() not in WRITERS:
         raise UserError(f"--out {path}: the ending must be one of {', '.join(WRITERS)}")
-    if path.exists():
-        raise UserError(f"--out {path}: this file exists; use another name")
-    if not path.parent.is_dir():
-        raise UserError(f"--out {path}: there is no folder {path.parent}")
+    try:
+        if path.exists():
+            raise UserError(f"--out {path}: this file exists; use another name")
+        if not path.parent.is_dir():
+            raise UserError(f"--out {path}: there is no folder {path.parent}")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--out {path}: it can't be written ({error})") from error
 
 
 @by_first
