@@ -73,9 +73,11 @@ def shows_unicode(stream: TextIO) -> bool:
 
 @contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Print how to continue the run in `folder` if the block is interrupted."""
+    """Print how to continue the run in `folder` if the block is interrupted. A `UserError` says itself what to do."""
     try:
         yield
+    except UserError:
+        raise
     except BaseException as error:
         if _prints() or _lost_another(error):
             print(f"\ninterrupted: python fine_tune.py --resume {folder} continues from the last checkpoint", file=sys.stderr)

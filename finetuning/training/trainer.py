@@ -18,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback, Trai
 from config import Config
 from finetuning.data.splits import Data
 from finetuning.data.tokens import Tokens
+from finetuning.errors import NotFinite
 from finetuning.speed import cuda_graphs
 from finetuning.speed.memory import give_back_freed_memory
 from finetuning.speed.precision import machine_arguments
@@ -134,6 +135,30 @@ class FineTuner(Trainer):
         )
         return self.optimizer
 
+    # --- numbers that are not finite ---------------------------------------------------------------------------------------
+
+    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: torch.Tensor | None, *arguments, **named) -> None:
+        """Raise `NotFinite` instead of saving weights that have become NaN. A GPU is asked only when it has to be waited for."""
+        waits = self.control.should_log or self.control.should_evaluate or self.control.should_save
+        if waits or self.args.device.type == "cpu":
+            self._require_finite(tr_loss, *(() if grad_norm is None else (grad_norm,)))
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *arguments, **named)
+
+    def _require_finite(self, *tensors: torch.Tensor) -> None:
+        if all(tensor.isfinite().all() for tensor in tensors):
+            return
+        step = self.state.global_step
+        remedy = f"lower learning_rate ({self.args.learning_rate:g}) or lora_alpha, or set precision to float32"
+        if step <= 1:  # the learning rate has had no effect yet
+            remedy = "set precision to float32, lower lora_alpha, or take another base model"
+        raise NotFinite(
+            f"the loss or a weight is NaN or infinite at step {step:,}: {remedy}. Checkpoints before it stay in {self.args.output_dir}"
+        )
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._require_finite(*(parameter for parameter in self.model.parameters() if parameter.requires_grad))
+
     # --- steps -----------------------------------------------------------------------------------------------------------
 
     @property
@@ -214,6 +239,7 @@ class FineTuner(Trainer):
         predictions = self.task.validate(predictor, self.eval_dataset)
         statistics = self.task.statistics(predictions, self.data.validation, {})
         metrics = {f"eval_{metric.name}": metric.of(statistics) for metric in self.task.metrics}
+        self._require_finite(torch.tensor(metrics["eval_loss"]))
         metrics["eval_runtime"] = time.perf_counter() - started
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
