@@ -80,8 +80,9 @@ def main() -> None:
     # Calibrate on validation, and save.
     predictor, metric = Predictor(task, model, tokenizer, config), trainer.chosen_metric(task, config)
     predictions = task.validate(predictor, encoded["validation"])
+    statistics = task.statistics(predictions, data.validation, {})
     best = trainer.best_validation(fine_tuner) | {
-        "ci95": metrics.interval(metric, task.statistics(predictions, data.validation, {})),
+        "ci95": metrics.interval(metric, statistics),
         "n": len(data.validation),
         "split": data.validation_split,
     }
@@ -97,6 +98,7 @@ def main() -> None:
     }
     run_folder.finish_run(folder, predictor, model_source.name, record)
     console.show_trained(folder, metric, best, seconds)
+    console.show_learned_nothing(task, statistics, data, "validation")
 
 
 if __name__ == "__main__":

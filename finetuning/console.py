@@ -12,7 +12,7 @@ import numpy as np
 import transformers
 
 from config import Config
-from finetuning.task import Metric, Task
+from finetuning.task import Metric, Statistics, Task
 
 MAX_REMARKS = 20  # that are printed; all are counted
 MAX_LABELS = 10  # that are printed
@@ -98,6 +98,15 @@ def show_trained(folder: Path, metric: Metric, best: dict, seconds: float) -> No
         f"run folder  {folder}\n"
         f"next        python evaluate.py {folder}"
     )
+
+
+def show_learned_nothing(task: Task, statistics: Statistics, data, name: str) -> None:
+    """Print a warning if the predictions for the split `name` show that the model has learned nothing."""
+    if common := task.learned_nothing(statistics, data.label_names):
+        print(
+            f"warning     every one of the {len(statistics['rows']):,} {name} rows {common}: the model has learned nothing; "
+            f"lower learning_rate ({data.config.learning_rate:g}), or train longer"
+        )
 
 
 def _result(metric: Metric, value: float, interval: Sequence[float] | None, n: int, split: str) -> str:

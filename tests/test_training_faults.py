@@ -1,10 +1,21 @@
 """Faults during training: numbers that are not finite, damaged checkpoints, two processes on one run, signals."""
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import make_rows
 
 from finetuning.training import search
+
+
+def several_labels(file: Path, rows: pd.DataFrame) -> list:
+    """Write `rows` with two columns of labels, and return the flags to train on them."""
+    rows = rows.assign(good=lambda rows: rows.sentiment == "good", bad=lambda rows: rows.sentiment == "bad")
+    rows.astype({"good": int, "bad": int}).drop(columns="sentiment").to_csv(file, index=False)
+    return ["--dataset_name", file, "--label_column", "good,bad"]
+
 
 # --- numbers that are not finite -----------------------------------------------------------------------------------------
 
@@ -14,9 +25,7 @@ def test_training_stops_when_the_weights_become_nan(task, call, tiny_flags, enti
     """So large a lora_alpha overflows in the first steps."""
     flags = entity_flags if task == "entities" else tiny_flags
     if task == "several labels":
-        rows = make_rows().assign(good=lambda rows: rows.sentiment == "good", bad=lambda rows: rows.sentiment == "bad")
-        rows.astype({"good": int, "bad": int}).drop(columns="sentiment").to_csv(tmp_path / "rows.csv", index=False)
-        flags = [*flags, "--dataset_name", tmp_path / "rows.csv", "--label_column", "good,bad"]
+        flags = [*flags, *several_labels(tmp_path / "rows.csv", make_rows())]
     result = call("fine_tune.py", *flags, "--lora_alpha", 10**25, "--precision", "float32", "--eval_steps", 3, "--warmup_steps", 0)
     assert result.code == 2 and "the loss or a weight is NaN or infinite at step" in result.err, result.err
     assert "best so far" not in result.out and len(result.err.strip().splitlines()) == 1
@@ -47,3 +56,36 @@ def test_a_search_continues_after_a_trial_that_is_not_finite(call, tiny_flags, m
     monkeypatch.setattr(search, "draw", lambda trial, config: config if trial.suggest_categorical("lora_alpha", [10**25]) else None)
     result = call("fine_tune.py", *flags, "--search", 2)
     assert result.code == 0 and "1 of 2 trials failed" in result.out, result.err
+
+
+# --- models that learned nothing -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["one label", "several labels", "entities", "numbers"])
+def test_a_model_that_learned_nothing_is_called_so(task, call, tiny_flags, entity_flags, tmp_path):
+    """The model knows no word of these texts, so it reads the same tokens in every row."""
+    rows = make_rows().assign(review=[f"unknown{i}" for i in range(80)])
+    flags, common, file = tiny_flags, "rows gets '", tmp_path / "rows.csv"
+    if task == "several labels":
+        flags, common = [*flags, *several_labels(file, rows)], "rows gets "
+    elif task == "numbers":
+        flags, common = [*flags, "--problem_type", "regression"], "rows gets almost the same number"
+        rows = rows.replace({"good": 1, "bad": 0})
+    elif task == "entities":
+        flags, common, file = entity_flags, "rows gets no entity", tmp_path / "rows.conll"
+        places = [i * 7 % 12 for i in range(80)]
+        file.write_text(
+            "\n".join("".join(f"x{i}-{k} {'B-PER' if k == place else 'O'}\n" for k in range(12)) for i, place in enumerate(places))
+        )
+    if file.suffix == ".csv" and task != "several labels":
+        rows.to_csv(file, index=False)
+    for script, given in (("fine_tune.py", [*flags, "--dataset_name", file, "--num_train_epochs", 3]), ("evaluate.py", [])):
+        result = call(script, *given)
+        message = "the model has learned nothing; lower learning_rate (0.01), or train longer"
+        assert result.code == 0 and common in result.out and message in result.out, result
+
+
+@pytest.mark.parametrize("task", ["one label", "entities"])
+def test_a_model_that_learned_something_is_not_warned_of(task, call, tiny_flags, entity_flags):
+    trained = call("fine_tune.py", *(tiny_flags if task == "one label" else entity_flags))
+    assert trained.code == 0 and "learned nothing" not in trained.out + call("evaluate.py").out
