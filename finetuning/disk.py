@@ -1,5 +1,6 @@
 """Write files completely or not at all, and reserve names of folders for one process."""
 
+import hashlib
 import json
 import os
 import re
@@ -22,6 +23,11 @@ def write_json(path: Path, content: dict) -> None:
 
 def read_json(path: Path) -> dict:
     return json.loads(path.read_text(**NAMES))
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def as_utf8(argument: str) -> str:

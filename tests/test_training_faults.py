@@ -1,11 +1,16 @@
 """Faults during training: numbers that are not finite, damaged checkpoints, two processes on one run, signals."""
 
+import json
+import shutil
 from pathlib import Path
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
+import transformers
 from conftest import make_rows
+from forked import STEP, Kill, flags_of
 
 from finetuning.training import search
 
@@ -89,3 +94,79 @@ def test_a_model_that_learned_nothing_is_called_so(task, call, tiny_flags, entit
 def test_a_model_that_learned_something_is_not_warned_of(task, call, tiny_flags, entity_flags):
     trained = call("fine_tune.py", *(tiny_flags if task == "one label" else entity_flags))
     assert trained.code == 0 and "learned nothing" not in trained.out + call("evaluate.py").out
+
+
+# --- damaged checkpoints -------------------------------------------------------------------------------------------------
+
+
+def flip_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def killed(model_dir, data_file, tmp_path_factory) -> Path:
+    """Return a folder with a run that was killed after checkpoints at steps 5 and 10. The accuracy stays, so the first is the best."""
+    folder = tmp_path_factory.mktemp("killed")
+    settings = dict(learning_rate=1e-5, metric_for_best_model="accuracy", num_train_epochs=2)
+    for name, kill in (("run", Kill(STEP, 13)), ("uninterrupted", None)):
+        forked.run(folder, "fine_tune.py", *flags_of(settings, model_dir, data_file, name), kill=kill)
+    assert {file.name for file in (folder / "outputs/run/checkpoints").iterdir()} == {"checkpoint-5", "checkpoint-10"}
+    return folder
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json", "whole.json"])
+def test_a_checkpoint_with_a_changed_byte_is_passed_over(name, killed, call, tmp_path):
+    shutil.copytree(killed / "outputs/run", tmp_path / "run")
+    flip_byte(tmp_path / "run/checkpoints/checkpoint-10" / name)
+    result = call("fine_tune.py", "--resume", tmp_path / "run")
+    assert result.code == 0 and "checkpoint-10 is damaged: " in result.err, result.err
+    assert "training continues from checkpoint-5" in result.err and "Traceback" not in result.err
+    adapters = [run / "adapter/adapter_model.safetensors" for run in (tmp_path / "run", killed / "outputs/uninterrupted")]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["gone", "damaged"])
+def test_a_run_whose_best_checkpoint_is_lost_is_not_resumed(fault, killed, call, tmp_path):
+    shutil.copytree(killed / "outputs/run", tmp_path / "run")
+    checkpoints = tmp_path / "run/checkpoints"
+    best = checkpoints / "checkpoint-5"
+    if fault == "gone":
+        best.rename(tmp_path / "elsewhere")
+    else:
+        shutil.copytree(best, tmp_path / "elsewhere")
+        flip_byte(best / "adapter_model.safetensors")
+    for _ in range(2):
+        result = call("fine_tune.py", "--resume", tmp_path / "run")
+        message = f"checkpoint-10 needs checkpoint-5, the best one, which is {fault}"
+        assert result.code == 2 and message in result.err and not (tmp_path / "run/adapter").exists(), result.err
+        assert len(result.err.strip().splitlines()) == 1
+    shutil.rmtree(best, ignore_errors=True)
+    (tmp_path / "elsewhere").rename(best)
+    assert call("fine_tune.py", "--resume", tmp_path / "run").code == 0
+
+
+def test_a_best_checkpoint_that_is_damaged_during_training_is_not_loaded(killed, call, tmp_path, monkeypatch):
+    shutil.copytree(killed / "outputs/run", tmp_path / "run")
+    training_step = transformers.Trainer.training_step
+
+    def flip_first(self, *arguments, **named):
+        if self.state.global_step == 12:
+            flip_byte(tmp_path / "run/checkpoints/checkpoint-5/adapter_model.safetensors")
+        return training_step(self, *arguments, **named)
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", flip_first)
+    result = call("fine_tune.py", "--resume", tmp_path / "run")
+    assert result.code == 2 and "checkpoint-5, the best checkpoint, is damaged: adapter_model.safetensors" in result.err, result.err
+    assert not (tmp_path / "run/adapter").exists() and not (tmp_path / "run/training.json").exists()
+
+
+def test_a_checkpoint_of_an_older_version_is_used_with_a_note(killed, call, tmp_path):
+    shutil.copytree(killed / "outputs/run", tmp_path / "run")
+    for file in (tmp_path / "run/checkpoints").glob("*/whole.json"):
+        content = json.loads(file.read_text())
+        content["files"] = {name: (file.parent / name).stat().st_size for name in content.pop("sha256")}
+        file.write_text(json.dumps(content))
+    result = call("fine_tune.py", "--resume", tmp_path / "run")
+    assert result.code == 0 and "checkpoint-10 is of an older version: only the sizes of its files were checked" in result.err

@@ -25,7 +25,7 @@ from finetuning.speed.precision import machine_arguments
 from finetuning.task import Metric, Task
 from finetuning.training import progress, trackers
 from finetuning.training.batches import SHORT_LENGTH, Batches, TrainingRows, count_steps, short_steps, steps_of_epoch
-from finetuning.training.checkpoints import Keeper, last_complete
+from finetuning.training.checkpoints import Keeper, check_best, last_usable
 from finetuning.training.prediction import Predictor
 
 STEPS_BETWEEN_TRIMS = 50  # steps after which freed memory is given back to the system again
@@ -156,6 +156,8 @@ class FineTuner(Trainer):
         )
 
     def _load_best_model(self) -> None:
+        """Load the best checkpoint. Raise `UserError` if it is gone, damaged or not finite."""
+        check_best(self.args, self.state.best_global_step)
         super()._load_best_model()
         self._require_finite(*(parameter for parameter in self.model.parameters() if parameter.requires_grad))
 
@@ -259,7 +261,7 @@ def train(trainer: FineTuner) -> float:
 
     Return the seconds of training, including those before an interruption.
     """
-    if checkpoint := last_complete(Path(trainer.args.output_dir)):
+    if checkpoint := last_usable(Path(trainer.args.output_dir)):
         state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:  # all steps are done
             trainer.state = state
