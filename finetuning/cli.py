@@ -21,7 +21,7 @@ from typing import NoReturn, TextIO
 from transformers import HfArgumentParser
 
 from config import PRESETS, Config
-from finetuning.disk import remove_reserved
+from finetuning.disk import remove_reserved, unlock
 from finetuning.errors import Terminated, UserError
 
 
@@ -58,6 +58,7 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
         finally:
             signal.signal(signal.SIGTERM, before)
             remove_reserved()
+            unlock()
         if "RANK" in os.environ:
             _exit_at_once(code)
         if code:

@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import forked
@@ -9,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import transformers
-from conftest import make_rows
+from conftest import ROOT, make_rows
 from forked import STEP, Kill, flags_of
 
 from finetuning.training import search
@@ -170,3 +174,30 @@ def test_a_checkpoint_of_an_older_version_is_used_with_a_note(killed, call, tmp_
         file.write_text(json.dumps(content))
     result = call("fine_tune.py", "--resume", tmp_path / "run")
     assert result.code == 0 and "checkpoint-10 is of an older version: only the sizes of its files were checked" in result.err
+
+
+# --- two processes on one run --------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_trained_by_one_command_at_a_time(call, model_dir, data_file, tmp_path):
+    """The processes are real: a new run and a resumed one are refused while another process holds the run."""
+    flags = flags_of(dict(num_train_epochs=4000), model_dir, data_file, "run")
+    first = subprocess.Popen([sys.executable, ROOT / "fine_tune.py", *flags], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    run = tmp_path / "outputs/run"
+    try:
+        forked.wait_for_checkpoint(first, run)
+        first.send_signal(signal.SIGSTOP)  # it holds the run and leaves the CPU to the others
+        config = (run / "config.json").read_bytes()
+        for number in (1, 2):
+            results = forked.run(tmp_path, "fine_tune.py", "--resume", "outputs/run", processes=number)
+            assert [code for code, _ in results] == [2] * number, results
+            expected = f"error: outputs/run is being trained by process {first.pid} on {socket.gethostname()}"
+            assert results[0][1].startswith(expected) and len(results[0][1].strip().splitlines()) == 1
+        assert first.poll() is None and (run / "config.json").read_bytes() == config
+    finally:
+        first.kill()
+        first.communicate()
+    assert (run / "process.lock").exists(), "the files that a killed process leaves do not block the run"
+    forked.end_at_checkpoint(run)
+    result = call("fine_tune.py", "--resume", run)
+    assert result.code == 0 and not [*run.glob("process*")], result.err
