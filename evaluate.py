@@ -64,6 +64,7 @@ def main() -> None:
     sections = evaluation.sections_of(run, evaluated)
     evaluation.write(run, evaluated, statistics, sections)
     console.show_metrics(run, evaluated.metrics, sections)
+    console.show_learned_nothing(task, statistics, data, "test")
     trackers.send_test(run.folder, run.config, evaluated.metrics)
     if arguments.push_to_hub:
         files = {file.name: file for file in (run.folder / "adapter").iterdir()}

@@ -81,8 +81,9 @@ def main() -> None:
     # Calibrate on validation, and save the adapter with the facts about its training.
     predictor, metric = Predictor(task, model, tokenizer, config), trainer.chosen_metric(task, config)
     predictions = task.validate(predictor, encoded["validation"])
+    statistics = task.statistics(predictions, data.validation, {})
     best_validation = trainer.best_validation(fine_tuner) | {
-        "ci95": metrics.interval(metric, task.statistics(predictions, data.validation, {})),
+        "ci95": metrics.interval(metric, statistics),
         "n": len(data.validation),
         "split": data.validation_split,
     }
@@ -98,6 +99,7 @@ def main() -> None:
     }
     run_folder.finish_run(folder, predictor, model_source.name, training)
     console.show_trained(folder, metric, best_validation, training_seconds)
+    console.show_learned_nothing(task, statistics, data, "validation")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import NoReturn, TextIO
 from transformers import HfArgumentParser
 
 from config import PRESETS, Config
-from finetuning.disk import remove_reserved
+from finetuning.disk import remove_reserved, unlock
 from finetuning.errors import Terminated, UserError
 
 
@@ -58,6 +58,7 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
         finally:
             signal.signal(signal.SIGTERM, previous_handler)
             remove_reserved()
+            unlock()
         if "RANK" in os.environ:
             _exit_at_once(code)
         if code:
@@ -73,9 +74,11 @@ def shows_unicode(stream: TextIO) -> bool:
 
 @contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Print how to continue the run in `folder` if the `with` block is interrupted."""
+    """Print how to continue the run in `folder` if the `with` block is interrupted. A `UserError` says itself what to do."""
     try:
         yield
+    except UserError:
+        raise
     except BaseException as error:
         if _is_first_process() or _lost_other_process(error):
             print(f"\ninterrupted: python fine_tune.py --resume {folder} continues from the last checkpoint", file=sys.stderr)

@@ -13,7 +13,7 @@ import transformers
 
 from config import Config
 from finetuning.errors import printable
-from finetuning.task import Metric, Task
+from finetuning.task import Metric, Statistics, Task
 
 MAX_REMARKS = 20  # notes on the data that are printed
 MAX_LABELS = 10  # labels that are printed with their counts
@@ -104,6 +104,15 @@ def show_trained(folder: Path, metric: Metric, best_validation: dict, seconds: f
         f"run folder  {folder}\n"
         f"next        python evaluate.py {folder}"
     )
+
+
+def show_learned_nothing(task: Task, statistics: Statistics, data, name: str) -> None:
+    """Print a warning if the predictions for the split `name` show that the model has learned nothing."""
+    if common := task.learned_nothing(statistics, data.label_names):
+        print(
+            f"warning     every one of the {len(statistics['rows']):,} {name} rows {common}: the model has learned nothing; "
+            f"lower learning_rate ({data.config.learning_rate:g}), or train longer"
+        )
 
 
 def _result(metric: Metric, value: float, interval: Sequence[float] | None, n: int, split: str) -> str:

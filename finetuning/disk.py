@@ -1,15 +1,22 @@
 """Write files completely or not at all, and reserve names of folders for one process."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from finetuning.errors import UserError
+
 NAMES = dict(encoding="utf-8", errors="surrogateescape")  # for names of files that are not UTF-8 (PEP 383)
 _reserved: dict[Path, FileLock] = {}  # folders of this process that `remove_reserved` removes
+_locked: dict[
+    Path, FileLock
+] = {}  # folders that only this process may change; the system releases the lock of a process that ended
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -22,6 +29,11 @@ def write_json(path: Path, content: dict) -> None:
 
 def read_json(path: Path) -> dict:
     return json.loads(path.read_text(**NAMES))
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def as_utf8(argument: str) -> str:
@@ -54,6 +66,27 @@ def remove_reserved() -> None:
     for folder in [*_reserved]:
         shutil.rmtree(folder, ignore_errors=True)
         _release(folder)
+
+
+def lock(folder: Path, action: str) -> None:
+    """Lock a folder until the script ends. Raise `UserError` if another process has locked it; `action` says what it does."""
+    lock, holder = FileLock(folder / "process.lock"), folder / "process.json"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        process = "process {process} on {host}".format(**read_json(holder)) if holder.is_file() else "another process"
+        raise UserError(f"{folder} is being {action} by {process}: wait until it has ended, or end it") from error
+    _locked[folder] = lock
+    write_json(holder, {"process": os.getpid(), "host": socket.gethostname()})
+
+
+def unlock() -> None:
+    """Release the locks of this process and remove their files."""
+    while _locked:
+        folder, lock = _locked.popitem()
+        for name in ("process.json", "process.lock"):
+            (folder / name).unlink(missing_ok=True)
+        lock.release()
 
 
 def _release(folder: Path) -> None:

@@ -18,5 +18,9 @@ class UserError(Exception):
         return printable(super().__str__())
 
 
+class NotFinite(UserError):
+    """The loss, its gradient or a weight is NaN or infinite."""
+
+
 class Terminated(KeyboardInterrupt):
     """The signal SIGTERM, from a scheduler, or from torchrun after another process of the run has ended. Exit code 143."""

@@ -257,6 +257,10 @@ class Task:
         """
         raise NotImplementedError
 
+    def learned_nothing(self, statistics: Statistics, label_names: list[str]) -> str:
+        """Return what the predictions have in common if the model has learned nothing, as the end of a sentence; else ""."""
+        return ""
+
     def lengths(self, evaluation: Evaluation) -> np.ndarray:
         """Return the length of each row, (rows,), for the groups of `length_edges`; in tokens by default."""
         return evaluation.lengths

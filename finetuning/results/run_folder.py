@@ -28,7 +28,7 @@ import transformers
 from config import Config
 from finetuning.data.sources import Source, find_model
 from finetuning.data.splits import Data
-from finetuning.disk import as_utf8, keep_reserved, read_json, remove_reserved, reserve, to_disk, write_json
+from finetuning.disk import as_utf8, keep_reserved, lock, read_json, remove_reserved, reserve, to_disk, write_json
 from finetuning.errors import UserError
 from finetuning.model.base import build_base, load_tokenizer, save_tokenizer
 from finetuning.model.lora import load_adapter
@@ -128,6 +128,7 @@ def start_run(folder: Path, model: Source, data: Data) -> None:
     }
     write_json(_partial(folder) / "config.json", record)
     keep_reserved(_partial(folder), folder)
+    lock(folder, "trained")
 
 
 @by_first
@@ -168,11 +169,20 @@ def open_run(folder: Path, pick: Callable[[Config], Task]) -> Run:
 
 
 def reopen(folder: Path, pick: Callable[[Config], Task]) -> Run:
-    """Open an unfinished run folder to continue it. Raise `UserError` if it is no run folder, or if the run is finished."""
+    """Open and lock an unfinished run folder to continue it.
+
+    Raise `UserError` if it is no run folder, if the run is finished, or if another process trains it.
+    """
     record, config = _read_config(folder)
+    _require_unfinished(folder)
+    by_first(lock)(folder, "trained")
+    _require_unfinished(folder)  # another process may have finished it before the lock
+    return Run(folder, pick(config), config, record, {})
+
+
+def _require_unfinished(folder: Path) -> None:
     if (folder / "training.json").is_file():
         raise UserError(f"--resume {folder}: this run is finished; python evaluate.py {folder} evaluates it")
-    return Run(folder, pick(config), config, record, {})
 
 
 def check_same_data(folder: Path, data: Data) -> None:

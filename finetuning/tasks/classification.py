@@ -74,6 +74,13 @@ class Labels(TextClassification):
             "actual": actual,
         }
 
+    def learned_nothing(self, statistics: Statistics, label_names: list[str]) -> str:
+        predicted, actual = statistics["predicted"], statistics["actual"]
+        if (predicted != predicted[0]).any() or (actual == actual[0]).all():
+            return ""
+        names = ", ".join(repr(name) for name, has_label in zip(label_names, predicted[0], strict=True) if has_label)
+        return f"gets {names or 'no label'}"
+
     def worst(self, evaluation: Evaluation) -> np.ndarray:
         """Return the numbers of the rows with a wrong label, the most confident first."""
         statistics = self.statistics(evaluation.predictions, evaluation.split, evaluation.calibration)

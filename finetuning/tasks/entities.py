@@ -193,6 +193,9 @@ class Entities(Task):
             "loss": np.bincount(row_of_word, losses, minlength=len(words)),
         } | comparison.counts(len(types_of(split.raw.features["tags"].feature.names)))
 
+    def learned_nothing(self, statistics: Statistics, label_names: list[str]) -> str:
+        return "gets no entity" if statistics["actual"].any() and not statistics["predicted"].any() else ""
+
     def lengths(self, evaluation: Evaluation) -> np.ndarray:
         """Return the number of words of each row, (rows,)."""
         return np.array([len(logits) for logits in evaluation.predictions])

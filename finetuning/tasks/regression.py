@@ -20,6 +20,7 @@ from finetuning.tasks.text_task import TextClassification, show_examples
 from finetuning.training.prediction import Predictor
 
 STRATA = 10  # groups between quantiles of the labels; each is the same fraction of the training rows and of the held-out rows
+SMALLEST_SPREAD = 1e-4  # variance of the predictions, as a fraction of that of the labels
 MOMENTS = ("x", "y", "xx", "yy", "xy")  # terms of each row; their sums over the rows give the correlation of x and y
 
 
@@ -86,6 +87,11 @@ class Regression(TextClassification):
             **_moments("values", predicted - mean, actual - mean),
             **_moments("ranks", rankdata(predicted), rankdata(actual)),
         }
+
+    def learned_nothing(self, statistics: Statistics, label_names: list[str]) -> str:
+        n, (x, xx, yy) = len(statistics["rows"]), (statistics[f"values_{name}"] for name in ("x", "xx", "yy"))
+        spread = (xx.mean() - x.mean() ** 2) / yy.mean() if n > 1 and yy.any() else 1.0
+        return "gets almost the same number" if spread < SMALLEST_SPREAD else ""
 
     def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
         return {"rmse_of_mean": float(evaluation.split.labels.std())}

@@ -1,18 +1,22 @@
 """Complete checkpoints, from which a resumed run ends bit for bit like an uninterrupted one.
 
-The Trainer writes the files of a checkpoint one after the other. When all are on the disk, whole.json is added, with the size of
-each file and the seconds of training so far. A checkpoint without whole.json is incomplete and never used.
+The Trainer writes the files of a checkpoint one after the other. When all are on the disk, whole.json is added, with the SHA-256 of
+each file and the seconds of training so far. A checkpoint without whole.json is incomplete and never used. Nor is one whose files
+have changed, or whose best checkpoint is gone: its weights are those that training ends with.
 """
 
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 
 from accelerate import PartialState
 from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
-from finetuning.disk import read_json, to_disk, write_json
+from finetuning.disk import read_json, sha256, to_disk, write_json
+from finetuning.errors import UserError
 from finetuning.processes import by_first
 
 COMPLETE = "whole.json"
@@ -55,8 +59,8 @@ class Keeper(TrainerCallback):
             files = [file for file in folder.rglob("*") if file.is_file()]
             for path in (*files, folder, folder.parent):
                 to_disk(path)
-            sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
-            write_json(folder / COMPLETE, {"seconds": self.seconds(), "files": sizes})
+            digests = {str(file.relative_to(folder)): sha256(file) for file in files}
+            write_json(folder / COMPLETE, {"seconds": self.seconds(), "sha256": digests})
 
 
 def _folder(args, step: int) -> Path:
@@ -64,16 +68,59 @@ def _folder(args, step: int) -> Path:
 
 
 @by_first
-def last_complete(checkpoints: Path) -> str | None:
-    """Return the path of a run's last complete checkpoint, None if there is none. Delete incomplete ones of a killed process."""
-    complete = {}
+def last_usable(checkpoints: Path) -> str | None:
+    """Return the path of a run's last usable checkpoint, None if it has saved none.
+
+    Delete incomplete ones of a killed process. Damaged ones are renamed, so that the run can write new ones. Raise `UserError` if
+    all are damaged.
+    """
+    faults = {}
     for folder in checkpoints.glob("checkpoint-*"):
-        try:
-            sizes = read_json(folder / COMPLETE)["files"]
-            if all((folder / name).stat().st_size == size for name, size in sizes.items()):
-                complete[int(folder.name.rsplit("-", 1)[1])] = str(folder)
-                continue
-        except (OSError, ValueError):
-            pass
-        shutil.rmtree(folder)
-    return complete[max(complete)] if complete else None
+        if (folder / COMPLETE).is_file():
+            faults[int(folder.name.rsplit("-", 1)[1])] = _fault(folder)
+        else:
+            shutil.rmtree(folder)
+    for step in sorted(faults, reverse=True):
+        folder = checkpoints / f"checkpoint-{step}"
+        if not faults[step]:
+            best = read_json(folder / TRAINER_STATE_NAME)["best_global_step"]
+            if not best or faults.get(best, "is gone") is None:
+                break
+            faults[step] = f"needs checkpoint-{best}, the best one, which {faults.get(best, 'is gone')}"
+    else:
+        if faults:
+            listed = "; ".join(f"checkpoint-{step} {fault}" for step, fault in sorted(faults.items()))
+            raise UserError(f"{checkpoints}: no checkpoint can be used: {listed}. Restore the files, or train again")
+        return None
+    for later in sorted(number for number in faults if number > step):
+        print(f"note: checkpoint-{later} {faults[later]}; training continues from checkpoint-{step}", file=sys.stderr)
+        damaged = checkpoints / f"damaged-{later}"
+        shutil.rmtree(damaged, ignore_errors=True)
+        (checkpoints / f"checkpoint-{later}").rename(damaged)
+    return str(folder)
+
+
+@by_first
+def check_best(args, step: int) -> None:
+    """Raise `UserError` if the best checkpoint, that of `step`, is gone or damaged."""
+    folder = _folder(args, step)
+    if fault := _fault(folder) if folder.is_dir() else "is gone":
+        remedy = "restore it, or train again; --resume continues from an older checkpoint if there is one"
+        raise UserError(f"{folder}, the best checkpoint, {fault}: {remedy}")
+
+
+def _fault(folder: Path) -> str | None:
+    """Return the first fault of a checkpoint, such as "lacks optimizer.pt"; None if it has none."""
+    name = COMPLETE
+    try:
+        content = read_json(folder / COMPLETE)
+        float(content["seconds"])
+        if "sha256" not in content:
+            print(f"note: {folder.name} is of an older version: only the sizes of its files were checked", file=sys.stderr)
+        for name, expected in content.get("sha256", content.get("files")).items():
+            if expected != (sha256(folder / name) if "sha256" in content else (folder / name).stat().st_size):
+                return f"is damaged: {name} has changed"
+    except FileNotFoundError:
+        return f"is damaged: {name} is missing"
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return f"is damaged: {name} can't be read"

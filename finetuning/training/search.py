@@ -14,7 +14,7 @@ from config import SEARCH_SPACE, Config
 from finetuning.data.sources import Source
 from finetuning.data.splits import Data
 from finetuning.data.tokens import Tokens
-from finetuning.errors import UserError
+from finetuning.errors import NotFinite, UserError
 from finetuning.model.base import build_base
 from finetuning.model.lora import add_lora
 from finetuning.training.trainer import build_trainer, chosen_metric
@@ -47,7 +47,7 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
         raise UserError("--search needs Optuna: pip install optuna") from error
     if PartialState().num_processes > 1:
         raise UserError("--search runs its trials in one process: start it with python, not with torchrun")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     config, metric = data.config, chosen_metric(data.task, data.config)
     database, name = Path(config.output_dir) / "search.db", _study_name(config, source, data)
     direction = "maximize" if metric.better == "higher" else "minimize"
@@ -75,7 +75,15 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
         trainer.pop_callback(EarlyStoppingCallback)
         trainer.model_init = lambda trial: build(draw(trial, config))
         if len(finished) < trials:
-            trainer.hyperparameter_search(space, best_so_far, trials - len(finished), direction, "optuna", **storage)
+            options = storage | {"catch": NotFinite}  # such a trial has failed; the search continues
+            try:
+                trainer.hyperparameter_search(space, best_so_far, trials - len(finished), direction, "optuna", **options)
+            except ValueError as error:
+                if any(trial.state.name == "COMPLETE" for trial in study.trials):
+                    raise
+                raise UserError("no trial had a finite loss: lower learning_rate in SEARCH_SPACE of config.py") from error
+    if failed := sum(trial.state.name == "FAIL" for trial in study.trials):
+        print(f"{failed} of {len(study.trials)} trials failed: their loss was not finite")
     best = draw(optuna.trial.FixedTrial(study.best_trial.params), config)
     print(
         f"\nbest of {len(study.trials)} trials: validation {metric.name} {metric.show(study.best_value)}. "

@@ -18,13 +18,14 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback, Trai
 from config import Config
 from finetuning.data.splits import Data
 from finetuning.data.tokens import Tokens
+from finetuning.errors import NotFinite
 from finetuning.speed import cuda_graphs
 from finetuning.speed.memory import give_back_freed_memory
 from finetuning.speed.precision import machine_arguments
 from finetuning.task import Metric, Task
 from finetuning.training import progress, trackers
 from finetuning.training.batches import SHORT_LENGTH, Batches, TrainingRows, count_steps, short_steps, steps_of_epoch
-from finetuning.training.checkpoints import Keeper, last_complete
+from finetuning.training.checkpoints import Keeper, check_best, last_usable
 from finetuning.training.prediction import Predictor
 
 STEPS_BETWEEN_TRIMS = 50  # so many steps apart, freed memory is given back to the operating system
@@ -137,6 +138,32 @@ class FineTuner(Trainer):
         )
         return self.optimizer
 
+    # --- numbers that are not finite ---------------------------------------------------------------------------------------
+
+    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: torch.Tensor | None, *arguments, **named) -> None:
+        """Raise `NotFinite` instead of saving weights that have become NaN. A GPU is asked only when it has to be waited for."""
+        waits = self.control.should_log or self.control.should_evaluate or self.control.should_save
+        if waits or self.args.device.type == "cpu":
+            self._require_finite(tr_loss, *(() if grad_norm is None else (grad_norm,)))
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *arguments, **named)
+
+    def _require_finite(self, *tensors: torch.Tensor) -> None:
+        if all(tensor.isfinite().all() for tensor in tensors):
+            return
+        step = self.state.global_step
+        remedy = f"lower learning_rate ({self.args.learning_rate:g}) or lora_alpha, or set precision to float32"
+        if step <= 1:  # the learning rate has had no effect yet
+            remedy = "set precision to float32, lower lora_alpha, or take another base model"
+        raise NotFinite(
+            f"the loss or a weight is NaN or infinite at step {step:,}: {remedy}. Checkpoints before it stay in {self.args.output_dir}"
+        )
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint. Raise `UserError` if it is gone, damaged or not finite."""
+        check_best(self.args, self.state.best_global_step)
+        super()._load_best_model()
+        self._require_finite(*(parameter for parameter in self.model.parameters() if parameter.requires_grad))
+
     # --- steps -----------------------------------------------------------------------------------------------------------
 
     @property
@@ -222,6 +249,7 @@ class FineTuner(Trainer):
         predictions = self.task.validate(predictor, self.eval_dataset)
         statistics = self.task.statistics(predictions, self.data.validation, {})
         metrics = {f"eval_{metric.name}": metric.of(statistics) for metric in self.task.metrics}
+        self._require_finite(torch.tensor(metrics["eval_loss"]))
         metrics["eval_runtime"] = time.perf_counter() - started
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -244,7 +272,7 @@ def train(trainer: FineTuner) -> float:
 
     Return the seconds of training, including those before an interruption.
     """
-    if checkpoint := last_complete(Path(trainer.args.output_dir)):
+    if checkpoint := last_usable(Path(trainer.args.output_dir)):
         state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:  # training had ended before the interruption
             trainer.state = state

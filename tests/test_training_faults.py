@@ -1,0 +1,202 @@
+"""Faults during training: numbers that are not finite, damaged checkpoints, two processes on one run, signals."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import forked
+import numpy as np
+import pandas as pd
+import pytest
+import transformers
+from conftest import ROOT, make_rows
+from forked import STEP, Kill, flags_of
+
+from finetuning.training import search
+
+
+def several_labels(file: Path, rows: pd.DataFrame) -> list:
+    """Write `rows` with two columns of labels, and return the flags to train on them."""
+    rows = rows.assign(good=lambda rows: rows.sentiment == "good", bad=lambda rows: rows.sentiment == "bad")
+    rows.astype({"good": int, "bad": int}).drop(columns="sentiment").to_csv(file, index=False)
+    return ["--dataset_name", file, "--label_column", "good,bad"]
+
+
+# --- numbers that are not finite -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["one label", "several labels", "entities"])
+def test_training_stops_when_the_weights_become_nan(task, call, tiny_flags, entity_flags, tmp_path):
+    """So large a lora_alpha overflows in the first steps."""
+    flags = entity_flags if task == "entities" else tiny_flags
+    if task == "several labels":
+        flags = [*flags, *several_labels(tmp_path / "rows.csv", make_rows())]
+    result = call("fine_tune.py", *flags, "--lora_alpha", 10**25, "--precision", "float32", "--eval_steps", 3, "--warmup_steps", 0)
+    assert result.code == 2 and "the loss or a weight is NaN or infinite at step" in result.err, result.err
+    assert "best so far" not in result.out and len(result.err.strip().splitlines()) == 1
+    assert not (tmp_path / "outputs/run/training.json").exists()
+
+
+def test_the_checkpoints_before_a_loss_that_is_not_finite_are_kept(call, tiny_flags, tmp_path):
+    """The label of one training row is so large that its squared error is infinite in float32."""
+    rows = make_rows().assign(rating=lambda rows: np.arange(len(rows)) % 5).drop(columns="sentiment").astype({"rating": float})
+    rows.loc[40, "rating"] = 1e30
+    held_out = make_rows(20).assign(rating=1.0).drop(columns="sentiment")
+    rows.to_csv(tmp_path / "train.csv", index=False)
+    held_out.to_csv(tmp_path / "test.csv", index=False)
+    flags = [*tiny_flags, "--dataset_name", tmp_path, "--problem_type", "regression", "--eval_steps", 1]
+    result = call("fine_tune.py", *flags, "--precision", "float32", "--label_column", "rating")
+    assert result.code == 2 and ": lower learning_rate (0.01) or lora_alpha" in result.err, result.err
+    step = int(result.err.partition("at step ")[2].partition(":")[0])
+    checkpoints = {folder.name for folder in (tmp_path / "outputs/run/checkpoints").iterdir()}
+    assert step > 1 and f"checkpoint-{step - 1}" in checkpoints and f"checkpoint-{step}" not in checkpoints
+
+
+def test_a_search_continues_after_a_trial_that_is_not_finite(call, tiny_flags, monkeypatch):
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(search, "SEARCH_SPACE", {"lora_alpha": [10**25]})
+    flags = [*tiny_flags, "--num_train_epochs", 1, "--precision", "float32", "--warmup_steps", 0]
+    failed = call("fine_tune.py", *flags, "--search", 1)
+    assert failed.code == 2 and "no trial had a finite loss" in failed.err, failed.err
+    monkeypatch.setattr(search, "draw", lambda trial, config: config if trial.suggest_categorical("lora_alpha", [10**25]) else None)
+    result = call("fine_tune.py", *flags, "--search", 2)
+    assert result.code == 0 and "1 of 2 trials failed" in result.out, result.err
+
+
+# --- models that learned nothing -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["one label", "several labels", "entities", "numbers"])
+def test_a_model_that_learned_nothing_is_called_so(task, call, tiny_flags, entity_flags, tmp_path):
+    """The model knows no word of these texts, so it reads the same tokens in every row."""
+    rows = make_rows().assign(review=[f"unknown{i}" for i in range(80)])
+    flags, common, file = tiny_flags, "rows gets '", tmp_path / "rows.csv"
+    if task == "several labels":
+        flags, common = [*flags, *several_labels(file, rows)], "rows gets "
+    elif task == "numbers":
+        flags, common = [*flags, "--problem_type", "regression"], "rows gets almost the same number"
+        rows = rows.replace({"good": 1, "bad": 0})
+    elif task == "entities":
+        flags, common, file = entity_flags, "rows gets no entity", tmp_path / "rows.conll"
+        places = [i * 7 % 12 for i in range(80)]
+        file.write_text(
+            "\n".join("".join(f"x{i}-{k} {'B-PER' if k == place else 'O'}\n" for k in range(12)) for i, place in enumerate(places))
+        )
+    if file.suffix == ".csv" and task != "several labels":
+        rows.to_csv(file, index=False)
+    for script, given in (("fine_tune.py", [*flags, "--dataset_name", file, "--num_train_epochs", 3]), ("evaluate.py", [])):
+        result = call(script, *given)
+        message = "the model has learned nothing; lower learning_rate (0.01), or train longer"
+        assert result.code == 0 and common in result.out and message in result.out, result
+
+
+@pytest.mark.parametrize("task", ["one label", "entities"])
+def test_a_model_that_learned_something_is_not_warned_of(task, call, tiny_flags, entity_flags):
+    trained = call("fine_tune.py", *(tiny_flags if task == "one label" else entity_flags))
+    assert trained.code == 0 and "learned nothing" not in trained.out + call("evaluate.py").out
+
+
+# --- damaged checkpoints -------------------------------------------------------------------------------------------------
+
+
+def flip_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def killed(model_dir, data_file, tmp_path_factory) -> Path:
+    """Return a folder with a run that was killed after checkpoints at steps 5 and 10. The accuracy stays, so the first is the best."""
+    folder = tmp_path_factory.mktemp("killed")
+    settings = dict(learning_rate=1e-5, metric_for_best_model="accuracy", num_train_epochs=2)
+    for name, kill in (("run", Kill(STEP, 13)), ("uninterrupted", None)):
+        forked.run(folder, "fine_tune.py", *flags_of(settings, model_dir, data_file, name), kill=kill)
+    assert {file.name for file in (folder / "outputs/run/checkpoints").iterdir()} == {"checkpoint-5", "checkpoint-10"}
+    return folder
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json", "whole.json"])
+def test_a_checkpoint_with_a_changed_byte_is_passed_over(name, killed, call, tmp_path):
+    shutil.copytree(killed / "outputs/run", tmp_path / "run")
+    flip_byte(tmp_path / "run/checkpoints/checkpoint-10" / name)
+    result = call("fine_tune.py", "--resume", tmp_path / "run")
+    assert result.code == 0 and "checkpoint-10 is damaged: " in result.err, result.err
+    assert "training continues from checkpoint-5" in result.err and "Traceback" not in result.err
+    adapters = [run / "adapter/adapter_model.safetensors" for run in (tmp_path / "run", killed / "outputs/uninterrupted")]
+    assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["gone", "damaged"])
+def test_a_run_whose_best_checkpoint_is_lost_is_not_resumed(fault, killed, call, tmp_path):
+    shutil.copytree(killed / "outputs/run", tmp_path / "run")
+    checkpoints = tmp_path / "run/checkpoints"
+    best = checkpoints / "checkpoint-5"
+    if fault == "gone":
+        best.rename(tmp_path / "elsewhere")
+    else:
+        shutil.copytree(best, tmp_path / "elsewhere")
+        flip_byte(best / "adapter_model.safetensors")
+    for _ in range(2):
+        result = call("fine_tune.py", "--resume", tmp_path / "run")
+        message = f"checkpoint-10 needs checkpoint-5, the best one, which is {fault}"
+        assert result.code == 2 and message in result.err and not (tmp_path / "run/adapter").exists(), result.err
+        assert len(result.err.strip().splitlines()) == 1
+    shutil.rmtree(best, ignore_errors=True)
+    (tmp_path / "elsewhere").rename(best)
+    assert call("fine_tune.py", "--resume", tmp_path / "run").code == 0
+
+
+def test_a_best_checkpoint_that_is_damaged_during_training_is_not_loaded(killed, call, tmp_path, monkeypatch):
+    shutil.copytree(killed / "outputs/run", tmp_path / "run")
+    training_step = transformers.Trainer.training_step
+
+    def flip_first(self, *arguments, **named):
+        if self.state.global_step == 12:
+            flip_byte(tmp_path / "run/checkpoints/checkpoint-5/adapter_model.safetensors")
+        return training_step(self, *arguments, **named)
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", flip_first)
+    result = call("fine_tune.py", "--resume", tmp_path / "run")
+    assert result.code == 2 and "checkpoint-5, the best checkpoint, is damaged: adapter_model.safetensors" in result.err, result.err
+    assert not (tmp_path / "run/adapter").exists() and not (tmp_path / "run/training.json").exists()
+
+
+def test_a_checkpoint_of_an_older_version_is_used_with_a_note(killed, call, tmp_path):
+    shutil.copytree(killed / "outputs/run", tmp_path / "run")
+    for file in (tmp_path / "run/checkpoints").glob("*/whole.json"):
+        content = json.loads(file.read_text())
+        content["files"] = {name: (file.parent / name).stat().st_size for name in content.pop("sha256")}
+        file.write_text(json.dumps(content))
+    result = call("fine_tune.py", "--resume", tmp_path / "run")
+    assert result.code == 0 and "checkpoint-10 is of an older version: only the sizes of its files were checked" in result.err
+
+
+# --- two processes on one run --------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_trained_by_one_command_at_a_time(call, model_dir, data_file, tmp_path):
+    """Slow, because the first command starts from scratch, like a second terminal."""
+    flags = flags_of(dict(num_train_epochs=4000), model_dir, data_file, "run")
+    first = subprocess.Popen([sys.executable, ROOT / "fine_tune.py", *flags], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    run = tmp_path / "outputs/run"
+    try:
+        forked.wait_for_checkpoint(first, run)
+        first.send_signal(signal.SIGSTOP)  # it holds the run and leaves the CPU to the others
+        config = (run / "config.json").read_bytes()
+        results = forked.run(tmp_path, "fine_tune.py", "--resume", "outputs/run", processes=2)
+        assert [code for code, _ in results] == [2, 2], results
+        expected = f"error: outputs/run is being trained by process {first.pid} on {socket.gethostname()}"
+        assert results[0][1].startswith(expected) and len(results[0][1].strip().splitlines()) == 1
+        assert first.poll() is None and (run / "config.json").read_bytes() == config
+    finally:
+        first.kill()
+        first.communicate()
+    assert (run / "process.lock").exists(), "the files that a killed process leaves do not block the run"
+    forked.end_at_checkpoint(run)
+    result = call("fine_tune.py", "--resume", run)
+    assert result.code == 0 and not [*run.glob("process*")], result.err
