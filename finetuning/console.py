@@ -109,7 +109,7 @@ def show_trained(folder: Path, metric: Metric, best_validation: dict, seconds: f
 def show_learned_nothing(task: Task, statistics: Statistics, data, name: str) -> None:
     """Print a warning if the predictions for the split `name` show that the model has learned nothing."""
     if common := task.learned_nothing(statistics, data.label_names):
-        print(
+        show(
             f"warning     every one of the {len(statistics['rows']):,} {name} rows {common}: the model has learned nothing; "
             f"lower learning_rate ({data.config.learning_rate:g}), or train longer"
         )

@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import json
 import shutil
 import tarfile
 
@@ -179,7 +178,8 @@ def test_pickled_weights_are_not_loaded(call, tiny_flags, model_dir, tmp_path):
 def test_evaluate_refuses_missing_damaged_and_unfinished_runs(call, tiny_flags, tmp_path, model_dir):
     assert "fine_tune.py first" in call("evaluate.py").err
     assert call("evaluate.py", "nowhere").code == 2
-    assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", "1").code == 0
+    base = shutil.copytree(model_dir, tmp_path / "base")
+    assert call("fine_tune.py", *tiny_flags, "--model_name", base, "--num_train_epochs", "1").code == 0
     complete = tmp_path / "outputs" / "run"
     weights = "adapter/adapter_model.safetensors"
 
@@ -195,12 +195,7 @@ def test_evaluate_refuses_missing_damaged_and_unfinished_runs(call, tiny_flags, 
     assert "is unfinished" in damaged("unfinished", lambda run: (run / "training.json").unlink())
     assert "config.json" in damaged("no_config", lambda run: (run / "config.json").write_text("{"))
 
-    def other_base(run):
-        record = json.loads((run / "config.json").read_text())
-        record["config"]["model_name"] = str(make_model(tmp_path / "tiny-distilbert", seed=1))
-        (run / "config.json").write_text(json.dumps(record))
-
-    assert "another base model" in damaged("other", other_base)
+    assert "another base model" in damaged("other", lambda run: make_model(base, seed=1))
 
 
 @pytest.mark.parametrize(

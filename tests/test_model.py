@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from conftest import DECODERS, TRANSLATORS, make_model
 from datasets import Dataset
 from peft.tuners.lora import Linear as LoraLinear
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from config import Config
@@ -23,6 +25,7 @@ from finetuning.model.architectures import ARCHITECTURES
 from finetuning.model.lora import LoraLayer, add_lora, count_parameters, load_adapter
 from finetuning.speed import attention, fused_lora
 from finetuning.tasks.classification import SingleLabel
+from finetuning.tasks.translation import Translation
 from finetuning.training.prediction import Predictor
 
 TASK = SingleLabel()
@@ -345,3 +348,28 @@ def test_a_lora_layer_with_more_than_the_plain_update_is_not_fused(settings, mod
 def test_plain_lora_layers_are_fused(model_dir):
     lora = build(model_dir)
     assert sum("forward" in vars(layer) for layer in lora.modules() if isinstance(layer, LoraLinear)) == 12
+
+
+@pytest.mark.parametrize("model_type", ["distilbert", "bert", "gpt2", "t5"])
+def test_missing_and_mismatched_weights_are_refused_unless_they_are_of_the_head(model_type, tmp_path):
+    """Without a check, transformers would give these weights random values."""
+    folder = make_model(tmp_path / "base", model_type)
+    task = Translation() if model_type == "t5" else TASK
+    file, pooler = folder / "model.safetensors", "pooler.dense.weight"
+
+    def load_without(*names: str, **replaced: torch.Tensor):
+        save_file({name: tensor for name, tensor in weights.items() if name not in names} | replaced, file, {"format": "pt"})
+        return base.build_base(task, find_model(str(folder)), [] if model_type == "t5" else ["neg", "pos"], CONFIG)
+
+    weights = load_file(file)
+    load_without()
+    layer = next(name for name in weights if ".1." in name or name.startswith("h.1."))
+    with pytest.raises(UserError, match=f"{re.escape(layer)} is missing or has another size"):
+        load_without(layer)
+    with pytest.raises(UserError, match="another size"):
+        load_without(**{layer: torch.zeros(3)})
+    if pooler in weights:
+        load_without(pooler)
+    if model_type != "t5":
+        head = {"distilbert": "classifier.weight", "bert": "classifier.weight", "gpt2": "score.weight"}[model_type]
+        assert load_without(**{head: torch.zeros(5, 32)}).config.num_labels == 2, "the head of another task is replaced"

@@ -99,7 +99,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, config: Confi
 def build_base(task: Task, source: Source, label_names: list[str], config: Config) -> torch.nn.Module:
     """Return the pre-trained model in float32 with the task's head; if its file has no head, a new one is initialised with `seed`.
 
-    The model maps `input_ids` and `attention_mask`, both (batch, tokens), to `logits`: (batch, labels) if texts have labels.
+    The model maps `input_ids` and `attention_mask`, both (batch, tokens), to `logits`: (batch, labels) if texts have labels. Raise
+    `UserError` if weights other than the head's are missing.
     """
     model_config = read_model_config(task, source, config)
     if model_config.pad_token_id is None:  # a decoder needs it to find a text's last token
@@ -113,7 +114,7 @@ def build_base(task: Task, source: Source, label_names: list[str], config: Confi
     known = model_config.model_type in ARCHITECTURES  # others may pass arguments that our attention does not accept
     use_our_attention = config.speedups and on_cpu() and known and attention.has_sdpa(task.auto_class, model_config)
     set_seed(config.seed)
-    return load(
+    model = load(
         task,
         source.path,
         config=model_config,
@@ -123,12 +124,27 @@ def build_base(task: Task, source: Source, label_names: list[str], config: Confi
         quantization_config=_four_bits() if config.quantization == "4bit" else None,
         attn_implementation=attention.ATTENTION if use_our_attention else None,
     )
+    if invented := sorted(name for name in model.missing_weights if _is_pretrained(name, model)):
+        raise UserError(
+            f"model_name: the weights in {source.path} do not fit its config.json: {invented[0]} is missing or has another size "
+            f"({len(invented)} of these in all); get a complete copy of the model"
+        )
+    return model
+
+
+def _is_pretrained(name: str, model: torch.nn.Module) -> bool:
+    """Return whether a weight must be in a model's file. Only its head may be new, and a BERT model's pooler, which is trained."""
+    prefix = model.base_model_prefix
+    return model.base_model is model or (name.startswith(f"{prefix}.") and not name.startswith(f"{prefix}.pooler."))
 
 
 def load(task: Task, path: str | Path, **options) -> torch.nn.Module:
-    """Return a model of the task's class. Its attribute `missing_weights` names the weights that the file in `path` lacks."""
+    """Return a model of the task's class.
+
+    Its attribute `missing_weights` names the weights that the file in `path` lacks, or has with another size. They are new.
+    """
     model, info = task.auto_class.from_pretrained(path, output_loading_info=True, trust_remote_code=False, **options)
-    model.missing_weights = info["missing_keys"]
+    model.missing_weights = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     return task.adapt(model)
 
 

@@ -4,10 +4,11 @@ config.json        settings, sources, environment; written before training start
 checkpoints/       the Trainer's checkpoints; deleted when training ends
 adapter/           LoRA weights and the head, the tokenizer
 training.json      validation metrics, calibration, the log of losses, times; written last, so it marks a finished run
+
+training.json also has the fingerprints of all files that decide the run's numbers. A run is opened only if none has changed.
 """
 
 import datetime
-import hashlib
 import platform
 import shutil
 import subprocess
@@ -33,6 +34,7 @@ from finetuning.errors import UserError
 from finetuning.model.base import build_base, load_tokenizer, save_tokenizer
 from finetuning.model.lora import load_adapter
 from finetuning.processes import by_first
+from finetuning.results import fingerprints
 from finetuning.task import Task
 from finetuning.training.prediction import Predictor
 
@@ -114,7 +116,8 @@ def start_run(folder: Path, model: Source, data: Data) -> None:
     record = {
         "config": asdict(data.config),
         "command": as_utf8(" ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])),
-        "model": {"name": as_utf8(model.name), "origin": model.origin, "sha256": model.sha256},
+        "model": {"name": as_utf8(model.name), "origin": model.origin, "sha256": model.sha256}
+        | {"files": fingerprints.of_model_settings(Path(model.path))},
         "dataset": {
             "name": as_utf8(data.source.name),
             "origin": data.source.origin,
@@ -145,27 +148,38 @@ def finish_run(folder: Path, predictor: Predictor, base_name: str, training: dic
         to_disk(path)
     shutil.rmtree(folder / "adapter", ignore_errors=True)  # it exists if the run was interrupted just before training.json
     partial.rename(folder / "adapter")
-    write_json(folder / "training.json", training | {"adapter_sha256": _sha256(folder / "adapter" / ADAPTER_FILES[1])})
+    names = ["config.json", *sorted(f"adapter/{file.name}" for file in (folder / "adapter").iterdir())]
+    write_json(folder / "training.json", fingerprints.seal(training, folder, names))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def open_run(folder: Path, pick: Callable[[Config], Task]) -> Run:
     """Open a finished run folder; `pick` returns the task of its settings.
 
-    Raise `UserError` if the folder is no run folder, if the run is unfinished, or if its adapter is damaged.
+    Raise `UserError` if the folder is no run folder, if the run is unfinished, or if a file has changed since training.
     """
     record, config = _read_config(folder)
-    if not (folder / "training.json").is_file():
+    file, remedy = folder / "training.json", "restore it, or train again"
+    if not file.is_file():
         raise UserError(f"{folder} is unfinished: python fine_tune.py --resume {folder} continues it")
-    training = read_json(folder / "training.json")
-    for name in ADAPTER_FILES:
-        if not (folder / "adapter" / name).is_file():
-            raise UserError(f"{folder}: adapter/{name} is missing; restore it, or train again")
-    if _sha256(folder / "adapter" / ADAPTER_FILES[1]) != training["adapter_sha256"]:
-        raise UserError(
-            f"{folder}: adapter/{ADAPTER_FILES[1]} is cut short, or has changed since training; restore it, or train again"
-        )
+    training = fingerprints.read(file, remedy)
+    if "adapter_sha256" in training:
+        fingerprints.check_files(folder, {f"adapter/{ADAPTER_FILES[1]}": training["adapter_sha256"]}, remedy)
+        if not (folder / "adapter" / ADAPTER_FILES[0]).is_file():
+            raise UserError(f"{folder}: adapter/{ADAPTER_FILES[0]} is missing; {remedy}")
+        _note_older_version(folder)
+    else:
+        training = fingerprints.read_sealed(file, remedy)
     return Run(folder, pick(config), config, record, training)
+
+
+@by_first
+def _note_older_version(folder: Path) -> None:
+    print(
+        f"note: {folder} was trained by an older version: only the weights can be checked, not whether settings, calibration or "
+        "tokenizer have changed",
+        file=sys.stderr,
+    )
 
 
 def reopen(folder: Path, pick: Callable[[Config], Task]) -> Run:
@@ -201,7 +215,7 @@ def _read_config(folder: Path) -> tuple[dict, Config]:
     try:
         record = read_json(folder / "config.json")
         return record, Config(**record["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{folder} is no run folder of this version: its config.json is missing or has other settings ({error})"
         ) from error
@@ -216,10 +230,16 @@ def newest_run(output_dir: Path) -> Path:
 
 
 def find_base_model(run: Run) -> Source:
-    """Return the base model of a run. Raise `UserError` if its weights are not those that the adapter was trained on."""
+    """Return the base model of a run. Raise `UserError` if its weights, config or tokenizer have changed since training."""
     source = find_model(run.config.model_name, run.origins["model"])
     if source.sha256 != run.record["model"]["sha256"]:
         raise UserError(f"{run.folder}: the adapter was trained on another base model; the weights in {source.path} are different")
+    files = fingerprints.of_model_settings(Path(source.path))
+    if differing := sorted({name for name, _ in files.items() ^ run.record["model"].get("files", files).items()}):
+        raise UserError(
+            f"{run.folder}: the base model has changed since training: {differing[0]} in {source.path} is different, missing or new; "
+            "restore it, or train again"
+        )
     return source
 
 
@@ -271,8 +291,3 @@ def peak_memory_gib() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

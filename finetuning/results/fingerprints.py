@@ -1,0 +1,59 @@
+"""Fingerprints (sha256) of the files that decide a run's numbers, to refuse files that have changed since."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from finetuning.disk import read_json
+from finetuning.errors import UserError
+
+# Files of a model that decide its numbers, besides the weights.
+MODEL_SETTINGS = ("config.json", "generation_config.json", "*token*", "*vocab*", "merges.txt", "dict.txt", "*.model", "*.spm")
+
+
+def of_file(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def of_model_settings(folder: Path) -> dict[str, str]:
+    """Return the fingerprints of a model's config and tokenizer files, by name."""
+    files = {file for pattern in MODEL_SETTINGS for file in folder.glob(pattern) if file.is_file()}
+    return {file.name: of_file(file) for file in sorted(files) if file.suffix != ".safetensors"}
+
+
+def seal(content: dict, folder: Path, names: Iterable[str]) -> dict:
+    """Return the content of a JSON file with the fingerprints of the files `names` in its folder, and with its own."""
+    content = content | {"files": {name: of_file(folder / name) for name in names}}
+    return content | {"sha256": _of_content(content)}
+
+
+def read_sealed(file: Path, remedy: str) -> dict:
+    """Return the content of a JSON file that `seal` made. Raise `UserError` if it, or a file that it names, has changed."""
+    content = read(file, remedy)
+    if content.get("sha256") != _of_content({name: value for name, value in content.items() if name != "sha256"}):
+        raise UserError(f"{file.parent}: {file.name} has changed since it was written; {remedy}")
+    check_files(file.parent, content["files"], remedy)
+    return content
+
+
+def read(file: Path, remedy: str) -> dict:
+    """Return the content of a JSON file. Raise `UserError` if it is damaged."""
+    try:
+        return {**read_json(file)}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{file.parent}: {file.name} is damaged ({error}); {remedy}") from error
+
+
+def check_files(folder: Path, files: dict[str, str], remedy: str) -> None:
+    """Raise `UserError` if one of `files`, names with fingerprints, is missing or has another fingerprint."""
+    for name, sha256 in files.items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: {name} is missing; {remedy}")
+        if of_file(folder / name) != sha256:
+            raise UserError(f"{folder}: {name} is cut short, or has changed since it was written; {remedy}")
+
+
+def _of_content(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

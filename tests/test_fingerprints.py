@@ -1,0 +1,144 @@
+"""A finished run is used only if no file that decides its numbers has changed since."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from finetuning import tasks
+from finetuning.errors import UserError
+from finetuning.results import run_folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Return the folder for the run and the base model of this module."""
+    return tmp_path_factory.mktemp("fingerprints")
+
+
+@pytest.fixture
+def run(trained, call, tiny_flags, model_dir) -> Path:
+    """Return the evaluated run of this module; the first test that needs it trains it. Its base model is a private copy."""
+    folder = trained / "outputs" / "run"
+    if not folder.exists():
+        shutil.copytree(model_dir, trained / "base")
+        flags = ["--model_name", trained / "base", "--output_dir", trained / "outputs", "--num_train_epochs", 2]
+        assert call("fine_tune.py", *tiny_flags, *flags).code == 0
+        evaluated = call("evaluate.py", folder)
+        assert evaluated.code == 0, evaluated.err
+    return folder
+
+
+@pytest.fixture
+def changed(run):
+    """Return a function that changes a file until the end of the test: `change` maps its original bytes to the new ones."""
+    before = {}
+
+    def change_file(file: Path, change) -> None:
+        content = before.setdefault(file, file.read_bytes())
+        file.write_bytes(change(content))
+
+    yield change_file
+    for file, content in before.items():
+        file.write_bytes(content)
+
+
+def edit(**entries):
+    """Return a function that replaces entries of a JSON file, at any depth."""
+
+    def change(content: bytes) -> bytes:
+        replaced = []
+
+        def replace(value: dict) -> dict:
+            names = entries.keys() & value.keys()
+            replaced.extend(names)
+            return value | {name: entries[name] for name in names}
+
+        content = json.loads(content, object_hook=replace)
+        assert replaced
+        return (json.dumps(content, indent=1) + "\n").encode()
+
+    return change
+
+
+def test_one_wrong_byte_in_any_file_of_a_run_is_found(run, changed):
+    names = ["training.json", *json.loads((run / "training.json").read_text())["files"]]
+    assert {"config.json", "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/tokenizer.json"} < {*names}
+    run_folder.open_run(run, tasks.pick)
+    for name in names:
+        size = (run / name).stat().st_size
+        for position in range(0, size, size // 20):
+            changed(run / name, lambda old, at=position: old[:at] + bytes([old[at] ^ 1]) + old[at + 1 :])
+            with pytest.raises(UserError, match=Path(name).name):
+                run_folder.open_run(run, tasks.pick)
+        changed(run / name, lambda old: old[:-10])
+        with pytest.raises(UserError, match=Path(name).name):
+            run_folder.open_run(run, tasks.pick)
+        changed(run / name, lambda old: b"[" * 100_000)
+        with pytest.raises(UserError, match=Path(name).name):
+            run_folder.open_run(run, tasks.pick)
+        changed(run / name, lambda old: old)
+    run_folder.open_run(run, tasks.pick)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("training.json", edit(temperature=-1)),
+        ("config.json", edit(label_names=["good", "bad"])),
+        ("config.json", edit(max_length=8)),
+        ("config.json", edit(split_seed=7)),
+        ("adapter/adapter_config.json", edit(lora_alpha=1)),
+    ],
+    ids=["temperature", "label_names", "max_length", "split_seed", "lora_alpha"],
+)
+def test_changed_settings_are_refused(name, change, run, changed, call):
+    changed(run / name, change)
+    for script, *arguments in (("evaluate.py", run), ("predict.py", "--run", run, "a fine film"), ("export.py", run)):
+        result = call(script, *arguments)
+        assert result.code == 2 and name in result.err and "restore it, or train again" in result.err
+        assert not result.out and len(result.err.splitlines()) == 1
+
+
+def test_a_changed_tokenizer_or_config_of_the_base_model_is_refused(run, changed, call):
+    base = run.parent.parent / "base"
+    predict = ("predict.py", "--run", run, "a fine film")
+    assert call(*predict).code == 0
+
+    def swap(old: bytes) -> bytes:
+        return old.replace(b'"fine"', b'"_"').replace(b'"dull"', b'"fine"').replace(b'"_"', b'"dull"')
+
+    def refused(name: str) -> None:
+        result = call(*predict)
+        assert result.code == 2 and name in result.err and not result.out and len(result.err.splitlines()) == 1
+
+    changed(base / "tokenizer.json", swap)
+    refused("tokenizer.json")
+    changed(base / "tokenizer.json", lambda old: old + b" ")
+    refused("tokenizer.json")
+    shutil.copy(run / "adapter" / "tokenizer.json", base / "tokenizer.json")
+    changed(base / "config.json", edit(n_heads=2))
+    refused("config.json")
+
+
+def test_a_new_tokenizer_file_of_the_base_model_is_refused(run, call):
+    file = run.parent.parent / "base" / "added_tokens.json"
+    file.write_text('{"fine": 5}')
+    result = call("evaluate.py", run)
+    file.unlink()
+    assert result.code == 2 and "added_tokens.json" in result.err and "new" in result.err
+
+
+def test_a_run_of_an_older_version_is_opened_with_a_note(run, changed, call):
+    def as_older(old: bytes) -> bytes:
+        training = json.loads(old)
+        files = training.pop("files")
+        del training["sha256"]
+        return json.dumps(training | {"adapter_sha256": files["adapter/adapter_model.safetensors"]}).encode()
+
+    changed(run / "training.json", as_older)
+    result = call("predict.py", "--run", run, "a fine film")
+    assert result.code == 0 and result.out and "older version" in result.err and "only the weights" in result.err
+    changed(run / "adapter" / "adapter_model.safetensors", lambda old: old[:-1] + b"\1")
+    assert call("predict.py", "--run", run, "a fine film").code == 2
