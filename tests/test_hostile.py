@@ -6,13 +6,16 @@ import os
 import pty
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
+import huggingface_hub
 import pyarrow.parquet
 import pytest
 from conftest import ROOT, make_model, make_rows
 from datasets import Dataset
 
-from finetuning.data import json_rows
+from finetuning.data import json_rows, sources
 from finetuning.errors import CONTROLS, UserError
 
 
@@ -173,3 +176,21 @@ def test_arguments_names_and_input_that_are_not_utf8_are_read(call, tiny_flags, 
     assert piped.code == 0 and "is not UTF-8" in piped.err, piped.err
     missing = call("predict.py", "--file", f"{latin}-2.csv")
     assert missing.code == 2 and len(missing.err.splitlines()) == 1, missing.err
+
+
+@pytest.mark.parametrize("status", [200, 404, 429, 503])
+def test_a_hub_that_is_out_of_order_is_named_and_not_used(status, monkeypatch, capsys):
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(status)
+            self.end_headers()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    try:
+        assert sources._ask_hub() is (status in (200, 404))
+    finally:
+        server.shutdown()
+    assert (f"answers with error {status}" in capsys.readouterr().err) is (status in (429, 503))

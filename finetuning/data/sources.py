@@ -7,6 +7,7 @@ Stand-ins exist only for the names in STAND_IN_MODEL and STAND_IN_DATA, and are 
 import functools
 import hashlib
 import importlib.util
+import sys
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from finetuning.errors import UserError
 from finetuning.processes import by_first, require_same
 
 HUB_TIMEOUT = 2.5  # seconds; without it, the Hub's clients retry for 25 to 49 s
+OUT_OF_ORDER = (429, 500, 502, 503, 504)  # HTTP status; the Hub's clients would retry for half a minute
 
 # Name of a model or data set -> its stand-in. The files are in the packages, and the packages' code is never imported.
 STAND_IN_MODEL = {
@@ -75,8 +77,12 @@ def _ask_hub() -> bool:
 
     def ask() -> None:
         try:
-            huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT)
+            answer = huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT)
         except Exception:  # any error means that it does not answer
+            return
+        if answer.status_code in OUT_OF_ORDER:
+            problem = f"the Hugging Face Hub answers with error {answer.status_code}"
+            print(f"note: {problem}, so this run does without it; try again later to use it", file=sys.stderr)
             return
         answers.append(True)
 
