@@ -219,4 +219,4 @@ def test_the_model_card_names_the_test_split(call, tiny_flags, tmp_path):
     assert call("evaluate.py").code == 0
     card = ModelCard.load("outputs/run/adapter/README.md")
     assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
-    assert "on official validation, 40 rows" in card.text
+    assert "(official validation)" in card.text and "on 40 rows of" in card.text

@@ -295,7 +295,7 @@ def test_entities_go_through_all_the_scripts(call, entity_flags, entity_files, t
     for name, more in (("run", ["--num_train_epochs", 60]), ("other", ["--num_train_epochs", 1])):
         trained = call("fine_tune.py", *entity_flags, "--run_name", name, *more)
         assert trained.code == 0, trained.err
-        assert "validation f1" in trained.out
+        assert "validation  f1" in trained.out
         evaluated = call("evaluate.py", f"outputs/{name}")
         assert evaluated.code == 0, evaluated.err
     run = tmp_path / "outputs" / "run"
@@ -358,7 +358,7 @@ def test_other_architectures_predict_the_entities_of_their_evaluation(model_type
 
 def test_a_search_chooses_by_f1(call, entity_flags, tmp_path):
     result = call("fine_tune.py", *entity_flags, "--num_train_epochs", 1, "--search", 1)
-    assert result.code == 0 and "validation f1" in result.out, result.err
+    assert result.code == 0 and "validation  f1" in result.out, result.err
 
 
 @pytest.mark.parametrize("setting", ["augmentation=crop", "class_weights=balanced", "text_pair_column=other", "truncation=head"])

@@ -55,7 +55,7 @@ def pairs(tmp_path_factory):
 def test_translation_goes_through_all_the_scripts(marian, pairs, call, tmp_path, monkeypatch):
     flags = [*FLAGS, "--model_name", marian, "--dataset_name", pairs]
     trained = call("fine_tune.py", *flags, *LEARN, "--run_name", "run")
-    assert trained.code == 0 and "validation bleu" in trained.out, trained.err
+    assert trained.code == 0 and "validation  bleu" in trained.out, trained.err
     evaluated = call("evaluate.py")
     assert evaluated.code == 0, evaluated.err
     run = tmp_path / "outputs" / "run"
