@@ -358,7 +358,7 @@ def test_other_architectures_predict_the_entities_of_their_evaluation(model_type
 
 def test_a_search_chooses_by_f1(call, entity_flags, tmp_path):
     result = call("fine_tune.py", *entity_flags, "--num_train_epochs", 1, "--search", 1)
-    assert result.code == 0 and "validation  f1" in result.out, result.err
+    assert result.code == 0 and "validation f1" in result.out, result.err
 
 
 @pytest.mark.parametrize("setting", ["augmentation=crop", "class_weights=balanced", "text_pair_column=other", "truncation=head"])
