@@ -15,7 +15,7 @@ import torch
 
 from finetuning.data.splits import Data, Split, load_data, stratified
 from finetuning.data.tokens import encode
-from finetuning.disk import write_json
+from finetuning.disk import move, write_json
 from finetuning.errors import UserError
 from finetuning.model.base import load, save_tokenizer
 from finetuning.results import cards, metrics
@@ -74,7 +74,7 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
     write_json(partial / "export.json", content)
     if (partial / "merged").is_dir():
         cards.of_export(run, content).save(partial / "merged" / "README.md")
-    partial.rename(folder)
+    move(partial, folder)
     return comparison.results
 
 
