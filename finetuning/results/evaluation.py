@@ -98,7 +98,7 @@ def write(run: Run, evaluation: Evaluation, statistics: Statistics, sections: li
     (run.folder / marker).unlink(missing_ok=True)
     to_disk(run.folder)
     move(folder / "README.md", run.folder / "adapter" / "README.md")
-    for file in sorted(folder.iterdir(), key=lambda file: file.name == marker):
+    for file in sorted(folder.iterdir(), key=lambda file: (file.name == marker, file.name)):
         move(file, run.folder / file.name)
     remove_reserved()
 
