@@ -23,8 +23,15 @@ def write_json(path: Path, content: dict) -> None:
     """Write a JSON file completely or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", **NAMES)
-    to_disk(partial)
-    os.replace(partial, path)
+    move(partial, path)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder; a file replaces one with the new name. The content and the new name survive a power failure."""
+    for path in (*(source.rglob("*") if source.is_dir() else ()), source):
+        to_disk(path)
+    os.replace(source, target)
+    to_disk(target.parent)
 
 
 def read_json(path: Path) -> dict:

@@ -4,7 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import forked
 import pytest
+from filelock import FileLock
+from forked import Kill
 
 from finetuning import tasks
 from finetuning.errors import UserError
@@ -142,3 +145,40 @@ def test_a_run_of_an_older_version_is_opened_with_a_note(run, changed, call):
     assert result.code == 0 and result.out and "older version" in result.err and "only the weights" in result.err
     changed(run / "adapter" / "adapter_model.safetensors", lambda old: old[:-1] + b"\1")
     assert call("predict.py", "--run", run, "a fine film").code == 2
+
+
+# --- the evaluation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["predictions.parquet", "statistics.parquet", "metrics.json"])
+def test_a_changed_evaluation_is_not_compared(name, run, changed, call):
+    other = shutil.copytree(run, run.parent / f"other-{name}")
+    same = call("evaluate.py", run, other)
+    assert same.code == 0, same.err
+    changed(run / name, lambda old: old.replace(b'"n": 16', b'"n": 17') if name == "metrics.json" else old[:90] + b"_" + old[91:])
+    result = call("evaluate.py", other, run)
+    assert result.code == 2 and name in result.err and f"python evaluate.py {run}" in result.err and not result.out
+
+
+def test_a_killed_evaluation_never_leaves_new_files_beside_old_metrics(run, call, tmp_path):
+    """The process is killed after it moved errors.csv, and before it moves metrics.json."""
+    folder, other = (shutil.copytree(run, tmp_path / name) for name in ("run", "other"))
+    (folder / "errors.csv").write_text("old")
+    ((code, output),) = forked.run(tmp_path, "evaluate.py", folder, kill=Kill("finetuning.results.evaluation:move", 7))
+    assert code == -9, output
+    assert (folder / "errors.csv").read_text() != "old" and not (folder / "metrics.json").exists()
+    assert (folder / ".evaluation").exists()
+    compared = call("evaluate.py", folder, other)
+    assert compared.code == 2 and "no complete evaluation" in compared.err
+    again = call("evaluate.py", folder)
+    assert again.code == 0, again.err
+    assert {file.name for file in folder.iterdir()} == {file.name for file in other.iterdir()}, "nothing of the killed ones is left"
+    assert (folder / "errors.csv").read_bytes() == (other / "errors.csv").read_bytes()
+    assert call("evaluate.py", folder, other).code == 0
+
+
+def test_two_evaluations_at_once_do_not_harm_each_other(run, call):
+    with FileLock(run / ".evaluation.lock"):
+        result = call("evaluate.py", run)
+        assert result.code == 2 and "another evaluate.py is writing" in result.err
+    assert call("evaluate.py", run).code == 0

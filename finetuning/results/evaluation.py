@@ -6,8 +6,6 @@ metrics.json, report.html, *.png, predictions.parquet, statistics.parquet, error
 adapter/README.md    the model card
 """
 
-import os
-import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,15 +17,16 @@ import pyarrow.parquet
 
 from finetuning.data.sources import Source
 from finetuning.data.splits import Data, Split
-from finetuning.disk import as_utf8, read_json, write_json
+from finetuning.disk import as_utf8, move, remove_reserved, reserve, to_disk, write_json
 from finetuning.errors import UserError
 from finetuning.processes import by_first
-from finetuning.results import cards, metrics, plots, report
+from finetuning.results import cards, fingerprints, metrics, plots, report
 from finetuning.results.run_folder import Run, environment
 from finetuning.speed.precision import pick_precision
 from finetuning.task import Evaluation, Statistics, Task
 from finetuning.training.trainer import chosen_metric
 
+PREDICTIONS = "predictions.parquet"
 STATISTICS = "statistics.parquet"  # per-row statistics, in the order of predictions.parquet
 
 
@@ -76,22 +75,34 @@ def sections_of(run: Run, evaluation: Evaluation) -> list[report.Section]:
 
 @by_first
 def write(run: Run, evaluation: Evaluation, statistics: Statistics, sections: list[report.Section]) -> None:
-    """Write all files: first into a temporary folder, so that only complete files are moved into the run folder."""
-    task = run.task
-    with tempfile.TemporaryDirectory(dir=run.folder, prefix=".evaluation-") as name:
-        folder = Path(name)
-        write_json(folder / "metrics.json", evaluation.metrics)
-        _write_table(folder / "predictions.parquet", {"row": evaluation.split.rows} | task.prediction_columns(evaluation))
-        _write_table(folder / STATISTICS, statistics)
-        report.write_csv(folder / "errors.csv", *task.errors(evaluation))
-        for file_name, text in task.files(evaluation).items():
-            (folder / file_name).write_text(text, encoding="utf-8")
-        headline, interval = show_headline(task, evaluation.metrics)
-        html = report.render(folder, sections, m=evaluation.metrics, headline=headline, interval=interval)
-        (folder / "report.html").write_text(as_utf8(html), encoding="utf-8")
-        for file in sorted(folder.iterdir()):
-            os.replace(file, run.folder / file.name)
-    cards.of_adapter(run, evaluation.metrics).save(run.folder / "adapter" / "README.md")
+    """Write all files: first into a temporary folder, so that only complete files are moved into the run folder.
+
+    The old metrics.json is removed before, and the new one is moved last. So metrics.json marks a complete evaluation. Raise
+    `UserError` if another process is writing.
+    """
+    task, folder, marker = run.task, run.folder / ".evaluation", "metrics.json"
+    try:
+        reserve(folder)
+    except FileExistsError:
+        raise UserError(f"{run.folder}: another evaluate.py is writing its evaluation; wait until it ends") from None
+    for file in folder.iterdir():  # of a killed process
+        file.unlink()
+    _write_table(folder / PREDICTIONS, {"row": evaluation.split.rows} | task.prediction_columns(evaluation))
+    _write_table(folder / STATISTICS, statistics)
+    report.write_csv(folder / "errors.csv", *task.errors(evaluation))
+    for file_name, text in task.files(evaluation).items():
+        (folder / file_name).write_text(text, encoding="utf-8")
+    headline, interval = show_headline(task, evaluation.metrics)
+    html = report.render(folder, sections, m=evaluation.metrics, headline=headline, interval=interval)
+    (folder / "report.html").write_text(as_utf8(html), encoding="utf-8")
+    cards.of_adapter(run, evaluation.metrics).save(folder / "README.md")
+    write_json(folder / marker, fingerprints.seal(evaluation.metrics, folder, (PREDICTIONS, STATISTICS)))
+    (run.folder / marker).unlink(missing_ok=True)
+    to_disk(run.folder)
+    move(folder / "README.md", run.folder / "adapter" / "README.md")
+    for file in sorted(folder.iterdir(), key=lambda file: (file.name == marker, file.name)):
+        move(file, run.folder / file.name)
+    remove_reserved()
 
 
 def show_headline(task: Task, results: dict) -> tuple[str, str]:
@@ -129,14 +140,15 @@ def _training_section(run: Run) -> report.Section:
 def compare(a: Run, b: Run, test: Split) -> tuple[list[dict], Path]:
     """Compare two evaluated runs on the rows of `test`. Return each metric's two values, their difference and its interval.
 
-    Write the rows with different predictions into a csv file, and return its path too. Raise `UserError` if a run is not
-    evaluated, or if the runs have different tasks or test rows.
+    Write the rows with different predictions into a csv file, and return its path too. Raise `UserError` if a run is not evaluated,
+    if its evaluation has changed, or if the runs have different tasks or test rows.
     """
-    predictions = [_read_predictions(run) for run in (a, b)]
+    results = [_read_metrics(run) for run in (a, b)]
+    predictions = [pd.read_parquet(run.folder / PREDICTIONS) for run in (a, b)]
     same_data = a.task is b.task and a.record["dataset"]["sha256"] == b.record["dataset"]["sha256"]
     if not same_data or not predictions[0].row.equals(predictions[1].row):
         raise UserError(f"{a.folder} and {b.folder} were tested on different rows: only runs on the same rows can be compared")
-    signatures = [_signatures(run) for run in (a, b)]
+    signatures = [_signatures(run_metrics) for run_metrics in results]
     if signatures[0] != signatures[1]:
         raise UserError(
             f"{a.folder} and {b.folder} were scored in different ways, {signatures[0]} and {signatures[1]}: evaluate both again"
@@ -170,15 +182,16 @@ def _differing(task: Task, predictions: list[pd.DataFrame], test: Split):
     return differ, lines_of
 
 
-def _read_predictions(run: Run) -> pd.DataFrame:
-    if not (run.folder / STATISTICS).is_file():
-        raise UserError(f"{run.folder} was not evaluated by this version of evaluate.py: run python evaluate.py {run.folder} first")
-    return pd.read_parquet(run.folder / "predictions.parquet")
+def _read_metrics(run: Run) -> dict:
+    """Return the content of a run's metrics.json. Raise `UserError` if it is missing, or if the evaluation has changed."""
+    file, remedy = run.folder / "metrics.json", f"run python evaluate.py {run.folder} first"
+    if not file.is_file() or "files" not in fingerprints.read(file, remedy):
+        raise UserError(f"{run.folder} has no complete evaluation by this version: {remedy}")
+    return fingerprints.read_sealed(file, remedy)
 
 
-def _signatures(run: Run) -> list[str]:
-    """Return the signatures of sacreBLEU in a run's metrics.json, without sacreBLEU's version, which may differ."""
-    results = read_json(run.folder / "metrics.json")
+def _signatures(results: dict) -> list[str]:
+    """Return the signatures of sacreBLEU in a run's metrics, without sacreBLEU's version, which may differ."""
     return [text.partition("|version")[0] for name, text in results.items() if name.endswith("_signature")]
 
 

@@ -5,27 +5,22 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from finetuning.disk import read_json
+from finetuning.disk import read_json, sha256
 from finetuning.errors import UserError
 
 # Files of a model that decide its numbers, besides the weights.
 MODEL_SETTINGS = ("config.json", "generation_config.json", "*token*", "*vocab*", "merges.txt", "dict.txt", "*.model", "*.spm")
 
 
-def of_file(path: Path) -> str:
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def of_model_settings(folder: Path) -> dict[str, str]:
     """Return the fingerprints of a model's config and tokenizer files, by name."""
     files = {file for pattern in MODEL_SETTINGS for file in folder.glob(pattern) if file.is_file()}
-    return {file.name: of_file(file) for file in sorted(files) if file.suffix != ".safetensors"}
+    return {file.name: sha256(file) for file in sorted(files) if file.suffix != ".safetensors"}
 
 
 def seal(content: dict, folder: Path, names: Iterable[str]) -> dict:
     """Return the content of a JSON file with the fingerprints of the files `names` in its folder, and with its own."""
-    content = content | {"files": {name: of_file(folder / name) for name in names}}
+    content = content | {"files": {name: sha256(folder / name) for name in names}}
     return content | {"sha256": _of_content(content)}
 
 
@@ -48,10 +43,10 @@ def read(file: Path, remedy: str) -> dict:
 
 def check_files(folder: Path, files: dict[str, str], remedy: str) -> None:
     """Raise `UserError` if one of `files`, names with fingerprints, is missing or has another fingerprint."""
-    for name, sha256 in files.items():
+    for name, expected in files.items():
         if not (folder / name).is_file():
             raise UserError(f"{folder}: {name} is missing; {remedy}")
-        if of_file(folder / name) != sha256:
+        if sha256(folder / name) != expected:
             raise UserError(f"{folder}: {name} is cut short, or has changed since it was written; {remedy}")
 
 

@@ -29,7 +29,7 @@ import transformers
 from config import Config
 from finetuning.data.sources import Source, find_model
 from finetuning.data.splits import Data
-from finetuning.disk import as_utf8, keep_reserved, lock, read_json, remove_reserved, reserve, to_disk, write_json
+from finetuning.disk import as_utf8, keep_reserved, lock, move, read_json, remove_reserved, reserve, write_json
 from finetuning.errors import UserError
 from finetuning.model.base import build_base, load_tokenizer, save_tokenizer
 from finetuning.model.lora import load_adapter
@@ -144,10 +144,8 @@ def finish_run(folder: Path, predictor: Predictor, base_name: str, training: dic
     predictor.model.save_pretrained(str(partial), save_embedding_layers=False)
     save_tokenizer(predictor.tokenizer, predictor.task, predictor.config, partial)
     (partial / "README.md").unlink(missing_ok=True)  # peft's model card, a template without content
-    for path in (*partial.iterdir(), partial):
-        to_disk(path)
     shutil.rmtree(folder / "adapter", ignore_errors=True)  # it exists if the run was interrupted just before training.json
-    partial.rename(folder / "adapter")
+    move(partial, folder / "adapter")
     names = ["config.json", *sorted(f"adapter/{file.name}" for file in (folder / "adapter").iterdir())]
     write_json(folder / "training.json", fingerprints.seal(training, folder, names))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -15,7 +15,7 @@ import torch
 
 from finetuning.data.splits import Data, Split, load_data, stratified
 from finetuning.data.tokens import encode
-from finetuning.disk import write_json
+from finetuning.disk import move, write_json
 from finetuning.errors import UserError
 from finetuning.model.base import load, save_tokenizer
 from finetuning.results import cards, metrics
@@ -74,7 +74,7 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
     write_json(partial / "export.json", content)
     if (partial / "merged").is_dir():
         cards.of_export(run, content).save(partial / "merged" / "README.md")
-    partial.rename(folder)
+    move(partial, folder)
     return comparison.results
 
 
@@ -131,7 +131,8 @@ class _Comparison:
             pairs = zip(decisions, self.reference_decisions, strict=True)
             result["equal_labels"] = float(np.mean([np.array_equal(a, b) for a, b in pairs]))
         pairs = zip(predictions, self.reference, strict=True)
-        result["largest_difference"] = max(float(abs(a - b / self.temperature).max()) for a, b in pairs)
+        # np.max keeps a NaN, which then does not agree; Python's max may lose it.
+        result["largest_difference"] = float(np.max([abs(a - b / self.temperature).max() for a, b in pairs]))
         if "int8" not in name:
             return result | {"agrees": result["largest_difference"] <= LARGEST_DIFFERENCE}
         difference = metrics.difference(self.metric, [self.reference_statistics], [statistics])

@@ -5,7 +5,6 @@ import csv
 import functools
 import importlib.util
 import json
-import os
 import re
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from finetuning.data.formats import READERS, read_lines
 from finetuning.data.reading import read
 from finetuning.data.splits import flat, load_data
 from finetuning.data.tokens import encode
+from finetuning.disk import move
 from finetuning.errors import UserError
 from finetuning.processes import by_first
 from finetuning.results.run_folder import Run, find_base_model, load_predictor
@@ -314,4 +314,4 @@ def write_file(rows: Dataset, path: Path) -> None:
     """Write rows in the format that the ending of `path` names. The file is written completely or not at all."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         WRITERS[path.suffix.lower()](rows, Path(folder) / path.name)
-        os.replace(Path(folder) / path.name, path)
+        move(Path(folder) / path.name, path)
