@@ -113,7 +113,7 @@ def bad(tmp_path, data_file):
         (["--label_column", "sentiment,sentiment"], ["label_column", "one column"]),
         (["--label_column", "sentiment,review"], ["label_column", "0 and 1"]),
         (["--test_split", "dev"], ["test_split", "dev", "train"]),
-        (["--problem_type", "multi_label_classification", "--dataset_name", "bad/decimals.csv"], ["sentiment", "lists, or texts"]),
+        (["--problem_type", "multi_label_classification", "--dataset_name", "bad/decimals.csv"], ["sentiment", "as a list, or as a text with commas"]),
         (["--problem_type", "multi"], ["problem_type=multi", "multi_label_classification", "regression"]),
         (["--task", "translation", "--problem_type", "multi_label_classification"], ["problem_type=multi", "task=translation", "leave it out"]),
         (["--task", "translation", "--problem_type", "regression"], ["problem_type=regression", "task=translation", "leave it out"]),

@@ -69,7 +69,7 @@ def test_a_model_without_a_class_for_the_task_is_refused(call, tiny_flags, tmp_p
     config = transformers.ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
     transformers.ViTModel(config).save_pretrained(folder)
     result = call("fine_tune.py", *tiny_flags, "--model_name", folder)
-    assert result.code == 2 and "no text-classification for" in result.err and "vit" in result.err
+    assert result.code == 2 and "no text-classification model of this type" in result.err and "vit" in result.err
 
 
 # --- a data set for each task --------------------------------------------------------------------------------------------
