@@ -14,9 +14,8 @@ from finetuning.errors import UserError
 
 NAMES = dict(encoding="utf-8", errors="surrogateescape")  # for names of files that are not UTF-8 (PEP 383)
 _reserved: dict[Path, FileLock] = {}  # folders of this process that `remove_reserved` removes
-_locked: dict[
-    Path, FileLock
-] = {}  # folders that only this process may change; the system releases the lock of a process that ended
+# Folders that only this process may change. The system releases the lock of a process that ended.
+_locked: dict[Path, FileLock] = {}
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -77,23 +76,23 @@ def remove_reserved() -> None:
 
 def lock(folder: Path, action: str) -> None:
     """Lock a folder until the script ends. Raise `UserError` if another process has locked it; `action` says what it does."""
-    lock, holder = FileLock(folder / "process.lock"), folder / "process.json"
+    file_lock, holder = FileLock(folder / "process.lock"), folder / "process.json"
     try:
-        lock.acquire(timeout=0)
+        file_lock.acquire(timeout=0)
     except Timeout as error:
         process = "process {process} on {host}".format(**read_json(holder)) if holder.is_file() else "another process"
         raise UserError(f"{folder} is being {action} by {process}: wait until it has ended, or end it") from error
-    _locked[folder] = lock
+    _locked[folder] = file_lock
     write_json(holder, {"process": os.getpid(), "host": socket.gethostname()})
 
 
 def unlock() -> None:
     """Release the locks of this process and remove their files."""
     while _locked:
-        folder, lock = _locked.popitem()
+        folder, file_lock = _locked.popitem()
         for name in ("process.json", "process.lock"):
             (folder / name).unlink(missing_ok=True)
-        lock.release()
+        file_lock.release()
 
 
 def _release(folder: Path) -> None:
