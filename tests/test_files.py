@@ -391,8 +391,8 @@ def test_conll_files_may_have_comments_word_numbers_and_several_tag_columns(tmp_
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"text": "a"}\n[1]\n', "line 2 is no object"),
-        ('{"text": "a"}\n{"text": \n', "line 2: it is no JSON"),
+        ('{"text": "a"}\n[1]\n', "line 2 is not an object"),
+        ('{"text": "a"}\n{"text": \n', "line 2: it is not valid JSON"),
         ('[{"text": "a"}, 3]', "row 1 of train"),
         ('{"text": ["a", "b"], "label": ["c"]}', "different lengths"),
         ("", "empty"),

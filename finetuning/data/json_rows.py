@@ -41,7 +41,7 @@ def read_json(files: list[Path], encoding: str | None, remarks: list[str]) -> Co
     for split, rows in tables.items():
         number = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
         if number is not None:
-            raise UserError(f"{files[0]}: row {number} of {split} is no object with names and values: {str(rows[number])[:80]}")
+            raise UserError(f"{files[0]}: row {number} of {split} is not an object with names and values: {str(rows[number])[:80]}")
     return {split: _objects(files, lambda rows=rows: iter(rows)) for split, rows in tables.items()}
 
 
@@ -63,7 +63,7 @@ def _load(text: str, where: str | Path) -> Any:
     try:
         content = DECODER.decode(text)
     except ValueError as error:
-        raise UserError(f"{where}: it is no JSON, or cut short ({error})") from error
+        raise UserError(f"{where}: it is not valid JSON, or it is cut short ({error})") from error
     return _without_surrogates(content) if "\\ud" in text or "\\uD" in text else content
 
 
@@ -103,7 +103,7 @@ def _json_lines(file: Path, encoding: str | None) -> Iterator[dict]:
         if line.strip():
             row = _load(line, f"{file}: line {number:,}")
             if not isinstance(row, dict):
-                raise UserError(f"{file}: line {number:,} is no object with names and values: {line[:80]}")
+                raise UserError(f"{file}: line {number:,} is not an object with names and values: {line[:80]}")
             yield row
 
 
