@@ -41,7 +41,7 @@ def main() -> None:
         raise UserError(f"{len(runs)} run folders are too many: give one to evaluate it, or two to compare them")
     run, task = runs[0], runs[0].task
     data = splits.load_data(task, run.config, run.origins["dataset"])
-    run_folder.check_same_data(run.folder, data)
+    run_folder.check_same_data(run, data)
     if len(runs) == 2:
         results, differences_file = evaluation.compare(*runs, data.test)
         return console.show_comparison(task, (str(runs[0].folder), str(runs[1].folder)), results, differences_file)

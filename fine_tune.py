@@ -10,7 +10,7 @@ python fine_tune.py --preset pretrain                further pre-training on tex
 python fine_tune.py --task causal-lm --model_name gpt2 --dataset_name texts.txt    a model that writes texts like these
 python fine_tune.py --preset translation             English to German
 python fine_tune.py --learning_rate 5e-4 --lora_r 8  every field of config.py is a flag
-python fine_tune.py --resume outputs/RUN             continue an interrupted run
+python fine_tune.py --resume                         continue the interrupted run that was started last
 python fine_tune.py --search 20                      search for better settings, on validation
 """
 
@@ -38,21 +38,25 @@ def main() -> None:
     processes.start()
 
     # Find the task, the base model and the run folder. Wrong settings are reported here, before anything slow starts.
-    # A resumed run takes its model and data set from the same origins as before: local path, Hub or stand-in. None: any.
-    origins = {"model": None, "dataset": None}
-    if arguments.resume:
-        run = run_folder.reopen(Path(arguments.resume), tasks.pick)
-        folder, config, origins = run.folder, run.config, run.origins
+    # A resumed run takes its model and data set from the same origins as before: local path, Hub or stand-in.
+    run = None
+    if arguments.resume is not None:
+        run = run_folder.reopen(Path(arguments.resume or run_folder.newest_unfinished(Path(config.output_dir))), tasks.pick)
+        config = run.config
+    elif arguments.resume_if_exists and (run := run_folder.find_named(config, tasks.pick)) and run.training:
+        return print(f"run folder  {run.folder}: this run is finished")
     task = tasks.pick(config, arguments.given)
-    model_source = sources.find_model(config.model_name, origins["model"])
+    model_source = run_folder.find_base_model(run) if run else sources.find_model(config.model_name)
     base.read_model_config(task, model_source, config)
-    if not arguments.resume:
-        folder = run_folder.choose_folder(config, model_source)
+    folder = run.folder if run else run_folder.choose_folder(config, model_source)
     precision, precision_reason = pick_precision(config.precision)
 
     # Load the rows, then tokenize them. The rows may decide the task: lists of several labels mean multi-label classification.
-    data = splits.load_data(task, config, origins["dataset"], arguments.given)
+    data = splits.load_data(task, config, run and run.origins["dataset"], arguments.given)
     task, config = data.task, data.config
+    if run:
+        run_folder.check_same_data(run, data)
+        run_folder.check_same_settings(run, config)
     console.show_sources(model_source, data)
     tokenizer = base.load_tokenizer(task, model_source, config)
     encoded = {name: tokens.encode(task, getattr(data, name), tokenizer, config) for name in ("train", "validation")}
@@ -69,14 +73,12 @@ def main() -> None:
     print(f"train  {trainable:,} of {total:,} parameters ({trainable / total:.2%}), {precision}: {precision_reason}")
 
     # Train, and keep the checkpoint that is best on validation.
-    if arguments.resume:
-        run_folder.check_same_data(folder, data)
-    else:
+    if not run:
         run_folder.start_run(folder, model_source, data)
     fine_tuner = trainer.build_trainer(model, tokenizer, encoded, data, folder / "checkpoints")
     seconds_before_training = time.perf_counter() - started
-    with resumable(folder):
-        training_seconds = trainer.train(fine_tuner)
+    with resumable(folder) as signals:
+        training_seconds = trainer.train(fine_tuner, signals)
 
     # Calibrate on validation, and save the adapter with the facts about its training.
     predictor, metric = Predictor(task, model, tokenizer, config), trainer.chosen_metric(task, config)

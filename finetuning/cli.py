@@ -10,7 +10,6 @@ import inspect
 import io
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,25 +21,26 @@ from transformers import HfArgumentParser
 
 from config import PRESETS, Config
 from finetuning.disk import remove_reserved, unlock
-from finetuning.errors import Terminated, UserError
+from finetuning.errors import UserError
+from finetuning.signals import AfterCheckpoint, Stopped, handled_by, stop_at_once
 
 
 def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     """Decorate a script's main, so that it ends with one message and the right exit code instead of a traceback.
 
-    2: a wrong call or wrong input; 130: Ctrl-C; 143: SIGTERM; 1: another process of the run has ended. Any other exception is a
-    bug: it keeps its traceback and Python's exit code 1. If a run has several processes, only the first one prints.
+    2: a wrong call or wrong input; 130: Ctrl-C; 143: SIGTERM; 129: SIGHUP; 1: another process of the run has ended. Any other
+    exception is a bug: it keeps its traceback and Python's exit code 1. If a run has several processes, only the first one prints.
     """
 
     @functools.wraps(main)
     def run_and_exit() -> None:
-        previous_handler = signal.signal(signal.SIGTERM, _terminate)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # print a character that the terminal can't show as its number
                 stream.reconfigure(errors="backslashreplace")
         code = 0
         try:
-            main()
+            with handled_by(stop_at_once):
+                main()
         except UserError as error:
             code = _report(f"error: {error}", 2)
         except BrokenPipeError:  # the reader of a pipe has ended, as in `python predict.py ... | head`
@@ -54,9 +54,8 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
             else:
                 raise
         except KeyboardInterrupt as error:
-            code = _report("stopped", 143 if isinstance(error, Terminated) else 130)
+            code = _report("stopped", getattr(error, "exit_code", 130))
         finally:
-            signal.signal(signal.SIGTERM, previous_handler)
             remove_reserved()
             unlock()
         if "RANK" in os.environ:
@@ -73,10 +72,17 @@ def shows_unicode(stream: TextIO) -> bool:
 
 
 @contextmanager
-def resumable(folder: Path) -> Iterator[None]:
-    """Print how to continue the run in `folder` if the `with` block is interrupted. A `UserError` says itself what to do."""
+def resumable(folder: Path) -> Iterator[AfterCheckpoint]:
+    """Train the run in `folder` in the `with` block: print how to continue if it is interrupted. A `UserError` says it itself.
+
+    Yield the handler of the signals that come meanwhile. Training must save a checkpoint and raise `Stopped` after the first one.
+    """
+    signals = AfterCheckpoint()
     try:
-        yield
+        with handled_by(signals):
+            yield signals
+        if signals.number:  # it came after the last step
+            raise Stopped(signals.number)
     except UserError:
         raise
     except BaseException as error:
@@ -95,10 +101,6 @@ def _exit_at_once(code: int) -> NoReturn:
         if stream:
             stream.flush()
     os._exit(code)
-
-
-def _terminate(*_) -> None:
-    raise Terminated
 
 
 def _is_first_process() -> bool:
@@ -174,21 +176,27 @@ def _group(parser: argparse.ArgumentParser) -> None:
 def parse_config(args: Sequence[str] | None = None, about: str | None = None) -> tuple[Config, argparse.Namespace]:
     """Read the flags of fine_tune.py; `about` is its docstring, for the help.
 
-    Return the checked `Config` and a namespace. The namespace has the flags that are no settings of a run, `preset`, `resume` and
-    `search`. Its `given` has the names of the settings that were given as flags. Raise `UserError` for an unknown flag, and for a
+    Return the checked `Config` and a namespace. The namespace has the flags that are no settings of a run: `preset`, `resume` (empty
+    for the newest run), `resume_if_exists` and `search`. Its `given` has the names of the settings that were given as flags. Raise `UserError` for an unknown flag, and for a
     value of the wrong type or out of range.
     """
     usage = "python fine_tune.py [--preset NAME] [--any_setting VALUE ...]"
     parser = _ConfigParser(Config, usage=usage, allow_abbrev=False, **_help_arguments(about))
     parser.add_argument("--preset", choices=PRESETS, default="laptop", help="a named set of defaults, see config.py")
-    parser.add_argument("--resume", metavar="RUN", help="continue the interrupted run in this folder, with its own settings")
+    resume_help = "continue the interrupted run in this folder, with its own settings; without RUN: the newest one in outputs/"
+    parser.add_argument("--resume", metavar="RUN", nargs="?", const="", help=resume_help)
+    parser.add_argument(
+        "--resume_if_exists",
+        action="store_true",
+        help="continue the run named --run_name if it exists, else start it: for jobs that a scheduler starts again",
+    )
     parser.add_argument(
         "--search", metavar="N", type=int, help="try N settings of SEARCH_SPACE in config.py with Optuna, on validation"
     )
     _group(parser)
     known, unknown = parser.parse_known_args(args)
     if unknown:
-        flags = ["--preset", "--resume", "--search", *(f"--{field.name}" for field in fields(Config))]
+        flags = ["--preset", "--resume", "--resume_if_exists", "--search", *(f"--{field.name}" for field in fields(Config))]
         similar = difflib.get_close_matches(unknown[0].split("=")[0].replace("-", "_").replace("__", "--"), flags, n=1)
         hint = f"did you mean {similar[0]}?" if similar else "python fine_tune.py --help lists all flags"
         raise UserError(f"unknown argument {unknown[0]}: {hint}")
@@ -200,12 +208,14 @@ def parse_config(args: Sequence[str] | None = None, about: str | None = None) ->
     arguments = sys.argv[1:] if args is None else args
     flags = (argument[2:].partition("=")[0] for argument in map(str, arguments) if argument.startswith("--"))
     extra.given = {flag.replace("-", "_") for flag in flags}  # --train-samples is --train_samples
-    if extra.resume and config != Config():
+    if extra.resume is not None and config != Config():
         raise UserError("--resume continues with the run's own settings: leave the other flags out")
-    if extra.search is not None and (extra.search < 1 or extra.resume):
+    if extra.search is not None and (extra.search < 1 or extra.resume is not None or extra.resume_if_exists):
         raise UserError(
             "--search needs a number of trials, at least 1, and no --resume: the same command, given again, continues a search"
         )
+    if extra.resume_if_exists and (config.run_name is None or extra.resume is not None):
+        raise UserError("--resume_if_exists needs the run's name: give it with --run_name, and leave --resume out")
     check(config)
     return config, extra
 

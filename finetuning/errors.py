@@ -20,7 +20,3 @@ class UserError(Exception):
 
 class NotFinite(UserError):
     """The loss, its gradient or a weight is NaN or infinite."""
-
-
-class Terminated(KeyboardInterrupt):
-    """The signal SIGTERM, from a scheduler, or from torchrun after another process of the run has ended. Exit code 143."""

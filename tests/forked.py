@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,8 @@ _FORKS.set_forkserver_preload(["finetuning.tasks", "finetuning.training.search",
 class Kill:
     """A signal that stops `process` at the `call`th call of `target`, "module:name".
 
-    With `half` it comes in the middle of the call: a file is half written, a folder half deleted.
+    With `half` it comes in the middle of the call: a file is half written, a folder half deleted. With `times`, it comes again at
+    the calls that follow.
     """
 
     target: str
@@ -34,8 +36,9 @@ class Kill:
     half: bool = False
     signal: int = signal.SIGKILL
     process: int = 0
+    times: int = 1
 
-    def prepare(self) -> None:
+    def prepare(self, replace: Callable = setattr) -> None:
         """Replace `target` by a function that sends the signal."""
         module, name = self.target.split(":")
         holder = importlib.import_module(module)
@@ -46,7 +49,7 @@ class Kill:
 
         def killing(*arguments, **named):
             n_calls[0] += 1
-            if n_calls[0] == self.call:
+            if self.call <= n_calls[0] < self.call + self.times:
                 if self.half and name == "rmtree":
                     next(file for file in Path(arguments[0]).rglob("*") if file.is_file()).unlink()
                 elif self.half:
@@ -55,7 +58,7 @@ class Kill:
                 os.kill(os.getpid(), self.signal)
             return original(*arguments, **named)
 
-        setattr(holder, name, killing)
+        replace(holder, name, killing)
 
 
 def _main(script: str | Path, flags: list[str], folder: Path, environment: dict, kill: Kill | None, output: Path) -> None:

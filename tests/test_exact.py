@@ -24,6 +24,7 @@ from finetuning.data.sources import find_model
 from finetuning.data.tokens import Tokens, tokenize_texts
 from finetuning.model.base import build_base, load_tokenizer
 from finetuning.model.lora import add_lora
+from finetuning.signals import AfterCheckpoint
 from finetuning.speed import cuda_graphs
 from finetuning.task import Metric
 from finetuning.tasks.classification import SingleLabel
@@ -178,7 +179,7 @@ def test_recorded_steps_train_the_same_weights_as_plain_steps(task_name, model_t
         lora = fine_tuner.model
         # AdamW would magnify the rounding of gradients near 0
         fine_tuner.optimizer = torch.optim.SGD(lora.parameters(), lr=0.5)
-        trainer.train(fine_tuner)
+        trainer.train(fine_tuner, AfterCheckpoint())
         assert "forward" not in vars(lora)
         return {name: p.detach() for name, p in lora.named_parameters() if p.requires_grad}
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -153,9 +152,3 @@ def test_two_torchrun_commands_train_one_run_on_two_machines(tiny_flags, tmp_pat
     assert [agent.returncode for agent in agents] == [0, 0], "\n\n".join(printed)
     assert "run folder" in printed[0] and "run folder" not in printed[1]
     assert (tmp_path / "outputs" / "run" / "adapter").is_dir()
-
-
-def test_a_run_ended_by_sigterm_can_be_resumed(tiny_flags, tmp_path):
-    kill = forked.Kill("transformers:Trainer.training_step", 10, signal=signal.SIGTERM)
-    ((code, printed),) = forked.run(tmp_path, "fine_tune.py", *tiny_flags, kill=kill)
-    assert code == 143 and "--resume outputs/run continues from the last checkpoint" in printed and "Traceback" not in printed

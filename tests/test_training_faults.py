@@ -12,9 +12,10 @@ import forked
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import transformers
-from conftest import ROOT, make_rows
-from forked import STEP, Kill, flags_of
+from conftest import ROOT, make_model, make_rows
+from forked import STEP, Kill, flags_of, outcome
 
 from finetuning.training import search
 
@@ -200,3 +201,91 @@ def test_a_run_is_trained_by_one_command_at_a_time(call, model_dir, data_file, t
     forked.end_at_checkpoint(run)
     result = call("fine_tune.py", "--resume", run)
     assert result.code == 0 and not [*run.glob("process*")], result.err
+
+
+# --- signals -------------------------------------------------------------------------------------------------------------
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model_dir, data_file, tmp_path_factory) -> dict:
+    """Return the outcomes of uninterrupted runs with one and with two processes."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    for processes in (1, 2):
+        flags = flags_of({}, model_dir, data_file, f"run-{processes}")
+        results = forked.run(folder, "fine_tune.py", *flags, processes=processes)
+        assert {code for code, _ in results} == {0}, results
+    return {processes: outcome(folder / f"outputs/run-{processes}") for processes in (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("kill", "processes", "saved"),
+    [
+        (Kill(STEP, 12, signal=signal.SIGINT), 1, 12),
+        (Kill(STEP, 12, signal=signal.SIGTERM), 1, 12),
+        (Kill(STEP, 10, signal=signal.SIGHUP), 1, 10),
+        (Kill("finetuning.training.trainer:FineTuner.evaluate", 2, signal=signal.SIGTERM), 1, 11),
+        (Kill(STEP, 21, signal=signal.SIGTERM), 1, 21),
+        (Kill(STEP, 12, signal=signal.SIGTERM, process=1, times=2), 2, 20),
+    ],
+    ids=["ctrl-c", "sigterm", "sighup", "in-a-validation", "in-the-last-step", "two-processes"],
+)
+def test_a_signal_ends_training_after_a_checkpoint_of_its_step(
+    kill, processes, saved, uninterrupted, model_dir, data_file, tmp_path
+):
+    flags = flags_of({}, model_dir, data_file, "run")
+    results = forked.run(tmp_path, "fine_tune.py", *flags, processes=processes, kill=kill)
+    assert [code for code, _ in results] == [CODES[kill.signal]] * processes, results
+    assert "--resume outputs/run continues from the last checkpoint" in results[0][1] and "Traceback" not in str(results)
+    assert (tmp_path / f"outputs/run/checkpoints/checkpoint-{saved}/whole.json").is_file()
+    results = forked.run(tmp_path, "fine_tune.py", "--resume", processes=processes)
+    assert {code for code, _ in results} == {0}, results
+    expected, ended = uninterrupted[processes], outcome(tmp_path / "outputs/run")
+    assert all(torch.equal(tensor, ended["adapter"][name]) for name, tensor in expected["adapter"].items())
+    assert all(ended[name] == expected[name] for name in ("validation", "calibration"))
+
+
+def test_a_second_signal_ends_training_at_once(model_dir, data_file, tmp_path):
+    flags = flags_of(dict(batch_size=2, gradient_accumulation_steps=4), model_dir, data_file, "run")
+    kill = Kill(STEP, 4 * 11 + 2, signal=signal.SIGTERM, times=2)  # in two of the four passes of step 12
+    ((code, printed),) = forked.run(tmp_path, "fine_tune.py", *flags, kill=kill)
+    assert code == 143 and "--resume outputs/run continues from the last checkpoint" in printed
+    assert "checkpoint-12" not in {folder.name for folder in (tmp_path / "outputs/run/checkpoints").iterdir()}
+
+
+def test_a_signal_that_the_shell_ignores_stays_ignored(call, tiny_flags, monkeypatch):
+    """As with `nohup`."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    Kill(STEP, 3, signal=signal.SIGHUP).prepare(monkeypatch.setattr)
+    try:
+        assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", 1).code == 0
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+# --- commands that a scheduler starts again ------------------------------------------------------------------------------
+
+
+def test_the_same_command_starts_continues_and_then_leaves_a_run(model_dir, data_file, uninterrupted, call, tmp_path):
+    flags = [*flags_of({}, model_dir, data_file, "run"), "--resume_if_exists"]
+    ((code, _),) = forked.run(tmp_path, "fine_tune.py", *flags, kill=Kill(STEP, 12))
+    assert code == -9
+    other = call("fine_tune.py", *flags, "--learning_rate", 0.001)
+    assert other.code == 2 and "learning_rate=0.001: outputs/run was started with 0.003" in other.err
+    assert call("fine_tune.py", *flags).code == 0
+    ended = outcome(tmp_path / "outputs/run")
+    assert all(torch.equal(tensor, ended["adapter"][name]) for name, tensor in uninterrupted[1]["adapter"].items())
+    before = (tmp_path / "outputs/run/training.json").read_bytes()
+    finished = call("fine_tune.py", *flags)
+    assert finished.code == 0 and "outputs/run: this run is finished" in finished.out
+    assert (tmp_path / "outputs/run/training.json").read_bytes() == before
+
+
+def test_a_run_is_not_resumed_with_another_base_model(killed, model_dir, call, tmp_path):
+    shutil.copytree(killed / "outputs/run", tmp_path / "run")
+    record = json.loads((tmp_path / "run/config.json").read_text())
+    record["config"]["model_name"] = str(make_model(tmp_path / "other", seed=1))
+    (tmp_path / "run/config.json").write_text(json.dumps(record))
+    result = call("fine_tune.py", "--resume", tmp_path / "run")
+    assert result.code == 2 and "another base model" in result.err, result.err

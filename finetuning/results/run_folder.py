@@ -180,6 +180,14 @@ def _note_older_version(folder: Path) -> None:
     )
 
 
+def find_named(config: Config, pick: Callable[[Config], Task]) -> Run | None:
+    """Return the run with the settings' `run_name`, locked to continue it unless it is finished; None if there is none."""
+    folder = Path(config.output_dir) / config.run_name
+    if not by_first(folder.is_dir)():
+        return None
+    return open_run(folder, pick) if by_first((folder / "training.json").is_file)() else reopen(folder, pick)
+
+
 def reopen(folder: Path, pick: Callable[[Config], Task]) -> Run:
     """Open and lock an unfinished run folder to continue it.
 
@@ -197,14 +205,22 @@ def _require_unfinished(folder: Path) -> None:
         raise UserError(f"--resume {folder}: this run is finished; python evaluate.py {folder} evaluates it")
 
 
-def check_same_data(folder: Path, data: Data) -> None:
-    """Raise `UserError` if the data set has changed since the run in `folder` was started: other rows might be held out now."""
-    record, config = _read_config(folder)
-    if data.sha256 != record["dataset"]["sha256"]:
+def check_same_data(run: Run, data: Data) -> None:
+    """Raise `UserError` if the data set has changed since `run` was started: other rows might be held out now."""
+    if data.sha256 != run.record["dataset"]["sha256"]:
         raise UserError(
-            f"{folder}: {config.dataset_name} has changed since training, so the test split may have rows of the training; "
+            f"{run.folder}: {run.config.dataset_name} has changed since training, so the test split may have rows of the training; "
             "restore the data, or train again"
         )
+
+
+def check_same_settings(run: Run, config: Config) -> None:
+    """Raise `UserError` if `run` was started with other settings than `config`. It may lie in another folder now."""
+    for name, value in asdict(config).items():
+        if name != "output_dir" and value != getattr(run.config, name):
+            raise UserError(
+                f"{name}={value}: {run.folder} was started with {getattr(run.config, name)}; use that, or another run_name"
+            )
 
 
 def _read_config(folder: Path) -> tuple[dict, Config]:
@@ -217,6 +233,14 @@ def _read_config(folder: Path) -> tuple[dict, Config]:
         raise UserError(
             f"{folder} is no run folder of this version: its config.json is missing or has other settings ({error})"
         ) from error
+
+
+def newest_unfinished(output_dir: Path) -> Path:
+    """Return the folder of the unfinished run that was started last. Raise `UserError` if there is none."""
+    unfinished = [file for file in output_dir.glob("*/config.json") if not file.with_name("training.json").is_file()]
+    if not unfinished:
+        raise UserError(f"--resume: no unfinished run in {output_dir}; name the folder of the run")
+    return max(unfinished, key=lambda file: file.stat().st_mtime).parent
 
 
 def newest_run(output_dir: Path) -> Path:

@@ -11,25 +11,31 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
+from accelerate.utils import gather
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from finetuning.disk import read_json, sha256, to_disk, write_json
 from finetuning.errors import UserError
 from finetuning.processes import by_first
+from finetuning.signals import AfterCheckpoint, Stopped
 
 COMPLETE = "whole.json"
+STEPS_BETWEEN_AGREEMENTS = 10  # so many steps apart, the processes of a run ask each other for signals: a GPU has to be waited for
 
 
 class Keeper(TrainerCallback):
-    """Marks checkpoints as complete, and saves one whenever a validation is the best so far.
+    """Marks checkpoints as complete, and saves one whenever a validation is the best so far, and when a signal ends training.
 
     It also logs at each checkpoint, so that the log of a resumed run has no gap.
     """
 
     def __init__(self) -> None:
         self.seconds_before, self.started = 0.0, time.perf_counter()
+        self.signals = AfterCheckpoint()
+        self.stopped_by = 0  # the signal that ends training, on all processes
 
     def seconds(self) -> float:
         """Return the seconds of training, including those before an interruption."""
@@ -43,9 +49,21 @@ class Keeper(TrainerCallback):
             state.best_model_checkpoint = str(best)  # the run folder may have been moved
 
     def on_step_end(self, args, state, control, **_) -> None:
-        control.should_log |= control.should_evaluate or control.should_save
+        self.stopped_by = self._signal(state.global_step)
+        control.should_save |= bool(self.stopped_by)
+        self.on_epoch_end(args, state, control)
 
-    on_epoch_end = on_step_end
+    def _signal(self, step: int) -> int:
+        """Return a signal that any process has received, 0 if none has."""
+        processes, received = PartialState(), self.signals.number or 0
+        if processes.num_processes == 1:
+            return received
+        if step % STEPS_BETWEEN_AGREEMENTS:
+            return 0
+        return int(gather(torch.tensor([received], device=processes.device)).max())
+
+    def on_epoch_end(self, args, state, control, **_) -> None:
+        control.should_log |= control.should_evaluate or control.should_save
 
     def on_evaluate(self, args, state, control, metrics, **_) -> None:
         value, best = metrics[f"eval_{args.metric_for_best_model}"], state.best_metric
@@ -61,6 +79,9 @@ class Keeper(TrainerCallback):
                 to_disk(path)
             digests = {str(file.relative_to(folder)): sha256(file) for file in files}
             write_json(folder / COMPLETE, {"seconds": self.seconds(), "sha256": digests})
+        if self.stopped_by:
+            PartialState().wait_for_everyone()  # torchrun ends all processes when the first one has ended
+            raise Stopped(self.stopped_by)
 
 
 def _folder(args, step: int) -> Path:

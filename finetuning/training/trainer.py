@@ -19,6 +19,7 @@ from config import Config
 from finetuning.data.splits import Data
 from finetuning.data.tokens import Tokens
 from finetuning.errors import NotFinite
+from finetuning.signals import AfterCheckpoint
 from finetuning.speed import cuda_graphs
 from finetuning.speed.memory import give_back_freed_memory
 from finetuning.speed.precision import machine_arguments
@@ -267,11 +268,12 @@ class _GiveBackMemory(TrainerCallback):
             give_back_freed_memory()
 
 
-def train(trainer: FineTuner) -> float:
+def train(trainer: FineTuner, signals: AfterCheckpoint) -> float:
     """Train, and load the best checkpoint's weights into the model. An interrupted run continues from its last checkpoint.
 
-    Return the seconds of training, including those before an interruption.
+    After a signal, save a checkpoint and raise `Stopped`. Return the seconds of training, including those before an interruption.
     """
+    trainer.keeper.signals = signals
     if checkpoint := last_usable(Path(trainer.args.output_dir)):
         state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:  # training had ended before the interruption

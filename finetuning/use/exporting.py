@@ -39,7 +39,7 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
     _check(run, formats)
     folder, partial = run.folder / "export", run.folder / "export.partial"
     data = load_data(run.task, run.config, run.origins["dataset"])
-    check_same_data(run.folder, data)
+    check_same_data(run, data)
     strata = pd.DataFrame({"stratum": run.task.strata(data.test.labels)})
     test = data.test.select(stratified(strata, min(n, len(data.test)), run.config.split_seed).index)
 
