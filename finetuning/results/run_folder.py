@@ -168,6 +168,7 @@ def open_run(folder: Path, pick: Callable[[Config], Task]) -> Run:
         _note_older_version(folder)
     else:
         training = fingerprints.read_sealed(file, remedy)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # left by a process that was killed after it wrote training.json
     return Run(folder, pick(config), config, record, training)
 
 
