@@ -95,19 +95,12 @@ def reference(record: Record) -> Record | None:
 
 
 def compared(record: Record) -> dict:
-    """Return `metrics.difference` to the reference over their common seeds, with `p`, a value per seed; {} without a reference."""
+    """Return `metrics.difference` to the reference; {} without a reference."""
     if record["reference"] is None:
         return {}
-    metric, pair = metric_of(record), (record, record["reference"])
-    seeds = set.intersection(*({run["seed"] for run in side["runs"]} for side in pair))
-    statistics = statistics_of([run for side in pair for run in side["runs"] if run["seed"] in seeds])
-    a, b = statistics[: len(seeds)], statistics[len(seeds) :]
-    result = metrics.difference(metric, a, b)
-    result["p"] = result.pop("mcnemar_p", [])
-    if metric.name == "bleu":  # the formula of sacreBLEU's paired bootstrap test
-        sizes = np.abs(metrics._resampled(metric, *a) - metrics._resampled(metric, *b))
-        result["p"] = [(1 + np.sum(sizes - sizes.mean() > abs(result["difference"]))) / (1 + len(sizes))]
-    return result
+    runs = record["runs"]
+    statistics = statistics_of([*runs, *record["reference"]["runs"]])
+    return metrics.difference(metric_of(record), statistics[: len(runs)], statistics[len(runs) :])
 
 
 def difference(record: Record) -> str:
@@ -173,7 +166,7 @@ DERIVED |= {
     "behind_second": lambda r: ", ".join(r["parts"][2:]),
     "score_in_lines": lambda r: r["score"].replace(" (", "<br>("),
     "seeds": lambda r: ", ".join(metric_of(r).show(run[metric_of(r).name]) for run in r["runs"]),
-    "p": lambda r: ", ".join("< 0.001" if p < 0.001 else f"{p:.3f}" for p in r["compared"].get("p", [])),
+    "p": lambda r: ("< 0.001" if r["compared"]["p"] < 0.001 else f"{r['compared']['p']:.3f}") if r["compared"] else "",
     "difference_p": lambda r: r["difference"] and f"{r['difference']}<br>p {r['p']}",
     "model_name": lambda r: model_name(r["model"], r["model_origin"]),
     "data": lambda r: model_name(r["dataset"]["name"], r["dataset"]["origin"]),

@@ -159,15 +159,15 @@ def format_table(rows: list[tuple[str, ...]]) -> str:
 
 def show_comparison(task: Task, names: tuple[str, str], results: list[dict], differences_file: Path) -> None:
     """Print the metrics of two runs on the same rows, their differences, and the file with the rows that differ."""
-    rows = [("metric", *names, "difference", "95 % interval", "McNemar p")]
+    rows = [("metric", *names, "difference", "95 % interval", "p")]
     metrics = {metric.name: metric for metric in task.metrics}
     for result in results:
         metric, interval = metrics[result["metric"]], result["difference_ci95"]
-        p = f"{result['mcnemar_p'][0]:.2g}" if "mcnemar_p" in result else ""
+        p = "" if result["p"] is None else f"{result['p']:.2g}"
         low, high = (_signed(metric, end) for end in interval) if interval else ("", "")
         values = (metric.show(value) for value in result["values"])
         rows.append((metric.name, *values, _signed(metric, result["difference"]), f"{low} to {high}", p))
-    show(f"{format_table(rows)}\n\non the same {results[0]['n']:,} rows (paired bootstrap)")
+    show(f"{format_table(rows)}\n\non the same {results[0]['n']:,} rows; of these two models: another seed can change the sign")
     show(f"rows with different predictions: {differences_file}")
 
 

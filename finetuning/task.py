@@ -10,6 +10,7 @@ imports a concrete task. The data goes through the methods of a task in this ord
 A task must define the methods that raise `NotImplementedError` here. All others have a default.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,6 +50,8 @@ class Metric:
     format: str = ".4f"  # ".2%" shows a fraction in percent
     label: str = ""  # the name in headlines; "": `name`
     proportion: bool = False  # True for a fraction of rows: it gets Wilson's interval and McNemar's test
+    limits: tuple[float, float] = (-math.inf, math.inf)  # the smallest and the largest value that is possible
+    log_scale: bool = False  # whether its interval is symmetric on a logarithmic scale, as that of perplexity
     interval: bool = True  # whether it has a 95 % interval, and a difference when two runs are compared
 
     def of(self, statistics: Statistics) -> float:
@@ -60,7 +63,7 @@ class Metric:
         return f"{value:{self.format}}"
 
     def show_interval(self, interval: list[float] | None) -> str:
-        """Return an interval, [low, high], as text. `interval` is None if there is only one row."""
+        """Return an interval, [low, high], as text. `interval` is None if there is only one row, or one group of rows."""
         return f"95 % interval {self.show(interval[0])} to {self.show(interval[1])}" if interval else "no interval: one row"
 
 

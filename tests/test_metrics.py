@@ -40,13 +40,91 @@ def test_a_paired_difference_counts_the_rows_that_only_one_run_gets_right():
     b = np.array([True] * 80 + [False] * 10 + [True] * 2 + [False] * 8)  # 10 rows are correct in a alone, 2 in b alone
     difference = metrics.difference(ACCURACY, [correct(*a)], [correct(*b)])
     assert difference["difference"] == pytest.approx(0.08)
-    assert difference["mcnemar_p"] == [pytest.approx(2 * (1 + 12 + 66) / 2**12)], (
-        "two-sided: at most 2 heads or at most 2 tails in 12 tosses"
-    )
+    assert difference["p"] == pytest.approx(2 * (1 + 12 + 66) / 2**12), "two-sided: at most 2 heads or at most 2 tails in 12 tosses"
     by_normal = 1.96 * np.std(a.astype(float) - b) / 10
     assert difference["difference_ci95"] == pytest.approx([0.08 - by_normal, 0.08 + by_normal], abs=0.02)
-    seeds = metrics.difference(ACCURACY, [correct(*a), correct(*b)], [correct(*b), correct(*b)])
-    assert seeds["difference"] == pytest.approx(0.04) and seeds["mcnemar_p"][1] == 1
+    assert metrics.difference(ACCURACY, [correct(*a)] * 2, [correct(*b)])["p"] != difference["p"], "a test of ways to train"
+
+
+# --- simulations: without a true difference, p is below 0.05 in 5 % of cases; 95 % of the intervals hold the true value -----------
+
+SIMULATIONS = 400
+LOSS = Metric("loss", lambda sums: sums["loss"] / sums["tokens"], better="lower")
+PERPLEXITY = Metric("perplexity", lambda sums: np.exp(sums["loss"] / sums["tokens"]), better="lower", log_scale=True)
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    """Enough for the mean over many simulations."""
+    monkeypatch.setattr(metrics, "RESAMPLES", 200)
+
+
+def fraction(events) -> float:
+    return float(np.mean([*events]))
+
+
+def seeds_of_one_method(rng: np.random.Generator, rows: np.ndarray, seeds: int) -> list[dict]:
+    """Return runs that get each row right with its own probability in `rows`, (rows,), changed by 5 points from seed to seed."""
+    return [correct(*(rng.random(len(rows)) < rows + rng.normal(0, 0.05))) for _ in range(seeds)]
+
+
+@pytest.mark.parametrize("seeds", [(3, 3), (2, 4)], ids=str)
+def test_equal_methods_with_different_seeds_are_rarely_called_different(seeds, few_resamples):
+    rng, differences = np.random.default_rng(0), []
+    for _ in range(SIMULATIONS):
+        rows = rng.beta(6, 1.5, 300)
+        differences.append(metrics.difference(ACCURACY, *(seeds_of_one_method(rng, rows, n) for n in seeds)))
+    assert 0.01 < fraction(result["p"] < 0.05 for result in differences) < 0.08
+    assert 0.92 < fraction(result["difference_ci95"][0] <= 0 <= result["difference_ci95"][1] for result in differences) < 0.99
+
+
+def test_the_interval_of_a_mean_over_seeds_holds_the_true_accuracy(few_resamples):
+    rng, held = np.random.default_rng(0), []
+    for _ in range(SIMULATIONS):
+        low, high = metrics.interval(ACCURACY, *seeds_of_one_method(rng, rng.beta(6, 1.5, 300), 3))
+        held.append(low <= 0.8 <= high)
+    assert 0.92 < fraction(held) < 0.99
+
+
+def documents(rng: np.random.Generator, n: int, *effects: float) -> dict[str, np.ndarray]:
+    """Return loss and tokens of `n` documents of different lengths."""
+    tokens = rng.integers(50, 500, n).astype(float)
+    return {"rows": np.ones(n), "tokens": tokens, "loss": tokens * rng.normal(3, 0.3, n)}
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 40])
+def test_the_interval_of_perplexity_holds_the_true_one_with_few_documents(n, few_resamples):
+    rng, held = np.random.default_rng(0), []
+    for _ in range(SIMULATIONS):
+        low, high = metrics.interval(PERPLEXITY, documents(rng, n))
+        held.append(0 < low <= np.exp(3) <= high)
+    assert 0.91 < fraction(held) <= 0.99
+    assert metrics.interval(PERPLEXITY, documents(rng, 1)) is None
+
+
+def test_two_equal_models_are_rarely_called_different_by_any_metric(few_resamples):
+    """One run each: McNemar's test for accuracy, approximate randomisation for a ratio of sums."""
+    rng, p = np.random.default_rng(0), []
+    for _ in range(SIMULATIONS):
+        a, b = documents(rng, 60), documents(rng, 60)
+        b["tokens"] = a["tokens"]
+        b["loss"] = a["loss"] + a["tokens"] * rng.normal(0, 0.1, 60)
+        rows = rng.beta(6, 1.5, 300)
+        accuracies = ([correct(*(rng.random(300) < rows))] for _ in range(2))
+        p.append((metrics.difference(LOSS, [a], [b])["p"], metrics.difference(ACCURACY, *accuracies)["p"]))
+    assert all(0.01 < fraction(p < 0.05 for p in values) < 0.08 for values in zip(*p, strict=True))
+    assert fraction(values[0] > 0.5 for values in p) > 0.4, "p values of no difference are spread from 0 to 1"
+
+
+def test_intervals_of_rows_that_belong_together_resample_whole_groups(few_resamples):
+    rng, held = np.random.default_rng(0), {True: [], False: []}
+    for _ in range(SIMULATIONS):
+        rows = np.repeat(rng.beta(4, 1, 50), 10)  # 50 documents of 10 sentences
+        statistics = correct(*(rng.random(500) < rows))
+        for grouped in held:
+            low, high = metrics.interval(ACCURACY, statistics | ({"group": np.arange(500) // 10} if grouped else {}))
+            held[grouped].append(low <= 0.8 <= high)
+    assert 0.91 < fraction(held[True]) < 0.99 and fraction(held[False]) < 0.9
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():

@@ -101,9 +101,7 @@ def test_experiments_are_compared_row_by_row_and_seed_by_seed():
     statistics = quality.statistics_of([*a, *b])
     result = metrics.difference(ACCURACY, statistics[:2], statistics[2:])
     assert result["difference"] == pytest.approx((6 + 2) / 200)
-    assert result["mcnemar_p"] == pytest.approx(
-        [2 * (1 + 8) / 2**8, 0.5]
-    )  # seed 0: one row against seven; seed 1: none against two
+    assert result["p"] > 0.05, "two seeds that differ by five points say little"
 
 
 def test_records_keep_the_statistics_of_their_rows():

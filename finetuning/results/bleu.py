@@ -1,6 +1,7 @@
 """sacreBLEU's BLEU, chrF and TER as functions of summed statistics."""
 
 import contextlib
+import math
 import re
 from functools import cache, partial
 
@@ -45,7 +46,7 @@ def score(scorer: str, column: str, sums: Sums) -> float:
 
 
 def metric(scorer: str, column: str, **options) -> Metric:
-    return Metric(scorer, partial(score, scorer, column), format=".2f", **options)
+    return Metric(scorer, partial(score, scorer, column), format=".2f", limits=(0, 100 if scorer != "ter" else math.inf), **options)
 
 
 METRICS = (

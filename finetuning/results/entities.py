@@ -221,7 +221,7 @@ def f1(sums: Sums) -> float:
     return 2 * (p * r) / (p + r) if p + r else 0.0
 
 
-F1 = Metric("f1", f1, format=".2%", label="Entity F1")
+F1 = Metric("f1", f1, format=".2%", label="Entity F1", limits=(0, 1))
 
 
 def by_length(statistics: Statistics, edges: Sequence[int]) -> list[dict]:

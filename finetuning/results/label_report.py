@@ -1,5 +1,6 @@
 """Metrics and sections of the report page for tasks with labels. The metrics are functions of statistics summed over rows."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -43,9 +44,9 @@ def mean_of(name: str) -> Callable[[Sums], float]:
     return lambda sums: sums[name] / sums["rows"]
 
 
-ACCURACY = Metric("accuracy", mean_of("correct"), format=".2%", label="Accuracy", proportion=True)
-F1_MACRO = Metric("f1_macro", f1_macro)
-LOSS = Metric("loss", mean_of("loss"), better="lower")
+ACCURACY = Metric("accuracy", mean_of("correct"), format=".2%", label="Accuracy", proportion=True, limits=(0, 1))
+F1_MACRO = Metric("f1_macro", f1_macro, limits=(0, 1))
+LOSS = Metric("loss", mean_of("loss"), better="lower", limits=(0, math.inf))
 
 
 Probabilities = tuple[np.ndarray, np.ndarray]  # as trained, and after temperature scaling

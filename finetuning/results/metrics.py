@@ -11,11 +11,13 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from scipy.stats import binomtest
+from scipy.stats import t as student_t
 from sklearn.metrics import accuracy_score
 
 from finetuning.task import Metric, Statistics
 
 RESAMPLES = 2_000
+FEW = 30  # with fewer rows or groups, a percentile bootstrap is too narrow
 MAX_NUMBERS_IN_MEMORY = 2 * 10**5  # at a time while resampling; more would not fit into a CPU's caches and would be slower
 
 
@@ -27,31 +29,45 @@ def select(statistics: Statistics, rows: np.ndarray) -> Statistics:
 def interval(metric: Metric, *runs: Statistics) -> list[float] | None:
     """Return the 95 % interval [low, high] of a metric, or of its mean over several `runs` (seeds) on the same rows.
 
-    The method is a percentile bootstrap over rows, or Wilson's interval (1927) for a proportion. Return None if there are fewer
-    than two rows to resample.
+    One run: a percentile bootstrap over rows, or Wilson's interval (1927) for a proportion. Several runs, or few rows: Student's t
+    (`_student`). If the statistics have a `group`, whole groups of rows are resampled. Return None if there are fewer than two rows
+    or groups.
     """
-    n = len(runs[0]["rows"])
-    if metric.proportion:
-        return wilson_interval(round(np.mean([metric.of(run) for run in runs]) * n), n)
+    n = _units(runs[0])
+    if metric.proportion and len(runs) == 1 and "group" not in runs[0]:
+        return wilson_interval(round(metric.of(runs[0]) * n), n)
     if n < 2:
         return None
-    return _percentiles(sum(_resampled(metric, run) for run in runs) / len(runs))
+    to_scale, from_scale = (np.log, np.exp) if metric.log_scale else (np.asarray, np.asarray)
+    resampled = to_scale(sum(_resampled(metric, run) for run in runs) / len(runs))
+    if len(runs) == 1 and n >= FEW:
+        ends = np.percentile(resampled, [2.5, 97.5])
+    else:
+        values = [metric.of(run) for run in runs]
+        ends, _ = _student(to_scale(np.mean(values)), resampled, n, to_scale(values))
+    return np.clip(from_scale(ends), *metric.limits).tolist()
 
 
 def difference(metric: Metric, a: Sequence[Statistics], b: Sequence[Statistics]) -> dict:
-    """Return `difference`, the metric of `a` minus that of `b` on the same rows, and its 95 % interval, `difference_ci95`.
+    """Return `difference`, the metric of `a` minus that of `b` on the same rows, its 95 % interval `difference_ci95`, and `p`.
 
-    `a` and `b` have one run each, or several (seeds), whose means are compared. Both are computed on the same resamples of the rows
-    (paired bootstrap). A proportion also gets `mcnemar_p`: the p value of McNemar's exact test, for each pair of seeds.
+    `a` and `b` have one run each, or several (seeds), whose means are compared. With several, the interval and the two-sided p value
+    of Student's t include the variance between the seeds (`_student`): they are about the two ways to train. With one run each, they
+    are about these two models: a paired bootstrap over rows, and McNemar's exact test for a proportion, else approximate
+    randomisation (Noreen, 1989). The interval and `p` are None if there are fewer than two rows or groups.
     """
-    difference_of_means = np.mean([metric.of(run) for run in a]) - np.mean([metric.of(run) for run in b])
-    result = {"difference": float(difference_of_means), "difference_ci95": None}
-    if len(a[0]["rows"]) > 1:
-        resampled = (sum(_resampled(metric, run) for run in runs) / len(runs) for runs in (a, b))
-        result["difference_ci95"] = _percentiles(next(resampled) - next(resampled))
-    if metric.proportion:
-        result["mcnemar_p"] = [_mcnemar(metric, x, y) for x, y in zip(a, b, strict=True)]
-    return result
+    values = [[metric.of(run) for run in runs] for runs in (a, b)]
+    center, n = float(np.mean(values[0]) - np.mean(values[1])), _units(a[0])
+    if n < 2:
+        return {"difference": center, "difference_ci95": None, "p": None}
+    resampled = [sum(_resampled(metric, run) for run in runs) / len(runs) for runs in (a, b)]
+    ends, p = _student(center, resampled[0] - resampled[1], n, *values)
+    if len(a) == len(b) == 1:
+        if n >= FEW:
+            ends = np.percentile(resampled[0] - resampled[1], [2.5, 97.5]).tolist()
+        exact = metric.proportion and "group" not in a[0]
+        p = _mcnemar(metric, a[0], b[0]) if exact else _randomisation(metric, a[0], b[0])
+    return {"difference": center, "difference_ci95": ends, "p": p}
 
 
 def groups(metric: Metric, statistics: Statistics, lengths: np.ndarray, edges: Sequence[int]) -> list[dict]:
@@ -69,23 +85,74 @@ def groups(metric: Metric, statistics: Statistics, lengths: np.ndarray, edges: S
     return results
 
 
+def _units(statistics: Statistics) -> int:
+    """Return the number of rows, or of groups of rows, that are resampled."""
+    return len(np.unique(statistics["group"])) if "group" in statistics else len(statistics["rows"])
+
+
+def _columns(statistics: Statistics) -> dict[str, np.ndarray]:
+    """Return the statistics as (units, k), summed over the rows of each group."""
+    columns = {name: values.reshape(len(values), -1).astype(np.float64) for name, values in statistics.items() if name != "group"}
+    if "group" not in statistics:
+        return columns
+    _, groups = np.unique(statistics["group"], return_inverse=True)
+    return {name: np.stack([np.bincount(groups, column) for column in values.T], axis=1) for name, values in columns.items()}
+
+
+def _values(metric: Metric, statistics: Statistics, sums: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the values of the metric, (n,), for sums (n, k) of the columns of `statistics`."""
+    flat = {name for name, values in statistics.items() if values.ndim == 1}
+    n = len(sums["rows"])
+    return np.array([metric.value({name: s[i, 0] if name in flat else s[i] for name, s in sums.items()}) for i in range(n)])
+
+
+def _batches(units: int) -> list[int]:
+    """Return the sizes of the batches in which `RESAMPLES` resamples are drawn."""
+    size = max(1, min(RESAMPLES, MAX_NUMBERS_IN_MEMORY // units))
+    return [min(size, RESAMPLES - start) for start in range(0, RESAMPLES, size)]
+
+
 def _resampled(metric: Metric, statistics: Statistics) -> np.ndarray:
-    """Return the metric of `RESAMPLES` resamples of the rows. For the same number of rows, the resamples are the same."""
-    n, rng = len(statistics["rows"]), np.random.default_rng(0)
-    columns = {name: values.reshape(n, -1).astype(np.float64) for name, values in statistics.items()}
-    batch = max(1, min(RESAMPLES, MAX_NUMBERS_IN_MEMORY // n))
-    values = []
-    for start in range(0, RESAMPLES, batch):
-        resamples = rng.integers(0, n, (min(batch, RESAMPLES - start), n))
-        counts = np.stack([np.bincount(rows, minlength=n) for rows in resamples]).astype(np.float64)  # how often each row was drawn
-        sums = {name: counts @ column for name, column in columns.items()}
-        for i in range(len(resamples)):
-            values.append(metric.value({name: s[i] if statistics[name].ndim > 1 else s[i, 0] for name, s in sums.items()}))
-    return np.array(values)
+    """Return the metric of `RESAMPLES` resamples of the rows or groups. For the same number of these, the resamples are the same."""
+    columns, rng, values = _columns(statistics), np.random.default_rng(0), []
+    n = len(columns["rows"])
+    for size in _batches(n):
+        resamples = rng.integers(0, n, (size, n))
+        counts = np.stack([np.bincount(units, minlength=n) for units in resamples]).astype(np.float64)  # how often each was drawn
+        values.append(_values(metric, statistics, {name: counts @ column for name, column in columns.items()}))
+    return np.concatenate(values)
 
 
-def _percentiles(values: np.ndarray) -> list[float]:
-    return np.percentile(values, [2.5, 97.5]).tolist()
+def _student(center: float, resampled: np.ndarray, n: int, *seeds: Sequence[float]) -> tuple[list[float], float]:
+    """Return the 95 % interval [low, high] around `center`, and the two-sided p value of the hypothesis that it is zero.
+
+    The variance is the sum of two parts: that of the `n` rows or groups, as `resampled`, and for each list in `seeds` that of the
+    mean of its values, one per seed. The degrees of freedom are those of Welch and Satterthwaite (1946).
+    """
+    parts = [(resampled.var(ddof=1) * n / (n - 1), n - 1)]
+    parts += [(np.var(values, ddof=1) / len(values), len(values) - 1) for values in seeds if len(values) > 1]
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return [center, center], float(center == 0)
+    freedom = variance**2 / sum(part**2 / n for part, n in parts)
+    distribution = student_t(freedom, scale=np.sqrt(variance))
+    half = distribution.ppf(0.975)
+    return [float(center - half), float(center + half)], float(2 * distribution.sf(abs(center)))
+
+
+def _randomisation(metric: Metric, a: Statistics, b: Statistics) -> float:
+    """Return the two-sided p value of approximate randomisation: how often a random exchange of rows between the runs gives as
+    large a difference."""
+    columns_a, columns_b = _columns(a), _columns(b)
+    observed, rng, n_as_large = abs(metric.of(a) - metric.of(b)), np.random.default_rng(0), 0
+    for size in _batches(len(columns_a["rows"])):
+        exchanged = rng.integers(0, 2, (size, len(columns_a["rows"]))).astype(np.float64)
+        moved = {name: exchanged @ (columns_b[name] - columns_a[name]) for name in columns_a}
+        sums_a = {name: columns_a[name].sum(axis=0) + moved[name] for name in columns_a}
+        sums_b = {name: columns_b[name].sum(axis=0) - moved[name] for name in columns_b}
+        differences = _values(metric, a, sums_a) - _values(metric, b, sums_b)
+        n_as_large += int((np.abs(differences) >= observed * (1 - 1e-9)).sum())
+    return (1 + n_as_large) / (1 + RESAMPLES)
 
 
 def _mcnemar(metric: Metric, a: Statistics, b: Statistics) -> float:

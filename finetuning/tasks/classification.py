@@ -114,7 +114,7 @@ class SingleLabel(Labels):
     """Exactly one label for each text, such as the sentiment of a review or the topic of a message."""
 
     problem_type = "single_label_classification"
-    metrics = (ACCURACY, Metric("f1", label_report.f1_single), F1_MACRO, LOSS)
+    metrics = (ACCURACY, Metric("f1", label_report.f1_single, limits=(0, 1)), F1_MACRO, LOSS)
     labels_are_classes = True
     answer_features = Features({"prediction": Value("string"), "probability": Value("float64")})
     code_template = "classification.py.jinja"
@@ -259,7 +259,7 @@ class MultiLabel(Labels):
     """Any number of labels for each text. A text is correct if all its labels are correct."""
 
     problem_type = "multi_label_classification"
-    metrics = (replace(ACCURACY, label="All labels correct:"), Metric("f1", label_report.f1_micro), F1_MACRO, LOSS)
+    metrics = (replace(ACCURACY, label="All labels correct:"), Metric("f1", label_report.f1_micro, limits=(0, 1)), F1_MACRO, LOSS)
     code_template = "classification_several.py.jinja"
     answer_features = Features({"prediction": List(Value("string")), "probabilities": List(Value("float64"))})
     widgets = (("label", "Labels and their probabilities"),)

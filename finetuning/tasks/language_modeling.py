@@ -44,7 +44,7 @@ class _LanguageModel(Task):
     """Base class of the language models. Predictions are (documents, 3), see `predict`."""
 
     metrics = (
-        Metric("perplexity", lambda sums: np.exp(sums["loss"] / sums["tokens"]), "lower", ".3f", "Perplexity"),
+        Metric("perplexity", lambda sums: np.exp(sums["loss"] / sums["tokens"]), "lower", ".3f", "Perplexity", log_scale=True),
         Metric("loss", lambda sums: sums["loss"] / sums["tokens"], "lower"),  # nats per token
     )
     settings = ("text_column", "label_column")

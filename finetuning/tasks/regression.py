@@ -50,8 +50,8 @@ class Regression(TextClassification):
     metrics = (
         Metric("rmse", lambda sums: (sums["squared_error"] / sums["rows"]) ** 0.5, better="lower", format=".4f", label="RMSE"),
         Metric("mae", lambda sums: sums["absolute_error"] / sums["rows"], better="lower"),
-        Metric("pearson", _correlation("values")),
-        Metric("spearman", _correlation("ranks")),  # a row keeps its rank among all rows when a subset is measured
+        Metric("pearson", _correlation("values"), limits=(-1, 1)),
+        Metric("spearman", _correlation("ranks"), limits=(-1, 1)),  # a row keeps its rank among all rows when a subset is measured
         Metric("loss", lambda sums: sums["squared_error"] / sums["rows"], better="lower", interval=False),
     )
 
