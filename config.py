@@ -45,6 +45,11 @@ class Config:
         help="column with the label, the tags or the spans; or several columns of 0 and 1, separated by commas; not given: the "
         "first column with a usual name",
     )
+    group_column: str | None = HfArg(
+        default=None,
+        help="column whose equal values mark rows that belong together, such as a document or an author: held-out rows are whole "
+        "groups, and intervals resample whole groups",
+    )
     span_offsets: Literal["characters", "utf-16"] | None = HfArg(
         default=None,
         help="named entities: the unit of the spans' offsets: characters, or UTF-16 units as in JavaScript, where an emoji counts "

@@ -58,7 +58,7 @@ def main() -> None:
 
     # Compute the metrics, and write the report.
     evaluated = Evaluation(predictions, data.test, encoded.lengths, data.label_names, run.calibration, run.config)
-    evaluated, statistics = evaluation.measure(task, evaluated)
+    evaluated, statistics = evaluation.measure(task, evaluated, data.unseen())
     evaluated.metrics.update(evaluation.describe(run, model_source, data, prediction_seconds))
     evaluated.metrics.update(task.more_details(predictor, data.test))
     sections = evaluation.sections_of(run, evaluated)

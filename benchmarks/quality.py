@@ -26,11 +26,11 @@ from studies import STUDIES, TFIDF, pretrained
 
 from config import Config
 from finetuning import console, tasks
-from finetuning.data.splits import Data, load_data
+from finetuning.data.splits import NEIGHBOURS, Data, load_data
 from finetuning.data.text import clean
 from finetuning.data.tokens import encode
 from finetuning.disk import write_json
-from finetuning.results import evaluation, metrics, run_folder
+from finetuning.results import evaluation, run_folder
 from finetuning.task import Evaluation, Statistics
 from finetuning.use import exporting
 
@@ -84,13 +84,8 @@ def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
     else:
         kept = ROOT / pretrained(study, name)["model_name"] if STUDIES[study].keep and seed == 0 else None
         data, evaluated, about = fine_tuned(settings, split, kept)
-    evaluated, statistics = evaluation.measure(data.task, evaluated)
+    evaluated, statistics = evaluation.measure(data.task, evaluated, data.unseen() if split == "test" else None)
     measured = {key: value for key, value in evaluated.metrics.items() if key not in ("calibration", *evaluated.calibration)}
-    if split == "test":  # the metric without texts that also occur in train or validation
-        unseen = ~np.isin(data.test.hashes, [*data.train.hashes, *data.validation.hashes])
-        metric = data.task.metrics[0]
-        value = metric.of(metrics.select(statistics, unseen)) if unseen.any() else None
-        measured["unseen"] = {metric.name: value, "n": int(unseen.sum())}
     return {
         "study": study,
         "experiment": name,
@@ -216,7 +211,8 @@ def statistics_of(records: list[dict]) -> list[Statistics]:
         if "wrong" in record:  # rows that no record has wrong: their order does not matter
             return {"correct": np.r_[~np.isin(wrong_rows, record["wrong"].split()), np.ones(record["n"] - len(wrong_rows))]}
         if "counts" in record:
-            return dict(zip(("true_positives", "predicted", "actual"), from_text(record["counts"]).T, strict=True))
+            counts = dict(zip(("true_positives", "predicted", "actual"), from_text(record["counts"]).T, strict=True))
+            return counts | {"group": np.arange(record["n"]) // NEIGHBOURS}
         if "documents" in record:
             loss, tokens = from_text(record["documents"]).T
             return {"loss": loss * tokens, "tokens": tokens}

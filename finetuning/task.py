@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from finetuning.results.report import Section
     from finetuning.training.prediction import Predictor
 
-Statistics = dict[str, np.ndarray]  # name -> a number per row, (rows,), or several, (rows, k)
+# Name -> a number per row, (rows,), or several, (rows, k). `group`: equal numbers for rows that belong together; it is not summed.
+Statistics = dict[str, np.ndarray]
 Sums = dict[str, Any]  # the statistics summed over rows: name -> a number, or (k,)
 
 
@@ -109,6 +110,7 @@ class Task:
     cuda_graphs = False  # whether training steps can be recorded as CUDA graphs
     labels_required = True  # if False, rows without a label are used too, but only for training
     labels_are_classes = False  # whether the labels are (rows,), and each is a position in `label_names`
+    rows_are_neighbours = False  # whether rows that follow one another may be parts of one document
     truncates = True  # whether a longer text is cut to `max_length`; if not, it is read in several windows or blocks
     length_edges: tuple[int, ...] = (0, 64, 128, 256, 512)  # borders of the groups in "metrics by length"
     prediction_column = "prediction"  # two runs differ in a row if they differ in this column of predictions.parquet

@@ -1,6 +1,7 @@
 """Texts are split, sampled, tokenized, truncated and augmented; stand-ins replace what the Hub does not deliver."""
 
 import io
+import json
 import os
 import tarfile
 from collections import Counter
@@ -55,7 +56,7 @@ def test_equal_texts_are_never_in_two_splits():
 
 
 def test_a_smaller_sample_is_part_of_a_larger_one_and_keeps_the_label_fractions():
-    small, large = (splits.stratified(FRAME, n, seed=3) for n in (50, 200))
+    small, large = (splits.draw(FRAME, n, seed=3) for n in (50, 200))
     assert set(small.index) < set(large.index)
     assert small.stratum.sum() == 5 and large.stratum.sum() == 20
     assert large.index.is_monotonic_increasing
@@ -288,3 +289,43 @@ def test_augmentation_depends_on_seed_epoch_and_row_and_keeps_the_special_tokens
         if name == "crop":
             # A crop is a piece of the text without gaps.
             assert len(ids) >= 0.7 * len(before) and ",".join(map(str, ids[1:-1])) in ",".join(map(str, before))
+
+
+# --- rows that belong together -------------------------------------------------------------------------------------------
+
+
+def test_the_rows_of_a_group_stay_in_one_split(call, tiny_flags, tmp_path):
+    rows = make_rows(120).assign(author=lambda rows: [f"author {i // 6}" for i in range(len(rows))])
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    flags = [*tiny_flags, "--dataset_name", tmp_path / "rows.csv", "--group_column", "author", "--num_train_epochs", 1]
+    data = load(tmp_path / "rows.csv", group_column="author")
+    authors = [{*rows.author[part.rows]} for part in (data.train, data.validation, data.test)]
+    assert all(authors) and sum(map(len, authors)) == len(set.union(*authors)), "no author is in two splits"
+    assert call("fine_tune.py", *flags).code == 0 and call("evaluate.py").code == 0
+    assert pd.read_parquet(tmp_path / "outputs/run/statistics.parquet").group.nunique() == len(authors[2])
+    wrong = call("fine_tune.py", *flags[:-4], "--group_column", "writer", "--run_name", "wrong")
+    assert wrong.code == 2 and "group_column=writer: there is no such column; the columns are" in wrong.err, wrong.err
+
+
+def test_held_out_sentences_are_neighbours_in_the_file(tmp_path):
+    """So that `--context neighbours` reads real neighbours, and few documents are in two splits."""
+    lines = [f"word{i} O\nParis B-LOC\n" for i in range(6000)]
+    (tmp_path / "sentences.conll").write_text("\n".join(lines))
+    data = load(tmp_path / "sentences.conll", task="token-classification")
+    for part in (data.validation, data.test):
+        assert np.mean(np.diff(part.rows) == 1) > 0.95
+    assert len({*(data.train.rows // 30)} & {*(data.test.rows // 30)}) == 0
+
+
+def test_texts_that_are_in_train_and_test_are_counted(call, tiny_flags, tmp_path):
+    rows = make_rows(120)
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    rows.iloc[:100].to_csv(folder / "train.csv", index=False)
+    rows.iloc[90:].to_csv(folder / "test.csv", index=False)
+    result = call("fine_tune.py", *tiny_flags, "--dataset_name", folder, "--num_train_epochs", 1)
+    assert result.code == 0 and "of 30 test texts are in train too" in result.out, result.out
+    evaluated = call("evaluate.py")
+    metrics = json.loads((tmp_path / "outputs/run/metrics.json").read_text())
+    assert evaluated.code == 0 and metrics["unseen"].keys() == {"accuracy", "n"} and metrics["unseen"]["n"] == 20
+    assert "10 texts are in train or validation too; without them, accuracy is" in (tmp_path / "outputs/run/report.html").read_text()

@@ -20,6 +20,7 @@ from finetuning.processes import require_same
 from finetuning.task import Rows, Task
 
 MAX_LISTED = 5  # row numbers or labels in a message
+NEIGHBOURS = 30  # so many neighbouring rows make a group, if the rows are parts of documents; half as many had narrower intervals
 SAMPLE_SETTINGS = {"train": "train_samples", "validation": "val_samples", "test": "test_samples"}
 
 
@@ -31,6 +32,7 @@ class Split:
     rows: np.ndarray  # (rows,) int64, row numbers in `raw`
     labels: np.ndarray  # (rows,) int64, (rows, labels), or other values per row that the task keeps in memory
     hashes: np.ndarray  # (rows,) uint64, equal for equal texts
+    groups: np.ndarray | None = None  # (rows,) int64, equal for rows that belong together; None: each row is alone
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -41,7 +43,8 @@ class Split:
 
     def select(self, positions: Sequence[int]) -> "Split":
         """Return the rows at these positions."""
-        return Split(self.raw, self.rows[positions], self.labels[positions], self.hashes[positions])
+        groups = None if self.groups is None else self.groups[positions]
+        return Split(self.raw, self.rows[positions], self.labels[positions], self.hashes[positions], groups)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,10 @@ class Data:
     test_split: str  # as it is printed: "official test", "official validation" or "held out from train"
     validation_split: str
     sha256: str  # hash of all texts and labels of the data set, before sampling
+
+    def unseen(self) -> np.ndarray:
+        """Return whether each test row has a text that neither train nor validation has, (rows,) bool."""
+        return ~np.isin(self.test.hashes, [*self.train.hashes, *self.validation.hashes])
 
 
 def load_data(task: Task, config: Config, origin: str | None = None, given: Collection[str] = ()) -> Data:
@@ -86,7 +93,13 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
             raise UserError(f"dataset_name={config.dataset_name}: split {name} has no rows: add rows, or name another split")
     all_rows = task.read(raw, columns, config)
     frames = {name: scan(task, all_rows, name) for name in all_rows.columns}
-    sha256 = hashlib.sha256(b"".join(frame.row.to_numpy().tobytes() for frame in frames.values())).hexdigest()
+    for name, frame in frames.items():
+        if (groups := groups_of(task, raw[name], config)) is not None:
+            frame["group"] = groups
+    parts = [frame.row for frame in frames.values()]
+    if "group" in frames["train"] and len(frames) < len(SPLITS):  # it decides which rows are held out
+        parts.append(frames["train"].group)
+    sha256 = hashlib.sha256(b"".join(part.to_numpy().tobytes() for part in parts)).hexdigest()
     require_same("data", sha256)
     frames, left_out = usable(task, frames, columns, official_names, config)
     remarks = [*source.remarks, *all_rows.remarks, *left_out]
@@ -98,6 +111,7 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     splits = {name: _rows_of(frame, name if name in raw else "train", all_rows) for name, frame in frames.items()}
     if task.labels_are_classes:
         remarks += absent(splits, all_rows.label_names)
+    remarks += overlaps(splits)
     names = {name: f"official {official_names[name]}" if name in raw else "held out from train" for name in SPLITS}
     return Data(
         **splits,
@@ -115,7 +129,8 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
 def _rows_of(frame: pd.DataFrame, split: str, all_rows: Rows) -> Split:
     """Return the rows of a frame. `split` is the split of the data set that they come from."""
     rows = frame.index.to_numpy(np.int64)
-    return Split(all_rows.columns[split], rows, all_rows.labels[split][rows], frame.hash.to_numpy())
+    groups = frame.group.to_numpy() if "group" in frame else None
+    return Split(all_rows.columns[split], rows, all_rows.labels[split][rows], frame.hash.to_numpy(), groups)
 
 
 def flat(dataset: DatasetDict) -> DatasetDict:
@@ -168,6 +183,23 @@ def scan(task: Task, all_rows: Rows, split: str) -> pd.DataFrame:
     frame = read_columns(map_once(rows, hash_batch, features, [labels]), *features).to_pandas()
     left_out = all_rows.left_out.get(split, np.zeros(len(rows), dtype=bool))
     return frame.assign(stratum=task.strata(labels), labelled=task.has_label(labels), left_out=left_out)
+
+
+def groups_of(task: Task, rows: Dataset, config: Config) -> np.ndarray | None:
+    """Return the number of each row's group, (rows,) int64; None if each row is alone.
+
+    A group has an equal value in `group_column`. Without it, neighbouring rows belong together if they are parts of documents.
+    Raise `UserError` if there is no such column.
+    """
+    if config.group_column:
+        if config.group_column not in rows.column_names:
+            columns = ", ".join(rows.column_names)
+            raise UserError(f"group_column={config.group_column}: there is no such column; the columns are {columns}")
+        values = [str(value) for value in rows[config.group_column]]
+        return pd.util.hash_array(np.array(values, dtype=object)).view(np.int64)
+    if task.rows_are_neighbours:
+        return np.arange(len(rows)) // max(1, min(NEIGHBOURS, len(rows) // (2 * NEIGHBOURS)))  # few rows: small groups
+    return None
 
 
 def usable(
@@ -234,11 +266,21 @@ def absent(splits: dict[str, Split], label_names: list[str]) -> list[str]:
     return notes
 
 
+def overlaps(splits: dict[str, Split]) -> list[str]:
+    """Return notes on validation and test rows whose text train has too. A model may know these texts by heart."""
+    notes = []
+    for name in ("validation", "test"):
+        if n := int(np.isin(splits[name].hashes, splits["train"].hashes).sum()):
+            more = "; metrics.json has the metric without them as unseen" if name == "test" else ""
+            notes.append(f"{n:,} of {len(splits[name]):,} {name} texts are in train too{more}")
+    return notes
+
+
 def split(frames: dict[str, pd.DataFrame], config: Config) -> dict[str, pd.DataFrame]:
     """Make the splits that the data set lacks: hold out stratified rows of train. Only `split_seed` decides which rows.
 
-    `frames` are from `scan`, indexed by row numbers. If a held-out text has copies, they leave train and are not used. Rows without
-    a label are never held out. Only language models read such rows, so they hold out the same rows as a classifier.
+    `frames` are from `scan`, indexed by row numbers. If a held-out text has copies, they leave train and are not used. So do the
+    other rows of a group that is held out in part. Rows without a label are never held out. Only language models read such rows, so they hold out the same rows as a classifier.
     """
     frames = dict(frames)
     labelled = frames["train"][frames["train"].labelled]
@@ -246,9 +288,11 @@ def split(frames: dict[str, pd.DataFrame], config: Config) -> dict[str, pd.DataF
     n_rows, min_strata = len(labelled), min(2, labelled.stratum.nunique())
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if name not in frames:
-            frames[name] = stratified(labelled.drop_duplicates("hash"), round(n_rows * fraction), config.split_seed)
-            labelled = labelled[~labelled.hash.isin(frames[name].hash)]
-            unlabelled = unlabelled[~unlabelled.hash.isin(frames[name].hash)]
+            rows = labelled if "group" in labelled else labelled.drop_duplicates("hash")
+            frames[name] = draw(rows, round(n_rows * fraction), config.split_seed)
+            for column in {"hash", "group"} & {*labelled}:
+                labelled = labelled[~labelled[column].isin(frames[name][column])]
+                unlabelled = unlabelled[~unlabelled[column].isin(frames[name][column])]
             if any(part.stratum.nunique() < min_strata for part in (frames[name], labelled)):
                 raise UserError(
                     f"{n_rows} rows are too few to hold out {fraction:.0%} for {name}: raise {name}_fraction, or add rows"
@@ -257,8 +301,15 @@ def split(frames: dict[str, pd.DataFrame], config: Config) -> dict[str, pd.DataF
     return {name: frames[name] for name in SPLITS}
 
 
-def stratified(frame: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
-    """Return `n` random rows in their old order, which keep the fractions of the strata. Larger samples contain smaller ones."""
+def draw(frame: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
+    """Return `n` random rows in their old order, which keep the fractions of the strata. Larger samples contain smaller ones.
+
+    If rows have groups, draw whole groups instead, whatever their strata; the last one is cut.
+    """
+    if "group" in frame:
+        order = frame.group.drop_duplicates().sample(frac=1, random_state=seed)
+        places = frame.group.map(pd.Series(range(len(order)), index=order))
+        return frame.loc[places.sort_values(kind="stable").index[:n]].sort_index()
     shuffled = frame.sample(frac=1, random_state=seed)
     strata = shuffled.groupby("stratum").stratum
     # For each row, the fraction of its stratum that comes before it. The rows with the smallest fractions keep the proportions.
@@ -283,11 +334,11 @@ def check_sample_sizes(frames: dict[str, pd.DataFrame], config: Config, given: C
 
 
 def sample(frame: pd.DataFrame, name: str, config: Config) -> pd.DataFrame:
-    """Return a stratified sample of a split, of the size that `train_samples`, `val_samples` or `test_samples` gives; 0: all."""
+    """Return a random sample of a split, of the size that `train_samples`, `val_samples` or `test_samples` gives; 0: all."""
     setting, n = SAMPLE_SETTINGS[name], getattr(config, SAMPLE_SETTINGS[name])
     if not 0 < n < len(frame):
         return frame
-    rows = stratified(frame, n, config.split_seed)
+    rows = draw(frame, n, config.split_seed)
     if name == "train" and rows.stratum.nunique() < min(2, frame.stratum.nunique()):
         raise UserError(f"{setting}={n} leaves only one class: raise it")
     return rows

@@ -30,18 +30,25 @@ PREDICTIONS = "predictions.parquet"
 STATISTICS = "statistics.parquet"  # per-row statistics, in the order of predictions.parquet
 
 
-def measure(task: Task, evaluation: Evaluation) -> tuple[Evaluation, Statistics]:
-    """Return the evaluation with its metrics, each with a 95 % interval, and the per-row statistics behind them."""
+def measure(task: Task, evaluation: Evaluation, unseen: np.ndarray | None = None) -> tuple[Evaluation, Statistics]:
+    """Return the evaluation with its metrics, each with a 95 % interval, and the per-row statistics behind them.
+
+    `unseen`, (rows,) bool, is False for rows whose text train or validation has too: the first metric is given without them as well.
+    """
     statistics = task.statistics(evaluation.predictions, evaluation.split, evaluation.calibration)
-    results = {}
+    if evaluation.split.groups is not None:
+        statistics["group"] = evaluation.split.groups
+    results, first = {}, task.metrics[0]
     for metric in task.metrics:
         results[metric.name] = metric.of(statistics)
         if metric.interval:
             results[f"{metric.name}_ci95"] = metrics.interval(metric, statistics)
+    if unseen is not None and unseen.any():
+        results["unseen"] = {first.name: first.of(metrics.select(statistics, unseen)), "n": int(unseen.sum())}
     results |= {"n": len(evaluation.split)} | ({"label_names": evaluation.label_names} if evaluation.label_names else {})
     results |= evaluation.calibration | task.details(evaluation, statistics)
     if "by_length" not in results:
-        results["by_length"] = metrics.groups(task.metrics[0], statistics, task.lengths(evaluation), task.length_edges)
+        results["by_length"] = metrics.groups(first, statistics, task.lengths(evaluation), task.length_edges)
     return replace(evaluation, metrics=results), statistics
 
 
@@ -70,6 +77,11 @@ def describe(run: Run, model: Source, data: Data, seconds: float) -> dict:
 def sections_of(run: Run, evaluation: Evaluation) -> list[report.Section]:
     """Return the sections of the report page: those of the task, and one about the training."""
     first, *others = run.task.report(evaluation)
+    unseen, metric = evaluation.metrics.get("unseen"), run.task.metrics[0]
+    if unseen and unseen["n"] < len(evaluation.split):
+        n = len(evaluation.split) - unseen["n"]
+        text = f"{first.text} {n:,} texts are in train or validation too; without them, {metric.name} is"
+        first = replace(first, text=f"{text} {metric.show(unseen[metric.name])}.")
     return [first, _training_section(run), *others]
 
 

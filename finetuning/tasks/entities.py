@@ -69,6 +69,7 @@ class Entities(Task):
     input_types = (str, list, dict)
     cuda_graphs = True
     truncates = False
+    rows_are_neighbours = True
     length_edges = (0, 8, 16, 32, 64)
     export_formats = ("merged", "onnx", "int8")
     answer_features = Features(

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from finetuning.data.splits import Data, Split, load_data, stratified
+from finetuning.data.splits import Data, Split, draw, load_data
 from finetuning.data.tokens import encode
 from finetuning.disk import move, write_json
 from finetuning.errors import UserError
@@ -41,7 +41,7 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
     data = load_data(run.task, run.config, run.origins["dataset"])
     check_same_data(run, data)
     strata = pd.DataFrame({"stratum": run.task.strata(data.test.labels)})
-    test = data.test.select(stratified(strata, min(n, len(data.test)), run.config.split_seed).index)
+    test = data.test.select(draw(strata, min(n, len(data.test)), run.config.split_seed).index)
 
     source = find_base_model(run)
     in_float32 = replace(run, config=replace(run.config, precision="float32", eval_batch_size=BATCH_SIZE))
