@@ -151,7 +151,29 @@ def test_temperature_and_threshold_change_the_predicted_labels_but_not_the_loss(
         metrics = evaluated(SEVERAL, logits, labels, ["a", "b"], dict(temperature=2.0, threshold=threshold)).metrics
         assert metrics["accuracy"] == accuracy
         assert metrics["loss"] == pytest.approx(np.log1p(np.exp([-2, -1, 0.5, -3])).mean())
-    assert SEVERAL.decide(logits, {}).tolist() == [[True, False], [True, True]], "during training there is no calibration"
+
+
+def test_the_threshold_of_a_validation_is_that_of_the_finished_run():
+    """Labels with probabilities of a fifth, of which a half are right: the best threshold for micro F1 is far below 0.5."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random((500, 4)) < 0.2).astype(np.float32)
+    logits = (rng.normal(-2, 1, (500, 4)) + 2 * labels).astype(np.float32)
+    example = evaluated(SEVERAL, logits, labels, ["a", "b", "c", "d"], dict(temperature=1.0, threshold=0.5))
+    during_training = SEVERAL.statistics(logits, example.split, {})
+    fitted = SEVERAL.calibrate(logits, example.split)
+    finished = SEVERAL.statistics(logits, example.split, fitted)
+    f1 = SEVERAL.metrics[0]
+    assert f1.name == "f1" and fitted["threshold"] < 0.45 and f1.of(during_training) == f1.of(finished) > example.metrics["f1"]
+
+
+def test_the_calibration_of_several_labels_is_that_of_the_labels_that_are_given():
+    """Nine of ten labels are rightly absent, with a probability near 0; the given ones say 0.75 and half of them are right."""
+    labels = np.zeros((200, 10), dtype=np.float32)
+    labels[:100, 0] = 1
+    logits = np.full((200, 10), -6, dtype=np.float32)
+    logits[:, 0] = np.log(3)
+    metrics = evaluated(SEVERAL, logits, labels, [*"abcdefghij"], dict(temperature=1.0, threshold=0.5)).metrics
+    assert metrics["calibration"]["scaled"]["expected_calibration_error"] == pytest.approx(0.25)
 
 
 # --- losses --------------------------------------------------------------------------------------------------------------

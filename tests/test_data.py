@@ -328,4 +328,6 @@ def test_texts_that_are_in_train_and_test_are_counted(call, tiny_flags, tmp_path
     evaluated = call("evaluate.py")
     metrics = json.loads((tmp_path / "outputs/run/metrics.json").read_text())
     assert evaluated.code == 0 and metrics["unseen"].keys() == {"accuracy", "n"} and metrics["unseen"]["n"] == 20
-    assert "10 texts are in train or validation too; without them, accuracy is" in (tmp_path / "outputs/run/report.html").read_text()
+    assert (
+        "10 texts are in train or validation too; without them, accuracy is" in (tmp_path / "outputs/run/report.html").read_text()
+    )

@@ -173,6 +173,7 @@ def test_the_calibration_error_equals_the_one_computed_by_hand():
     labels = np.array([0] * 6 + [1] * 2 + [1, 0] + [0] * 8 + [1] * 2)
     result = calibration(np.array(confident + unsure), labels, bins=10)
     assert result["expected_calibration_error"] == pytest.approx((10 * 0.2 + 10 * 0.2) / 20)
+    assert 0.05 < result["error_by_chance"] < 0.25, "two bins of ten: the fraction of a calibrated model is off by about 0.1"
     assert [(b["n"], b["accuracy"]) for b in result["bins"]] == [(10, pytest.approx(0.8)), (10, pytest.approx(0.7))]
     assert metrics.fit_temperature(np.array([[4.0, 0.0]] * 8), np.zeros(8, dtype=int)) > 1, "all eight are correct"
     assert calibration(np.eye(2), np.array([0, 1]))["expected_calibration_error"] == 0, "a probability of 1 has a bin"

@@ -5,6 +5,7 @@ from functools import partial
 from finetuning.data.spans import types_of
 from finetuning.results import plots
 from finetuning.results.entities import F1, Comparison, Error, mark, place_entities
+from finetuning.results.label_report import by_chance
 from finetuning.results.report import MAX_EXAMPLES, Example, Picture, Section, Table
 from finetuning.task import Evaluation
 
@@ -87,7 +88,7 @@ def _calibration(results: dict) -> Section:
         "Calibration",
         "The probability of an entity is the lowest probability of its words. The expected calibration error is "
         f"{before} as trained and {after} after dividing the logits by the temperature {results['temperature']:.3f}, "
-        "which was fitted on validation. predict.py gives the scaled probabilities.",
+        f"which was fitted on validation. {by_chance(sides[1])} predict.py gives the scaled probabilities.",
         pictures=(
             Picture("reliability", "fraction of right entities by their probability", partial(plots.plot_reliability, *sides)),
         ),

@@ -78,14 +78,13 @@ def details(logits: np.ndarray, labels: np.ndarray, names: list[str], probabilit
 def details_of_several(predicted: np.ndarray, labels: np.ndarray, names: list[str], probabilities: Probabilities) -> dict:
     """Return micro precision and recall, calibration, and the scores of each label, for several labels per row.
 
-    All arrays have shape (rows, labels). For calibration, each label of each row is a prediction, yes or no.
+    All arrays have shape (rows, labels). Calibration is that of the predicted labels, whose probabilities predict.py prints.
     """
     precision, recall, _, _ = precision_recall_fscore_support(labels, predicted, average="micro", zero_division=0)
     scores = precision_recall_fscore_support(labels, predicted, average=None, zero_division=0)
     calibration = {}
     for name, array in zip(("as_trained", "scaled"), probabilities, strict=True):
-        no_and_yes = np.stack([1 - array.ravel(), array.ravel()], axis=-1)
-        calibration[name] = reliability(no_and_yes.max(axis=-1), no_and_yes.argmax(axis=-1) == labels.ravel())
+        calibration[name] = reliability(array[predicted], labels[predicted].astype(bool))
     return {
         "precision": float(precision),
         "recall": float(recall),
@@ -130,13 +129,19 @@ def ranking_section(curves: dict) -> Section:
     return Section("ROC and precision-recall curves", pictures=(roc, precision_recall))
 
 
+def by_chance(calibration: dict) -> str:
+    """Return a sentence about the calibration error of a perfectly calibrated model; "" for results of older versions."""
+    error = calibration.get("error_by_chance")
+    return "" if error is None else f"With as many predictions, a perfectly calibrated model would show {100 * error:.2f} %."
+
+
 def calibration_section(metrics: dict) -> Section:
     as_trained, scaled = metrics["calibration"]["as_trained"], metrics["calibration"]["scaled"]
     errors = [f"{100 * calibration['expected_calibration_error']:.2f} %" for calibration in (as_trained, scaled)]
     text = (
         "In a calibrated model, 90 % of the predictions with a probability of 90 % are correct. The expected calibration error is "
         f"{errors[0]} as trained and {errors[1]} after dividing the logits by the temperature {metrics['temperature']:.3f}, "
-        "which was fitted on validation. predict.py gives the scaled probabilities."
+        f"which was fitted on validation. {by_chance(scaled)} predict.py gives the scaled probabilities."
     )
     draw = partial(plots.plot_reliability, as_trained, scaled)
     return Section("Calibration", text, pictures=(Picture("reliability", "fraction of correct predictions by probability", draw),))

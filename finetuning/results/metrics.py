@@ -17,6 +17,7 @@ from sklearn.metrics import accuracy_score
 from finetuning.task import Metric, Statistics
 
 RESAMPLES = 2_000
+SIMULATIONS = 100  # of perfectly calibrated predictions
 FEW = 30  # with fewer rows or groups, a percentile bootstrap is too narrow
 MAX_NUMBERS_IN_MEMORY = 2 * 10**5  # at a time while resampling; more would not fit into a CPU's caches and would be slower
 
@@ -188,17 +189,27 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> dict:
     """Return the expected calibration error of predictions, and the bins of equal width that it is summed over.
 
+    `error_by_chance` is the error that as many predictions would have if their probabilities were true: it is above zero, because
+    the predictions in a bin are few.
+
     `confidence` (n,) has the probabilities of the predictions, and `correct` (n,) whether each is right. A bin has the number of
     its predictions `n`, their mean probability `confidence`, and the fraction that is correct, `accuracy`. Empty bins are left out.
     """
     bin_numbers = np.minimum((confidence * bins).astype(int), bins - 1)
+
+    def error_of(correct: np.ndarray) -> float:
+        gaps = np.bincount(bin_numbers, confidence - correct, minlength=bins)
+        return float(np.abs(gaps).sum() / max(len(correct), 1))
+
+    rng = np.random.default_rng(0)
+    by_chance = [error_of(rng.random(len(confidence)) < confidence) for _ in range(SIMULATIONS)]
     filled_bins = [
         {"n": int(mask.sum()), "confidence": float(confidence[mask].mean()), "accuracy": float(correct[mask].mean())}
         for mask in (bin_numbers == i for i in range(bins))
         if mask.any()
     ]
-    error = sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in filled_bins) / max(len(correct), 1)
-    return {"expected_calibration_error": float(error), "bins": filled_bins}
+    errors = {"expected_calibration_error": error_of(correct), "error_by_chance": float(np.mean(by_chance))}
+    return errors | {"bins": filled_bins}
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:

@@ -256,10 +256,15 @@ def show_line(row) -> str:
 
 
 class MultiLabel(Labels):
-    """Any number of labels for each text. A text is correct if all its labels are correct."""
+    """Any number of labels for each text. The threshold of the probabilities is fitted for the first metric, micro F1."""
 
     problem_type = "multi_label_classification"
-    metrics = (replace(ACCURACY, label="All labels correct:"), Metric("f1", label_report.f1_micro, limits=(0, 1)), F1_MACRO, LOSS)
+    metrics = (
+        Metric("f1", label_report.f1_micro, label="F1, micro", limits=(0, 1)),
+        replace(ACCURACY, label="All labels correct:"),
+        F1_MACRO,
+        LOSS,
+    )
     code_template = "classification_several.py.jinja"
     answer_features = Features({"prediction": List(Value("string")), "probabilities": List(Value("float64"))})
     widgets = (("label", "Labels and their probabilities"),)
@@ -336,7 +341,11 @@ class MultiLabel(Labels):
 
     def decide(self, predictions: np.ndarray, calibration: dict) -> np.ndarray:
         """Return True for each predicted label, (rows, labels) bool."""
-        return self.probabilities(predictions, calibration) >= calibration["threshold"] if calibration else predictions >= 0
+        return self.probabilities(predictions, calibration) >= calibration["threshold"]
+
+    def statistics(self, predictions: np.ndarray, split: Split, calibration: dict) -> Statistics:
+        """Return the statistics. During training, the threshold is fitted at each validation, as it is for the finished run."""
+        return super().statistics(predictions, split, calibration or self.calibrate(predictions, split))
 
     # --- results ---------------------------------------------------------------------------------------------------------
 
