@@ -98,6 +98,17 @@ def test_encoded_windows_keep_their_rows(entity_files, tmp_path):
         assert labels == np.concatenate(actual_codes(test)).tolist()
 
 
+def test_each_window_has_a_word_even_inside_a_very_long_one():
+    """Such as an address of a web page. A training step of windows without a word would have a loss of 0 / 0."""
+    tokenizer, word = tokenizer_of("distilbert-base-uncased"), "a.b-" * 200
+    text = f"see {word} now"
+    places = dict(starts=[0, 4, len(text) - 3], ends=[3, len(text) - 4, len(text)])
+    batch = {name: [value] for name, value in dict(text=text, tags=[0, 0, 1], **places).items()}
+    windows = TASK.tokenize(batch, tokenizer, replace(NER, max_length=32))
+    labels = [[label for label in window if label >= 0] for window in windows["labels"]]
+    assert all(labels) and sorted(sum(labels, [])) == [0, 0, 1] and {len(values) for values in windows.values()} == {len(labels)}
+
+
 def test_rows_keep_their_numbers_beyond_the_first_batch_that_is_tokenized(tmp_path):
     (tmp_path / "many.conll").write_text("\n\n".join(f"a O\n{i} B-NUM" for i in range(1600)))
     train = load(tmp_path / "many.conll", train_samples=0).train

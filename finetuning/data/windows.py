@@ -14,7 +14,7 @@ def tokenize(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, max_len
     """Return windows of at most `max_length` tokens: of each row alone, or of all rows of the batch in sequence (`together`).
 
     The tag of a word is the label of its first sub-word. Neighbouring windows overlap. A word has its label in only one of them,
-    the one in which it is farther from the border. If the batch has no tags, all labels are 0, which marks the words.
+    the one in which it is farther from the border. Windows without a label are left out. If the batch has no tags, all labels are 0, which marks the words.
     """
     texts = zip(batch["text"], batch["starts"], batch["ends"], strict=True)
     words = [[text[start:end] for start, end in zip(starts, ends, strict=True)] for text, starts, ends in texts]
@@ -28,6 +28,8 @@ def tokenize(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, max_len
     windows = {"input_ids": [], "labels": [], "rows": [], "length": []}
     for sequence in sequences:
         for ids, labels, rows in split(sequence, max_length - first - last):
+            if (labels < 0).all():  # inside a very long word: a step of such windows would have a loss of 0 / 0
+                continue
             windows["input_ids"].append([*before, *ids.tolist(), *after])
             windows["labels"].append([IGNORED] * first + labels.tolist() + [IGNORED] * last)
             windows["rows"].append(rows[labels >= 0].tolist())
