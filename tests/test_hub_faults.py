@@ -1,5 +1,6 @@
 """Downloads from a local Hub that refuses, stalls, breaks off, or sends wrong bytes."""
 
+import resource
 import select
 import shutil
 from pathlib import Path
@@ -205,3 +206,16 @@ def test_a_damaged_file_is_an_error_without_the_hub(hub, tmp_path, monkeypatch):
     hub_module.hub_answers.cache_clear()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     assert open_source("model_name").origin == "hub"
+
+
+@pytest.mark.parametrize("setting", NAMES)
+def test_a_download_without_room_names_the_cache(setting, hub, tmp_path):
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises(UserError, match=f"^cannot write to {tmp_path}/hub: .* HF_HOME"):
+            open_source(setting)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert not [file for file in tmp_path.glob("hub/*/blobs/*") if file.stat().st_size == 2000], "no partial file is left"
+    assert open_source(setting).origin == "hub"

@@ -24,7 +24,8 @@ from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.sha import git_hash
 from tqdm import tqdm
 
-from finetuning.disk import sha256
+from finetuning.data.cache import MOVE_CACHE
+from finetuning.disk import room_in, sha256
 from finetuning.errors import UserError
 from finetuning.processes import by_first
 
@@ -202,7 +203,7 @@ def download(setting: str, name: str, patterns: Iterable[str], **options) -> Pat
     """
     with PartialState().local_main_process_first():  # one process of each machine downloads
         for _ in range(2):
-            with watched(setting, name):
+            with room_in(constants.HF_HUB_CACHE, MOVE_CACHE), watched(setting, name):
                 folder = Path(
                     huggingface_hub.snapshot_download(name, allow_patterns=patterns, local_files_only=not hub_answers(), **options)
                 )

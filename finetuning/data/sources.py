@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import datasets
 from datasets import ClassLabel, DatasetDict, load_dataset, load_dataset_builder
 
+from finetuning.data.cache import MOVE_CACHE
 from finetuning.data.formats import READERS
 from finetuning.data.hub import NOT_ON_HUB, download, hub_answers, watched
 from finetuning.data.reading import ROWS_PER_BATCH, in_utf8, read
-from finetuning.disk import sha256
+from finetuning.disk import room_in, sha256
 from finetuning.errors import UserError
 from finetuning.processes import require_same
 
@@ -174,7 +176,7 @@ def _rows_from_hub(name: str) -> DatasetDict | None:
             urls = [url for files in (builder.config.data_files or {}).values() for url in files if url.startswith(start)]
             files = [glob.escape(url.removeprefix(start)) for url in urls]
             download("dataset_name", name, files, repo_type="dataset", revision=builder.hash)
-        with watched("dataset_name", name):
+        with room_in(datasets.config.HF_DATASETS_CACHE, MOVE_CACHE), watched("dataset_name", name):
             builder.download_and_prepare()
         return in_utf8(builder.as_dataset(), f"dataset_name={name}")
     except NOT_ON_HUB:
