@@ -20,8 +20,8 @@ from typing import NoReturn, TextIO
 from transformers import HfArgumentParser
 
 from config import PRESETS, Config
-from finetuning.disk import remove_reserved, unlock
-from finetuning.errors import UserError
+from finetuning.disk import remove_reserved, unlock, why_full
+from finetuning.errors import UserError, printable
 from finetuning.signals import AfterCheckpoint, Stopped, handled_by, stop_at_once
 
 
@@ -48,9 +48,10 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
         except Exception as error:
             if _lost_other_process(error):
                 code = _report("error: another process of this run has ended, so this one ends as well", 1)
-            elif _cannot_write(error):
+            elif reason := _cannot_write(error):
+                where = getattr(error, "filename", None) or "output_dir"
                 remedy = "make room and --resume the run, or set output_dir to another folder"
-                code = _report(f"error: cannot write ({error}): {remedy}", 2)
+                code = _report(f"error: cannot write to {printable(str(where))}: {reason}: {remedy}", 2)
             else:
                 raise
         except KeyboardInterrupt as error:
@@ -112,13 +113,10 @@ def _lost_other_process(error: BaseException) -> bool:
     return any(base.__name__ == "DistError" for base in type(error).__mro__) or "/gloo/" in str(error)
 
 
-def _cannot_write(error: Exception) -> bool:
-    """Return whether a file could not be written for lack of space or permission.
-
-    Python reports this with an error number, safetensors and torch.save only in words.
-    """
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-    return getattr(error, "errno", None) in codes or any(words in str(error) for words in ("No space left", "inline_container"))
+def _cannot_write(error: Exception) -> str | None:
+    """Return why a file could not be written; None if the error means something else."""
+    closed = getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return error.strerror if closed else why_full(error)
 
 
 def _report(message: str, code: int) -> int:

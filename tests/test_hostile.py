@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, make_model, make_rows
 from datasets import Dataset
 
-from finetuning.data import json_rows, sources
+from finetuning.data import hub, json_rows
 from finetuning.errors import CONTROLS, UserError
 
 
@@ -190,7 +190,7 @@ def test_a_hub_that_is_out_of_order_is_named_and_not_used(status, monkeypatch, c
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     try:
-        assert sources._ask_hub() is (status in (200, 404))
+        assert hub._ask_hub() is (status in (200, 404))
     finally:
         server.shutdown()
     assert (f"answers with error {status}" in capsys.readouterr().err) is (status in (429, 503))

@@ -8,9 +8,12 @@ files are mapped again (`reopened`) for each pass over them, or after some thous
 import inspect
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import CodeType
 
+import datasets
 import pandas
 import pyarrow
 import tokenizers
@@ -19,6 +22,10 @@ from accelerate import PartialState
 from datasets import Dataset, Features, concatenate_datasets
 from datasets.fingerprint import Hasher
 
+from finetuning.disk import room_in
+from finetuning.errors import UserError
+
+MOVE_CACHE = "set the environment variable HF_HOME to another folder"
 ROWS_PER_FILE = 50_000  # an interrupted computation continues after the last complete file
 
 
@@ -43,8 +50,29 @@ def map_once(split: Dataset, function: Callable[[dict, list[int]], dict], featur
             new_fingerprint=f"{key}-{start}",
         )
 
-    with PartialState().local_main_process_first():
+    folders = {Path(file["filename"]).parent for file in split.cache_files}
+    with (
+        PartialState().local_main_process_first(),
+        _removing_partial(folders),
+        room_in(datasets.config.HF_DATASETS_CACHE, MOVE_CACHE),
+    ):
         return concatenate_datasets([compute(start) for start in range(0, len(split), ROWS_PER_FILE)])
+
+
+@contextmanager
+def _removing_partial(folders: set[Path]) -> Iterator[None]:
+    """Remove the temporary files that `datasets` leaves in folders if the disk is full."""
+
+    def files() -> set[Path]:
+        return {file for folder in folders for file in folder.glob("tmp*")}
+
+    files_before = files()
+    try:
+        yield
+    except UserError:
+        for file in files() - files_before:
+            file.unlink(missing_ok=True)
+        raise
 
 
 def source_of(function: Callable) -> dict[str, str]:

@@ -4,7 +4,6 @@ The readers are in data/formats.py. The rows are stored in the cache of the libr
 contents of the files, and are memory-mapped from there.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ from finetuning.data import formats, json_rows
 from finetuning.data.cache import reopened, source_of
 from finetuning.data.content import Reader
 from finetuning.data.files import ending, guess_encoding, known_files, split_files
+from finetuning.disk import room_in, why_full
 from finetuning.errors import UserError
 
 ROWS_PER_BATCH = 10_000  # in an Arrow file: opening it maps 64 KiB of each batch into memory
@@ -74,19 +74,21 @@ def read(
         raise UserError(
             f"cannot write to the cache {folder} ({error}): set the environment variable HF_HOME to another folder"
         ) from error
-    try:
-        return _read(path, readers, encoding, folder, split_names)
-    except UserError as error:
-        raise UserError(f"{prefix}{error}") from error
-    except READING_ERRORS as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        problem = (
-            f"it is not in {encoding or 'UTF-8'}: set encoding to the right one"
-            if isinstance(error, UnicodeError)
-            else "it is empty or cut short"
-        )
-        raise UserError(f"{prefix}{path}: cannot be read, {problem} ({error})") from error
+    variable = "TMPDIR" if cache else "HF_HOME"
+    with room_in(folder, f"set the environment variable {variable} to another folder"):
+        try:
+            return _read(path, readers, encoding, folder, split_names)
+        except UserError as error:
+            raise UserError(f"{prefix}{error}") from error
+        except READING_ERRORS as error:
+            if why_full(error):
+                raise
+            problem = (
+                f"it is not in {encoding or 'UTF-8'}: set encoding to the right one"
+                if isinstance(error, UnicodeError)
+                else "it is empty or cut short"
+            )
+            raise UserError(f"{prefix}{path}: cannot be read, {problem} ({error})") from error
 
 
 def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: Path, split_names: Collection[str]) -> Reading:
@@ -154,9 +156,12 @@ def read_once(files: list[Path], reader: Reader, encoding: str | None, cache: Pa
     with FileLock(cache / f"{key}.lock"):  # other processes wait for the copy
         if not done.is_file():
             partial = cache / f"{key}.partial"
-            remarks = _write(partial, files, reader, encoding)
-            (partial / done.name).write_text(json.dumps(remarks), encoding="utf-8")
-            os.replace(partial, folder)
+            try:
+                remarks = _write(partial, files, reader, encoding)
+                (partial / done.name).write_text(json.dumps(remarks), encoding="utf-8")
+                os.replace(partial, folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     splits = {}
     for file in sorted(folder.glob("[0-9]-*.arrow")):
         split = file.stem[2:]

@@ -25,7 +25,7 @@ from finetuning.data.formats import READERS, read_lines
 from finetuning.data.reading import read
 from finetuning.data.splits import flat, load_data
 from finetuning.data.tokens import encode
-from finetuning.disk import move
+from finetuning.disk import move, room_in
 from finetuning.errors import UserError
 from finetuning.processes import by_first
 from finetuning.results.run_folder import Run, find_base_model, load_predictor
@@ -121,7 +121,9 @@ class Answers:
         # Without features, their types would come from the first rows, which may have no labels or entities.
         options["features"] = self.run.task.answer_features
         fingerprint = datasets.fingerprint.generate_random_fingerprint()  # otherwise `map` would pickle the model for one
-        return concatenate_datasets([rows, inputs.map(answer, new_fingerprint=fingerprint, **options)], axis=1)
+        with room_in(tempfile.gettempdir(), "set the environment variable TMPDIR to another folder"):
+            answers = inputs.map(answer, new_fingerprint=fingerprint, **options)
+        return concatenate_datasets([rows, answers], axis=1)
 
     def answer_batch(self, inputs: dict[str, list], rows_before: int = 0) -> dict[str, list]:
         """Return columns of answers. `inputs` has the task's input columns, `rows_before` the number of rows in earlier batches."""
@@ -312,6 +314,7 @@ def check_out(path: Path) -> None:
 @by_first
 def write_file(rows: Dataset, path: Path) -> None:
     """Write rows in the format that the ending of `path` names. The file is written completely or not at all."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+    remedy = "give --out a name in another folder"
+    with room_in(path.parent, remedy), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
         WRITERS[path.suffix.lower()](rows, Path(folder) / path.name)
         move(Path(folder) / path.name, path)
