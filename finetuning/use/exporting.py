@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import math
 import shutil
 import time
 import warnings
@@ -139,7 +140,8 @@ class _Comparison:
         low, high = difference["difference_ci95"] or [difference["difference"]] * 2
         smallest_loss = low if self.metric.better == "higher" else -high
         allowed_loss = self.run.task.int8_tolerance * abs(self.results[0][self.metric.name])
-        return result | {f"{self.metric.name}_difference_ci95": [low, high], "agrees": smallest_loss <= allowed_loss}
+        agrees = smallest_loss <= allowed_loss and math.isfinite(result["largest_difference"])
+        return result | {f"{self.metric.name}_difference_ci95": [low, high], "agrees": agrees}
 
     def measure_usual_speed(self, predictor: Predictor) -> None:
         """Measure the speed of predict.py with the run's model, in its own precision and batch size."""
