@@ -238,7 +238,7 @@ def test_an_export_with_nan_in_one_row_does_not_agree(name, finished, restored, 
     add = exporting._Comparison.add
 
     def spoil(module, inputs, outputs) -> None:
-        outputs["logits"][1:] = float("nan")
+        outputs["logits"][-1] = float("nan")
 
     def add_spoiled(self, export: str, model: torch.nn.Module, file: Path) -> None:
         if export == name:
