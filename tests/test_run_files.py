@@ -1,10 +1,13 @@
 """Damaged or hostile files of a run: each ends with one line and exit code 2, never with a traceback or another number."""
 
 import json
+import os
 import pickle
 import shutil
+import socket
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import transformers
@@ -16,7 +19,7 @@ from finetuning.disk import sha256
 from finetuning.results.fingerprints import seal
 from finetuning.tasks import SingleLabel
 from finetuning.training import trainer
-from finetuning.use import exporting
+from finetuning.use import exporting, predicting
 
 ENDLESS = "(base_model|.)*(.*)*(.*)*(.*)*#"  # a regular expression that never ends
 NESTED = b"[" * 100_000
@@ -254,3 +257,37 @@ def test_an_export_with_nan_in_one_row_does_not_agree(name, finished, restored, 
         monkeypatch.setattr(SingleLabel, "int8_tolerance", 1.0)
     result = call("export.py", run, "--formats", name)
     assert result.code == f"{name}: not written, because it does not agree with the run's model (see export.json)", result
+
+
+# --- two processes at once -----------------------------------------------------------------------------------------------
+
+
+def test_two_exports_at_once_do_not_harm_each_other(finished, restored, call, monkeypatch, tmp_path):
+    run, load_data, others = restored(finished), exporting.load_data, []
+
+    def export_again(*arguments):
+        others.extend(forked.run(tmp_path, "export.py", run, "--formats", "merged"))
+        return load_data(*arguments)
+
+    monkeypatch.setattr(exporting, "load_data", export_again)
+    result = call("export.py", run, "--formats", "merged")
+    ((code, output),) = others
+    message = f"error: {run} is being exported by process {os.getpid()} on {socket.gethostname()}: wait until it has ended"
+    assert code == 2 and message in output and "Traceback" not in output, output
+    assert result.code == 0 and (run / "export/merged/model.safetensors").is_file() and not [*run.glob("*.partial")], result.err
+    assert not [*run.glob("process.*")]
+
+
+def test_two_predictions_into_one_file_do_not_harm_each_other(finished, data_file, call, monkeypatch, tmp_path):
+    load_engine, others, out = predicting.load_engine, [], tmp_path / "out.csv"
+
+    def predict_again(*arguments):
+        others.extend(forked.run(tmp_path, "predict.py", "--run", finished, "--file", data_file, "--out", out))
+        return load_engine(*arguments)
+
+    monkeypatch.setattr(predicting, "load_engine", predict_again)
+    result = call("predict.py", "--run", finished, "--file", data_file, "--out", out)
+    ((code, output),) = others
+    assert code == 2 and f"error: --out {out}: another predict.py is writing this file" in output, output
+    assert "Traceback" not in output and result.code == 0, result.err
+    assert len(out.read_text(encoding="utf-8").splitlines()) == 81 and [*tmp_path.glob(".out*")] == []

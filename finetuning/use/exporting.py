@@ -16,7 +16,7 @@ import torch
 
 from finetuning.data.splits import Data, Split, load_data, stratified
 from finetuning.data.tokens import encode
-from finetuning.disk import move, write_json
+from finetuning.disk import lock, move, write_json
 from finetuning.errors import UserError
 from finetuning.model.base import load, save_tokenizer
 from finetuning.results import cards, metrics
@@ -34,9 +34,10 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
 
     Without `formats`, all formats of the task are exported. Each export is compared with the run's model on `n` rows of the test
     split, in float32, and is written only if it agrees (`agrees`). Raise `UserError` for an unknown format, a missing library, or
-    if there is an export already.
+    if there is an export already or another process writes one.
     """
     formats = tuple(formats or run.task.export_formats)
+    lock(run.folder, "exported")
     _check(run, formats)
     folder, partial = run.folder / "export", run.folder / "export.partial"
     data = load_data(run.task, run.config, run.origins["dataset"])

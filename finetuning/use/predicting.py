@@ -25,7 +25,7 @@ from finetuning.data.formats import READERS, read_lines
 from finetuning.data.reading import read
 from finetuning.data.splits import flat, load_data
 from finetuning.data.tokens import encode
-from finetuning.disk import move
+from finetuning.disk import move, reserve
 from finetuning.errors import UserError
 from finetuning.processes import by_first
 from finetuning.results.run_folder import Run, find_base_model, load_predictor
@@ -297,14 +297,17 @@ WRITERS = {
 
 @by_first
 def check_out(path: Path) -> None:
-    """Raise `UserError` if `write_file` can't write `path`."""
+    """Raise `UserError` if `write_file` can't write `path`. No other process can write it then, until this one ends."""
     if path.suffix.lower() not in WRITERS:
         raise UserError(f"--out {path}: the ending must be one of {', '.join(WRITERS)}")
     try:
-        if path.exists():
-            raise UserError(f"--out {path}: this file exists; use another name")
         if not path.parent.is_dir():
             raise UserError(f"--out {path}: there is no folder {path.parent}")
+        reserve(_partial(path))
+        if path.exists():
+            raise UserError(f"--out {path}: this file exists; use another name")
+    except FileExistsError:
+        raise UserError(f"--out {path}: another predict.py is writing this file; use another name") from None
     except (OSError, ValueError) as error:
         raise UserError(f"--out {path}: it can't be written ({error})") from error
 
@@ -312,6 +315,10 @@ def check_out(path: Path) -> None:
 @by_first
 def write_file(rows: Dataset, path: Path) -> None:
     """Write rows in the format that the ending of `path` names. The file is written completely or not at all."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        WRITERS[path.suffix.lower()](rows, Path(folder) / path.name)
-        move(Path(folder) / path.name, path)
+    file = _partial(path) / path.name
+    WRITERS[path.suffix.lower()](rows, file)
+    move(file, path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
