@@ -10,13 +10,15 @@ import inspect
 import io
 import os
 import re
+import reprlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import NoReturn, TextIO, get_args, get_type_hints
 
+from huggingface_hub.dataclasses import type_validator
 from transformers import HfArgumentParser
 
 from config import PRESETS, Config
@@ -227,14 +229,22 @@ def check_encoding(encoding: str | None) -> None:
 
 
 def check(config: Config) -> None:
-    """Raise `UserError` for a value that is out of range, or that does not fit another one. Nothing slow has started yet."""
+    """Raise `UserError` for a value of the wrong type or out of range, or one that does not fit another. All of this is fast."""
+    for name, hint in get_type_hints(Config).items():
+        value = getattr(config, name)
+        try:
+            type_validator(name, value, hint | int if float in (hint, *get_args(hint)) else hint)
+        except TypeError as error:
+            kind = inspect.formatannotation(hint)
+            raise UserError(f"{name}={reprlib.repr(value)} has the wrong type: it must be {kind}") from error
 
     def require(condition: bool, name: str, requirement: str) -> None:
         if not condition:
-            raise UserError(f"{name}={getattr(config, name)} is out of range: it must be {requirement}")
+            raise UserError(f"{name}={reprlib.repr(getattr(config, name))} is out of range: it must be {requirement}")
 
-    for name in ("lora_r", "lora_alpha", "batch_size", "eval_batch_size", "gradient_accumulation_steps", "num_beams"):
-        require(getattr(config, name) is None or getattr(config, name) >= 1, name, "at least 1")
+    require(config.lora_alpha >= 1, "lora_alpha", "at least 1")
+    for name in ("lora_r", "batch_size", "eval_batch_size", "gradient_accumulation_steps", "num_beams"):
+        require(getattr(config, name) is None or 1 <= getattr(config, name) < 2**31, name, "at least 1")
     for name in ("train_samples", "val_samples", "test_samples", "early_stopping_patience", "seed", "split_seed"):
         require(0 <= getattr(config, name) < 2**32, name, "0 or more")
     require(0 <= config.length_warmup <= 1, "length_warmup", "a fraction from 0 to 1")
@@ -244,10 +254,12 @@ def check(config: Config) -> None:
         require(0 < getattr(config, name) < 1, name, "above 0 and below 1")
     require(0 < config.learning_rate < 1, "learning_rate", "above 0 and below 1, for LoRA usually 1e-4 to 2e-3")
     require(config.loraplus_lr_ratio > 0, "loraplus_lr_ratio", "above 0, for LoRA+ usually 4 to 16")
-    require(config.max_length >= 8, "max_length", "at least 8 tokens")
+    require(8 <= config.max_length < 2**31, "max_length", "at least 8 tokens")
     require(0 < config.num_train_epochs < float("inf"), "num_train_epochs", "above 0")
     require(config.weight_decay >= 0, "weight_decay", "0 or more")
     require(config.test_fraction + config.validation_fraction < 1, "validation_fraction", "below 1 - test_fraction")
+    for name, value in vars(config).items():
+        require(not isinstance(value, int | float) or abs(value) < 1e300, name, "a number that is not so large")
     for name in ("warmup_steps", "eval_steps", "save_steps"):
         value = getattr(config, name)
         if value is not None:

@@ -133,6 +133,10 @@ def wait_for_checkpoint(process: subprocess.Popen, run: Path) -> None:
 
 def end_at_checkpoint(run: Path) -> None:
     """Lower the number of epochs of an interrupted run, so that its checkpoint is beyond the last step."""
-    config = json.loads((run / "config.json").read_text())
-    config["config"]["num_train_epochs"] = 0.01
-    (run / "config.json").write_text(json.dumps(config))
+    from finetuning.disk import write_json
+    from finetuning.results.fingerprints import seal
+
+    record = json.loads((run / "config.json").read_text())
+    del record["sha256"]
+    record["config"]["num_train_epochs"] = 0.01
+    write_json(run / "config.json", seal(record))

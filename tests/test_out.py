@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from finetuning import tasks
 from finetuning.cli import exit_cleanly, shows_unicode
+from finetuning.disk import remove_reserved
 from finetuning.errors import UserError
 from finetuning.use import predicting
 
@@ -45,7 +46,11 @@ LISTS = Features({"words": List(Value("string")), "objects": Json(), "when": Val
 
 def written(rows: Dataset, ending: str, folder: Path) -> Path:
     file = Path(folder) / f"out{ending}"
-    predicting.write_file(rows, file)
+    predicting.check_out(file)
+    try:
+        predicting.write_file(rows, file)
+    finally:
+        remove_reserved()  # as scripts do at their end
     return file
 
 

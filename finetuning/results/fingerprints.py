@@ -18,7 +18,7 @@ def of_model_settings(folder: Path) -> dict[str, str]:
     return {file.name: sha256(file) for file in sorted(files) if file.suffix != ".safetensors"}
 
 
-def seal(content: dict, folder: Path, names: Iterable[str]) -> dict:
+def seal(content: dict, folder: Path = Path(), names: Iterable[str] = ()) -> dict:
     """Return the content of a JSON file with the fingerprints of the files `names` in its folder, and with its own."""
     content = content | {"files": {name: sha256(folder / name) for name in names}}
     return content | {"sha256": _of_content(content)}

@@ -25,7 +25,7 @@ from finetuning.data.formats import READERS, read_lines
 from finetuning.data.reading import read
 from finetuning.data.splits import flat, load_data
 from finetuning.data.tokens import encode
-from finetuning.disk import move, room_in
+from finetuning.disk import move, reserve, room_in
 from finetuning.errors import UserError
 from finetuning.processes import by_first
 from finetuning.results.run_folder import Run, find_base_model, load_predictor
@@ -299,14 +299,17 @@ WRITERS = {
 
 @by_first
 def check_out(path: Path) -> None:
-    """Raise `UserError` if `write_file` can't write `path`."""
+    """Raise `UserError` if `write_file` can't write `path`. No other process can write it then, until this one ends."""
     if path.suffix.lower() not in WRITERS:
         raise UserError(f"--out {path}: the ending must be one of {', '.join(WRITERS)}")
     try:
-        if path.exists():
-            raise UserError(f"--out {path}: this file exists; use another name")
         if not path.parent.is_dir():
             raise UserError(f"--out {path}: there is no folder {path.parent}")
+        reserve(_partial(path))
+        if path.exists():
+            raise UserError(f"--out {path}: this file exists; use another name")
+    except FileExistsError:
+        raise UserError(f"--out {path}: another predict.py is writing this file; use another name") from None
     except (OSError, ValueError) as error:
         raise UserError(f"--out {path}: it can't be written ({error})") from error
 
@@ -314,7 +317,11 @@ def check_out(path: Path) -> None:
 @by_first
 def write_file(rows: Dataset, path: Path) -> None:
     """Write rows in the format that the ending of `path` names. The file is written completely or not at all."""
-    remedy = "give --out a name in another folder"
-    with room_in(path.parent, remedy), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        WRITERS[path.suffix.lower()](rows, Path(folder) / path.name)
-        move(Path(folder) / path.name, path)
+    file = _partial(path) / path.name
+    with room_in(path.parent, "give --out a name in another folder"):
+        WRITERS[path.suffix.lower()](rows, file)
+        move(file, path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
