@@ -134,7 +134,7 @@ def wait_for_checkpoint(process: subprocess.Popen, run: Path) -> None:
 def end_at_checkpoint(run: Path) -> None:
     """Lower the number of epochs of an interrupted run, so that its checkpoint is beyond the last step."""
     from finetuning.disk import write_json
-    from finetuning.results.fingerprints import seal
+    from finetuning.fingerprints import seal
 
     record = json.loads((run / "config.json").read_text())
     del record["sha256"]

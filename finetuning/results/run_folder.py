@@ -9,6 +9,7 @@ config.json has its own fingerprint, and training.json those of all files that d
 none has changed.
 """
 
+import contextlib
 import datetime
 import platform
 import shutil
@@ -32,15 +33,15 @@ import transformers
 from huggingface_hub.dataclasses import type_validator
 
 from config import Config
+from finetuning import fingerprints
 from finetuning.cli import check
 from finetuning.data.sources import Source, find_model
 from finetuning.data.splits import Data
-from finetuning.disk import as_utf8, keep_reserved, lock, move, remove_reserved, reserve, write_json
+from finetuning.disk import as_utf8, keep_reserved, lock, move, remove_reserved, reserve, unlock, write_json
 from finetuning.errors import UserError
 from finetuning.model.base import build_base, load_tokenizer, save_tokenizer
 from finetuning.model.lora import check_finite, load_adapter
 from finetuning.processes import by_first
-from finetuning.results import fingerprints
 from finetuning.task import Task
 from finetuning.training.prediction import Predictor
 
@@ -184,7 +185,11 @@ def open_run(folder: Path, pick: Callable[[Config], Task]) -> Run:
     else:
         training = fingerprints.read_sealed(file, remedy)
     _check_types(file, training, TRAINING)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # left by a process that was killed after it wrote training.json
+    if (folder / "process.lock").exists():  # of a process that was killed after it wrote training.json, unless it is still alive
+        with contextlib.suppress(UserError, OSError):
+            lock(folder, "opened")
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            unlock()
     return Run(folder, pick(config), config, record, training)
 
 
