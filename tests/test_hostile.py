@@ -194,3 +194,20 @@ def test_a_hub_that_is_out_of_order_is_named_and_not_used(status, monkeypatch, c
     finally:
         server.shutdown()
     assert (f"answers with error {status}" in capsys.readouterr().err) is (status in (429, 503))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_file_without_end_is_not_read(kind, call, tiny_flags, tmp_path):
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "rows.csv")
+    else:
+        (tmp_path / "rows.csv").symlink_to("/dev/zero")
+    result = call("fine_tune.py", *tiny_flags, "--dataset_name", "rows.csv")
+    assert result.code == 2 and "dataset_name=rows.csv" in result.err and "neither a file nor a folder" in result.err, result.err
+
+
+def test_a_message_names_some_columns_of_very_many(call, tiny_flags, tmp_path):
+    names = [f"column {i}" for i in range(10_000)]
+    (tmp_path / "rows.csv").write_text(f"{','.join(names)}\n{','.join(names)}\n")
+    result = call("fine_tune.py", *tiny_flags, "--dataset_name", "rows.csv", "--text_column", "text")
+    assert result.code == 2 and "column 19 and 9,980 more" in result.err and len(result.err) < 1000, result.err[:2000]

@@ -75,6 +75,8 @@ def read(
         raise UserError(
             f"cannot write to the cache {folder} ({error}): set the environment variable HF_HOME to another folder"
         ) from error
+    if path.exists() and not path.is_file() and not path.is_dir():  # such as a pipe or /dev/zero, which may have no end
+        raise UserError(f"{prefix}{path}: it is neither a file nor a folder: write the rows to a file first")
     variable = "TMPDIR" if cache else "HF_HOME"
     with room_in(folder, f"set the environment variable {variable} to another folder"):
         try:
