@@ -1,14 +1,17 @@
 """Write files completely or not at all, and reserve names of folders for one process."""
 
 import errno
+import getpass
 import hashlib
 import json
 import os
 import re
 import shutil
 import socket
+import tempfile
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -101,6 +104,21 @@ def reserve(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
 
 
+def temporary() -> Path:
+    """Return a new folder in TMPDIR, which the script removes at its end. Remove those that killed processes left."""
+    of_user = Path(tempfile.gettempdir()) / f"fine-tuning-{os.getuid() if os.name == 'posix' else getpass.getuser()}"
+    of_user.mkdir(mode=0o700, exist_ok=True)
+    if os.name == "posix" and of_user.lstat().st_uid != os.getuid():
+        raise UserError(f"{of_user} belongs to another user: set the environment variable TMPDIR to a folder of your own")
+    for lock_file in of_user.glob("*.lock"):
+        with suppress(FileExistsError):  # its process is running
+            reserve(lock_file.with_suffix(""))
+            _remove(lock_file.with_suffix(""))
+    folder = of_user / uuid.uuid4().hex
+    reserve(folder)
+    return folder
+
+
 def keep_reserved(folder: Path, name: Path) -> None:
     """Rename a reserved folder to its final name. It is not removed any more."""
     folder.rename(name)
@@ -109,8 +127,12 @@ def keep_reserved(folder: Path, name: Path) -> None:
 
 def remove_reserved() -> None:
     for folder in [*_reserved]:
-        shutil.rmtree(folder, ignore_errors=True)
-        _release(folder)
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    _release(folder)
 
 
 def lock(folder: Path, action: str) -> None:

@@ -4,15 +4,21 @@ import contextlib
 import functools
 import resource
 import shutil
+import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
 import pytest
 import transformers
+from filelock import FileLock
+from forked import Kill, run
 
 from finetuning.data import reading
+from finetuning.disk import temporary
+from finetuning.errors import UserError
 from finetuning.results import evaluation, run_folder
 from finetuning.use import predicting
 
@@ -108,6 +114,12 @@ PREDICTIONS = {
 }
 
 
+class KillWithTemporary(Kill):
+    def prepare(self) -> None:
+        tempfile.tempdir = str(Path("temporary").resolve())
+        super().prepare()
+
+
 @pytest.mark.parametrize("target", PREDICTIONS, ids=name_of)
 def test_predict_names_the_folder_without_room(target, call, trained, data_file, limit_at, tmp_path, monkeypatch):
     (tmp_path / "labelled").mkdir()
@@ -117,8 +129,33 @@ def test_predict_names_the_folder_without_room(target, call, trained, data_file,
     command = ["predict.py", "--file", data_file, "--out", "labelled/rows.csv"]
     assert_is_one_message(call(*command), *PREDICTIONS[target])
     release()
-    assert not list(tmp_path.glob("temporary/*")) and not list(tmp_path.glob("labelled/*")), "nothing is left behind"
+    assert not list(tmp_path.glob("temporary/*/*")) and not list((tmp_path / "labelled").iterdir()), "nothing is left behind"
     assert call(*command).code == 0
+
+
+def test_what_a_killed_predict_left_is_removed_by_the_next_one(call, trained, data_file, tmp_path, monkeypatch):
+    (tmp_path / "labelled").mkdir()
+    (tmp_path / "temporary").mkdir()
+    command = ["predict.py", "--file", data_file, "--out", "labelled/rows.csv"]
+    ((code, _),) = run(tmp_path, *command, kill=KillWithTemporary("finetuning.use.predicting:move"))
+    assert code == -signal.SIGKILL
+    copies = list(tmp_path.glob("temporary/*/*/files/*/*.arrow")), list(tmp_path.glob("labelled/.*/rows.csv"))
+    assert all(copies), "the rows are in TMPDIR, the answers beside --out"
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (of_user,) = tmp_path.glob("temporary/*")
+    (of_user / "running").mkdir()
+    with FileLock(of_user / "running.lock"):  # of a running process
+        result = call(*command)
+    assert result.code == 0, result.err
+    assert {file.name for file in of_user.iterdir()} - {"running.lock"} == {"running"}
+    assert [*tmp_path.glob("labelled/*")] == [tmp_path / "labelled" / "rows.csv"]
+
+
+def test_a_folder_of_another_user_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("os.getuid", lambda: 12345)
+    with pytest.raises(UserError, match="fine-tuning-12345 belongs to another user: .* TMPDIR"):
+        temporary()
 
 
 def test_evaluate_names_the_output_folder_and_keeps_the_run(call, trained, limit_at, tmp_path):

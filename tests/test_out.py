@@ -127,7 +127,7 @@ def test_a_table_comes_back_through_the_readers_and_the_writers(values, writer):
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"in{ending}"
         write(frame, file)
-        rows, _ = predicting.read_file(file, None, folder)
+        rows, _ = predicting.read_file(file, None, Path(folder))
         out = written(rows, ending, folder)
         if ending in (".csv", ".tsv"):
             answers = read_with_csv(out, delimiter="," if ending == ".csv" else "\t")

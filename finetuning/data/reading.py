@@ -57,7 +57,7 @@ def read(
     readers: dict[str, Reader],
     prefix: str,
     encoding: str | None = None,
-    cache: str | None = None,
+    cache: Path | None = None,
     split_names: Collection[str] = (),
 ) -> Reading:
     """Return the splits of a file or folder; only "train" if it has no splits.

@@ -25,7 +25,7 @@ from finetuning.data.formats import READERS, read_lines
 from finetuning.data.reading import read
 from finetuning.data.splits import flat, load_data
 from finetuning.data.tokens import encode
-from finetuning.disk import move, reserve, room_in
+from finetuning.disk import move, reserve, room_in, temporary
 from finetuning.errors import UserError
 from finetuning.processes import by_first
 from finetuning.results.run_folder import Run, find_base_model, load_predictor
@@ -185,10 +185,9 @@ def read_stdin(encoding: str | None) -> tuple[list[str], list[str]]:
 
 def _guess(content: bytes) -> tuple[str, str] | None:
     """Return the text of bytes that are not UTF-8, and a note on the guessed encoding; None if no encoding fits."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "stdin"
-        file.write_bytes(content)
-        guessed = None if content.startswith(UTF_16) else guess_encoding([file])
+    file = temporary() / "stdin"
+    file.write_bytes(content)
+    guessed = None if content.startswith(UTF_16) else guess_encoding([file])
     with contextlib.suppress(UnicodeDecodeError):
         if guessed:
             reading = f"read as {guessed[0]}, with words such as {guessed[1]!r}"
@@ -203,7 +202,7 @@ def rows_of(texts: list[str]) -> Dataset:
     return Dataset.from_dict({"text": texts})
 
 
-def read_file(path: Path, encoding: str | None, cache: str) -> tuple[Dataset, list[str]]:
+def read_file(path: Path, encoding: str | None, cache: Path) -> tuple[Dataset, list[str]]:
     """Return the rows of a file, stored in the folder `cache`, and notes on them. Raise `UserError` if the file can't be read."""
     try:
         exists = path.is_file()
