@@ -45,9 +45,10 @@ from faults import CODE, DATA, FAULTS, Bomb, damage
 from forked import STEP, Kill, watch
 from hub import hub_for_downloads
 
+from finetuning import fingerprints
 from finetuning.data import hub
 from finetuning.errors import CONTROLS
-from finetuning.results import fingerprints, run_folder
+from finetuning.results import run_folder
 
 # A child is forked from a process that has imported this file, and all that it imports.
 os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent)
