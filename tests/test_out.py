@@ -95,6 +95,14 @@ def test_numbers_dates_lists_and_objects_are_written_exactly(tmp_path):
     ]
 
 
+def test_an_integer_of_any_size_is_written_as_it_is(tmp_path):
+    file, numbers = tmp_path / "in.jsonl", [10**400, 1]
+    file.write_text("".join(f'{{"text": "a", "n": {number}}}\n' for number in numbers))
+    rows, _ = predicting.read_file(file, None, str(tmp_path / "cache"))
+    lines = written(rows, ".jsonl", tmp_path).read_text("utf-8").splitlines()
+    assert [json.loads(line)["n"] for line in lines] == numbers
+
+
 def write_with_csv(frame: pd.DataFrame, file: Path) -> None:
     with file.open("w", encoding="utf-8", newline="") as out:
         csv.writer(out).writerows([frame.columns, *frame.to_numpy().tolist()])

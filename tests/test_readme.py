@@ -66,6 +66,12 @@ def test_every_flag_preset_and_file_it_names_is_there():
         assert (ROOT / path).exists(), path
 
 
+def test_every_test_that_a_page_names_exists():
+    tests = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").glob("test_*.py"))
+    names = {name for page in tables.PAGES for name in re.findall(r"`(test_\w+)`", (ROOT / page).read_text(encoding="utf-8"))}
+    assert len(names) > 10 and not [name for name in names if f"def {name}(" not in tests]
+
+
 def anchors(text: str) -> set[str]:
     """Return the anchors that GitHub gives to the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)

@@ -16,7 +16,7 @@ from forked import FLAGS
 from safetensors.torch import load_file, save_file
 
 from finetuning.disk import sha256
-from finetuning.results.fingerprints import seal
+from finetuning.fingerprints import seal
 from finetuning.tasks import SingleLabel
 from finetuning.training import trainer
 from finetuning.use import exporting, predicting

@@ -5,6 +5,7 @@ All requests of its clients, huggingface_hub and datasets, pass through one `Wat
 
 import functools
 import hashlib
+import json
 import re
 import sys
 import threading
@@ -190,6 +191,9 @@ def watched(setting: str, name: str) -> Iterator[None]:
         if not hub_answers():
             raise
         raise UserError(f"{setting}={name}: there is no such local path, and {watch.problem(error)}") from error
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:  # of the clients, for an answer in another form
+        problem = f"the answer of the Hub can't be read, perhaps because a proxy answers for it ({error})"
+        raise UserError(f"{setting}={name}: {problem}: check the network, or give the path of a local copy") from error
     finally:
         huggingface_hub.set_client_factory(default_client_factory)
 

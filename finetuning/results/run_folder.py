@@ -9,7 +9,10 @@ config.json has its own fingerprint, and training.json those of all files that d
 none has changed.
 """
 
+import contextlib
 import datetime
+import errno
+import os
 import platform
 import shutil
 import subprocess
@@ -32,15 +35,15 @@ import transformers
 from huggingface_hub.dataclasses import type_validator
 
 from config import Config
+from finetuning import fingerprints
 from finetuning.cli import check
 from finetuning.data.sources import Source, find_model
 from finetuning.data.splits import Data
-from finetuning.disk import as_utf8, keep_reserved, lock, move, remove_reserved, reserve, write_json
+from finetuning.disk import as_utf8, keep_reserved, lock, move, remove_reserved, reserve, unlock, write_json
 from finetuning.errors import UserError
 from finetuning.model.base import build_base, load_tokenizer, save_tokenizer
 from finetuning.model.lora import check_finite, load_adapter
 from finetuning.processes import by_first
-from finetuning.results import fingerprints
 from finetuning.task import Task
 from finetuning.training.prediction import Predictor
 
@@ -89,14 +92,19 @@ def choose_folder(config: Config, model: Source) -> Path:
     Without `run_name`, a number is added to a name that is taken. Raise `UserError` if `run_name` is taken, or if the folder can't
     be written.
     """
+    for setting in ("output_dir", "run_name"):
+        if (value := getattr(config, setting)) and value != as_utf8(value):
+            raise UserError(f"{setting}={as_utf8(value)}: it is not UTF-8, so the tokenizer can't be saved there: use another name")
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = config.run_name or f"{Path(model.name).name}-{Path(config.dataset_name).name.split('.')[0]}-{stamp}"
+    name = config.run_name or as_utf8(f"{Path(model.name).name}-{Path(config.dataset_name).name.split('.')[0]}-{stamp}")
     names = chain([name], () if config.run_name else (f"{name}-{number}" for number in count(2)))
     try:
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
         return next(folder for name in names if (folder := _reserve(Path(config.output_dir) / name, bool(config.run_name))))
     except OSError as error:
-        raise UserError(f"output_dir={config.output_dir}: cannot write there ({error})") from error
+        is_name = error.errno == errno.ENAMETOOLONG and os.path.isdir(config.output_dir)
+        setting = "run_name" if is_name else "output_dir"
+        raise UserError(f"{setting}={getattr(config, setting)}: cannot write there ({error})") from error
 
 
 def _reserve(folder: Path, is_given: bool) -> Path | None:
@@ -184,7 +192,11 @@ def open_run(folder: Path, pick: Callable[[Config], Task]) -> Run:
     else:
         training = fingerprints.read_sealed(file, remedy)
     _check_types(file, training, TRAINING)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # left by a process that was killed after it wrote training.json
+    if (folder / "process.lock").exists():  # of a process that was killed after it wrote training.json, unless it is still alive
+        with contextlib.suppress(UserError, OSError):
+            lock(folder, "opened")
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            unlock()
     return Run(folder, pick(config), config, record, training)
 
 

@@ -223,8 +223,8 @@ def _lists(rows: Dataset) -> Iterator[list]:
     """Yield the values of each row as a list. NaN becomes None, as when files are read."""
     json_columns = [name for name, feature in rows.features.items() if isinstance(feature, Json)]
     for start in range(0, len(rows), ROWS_IN_MEMORY):
-        batch = rows[start : start + ROWS_IN_MEMORY]
-        for name in json_columns:  # parsed here, because datasets rounds their floats
+        batch = dict.fromkeys(rows.column_names) | rows.remove_columns(json_columns)[start : start + ROWS_IN_MEMORY]
+        for name in json_columns:  # parsed here, because datasets rounds their floats and fails for large integers
             texts = rows.with_format("arrow")[start : start + ROWS_IN_MEMORY][name].to_pylist()
             batch[name] = [None if text is None else json.loads(text) for text in texts]
         yield from ([None if value != value else value for value in row] for row in zip(*batch.values(), strict=True))

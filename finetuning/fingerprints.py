@@ -1,4 +1,4 @@
-"""Fingerprints (sha256) of the files that decide a run's numbers, to refuse files that have changed since."""
+"""Fingerprints (sha256) of files that decide a run's numbers, to refuse those that have changed since they were written."""
 
 import hashlib
 import json
@@ -31,6 +31,15 @@ def read_sealed(file: Path, remedy: str) -> dict:
         raise UserError(f"{file.parent}: {file.name} has changed since it was written; {remedy}")
     check_files(file.parent, content["files"], remedy)
     return content
+
+
+def is_intact(file: Path) -> bool:
+    """Return whether a JSON file that `seal` made is there, and neither it nor a file that it names has changed."""
+    try:
+        read_sealed(file, remedy="")
+    except UserError:
+        return False
+    return True
 
 
 def read(file: Path, remedy: str) -> dict:
