@@ -17,7 +17,6 @@ from pathlib import Path
 import datasets
 import httpx2
 import huggingface_hub
-from accelerate import PartialState
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
@@ -205,24 +204,23 @@ def download(setting: str, name: str, patterns: Iterable[str], **options) -> Pat
     A damaged file is deleted from the cache and downloaded again. Raise `UserError` if that is not possible, and one of
     `NOT_ON_HUB` if the Hub does not answer and its cache lacks the files.
     """
-    with PartialState().local_main_process_first():  # one process of each machine downloads
-        for _ in range(2):
-            with room_in(constants.HF_HUB_CACHE, MOVE_CACHE), watched(setting, name):
-                folder = Path(
-                    huggingface_hub.snapshot_download(name, allow_patterns=patterns, local_files_only=not hub_answers(), **options)
-                )
-            files = [file for pattern in patterns for file in folder.glob(pattern)]
-            damaged = [file for file in files if not _is_intact(file.resolve())]
-            if not damaged:
-                return folder
-            for file in damaged:
-                file.resolve().unlink()
-                file.unlink()
-            names = ", ".join(str(file.relative_to(folder)) for file in damaged)
-            problem = f"{names} of {name} was damaged in the cache of the Hugging Face Hub, so it was deleted"
-            if not hub_answers():
-                break
-            print(f"note: {problem}; downloading it again", file=sys.stderr)
+    for _ in range(2):
+        with room_in(constants.HF_HUB_CACHE, MOVE_CACHE), watched(setting, name):
+            folder = Path(
+                huggingface_hub.snapshot_download(name, allow_patterns=patterns, local_files_only=not hub_answers(), **options)
+            )
+        files = [file for pattern in patterns for file in folder.glob(pattern)]
+        damaged = [file for file in files if not _is_intact(file.resolve())]
+        if not damaged:
+            return folder
+        for file in damaged:
+            file.resolve().unlink(missing_ok=True)  # several names may stand for one content
+            file.unlink(missing_ok=True)
+        names = ", ".join(str(file.relative_to(folder)) for file in damaged)
+        problem = f"{names} of {name} was damaged in the cache of the Hugging Face Hub, so it was deleted"
+        if not hub_answers():
+            break
+        print(f"note: {problem}; downloading it again", file=sys.stderr)
     raise UserError(f"{setting}={name}: {problem}: try again with a connection to the Hub, or give the path of a local copy")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import datasets
+from accelerate import PartialState
 from datasets import ClassLabel, DatasetDict, load_dataset, load_dataset_builder
 
 from finetuning.data.cache import MOVE_CACHE
@@ -158,30 +159,33 @@ def _model_source(folder: Path, name: str, origin: str) -> Source:
 
 def _model_from_hub(name: str) -> Path | None:
     """Return the folder of a model from the Hub or its cache; None if it is not in the cache and the Hub does not answer."""
-    try:
-        folder = download("model_name", name, MODEL_FILES, ignore_patterns=["*/*"])
-    except NOT_ON_HUB:
-        return None
-    return folder if hub_answers() or list(folder.glob("*.safetensors")) else None
+    answers = hub_answers()
+    with PartialState().local_main_process_first():  # one process of each machine downloads
+        try:
+            folder = download("model_name", name, MODEL_FILES, ignore_patterns=["*/*"])
+        except NOT_ON_HUB:
+            return None
+    return folder if answers or list(folder.glob("*.safetensors")) else None
 
 
 def _rows_from_hub(name: str) -> DatasetDict | None:
     """Return the splits of a data set from the Hub or its cache; None if it is not in the cache and the Hub does not answer."""
     hub_answers()  # if not, the client only uses its cache
-    try:
-        with watched("dataset_name", name):
-            builder = load_dataset_builder(name, writer_batch_size=ROWS_PER_BATCH)
-        if not Path(builder.cache_dir).exists():
-            start = f"hf://datasets/{name}@{builder.hash}/"
-            urls = [url for files in (builder.config.data_files or {}).values() for url in files if url.startswith(start)]
-            files = [glob.escape(url.removeprefix(start)) for url in urls]
-            download("dataset_name", name, files, repo_type="dataset", revision=builder.hash)
-        with room_in(datasets.config.HF_DATASETS_CACHE, MOVE_CACHE), watched("dataset_name", name):
-            builder.download_and_prepare()
-        return in_utf8(builder.as_dataset(), f"dataset_name={name}")
-    except NOT_ON_HUB:
-        return None
-    except ValueError as error:  # several configs, no cached config that fits, or no data files
-        if name in STAND_IN_DATA and not hub_answers():
+    with PartialState().local_main_process_first():
+        try:
+            with watched("dataset_name", name):
+                builder = load_dataset_builder(name, writer_batch_size=ROWS_PER_BATCH)
+            if not Path(builder.cache_dir).exists():
+                start = f"hf://datasets/{name}@{builder.hash}/"
+                urls = [url for files in (builder.config.data_files or {}).values() for url in files if url.startswith(start)]
+                files = [glob.escape(url.removeprefix(start)) for url in urls]
+                download("dataset_name", name, files, repo_type="dataset", revision=builder.hash)
+            with room_in(datasets.config.HF_DATASETS_CACHE, MOVE_CACHE), watched("dataset_name", name):
+                builder.download_and_prepare()
+            return in_utf8(builder.as_dataset(), f"dataset_name={name}")
+        except NOT_ON_HUB:
             return None
-        raise UserError(f"dataset_name={name}: {error}") from error
+        except (ValueError, datasets.exceptions.DatasetsError) as error:  # several configs, files that can't be read, ...
+            if name in STAND_IN_DATA and not hub_answers():
+                return None
+            raise UserError(f"dataset_name={name}: {error}") from error
