@@ -7,10 +7,21 @@ Needs requirements-extras.txt. The same file runs as a Space on the Hub, with th
 """
 
 import functools
+import logging
 from pathlib import Path
 
 from finetuning.cli import Parser, exit_cleanly
-from finetuning.errors import UserError
+from finetuning.errors import UserError, printable
+
+MAX_CHARACTERS = 20_000  # of a text; a text of 5 MB stopped the page for all clients for 18 s
+MAX_WAITING = 32  # requests in the queue
+
+
+def shorten(record: logging.LogRecord) -> bool:
+    """Replace the traceback of a request that makes no sense by one line."""
+    if record.exc_info:
+        record.msg, record.args, record.exc_info = printable(f"a request failed: {record.exc_info[1]!r}"), (), None
+    return True
 
 
 @exit_cleanly
@@ -24,12 +35,13 @@ def main() -> None:
     except ImportError as error:
         raise UserError("app.py needs Gradio, which is not installed: pip install -r requirements-extras.txt") from error
 
-    from finetuning import console, processes, tasks
+    from finetuning import console, disk, processes, tasks
     from finetuning.results import run_folder
     from finetuning.results.cards import METHODS
     from finetuning.use.predicting import load_engine
 
     console.quiet_libraries()
+    logging.getLogger("uvicorn.error").addFilter(shorten)
     processes.start()
     run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir), tasks.pick)
     if run.config.text_pair_column:
@@ -44,19 +56,25 @@ def main() -> None:
     }
 
     def answer(text: str):
-        if not text.strip():
+        if not isinstance(text, str) or not text.strip():
             raise gradio.Error("Type a text first.", print_exception=False)
-        values = run.task.widget_values(predictor, text, run.label_names, run.calibration)
+        if len(text) > MAX_CHARACTERS:
+            message = f"The text has {len(text):,} characters, and the page reads at most {MAX_CHARACTERS:,}: use predict.py."
+            raise gradio.Error(message, print_exception=False)
+        try:
+            values = run.task.widget_values(predictor, disk.as_utf8(text), run.label_names, run.calibration)
+        except UserError as error:
+            raise gradio.Error(str(error), print_exception=False) from error
         return values if len(values) > 1 else values[0]
 
     with gradio.Blocks(title=run.folder.name) as page:
         gradio.Markdown(f"# {run.folder.name}\n`{run.record['model']['name']}`, {METHODS[run.config.method]}.")
-        text = gradio.Textbox(label="Text", lines=5, max_lines=12)
+        text = gradio.Textbox(label="Text", info=f"at most {MAX_CHARACTERS:,} characters", lines=5, max_lines=12)
         button = gradio.Button("Go", variant="primary")
         outputs = [components[kind](label=caption, elem_id=kind) for kind, caption in run.task.widgets]
         gradio.Examples([*run.task.examples], text)
         button.click(answer, text, outputs)
-    page.launch()
+    page.queue(max_size=MAX_WAITING).launch(max_file_size="1mb")  # the page has no upload, but Gradio accepts files
 
 
 if __name__ == "__main__":

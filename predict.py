@@ -14,7 +14,6 @@ python predict.py --run outputs/RUN "..."                    another run than th
 import argparse
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 from finetuning.cli import Parser, check_encoding, exit_cleanly, shows_unicode
@@ -42,42 +41,41 @@ def main() -> None:
     processes.start()
     if arguments.out:
         predicting.check_out(arguments.out)
-    with tempfile.TemporaryDirectory() as cache:
-        if arguments.file:
-            rows, remarks = predicting.read_file(arguments.file, arguments.encoding, cache)
+    if arguments.file:
+        rows, remarks = predicting.read_file(arguments.file, arguments.encoding, disk.temporary())
+    else:
+        texts = [disk.as_utf8(text) for text in arguments.texts]
+        texts, remarks = (texts, []) if texts else predicting.read_stdin(arguments.encoding)
+        rows = predicting.rows_of(texts)
+    for remark in remarks:
+        print(printable(f"note: {remark}"), file=sys.stderr)
+    run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir), tasks.pick)
+    columns = run.task.input_columns(rows.column_names, run.config, arguments.text_column)
+    if arguments.out:
+        predicting.check_names(run.task, rows.column_names)
+    if arguments.file:
+        names = " and ".join(map(repr, columns.values()))
+        print(printable(f"{len(rows):,} rows of {arguments.file.name}, read from column {names}"), file=sys.stderr)
+    engine = predicting.pick_engine("torch" if arguments.explain else arguments.engine, run, len(rows))
+    if engine != "torch":
+        print(f"engine {engine} (--engine torch: as the run was evaluated)", file=sys.stderr)
+    options = {name: getattr(arguments, name) for name in TASK_OPTIONS if getattr(arguments, name) is not None}
+    if not arguments.file and "context" in run.task.options:
+        options.setdefault("context", "sentence")  # texts of the command line are not neighbours
+    answers = predicting.Answers(run, engine, **options)
+    if arguments.out:
+        predicting.write_file(answers.add_to(rows, columns, show_progress=True), arguments.out)
+        print(f"{len(rows):,} rows written to {arguments.out}")
+        return
+    for inputs, answer in answers.each(rows, columns):
+        words = answers.explain(inputs.get("text")) if arguments.explain else []
+        if arguments.json:
+            content = run.task.as_json(inputs, answer) | ({"words": words} if words else {})
+            print(json.dumps(content, ensure_ascii=not shows_unicode(sys.stdout)))
         else:
-            texts = [disk.as_utf8(text) for text in arguments.texts]
-            texts, remarks = (texts, []) if texts else predicting.read_stdin(arguments.encoding)
-            rows = predicting.rows_of(texts)
-        for remark in remarks:
-            print(printable(f"note: {remark}"), file=sys.stderr)
-        run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir), tasks.pick)
-        columns = run.task.input_columns(rows.column_names, run.config, arguments.text_column)
-        if arguments.out:
-            predicting.check_names(run.task, rows.column_names)
-        if arguments.file:
-            names = " and ".join(map(repr, columns.values()))
-            print(printable(f"{len(rows):,} rows of {arguments.file.name}, read from column {names}"), file=sys.stderr)
-        engine = predicting.pick_engine("torch" if arguments.explain else arguments.engine, run, len(rows))
-        if engine != "torch":
-            print(f"engine {engine} (--engine torch: as the run was evaluated)", file=sys.stderr)
-        options = {name: getattr(arguments, name) for name in TASK_OPTIONS if getattr(arguments, name) is not None}
-        if not arguments.file and "context" in run.task.options:
-            options.setdefault("context", "sentence")  # texts of the command line are not neighbours
-        answers = predicting.Answers(run, engine, **options)
-        if arguments.out:
-            predicting.write_file(answers.add_to(rows, columns, show_progress=True), arguments.out)
-            print(f"{len(rows):,} rows written to {arguments.out}")
-            return
-        for inputs, answer in answers.each(rows, columns):
-            words = answers.explain(inputs.get("text")) if arguments.explain else []
-            if arguments.json:
-                content = run.task.as_json(inputs, answer) | ({"words": words} if words else {})
-                print(json.dumps(content, ensure_ascii=not shows_unicode(sys.stdout)))
-            else:
-                line = " ".join(run.task.as_line(inputs, answer, run.label_names).splitlines())
-                print(printable(line) if sys.stdout.isatty() else line)
-                print_words(words)
+            line = " ".join(run.task.as_line(inputs, answer, run.label_names).splitlines())
+            print(printable(line) if sys.stdout.isatty() else line)
+            print_words(words)
 
 
 def read_arguments() -> argparse.Namespace:

@@ -10,18 +10,20 @@ import inspect
 import io
 import os
 import re
+import reprlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import NoReturn, TextIO, get_args, get_type_hints
 
+from huggingface_hub.dataclasses import type_validator
 from transformers import HfArgumentParser
 
 from config import PRESETS, Config
-from finetuning.disk import remove_reserved, unlock
-from finetuning.errors import UserError
+from finetuning.disk import remove_reserved, unlock, why_full
+from finetuning.errors import UserError, printable
 from finetuning.signals import AfterCheckpoint, Stopped, handled_by, stop_at_once
 
 
@@ -48,9 +50,10 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
         except Exception as error:
             if _lost_other_process(error):
                 code = _report("error: another process of this run has ended, so this one ends as well", 1)
-            elif _cannot_write(error):
+            elif reason := _cannot_write(error):
+                where = getattr(error, "filename", None) or "output_dir"
                 remedy = "make room and --resume the run, or set output_dir to another folder"
-                code = _report(f"error: cannot write ({error}): {remedy}", 2)
+                code = _report(f"error: cannot write to {printable(str(where))}: {reason}: {remedy}", 2)
             else:
                 raise
         except KeyboardInterrupt as error:
@@ -112,13 +115,10 @@ def _lost_other_process(error: BaseException) -> bool:
     return any(base.__name__ == "DistError" for base in type(error).__mro__) or "/gloo/" in str(error)
 
 
-def _cannot_write(error: Exception) -> bool:
-    """Return whether a file could not be written for lack of space or permission.
-
-    Python reports this with an error number, safetensors and torch.save only in words.
-    """
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-    return getattr(error, "errno", None) in codes or any(words in str(error) for words in ("No space left", "inline_container"))
+def _cannot_write(error: Exception) -> str | None:
+    """Return why a file could not be written; None if the error means something else."""
+    closed = getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return error.strerror if closed else why_full(error)
 
 
 def _report(message: str, code: int) -> int:
@@ -229,14 +229,22 @@ def check_encoding(encoding: str | None) -> None:
 
 
 def check(config: Config) -> None:
-    """Raise `UserError` for a value that is out of range, or that does not fit another one. Nothing slow has started yet."""
+    """Raise `UserError` for a value of the wrong type or out of range, or one that does not fit another. All of this is fast."""
+    for name, hint in get_type_hints(Config).items():
+        value = getattr(config, name)
+        try:
+            type_validator(name, value, hint | int if float in (hint, *get_args(hint)) else hint)
+        except TypeError as error:
+            kind = inspect.formatannotation(hint)
+            raise UserError(f"{name}={reprlib.repr(value)} has the wrong type: it must be {kind}") from error
 
     def require(condition: bool, name: str, requirement: str) -> None:
         if not condition:
-            raise UserError(f"{name}={getattr(config, name)} is out of range: it must be {requirement}")
+            raise UserError(f"{name}={reprlib.repr(getattr(config, name))} is out of range: it must be {requirement}")
 
-    for name in ("lora_r", "lora_alpha", "batch_size", "eval_batch_size", "gradient_accumulation_steps", "num_beams"):
-        require(getattr(config, name) is None or getattr(config, name) >= 1, name, "at least 1")
+    require(config.lora_alpha >= 1, "lora_alpha", "at least 1")
+    for name in ("lora_r", "batch_size", "eval_batch_size", "gradient_accumulation_steps", "num_beams"):
+        require(getattr(config, name) is None or 1 <= getattr(config, name) < 2**31, name, "at least 1")
     for name in ("train_samples", "val_samples", "test_samples", "early_stopping_patience", "seed", "split_seed"):
         require(0 <= getattr(config, name) < 2**32, name, "0 or more")
     require(0 <= config.length_warmup <= 1, "length_warmup", "a fraction from 0 to 1")
@@ -246,10 +254,12 @@ def check(config: Config) -> None:
         require(0 < getattr(config, name) < 1, name, "above 0 and below 1")
     require(0 < config.learning_rate < 1, "learning_rate", "above 0 and below 1, for LoRA usually 1e-4 to 2e-3")
     require(config.loraplus_lr_ratio > 0, "loraplus_lr_ratio", "above 0, for LoRA+ usually 4 to 16")
-    require(config.max_length >= 8, "max_length", "at least 8 tokens")
+    require(8 <= config.max_length < 2**31, "max_length", "at least 8 tokens")
     require(0 < config.num_train_epochs < float("inf"), "num_train_epochs", "above 0")
     require(config.weight_decay >= 0, "weight_decay", "0 or more")
     require(config.test_fraction + config.validation_fraction < 1, "validation_fraction", "below 1 - test_fraction")
+    for name, value in vars(config).items():
+        require(not isinstance(value, int | float) or abs(value) < 1e300, name, "a number that is not so large")
     for name in ("warmup_steps", "eval_steps", "save_steps"):
         value = getattr(config, name)
         if value is not None:

@@ -1,11 +1,17 @@
 """Write files completely or not at all, and reserve names of folders for one process."""
 
+import errno
+import getpass
 import hashlib
 import json
 import os
 import re
 import shutil
 import socket
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -16,12 +22,22 @@ NAMES = dict(encoding="utf-8", errors="surrogateescape")  # for names of files t
 _reserved: dict[Path, FileLock] = {}  # folders of this process that `remove_reserved` removes
 # Folders that only this process may change. The system releases the lock of a process that ended.
 _locked: dict[Path, FileLock] = {}
+FULL = {  # error number -> what is wrong
+    errno.ENOSPC: "its disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file would exceed the limit of its size (ulimit -f)",
+}
+TORCH_CANNOT_WRITE = ("basic_ios::clear", "unexpected pos", "PytorchStreamWriter failed")
 
 
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON file completely or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", **NAMES)
+    try:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", **NAMES)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     move(partial, path)
 
 
@@ -48,6 +64,32 @@ def as_utf8(argument: str) -> str:
     return lone_surrogates.sub("\ufffd", argument).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def why_full(error: BaseException | None) -> str | None:
+    """Return why there was no room to write a file; None if neither an error nor those that led to it mean this.
+
+    Python and Arrow report this with an error number, safetensors with the number in words, torch.save only in words.
+    """
+    while error:
+        in_words = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(in_words[1]) if in_words else getattr(error, "errno", None)
+        if number in FULL:
+            return FULL[number]
+        if any(words in str(error) for words in TORCH_CANNOT_WRITE):
+            return "it has no room for a file"
+        error = error.__cause__ or error.__context__
+
+
+@contextmanager
+def room_in(folder: str | Path, remedy: str) -> Iterator[None]:
+    """Raise `UserError`, which names the folder and the remedy, if there is no room for the files that the `with` block writes."""
+    try:
+        yield
+    except Exception as error:
+        if reason := why_full(error):
+            raise UserError(f"cannot write to {folder}: {reason}: make room, or {remedy}") from error
+        raise
+
+
 def reserve(folder: Path) -> None:
     """Make a folder for this process only. The script removes it at its end, unless `keep_reserved` renames it before.
 
@@ -62,6 +104,21 @@ def reserve(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
 
 
+def temporary() -> Path:
+    """Return a new folder in TMPDIR, which the script removes at its end. Remove those that killed processes left."""
+    of_user = Path(tempfile.gettempdir()) / f"fine-tuning-{os.getuid() if os.name == 'posix' else getpass.getuser()}"
+    of_user.mkdir(mode=0o700, exist_ok=True)
+    if os.name == "posix" and of_user.lstat().st_uid != os.getuid():
+        raise UserError(f"{of_user} belongs to another user: set the environment variable TMPDIR to a folder of your own")
+    for lock_file in of_user.glob("*.lock"):
+        with suppress(FileExistsError):  # its process is running
+            reserve(lock_file.with_suffix(""))
+            _remove(lock_file.with_suffix(""))
+    folder = of_user / uuid.uuid4().hex
+    reserve(folder)
+    return folder
+
+
 def keep_reserved(folder: Path, name: Path) -> None:
     """Rename a reserved folder to its final name. It is not removed any more."""
     folder.rename(name)
@@ -70,8 +127,12 @@ def keep_reserved(folder: Path, name: Path) -> None:
 
 def remove_reserved() -> None:
     for folder in [*_reserved]:
-        shutil.rmtree(folder, ignore_errors=True)
-        _release(folder)
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    _release(folder)
 
 
 def lock(folder: Path, action: str) -> None:

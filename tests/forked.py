@@ -20,15 +20,17 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["finetuning.tasks", "finetuning.training.search", "finetuning.results.evaluation"])
+PRELOADED = ["finetuning.tasks", "finetuning.training.search", "finetuning.results.evaluation"]
+_FORKS.set_forkserver_preload(PRELOADED)
 
 
 @dataclass
 class Kill:
-    """A signal that stops `process` at the `call`th call of `target`, "module:name".
+    """A signal that stops `process` at the `call`th call of `target`: "module:name", or a file operation such as "os.rename".
 
-    With `half` it comes in the middle of the call: a file is half written, a folder half deleted. With `times`, it comes again at
-    the calls that follow.
+    The file operations are audit events of Python; "open" means for writing. Only those in the working directory count. With `half`
+    the signal comes in the middle of the call: a file is half written, a folder half deleted. With `times`, it comes again at the
+    calls that follow.
     """
 
     target: str
@@ -39,29 +41,52 @@ class Kill:
     times: int = 1
 
     def prepare(self, replace: Callable = setattr) -> None:
-        """Replace `target` by a function that sends the signal."""
-        module, name = self.target.split(":")
-        holder = importlib.import_module(module)
-        *path, name = name.split(".")
-        for part in path:
-            holder = getattr(holder, part)
-        original, n_calls = getattr(holder, name), [0]
+        """Let the calls of `target` send the signal."""
+        n_calls = [0]
 
-        def killing(*arguments, **named):
+        def before(original, arguments: tuple, named: dict) -> None:
             n_calls[0] += 1
             if self.call <= n_calls[0] < self.call + self.times:
-                if self.half and name == "rmtree":
-                    next(file for file in Path(arguments[0]).rglob("*") if file.is_file()).unlink()
+                if self.half and self.target.endswith("rmtree"):
+                    file = next((file for file in Path(arguments[0]).rglob("*") if file.is_file()), None)
+                    if file:
+                        file.unlink()
                 elif self.half:
                     original(*arguments, **named)
-                    os.truncate(arguments[-1], os.path.getsize(arguments[-1]) // 2)
+                    file = next(part for part in arguments if isinstance(part, str | Path) and os.path.isfile(part))
+                    os.truncate(file, os.path.getsize(file) // 2)
                 os.kill(os.getpid(), self.signal)
-            return original(*arguments, **named)
 
-        replace(holder, name, killing)
+        watch(self.target, before, replace)
 
 
-def _main(script: str | Path, flags: list[str], folder: Path, environment: dict, kill: Kill | None, output: Path) -> None:
+def watch(target: str, before: Callable[[Callable | None, tuple, dict], None], replace: Callable = setattr) -> None:
+    """Call `before` with the function and its arguments before each call of `target`, which is as in `Kill`."""
+    module, colon, name = target.partition(":")
+    if not colon:
+        here = os.getcwd()
+
+        def audit(event: str, arguments: tuple) -> None:
+            if event == target and (event != "open" or (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)):
+                path = os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes | Path) else "/"
+                if not os.path.isabs(path) or path.startswith(here):
+                    before(None, arguments, {})
+
+        return sys.addaudithook(audit)
+    holder = importlib.import_module(module)
+    *path, name = name.split(".")
+    for part in path:
+        holder = getattr(holder, part)
+    original = getattr(holder, name)
+
+    def watched(*arguments, **named):
+        before(original, arguments, named)
+        return original(*arguments, **named)
+
+    replace(holder, name, watched)
+
+
+def _main(script: str | Path, flags: list[str], folder: Path, environment: dict, kill, output: Path) -> None:
     os.chdir(folder)
     os.environ.update(environment)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -79,6 +104,7 @@ def run(
     """Run a script and return each process's exit code and output.
 
     Several processes get the environment variables that torchrun sets on one machine. A process is killed after `within` seconds.
+    Instead of a `Kill` another object may be given; its `prepare` is called in each process if its `process` is None.
     """
     with socket.socket() as reserved:  # until all have ended, so that no other test takes the port
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -89,7 +115,7 @@ def run(
         for rank in range(processes):
             environment = {k: str(v) for k, v in (common | dict(RANK=rank, LOCAL_RANK=rank)).items()} if processes > 1 else {}
             output = folder / f"{Path(script).name}-{rank}.out"
-            own_kill = kill if kill and rank == kill.process else None
+            own_kill = kill if kill and kill.process in (rank, None) else None
             arguments = (script, [str(flag) for flag in flags], folder, environment, own_kill, output)
             process = _FORKS.Process(target=_main, args=arguments)
             process.start()
@@ -133,6 +159,10 @@ def wait_for_checkpoint(process: subprocess.Popen, run: Path) -> None:
 
 def end_at_checkpoint(run: Path) -> None:
     """Lower the number of epochs of an interrupted run, so that its checkpoint is beyond the last step."""
-    config = json.loads((run / "config.json").read_text())
-    config["config"]["num_train_epochs"] = 0.01
-    (run / "config.json").write_text(json.dumps(config))
+    from finetuning.disk import write_json
+    from finetuning.fingerprints import seal
+
+    record = json.loads((run / "config.json").read_text())
+    del record["sha256"]
+    record["config"]["num_train_epochs"] = 0.01
+    write_json(run / "config.json", seal(record))

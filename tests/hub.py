@@ -1,16 +1,24 @@
-"""A local server that accepts uploads as the Hugging Face Hub does."""
+"""Local servers that accept uploads and give downloads as the Hugging Face Hub does."""
 
 import base64
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
+from urllib.parse import parse_qs, unquote, urlparse
+
+from huggingface_hub.utils.sha import git_hash
+
+COMMIT = "1" * 40
+LARGE = (".safetensors", ".parquet")  # stored by Git LFS, named by their SHA-256
 
 
 @contextmanager
 def hub_for_uploads() -> Iterator[tuple[str, list[dict], dict[str, dict[str, bytes]]]]:
-    """Yield the server's address, the requests to create repositories, and the uploaded files by repository and path."""
+    """Accept uploads. Yield the server's address, the requests to create repositories, and the files by repository and path."""
     created, uploaded = [], {}
 
     class Hub(BaseHTTPRequestHandler):
@@ -48,10 +56,132 @@ def hub_for_uploads() -> Iterator[tuple[str, list[dict], dict[str, dict[str, byt
         def log_message(self, *_) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    address = f"http://127.0.0.1:{server.server_port}"
+    with _serve(Hub) as address:
+        yield address, created, uploaded
+
+
+class Download(BaseHTTPRequestHandler):
+    """A request to the server of `hub_for_downloads`, with the means to answer it."""
+
+    protocol_version = "HTTP/1.1"
+    folders: dict[str, Path]
+    fault: Callable | None
+
+    def do_GET(self) -> None:
+        self.requests.append(f"{self.command} {self.path}")
+        self.close_connection = False
+        if not (self.fault and type(self).fault(self)):
+            self.answer()
+
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.paths = parse_qs(body.decode()).get("paths", [])
+        self.do_GET()
+
+    @property
+    def file(self) -> Path | None:
+        """The file that is asked for, if it is one."""
+        folder, rest = self.find()
+        return folder / rest.split("/", 2)[2] if folder and rest.startswith("resolve/") else None
+
+    def find(self) -> tuple[Path | None, str]:
+        """Return the folder of the repository that is asked for, and the rest of the path."""
+        path = unquote(urlparse(self.path).path).removeprefix("/api")
+        for name, folder in self.folders.items():
+            for prefix in (f"/{name}", f"/{name.removeprefix('models/')}"):
+                if path == prefix or path.startswith(f"{prefix}/"):
+                    return folder, path.removeprefix(prefix).strip("/")
+        return None, ""
+
+    def answer(self) -> None:
+        """Answer as the Hub does."""
+        folder, rest = self.find()
+        if self.path == "/":
+            self.send(b"")
+        elif folder is None:
+            self.refuse(404, "RepoNotFound")
+        elif self.file:
+            self.send_file() if self.file.is_file() else self.refuse(404, "EntryNotFound")
+        elif rest.startswith(("tree/", "paths-info/")):
+            below = "/".join(rest.split("/")[2:])
+            files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+            entries = [self.entry(folder, file) for file in files]
+            if rest.startswith("paths-info/"):
+                entries = [entry for entry in entries if entry["path"] in self.paths]
+            if below:
+                self.refuse(404, "EntryNotFound")
+            else:
+                self.send(json.dumps(entries).encode())
+        elif not rest or rest.startswith("revision/"):
+            files = [{"rfilename": str(file.relative_to(folder))} for file in folder.rglob("*") if file.is_file()]
+            self.send(json.dumps({"id": "me/name", "sha": COMMIT, "siblings": files, "tags": []}).encode())
+        else:
+            self.refuse(404, "EntryNotFound")
+
+    @staticmethod
+    def entry(folder: Path, file: Path) -> dict:
+        entry = {
+            "type": "file",
+            "path": str(file.relative_to(folder)),
+            "size": file.stat().st_size,
+            "oid": git_hash(file.read_bytes()),
+        }
+        large = {"lfs": {"oid": etag(file), "size": file.stat().st_size, "pointerSize": 100}} if file.suffix in LARGE else {}
+        return entry | large
+
+    def refuse(self, status: int, code: str | None = None, **headers: str) -> bool:
+        """Answer with an error. `headers` have underscores for hyphens."""
+        headers = {name.replace("_", "-"): value for name, value in headers.items()} | ({"X-Error-Code": code} if code else {})
+        self.send(b"", status, headers | {"X-Repo-Commit": COMMIT})
+        return True
+
+    def send_file(self, content: bytes | None = None) -> None:
+        """Send the file that is asked for, or a part of it; `content` replaces it."""
+        content = self.file.read_bytes() if content is None else content
+        headers = {"ETag": f'"{etag(self.file)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if part := self.headers.get("Range"):
+            start = int(part.removeprefix("bytes=").split("-")[0])
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            return self.send(content[start:], 206, headers)
+        self.send(content, 200, headers)
+
+    def send(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+def etag(file: Path) -> str:
+    """Return the name that the Hub gives to a file's content: SHA-256 of a large file, git's hash of a small one."""
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.suffix in LARGE else git_hash(file.read_bytes())
+
+
+@contextmanager
+def hub_for_downloads(folders: dict[str, Path]) -> Iterator[tuple[str, type[Download]]]:
+    """Serve the files of folders as repositories, models/ME/NAME or datasets/ME/NAME.
+
+    Yield the server's address, and the class of its requests. Its `fault`, a function of a request, answers instead of the server
+    if it returns True. Its `requests` are those so far.
+    """
+    handler = type("Handler", (Download,), dict(folders=folders, fault=None, requests=[]))
+    with _serve(handler) as address:
+        yield address, handler
+
+
+@contextmanager
+def _serve(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.handle_error = lambda *_: None  # a client that has ended the connection
     Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield address, created, uploaded
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()

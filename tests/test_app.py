@@ -1,5 +1,6 @@
 """The web page of app.py in a real browser."""
 
+import http.client
 import json
 import os
 import shutil
@@ -92,3 +93,43 @@ def test_the_page_shows_the_number_that_predict_prints(page, call, tiny_flags, t
     page, ask, expect = page("outputs/run")
     ask(rows.review[0])
     expect(page.get_by_label("Predicted value")).to_have_value(f"{value:.4g}")
+
+
+def test_requests_that_make_no_sense_leave_no_traceback(call, tiny_flags, monkeypatch, capsys):
+    gradio = pytest.importorskip("gradio")
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    launch, pages = gradio.Blocks.launch, []
+
+    def launch_in_a_thread(page, **given) -> None:
+        launch(page, prevent_thread_lock=True, quiet=True, **given)
+        pages.append(page)
+
+    monkeypatch.setattr(gradio.Blocks, "launch", launch_in_a_thread)
+    assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", 1).code == 0
+    assert call("app.py", "outputs/run").code == 0
+
+    def ask(path: str, body, kind: str = "application/json") -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", pages[0].server_port, timeout=60)
+        body = body if body is None or isinstance(body, bytes) else json.dumps(body)
+        connection.request("GET" if body is None else "POST", f"/gradio_api/{path}", body, {"Content-Type": kind})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+    def answer(*data) -> str:
+        event = json.loads(ask("call/answer", {"data": data})[1])["event_id"]
+        return ask(f"call/answer/{event}", None)[1]
+
+    try:
+        assert "event: complete" in answer("a fine film") and "event: complete" in answer("\ud800 film")
+        assert "event: complete" in answer("a " * 10_000)
+        assert "at most 20,000" in answer("a " * 10_000 + "b")
+        for value in (None, [], {}, "", " \n", 5, [["a"] * 10]):
+            answer(value)
+        for path in ("call/answer", "call/nothing", "queue/join", "run/predict", "component_server"):
+            for body in (b"{", b"\xff", [1], {"data": "x"}, {"data": ["a"], "fn_index": 99, "component_id": 99, "fn_name": "x"}):
+                ask(path, body)
+        upload = b'--b\r\nContent-Disposition: form-data; name="files"; filename="x"\r\n\r\n' + b"0" * 2_000_000 + b"\r\n--b--\r\n"
+        assert ask("upload", upload, "multipart/form-data; boundary=b")[0] == 413
+    finally:
+        gradio.close_all()
+    assert "Traceback" not in capsys.readouterr().err

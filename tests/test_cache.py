@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pytest
 from conftest import make_model, make_pairs, make_rows
 from entity_files import write_entity_files
@@ -140,3 +141,27 @@ def test_texts_are_tokenized_again_after_an_edit(folder, edit):
     edit(tokens, "truncate", truncate)
     after = tokens.encode(data.task, data.train, tokenizer, config)
     assert [len(row["input_ids"]) for row in after.inputs] == [4] * len(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *((name, "flipped") for name in ("0-train.arrow", "contents.json", "cache-*.arrow", "cache-*.json")),
+        ("0-train.arrow", "cut"),
+        ("cache-*.arrow", "empty"),
+    ],
+)
+def test_a_damaged_file_in_the_cache_is_made_anew(name, damage, call, tiny_flags, tmp_path, monkeypatch):
+    """A changed byte would train on another text or other tokens, without a word."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    flags = [*tiny_flags, "--num_train_epochs", 1, "--run_name"]
+    assert call("fine_tune.py", *flags, "first").code == 0
+    for file in (tmp_path / "cache").rglob(name):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes({"flipped": content, "cut": content[: len(content) // 2], "empty": b""}[damage])
+    again = call("fine_tune.py", *flags, "again")
+    assert again.code == 0 and "was damaged" in again.err, again.err
+    adapters = [(tmp_path / "outputs" / run / "adapter/adapter_model.safetensors").read_bytes() for run in ("first", "again")]
+    assert adapters[0] == adapters[1]
+    assert "was damaged" not in call("fine_tune.py", *flags, "third").err

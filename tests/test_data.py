@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from config import PRESETS, Config
 from finetuning import tasks
-from finetuning.data import labels, sources, splits, tokens
+from finetuning.data import hub, labels, sources, splits, tokens
 from finetuning.data.augmentation import augmentation
 from finetuning.data.text import clean
 from finetuning.errors import UserError
@@ -257,12 +257,12 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
         requests.append((url, timeout))
         raise OSError("no route")
 
-    monkeypatch.setattr(sources.huggingface_hub, "is_offline_mode", lambda: False)
-    monkeypatch.setattr(sources.huggingface_hub, "get_session", lambda: SimpleNamespace(head=head))
-    sources.hub_answers.cache_clear()
-    assert not sources.hub_answers() and not sources.hub_answers()
+    monkeypatch.setattr(hub.huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(hub.huggingface_hub, "get_session", lambda: SimpleNamespace(head=head))
+    hub.hub_answers.cache_clear()
+    assert not hub.hub_answers() and not hub.hub_answers()
     assert len(requests) == 1 and requests[0][1] < 3
-    sources.hub_answers.cache_clear()
+    hub.hub_answers.cache_clear()
 
 
 # --- augmentation --------------------------------------------------------------------------------------------------------

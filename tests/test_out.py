@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from finetuning import tasks
 from finetuning.cli import exit_cleanly, shows_unicode
+from finetuning.disk import remove_reserved
 from finetuning.errors import UserError
 from finetuning.use import predicting
 
@@ -45,7 +46,11 @@ LISTS = Features({"words": List(Value("string")), "objects": Json(), "when": Val
 
 def written(rows: Dataset, ending: str, folder: Path) -> Path:
     file = Path(folder) / f"out{ending}"
-    predicting.write_file(rows, file)
+    predicting.check_out(file)
+    try:
+        predicting.write_file(rows, file)
+    finally:
+        remove_reserved()  # as scripts do at their end
     return file
 
 
@@ -90,6 +95,14 @@ def test_numbers_dates_lists_and_objects_are_written_exactly(tmp_path):
     ]
 
 
+def test_an_integer_of_any_size_is_written_as_it_is(tmp_path):
+    file, numbers = tmp_path / "in.jsonl", [10**400, 1]
+    file.write_text("".join(f'{{"text": "a", "n": {number}}}\n' for number in numbers))
+    rows, _ = predicting.read_file(file, None, str(tmp_path / "cache"))
+    lines = written(rows, ".jsonl", tmp_path).read_text("utf-8").splitlines()
+    assert [json.loads(line)["n"] for line in lines] == numbers
+
+
 def write_with_csv(frame: pd.DataFrame, file: Path) -> None:
     with file.open("w", encoding="utf-8", newline="") as out:
         csv.writer(out).writerows([frame.columns, *frame.to_numpy().tolist()])
@@ -114,7 +127,7 @@ def test_a_table_comes_back_through_the_readers_and_the_writers(values, writer):
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"in{ending}"
         write(frame, file)
-        rows, _ = predicting.read_file(file, None, folder)
+        rows, _ = predicting.read_file(file, None, Path(folder))
         out = written(rows, ending, folder)
         if ending in (".csv", ".tsv"):
             answers = read_with_csv(out, delimiter="," if ending == ".csv" else "\t")

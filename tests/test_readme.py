@@ -52,7 +52,7 @@ def test_every_experiment_has_its_record():
 
 
 def test_every_flag_preset_and_file_it_names_is_there():
-    scripts = [*ROOT.glob("*.py"), *(ROOT / "benchmarks").glob("*.py"), ROOT / "finetuning/cli.py"]
+    scripts = [*ROOT.glob("*.py"), *(ROOT / "benchmarks").glob("*.py"), ROOT / "finetuning/cli.py", ROOT / "tests/reliability.py"]
     flags = {flag for script in scripts for flag in re.findall(r'"--(\w+)"', script.read_text(encoding="utf-8"))}
     flags |= {"nproc_per_node", "nnodes", "node_rank", "master_addr", "rdzv_backend", "rdzv_id", "rdzv_endpoint"}  # torchrun's
     flags |= {"help", "index"} | {field.name for field in fields(Config)}  # index: pip's --index-url
@@ -64,6 +64,12 @@ def test_every_flag_preset_and_file_it_names_is_there():
     assert set(re.findall(r"--preset (\w+)", commands)) <= set(PRESETS)
     for path in re.findall(r"`((?:finetuning|tests|benchmarks|results|outputs|docs)/[\w.]*|\w+\.(?:py|txt))`", README):
         assert (ROOT / path).exists(), path
+
+
+def test_every_test_that_a_page_names_exists():
+    tests = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").glob("test_*.py"))
+    names = {name for page in tables.PAGES for name in re.findall(r"`(test_\w+)`", (ROOT / page).read_text(encoding="utf-8"))}
+    assert len(names) > 10 and not [name for name in names if f"def {name}(" not in tests]
 
 
 def anchors(text: str) -> set[str]:

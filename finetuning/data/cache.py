@@ -8,9 +8,13 @@ files are mapped again (`reopened`) for each pass over them, or after some thous
 import inspect
 import pickle
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import CodeType
 
+import datasets
 import pandas
 import pyarrow
 import tokenizers
@@ -19,6 +23,11 @@ from accelerate import PartialState
 from datasets import Dataset, Features, concatenate_datasets
 from datasets.fingerprint import Hasher
 
+from finetuning import fingerprints
+from finetuning.disk import room_in, write_json
+from finetuning.errors import UserError
+
+MOVE_CACHE = "set the environment variable HF_HOME to another folder"
 ROWS_PER_FILE = 50_000  # an interrupted computation continues after the last complete file
 
 
@@ -26,25 +35,55 @@ def map_once(split: Dataset, function: Callable[[dict, list[int]], dict], featur
     """Return the columns that `function` computes from batches of rows and their positions; from disk if they are there.
 
     The name on disk is made from `split`, `depends_on`, the versions of the libraries and the source of `function` and the
-    functions that it calls. A file gets its name when it is complete, so an interruption does no harm. One process per machine
-    computes.
+    functions that it calls. A file gets its name when it is complete, and then its fingerprint, so an interruption does no harm, and
+    a damaged file is computed again. One process per machine computes.
     """
     versions = [library.__version__ for library in (pandas, tokenizers, transformers)]
     key = Hasher.hash([split._fingerprint, depends_on, versions, source_of(function)])
 
     def compute(start: int) -> Dataset:
         rows = reopened(split.select(range(start, min(start + ROWS_PER_FILE, len(split)))))
-        return rows.map(
+        file = Path(rows._get_cache_file_path(f"{key}-{start}")) if rows.cache_files else None
+        sealed = file and file.with_suffix(".json")
+        is_intact = not file or fingerprints.is_intact(sealed)
+        if not is_intact and sealed.is_file():
+            print(f"note: {file} in the cache was damaged; it is computed again", file=sys.stderr)
+        result = rows.map(
             lambda batch, positions: function(batch, [start + position for position in positions]),
             with_indices=True,
             batched=True,
             features=features,
             remove_columns=split.column_names,
             new_fingerprint=f"{key}-{start}",
+            load_from_cache_file=is_intact,
         )
+        if not is_intact:
+            write_json(sealed, fingerprints.seal({}, file.parent, [file.name]))
+        return result
 
-    with PartialState().local_main_process_first():
+    folders = {Path(file["filename"]).parent for file in split.cache_files}
+    with (
+        PartialState().local_main_process_first(),
+        _removing_partial(folders),
+        room_in(datasets.config.HF_DATASETS_CACHE, MOVE_CACHE),
+    ):
         return concatenate_datasets([compute(start) for start in range(0, len(split), ROWS_PER_FILE)])
+
+
+@contextmanager
+def _removing_partial(folders: set[Path]) -> Iterator[None]:
+    """Remove the temporary files that `datasets` leaves in folders if the disk is full."""
+
+    def files() -> set[Path]:
+        return {file for folder in folders for file in folder.glob("tmp*")}
+
+    files_before = files()
+    try:
+        yield
+    except UserError:
+        for file in files() - files_before:
+            file.unlink(missing_ok=True)
+        raise
 
 
 def source_of(function: Callable) -> dict[str, str]:

@@ -4,11 +4,10 @@ The readers are in data/formats.py. The rows are stored in the cache of the libr
 contents of the files, and are memory-mapped from there.
 """
 
-import errno
 import hashlib
-import json
 import os
 import shutil
+import sys
 import tarfile
 import tempfile
 import zipfile
@@ -22,10 +21,12 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
 
+from finetuning import fingerprints
 from finetuning.data import formats, json_rows
 from finetuning.data.cache import reopened, source_of
 from finetuning.data.content import Reader
 from finetuning.data.files import ending, guess_encoding, known_files, split_files
+from finetuning.disk import read_json, room_in, why_full, write_json
 from finetuning.errors import UserError
 
 ROWS_PER_BATCH = 10_000  # in an Arrow file: opening it maps 64 KiB of each batch into memory
@@ -56,7 +57,7 @@ def read(
     readers: dict[str, Reader],
     prefix: str,
     encoding: str | None = None,
-    cache: str | None = None,
+    cache: Path | None = None,
     split_names: Collection[str] = (),
 ) -> Reading:
     """Return the splits of a file or folder; only "train" if it has no splits.
@@ -74,19 +75,23 @@ def read(
         raise UserError(
             f"cannot write to the cache {folder} ({error}): set the environment variable HF_HOME to another folder"
         ) from error
-    try:
-        return _read(path, readers, encoding, folder, split_names)
-    except UserError as error:
-        raise UserError(f"{prefix}{error}") from error
-    except READING_ERRORS as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        problem = (
-            f"it is not in {encoding or 'UTF-8'}: set encoding to the right one"
-            if isinstance(error, UnicodeError)
-            else "it is empty or cut short"
-        )
-        raise UserError(f"{prefix}{path}: cannot be read, {problem} ({error})") from error
+    if path.exists() and not path.is_file() and not path.is_dir():  # such as a pipe or /dev/zero, which may have no end
+        raise UserError(f"{prefix}{path}: it is neither a file nor a folder: write the rows to a file first")
+    variable = "TMPDIR" if cache else "HF_HOME"
+    with room_in(folder, f"set the environment variable {variable} to another folder"):
+        try:
+            return _read(path, readers, encoding, folder, split_names)
+        except UserError as error:
+            raise UserError(f"{prefix}{error}") from error
+        except READING_ERRORS as error:
+            if why_full(error):
+                raise
+            problem = (
+                f"it is not in {encoding or 'UTF-8'}: set encoding to the right one"
+                if isinstance(error, UnicodeError)
+                else "it is empty or cut short"
+            )
+            raise UserError(f"{prefix}{path}: cannot be read, {problem} ({error})") from error
 
 
 def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: Path, split_names: Collection[str]) -> Reading:
@@ -150,19 +155,26 @@ def _check_utf8(table: pyarrow.Table | datasets.table.Table, where: str | Path) 
 def read_once(files: list[Path], reader: Reader, encoding: str | None, cache: Path) -> tuple[dict[str, Dataset], list[str]]:
     """Return the splits that `reader` reads from files, and its notes; from the cache if it has read the same contents before."""
     key = _digest(files, [reader.__qualname__, str(encoding), str(source_of(reader))])
-    folder, done = cache / key, cache / key / "remarks.json"
+    folder, contents = cache / key, cache / key / "contents.json"
     with FileLock(cache / f"{key}.lock"):  # other processes wait for the copy
-        if not done.is_file():
+        if not fingerprints.is_intact(contents):
+            if contents.is_file():
+                print(f"note: the copy of {files[0].name} in {folder} was damaged; the file is read again", file=sys.stderr)
             partial = cache / f"{key}.partial"
-            remarks = _write(partial, files, reader, encoding)
-            (partial / done.name).write_text(json.dumps(remarks), encoding="utf-8")
-            os.replace(partial, folder)
+            try:
+                remarks = _write(partial, files, reader, encoding)
+                names = [file.name for file in partial.glob("*.arrow")]
+                write_json(partial / contents.name, fingerprints.seal({"remarks": remarks}, partial, names))
+                shutil.rmtree(folder, ignore_errors=True)
+                os.replace(partial, folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     splits = {}
     for file in sorted(folder.glob("[0-9]-*.arrow")):
         split = file.stem[2:]
         splits[split] = Dataset.from_file(str(file), split=datasets.NamedSplit(split))
         splits[split]._fingerprint = f"{key}{split}"  # equal contents have equal fingerprints, so computed columns are reused
-    return splits, json.loads(done.read_text(encoding="utf-8"))
+    return splits, read_json(contents)["remarks"]
 
 
 def _write(folder: Path, files: list[Path], reader: Reader, encoding: str | None) -> list[str]:

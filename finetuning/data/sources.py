@@ -4,28 +4,26 @@ Stand-ins exist only for the names in STAND_IN_MODEL and STAND_IN_DATA, and are 
 `Source.origin` goes into the run folder, and from there to every metric and picture.
 """
 
-import functools
+import glob
 import hashlib
 import importlib.util
-import sys
-import threading
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import datasets
-import huggingface_hub
-from datasets import ClassLabel, DatasetDict, load_dataset
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from accelerate import PartialState
+from datasets import ClassLabel, DatasetDict, load_dataset, load_dataset_builder
 
+from finetuning.data.cache import MOVE_CACHE
 from finetuning.data.formats import READERS
+from finetuning.data.hub import NOT_ON_HUB, download, hub_answers, watched
 from finetuning.data.reading import ROWS_PER_BATCH, in_utf8, read
+from finetuning.disk import room_in, sha256
 from finetuning.errors import UserError
-from finetuning.processes import by_first, require_same
-
-HUB_TIMEOUT = 2.5  # seconds; without it, the Hub's clients retry for 25 to 49 s
-OUT_OF_ORDER = (429, 500, 502, 503, 504)  # HTTP status; the Hub's clients would retry for half a minute
+from finetuning.processes import require_same
 
 # Name of a model or data set -> its stand-in. The files are in the packages, and the packages' code is never imported.
 STAND_IN_MODEL = {
@@ -56,41 +54,6 @@ class Source:
     sha256: str = ""  # of a model's weights
     remarks: tuple[str, ...] = ()  # notes on how its files were read
     files: dict[str, list[str]] = field(default_factory=dict)  # names of the files that each split comes from
-
-
-@functools.cache
-def hub_answers() -> bool:
-    """Return whether the Hub answers. The first call asks, in under 3 seconds, for all processes of the run.
-
-    With `HF_HUB_OFFLINE=1` nothing is asked. If the Hub does not answer, its clients only use their caches from then on.
-    """
-    answers = _ask_hub()
-    if not answers:
-        huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    return answers
-
-
-@by_first
-def _ask_hub() -> bool:
-    """Return whether the Hub answers within `HUB_TIMEOUT`."""
-    answers = []
-
-    def ask() -> None:
-        try:
-            answer = huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT)
-        except Exception:  # any error means that it does not answer
-            return
-        if answer.status_code in OUT_OF_ORDER:
-            problem = f"the Hugging Face Hub answers with error {answer.status_code}"
-            print(f"note: {problem}, so this run does without it; try again later to use it", file=sys.stderr)
-            return
-        answers.append(True)
-
-    if not huggingface_hub.is_offline_mode():
-        thread = threading.Thread(target=ask, daemon=True)  # a thread, because looking up the host has no timeout
-        thread.start()
-        thread.join(HUB_TIMEOUT)
-    return bool(answers)
 
 
 def find_model(name: str, origin: str | None = None) -> Source:
@@ -165,11 +128,8 @@ def _is_path(name: str) -> bool:
 
 
 def _not_found(setting: str, name: str) -> str:
-    """Return the message for a name that is neither a path nor on the Hub."""
-    if hub_answers():
-        problem = "the Hub does not have it or requires a login (hf auth login)"
-    else:
-        problem = "the Hub does not answer (or HF_HUB_OFFLINE is set) and its cache lacks it"
+    """Return the message for a name that is neither a path nor in the Hub's cache, if the Hub does not answer."""
+    problem = "the Hub does not answer (or HF_HUB_OFFLINE is set) and its cache lacks it"
     return f"{setting}={name}: there is no such local path, and {problem}. Check the name, or give the path of a local copy"
 
 
@@ -190,32 +150,42 @@ def _model_source(folder: Path, name: str, origin: str) -> Source:
         raise UserError(f"model_name: {folder} must have config.json and safetensors weights (other weight formats are not loaded)")
     digests = []
     for file in weights:
-        with file.open("rb") as opened:
-            digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
-    sha256 = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    require_same("weights of the model", sha256)
-    return Source(name, origin, str(folder), sha256)
+        blob = file.resolve().name  # in the Hub's cache, the SHA-256 of the content, which `download` has checked
+        digests.append(blob if origin == "hub" and re.fullmatch("[0-9a-f]{64}", blob) else sha256(file))
+    digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    require_same("weights of the model", digest)
+    return Source(name, origin, str(folder), digest)
 
 
 def _model_from_hub(name: str) -> Path | None:
-    """Return the folder of a model from the Hub or its cache; None if it is in neither."""
-    try:
-        folder = huggingface_hub.snapshot_download(
-            name, allow_patterns=MODEL_FILES, ignore_patterns=["*/*"], local_files_only=not hub_answers()
-        )
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError):
-        return None
-    return Path(folder) if hub_answers() or list(Path(folder).glob("*.safetensors")) else None
+    """Return the folder of a model from the Hub or its cache; None if it is not in the cache and the Hub does not answer."""
+    answers = hub_answers()
+    with PartialState().local_main_process_first():  # one process of each machine downloads
+        try:
+            folder = download("model_name", name, MODEL_FILES, ignore_patterns=["*/*"])
+        except NOT_ON_HUB:
+            return None
+    return folder if answers or list(folder.glob("*.safetensors")) else None
 
 
 def _rows_from_hub(name: str) -> DatasetDict | None:
-    """Return the splits of a data set from the Hub or its cache; None if it is in neither."""
+    """Return the splits of a data set from the Hub or its cache; None if it is not in the cache and the Hub does not answer."""
     hub_answers()  # if not, the client only uses its cache
-    try:
-        return in_utf8(load_dataset(name, writer_batch_size=ROWS_PER_BATCH), f"dataset_name={name}")
-    except (datasets.exceptions.DatasetNotFoundError, ConnectionError, FileNotFoundError, HfHubHTTPError):
-        return None
-    except ValueError as error:  # several configs, no cached config that fits, or no data files
-        if name in STAND_IN_DATA and not hub_answers():
+    with PartialState().local_main_process_first():
+        try:
+            with watched("dataset_name", name):
+                builder = load_dataset_builder(name, writer_batch_size=ROWS_PER_BATCH)
+            if not Path(builder.cache_dir).exists():
+                start = f"hf://datasets/{name}@{builder.hash}/"
+                urls = [url for files in (builder.config.data_files or {}).values() for url in files if url.startswith(start)]
+                files = [glob.escape(url.removeprefix(start)) for url in urls]
+                download("dataset_name", name, files, repo_type="dataset", revision=builder.hash)
+            with room_in(datasets.config.HF_DATASETS_CACHE, MOVE_CACHE), watched("dataset_name", name):
+                builder.download_and_prepare()
+            return in_utf8(builder.as_dataset(), f"dataset_name={name}")
+        except NOT_ON_HUB:
             return None
-        raise UserError(f"dataset_name={name}: {error}") from error
+        except (ValueError, datasets.exceptions.DatasetsError) as error:  # several configs, files that can't be read, ...
+            if name in STAND_IN_DATA and not hub_answers():
+                return None
+            raise UserError(f"dataset_name={name}: {error}") from error

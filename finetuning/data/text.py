@@ -18,6 +18,7 @@ TEXT_COLUMNS = ("text", "review", "sentence", "content", "comment", "message", "
 LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "category", "target")
 LINE_BREAK = re.compile(r"<br\s*/?>")
 MAX_CHARACTERS = 100  # of a text, on a line of the terminal
+MAX_LISTED = 20  # names of columns in a message
 PAIR_SEPARATOR = " || "  # between the two texts of a pair, for the reader
 
 
@@ -49,8 +50,10 @@ def find_column(setting: str, given: str | None, usual: tuple[str, ...], columns
 
 
 def listed_columns(columns: Iterable[str]) -> str:
-    """Return names of columns for a message, in quotation marks if there are spaces around a name."""
-    return ", ".join(column if column == column.strip() else repr(column) for column in columns)
+    """Return the first names of columns for a message, in quotation marks if there are spaces around a name."""
+    names = [column if column == column.strip() else repr(column) for column in columns]
+    more = f" and {len(names) - MAX_LISTED:,} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(names[:MAX_LISTED]) + more
 
 
 def text_columns(available: list[str], config: Config, text_column: str | None) -> dict[str, str]:

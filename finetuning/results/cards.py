@@ -7,7 +7,7 @@ import huggingface_hub
 from huggingface_hub import CommitOperationAdd, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from finetuning.data.sources import hub_answers
+from finetuning.data.hub import hub_answers
 from finetuning.disk import read_json
 from finetuning.errors import UserError, printable
 from finetuning.processes import by_first

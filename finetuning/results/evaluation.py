@@ -15,12 +15,13 @@ import pandas as pd
 import pyarrow
 import pyarrow.parquet
 
+from finetuning import fingerprints
 from finetuning.data.sources import Source
 from finetuning.data.splits import Data, Split
 from finetuning.disk import as_utf8, move, remove_reserved, reserve, to_disk, write_json
 from finetuning.errors import UserError
 from finetuning.processes import by_first
-from finetuning.results import cards, fingerprints, metrics, plots, report
+from finetuning.results import cards, metrics, plots, report
 from finetuning.results.run_folder import Run, environment
 from finetuning.speed.precision import pick_precision
 from finetuning.task import Evaluation, Statistics, Task

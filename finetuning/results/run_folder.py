@@ -5,18 +5,25 @@ checkpoints/       the Trainer's checkpoints; deleted when training ends
 adapter/           LoRA weights and the head, the tokenizer
 training.json      validation metrics, calibration, the log of losses, times; written last, so it marks a finished run
 
-training.json also has the fingerprints of all files that decide the run's numbers. A run is opened only if none has changed.
+config.json has its own fingerprint, and training.json those of all files that decide the run's numbers. A run is opened only if
+none has changed.
 """
 
+import contextlib
 import datetime
+import errno
+import os
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from itertools import chain, count
+from operator import getitem
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import datasets
@@ -25,19 +32,26 @@ import psutil
 import sklearn
 import torch
 import transformers
+from huggingface_hub.dataclasses import type_validator
 
 from config import Config
+from finetuning import fingerprints
+from finetuning.cli import check
 from finetuning.data.sources import Source, find_model
 from finetuning.data.splits import Data
-from finetuning.disk import as_utf8, keep_reserved, lock, move, read_json, remove_reserved, reserve, write_json
+from finetuning.disk import as_utf8, keep_reserved, lock, move, remove_reserved, reserve, unlock, write_json
 from finetuning.errors import UserError
 from finetuning.model.base import build_base, load_tokenizer, save_tokenizer
-from finetuning.model.lora import load_adapter
+from finetuning.model.lora import check_finite, load_adapter
 from finetuning.processes import by_first
-from finetuning.results import fingerprints
 from finetuning.task import Task
 from finetuning.training.prediction import Predictor
 
+# Types of the entries of config.json and training.json.
+RECORD = dict.fromkeys(("model.name", "model.origin", "model.sha256", "dataset.name", "dataset.origin", "dataset.sha256"), str)
+RECORD |= {"config": dict[str, Any], "dataset.label_names": list[str]}
+TRAINING = {"validation": dict[str, Any], "seconds": dict[str, int | float], "log_history": list[dict[str, int | float]]}
+TRAINING |= {"trainable_parameters": int, "total_parameters": int, "peak_memory_gib": float}
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -78,14 +92,19 @@ def choose_folder(config: Config, model: Source) -> Path:
     Without `run_name`, a number is added to a name that is taken. Raise `UserError` if `run_name` is taken, or if the folder can't
     be written.
     """
+    for setting in ("output_dir", "run_name"):
+        if (value := getattr(config, setting)) and value != as_utf8(value):
+            raise UserError(f"{setting}={as_utf8(value)}: it is not UTF-8, so the tokenizer can't be saved there: use another name")
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = config.run_name or f"{Path(model.name).name}-{Path(config.dataset_name).name.split('.')[0]}-{stamp}"
+    name = config.run_name or as_utf8(f"{Path(model.name).name}-{Path(config.dataset_name).name.split('.')[0]}-{stamp}")
     names = chain([name], () if config.run_name else (f"{name}-{number}" for number in count(2)))
     try:
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
         return next(folder for name in names if (folder := _reserve(Path(config.output_dir) / name, bool(config.run_name))))
     except OSError as error:
-        raise UserError(f"output_dir={config.output_dir}: cannot write there ({error})") from error
+        is_name = error.errno == errno.ENAMETOOLONG and os.path.isdir(config.output_dir)
+        setting = "run_name" if is_name else "output_dir"
+        raise UserError(f"{setting}={getattr(config, setting)}: cannot write there ({error})") from error
 
 
 def _reserve(folder: Path, is_given: bool) -> Path | None:
@@ -129,14 +148,18 @@ def start_run(folder: Path, model: Source, data: Data) -> None:
         },
         "environment": environment(),
     }
-    write_json(_partial(folder) / "config.json", record)
+    write_json(_partial(folder) / "config.json", fingerprints.seal(record))
     keep_reserved(_partial(folder), folder)
     lock(folder, "trained")
 
 
 @by_first
 def finish_run(folder: Path, predictor: Predictor, base_name: str, training: dict) -> None:
-    """Save the adapter, then training.json, which marks the run as finished; delete the checkpoints."""
+    """Save the adapter, then training.json, which marks the run as finished; delete the checkpoints.
+
+    Raise `UserError` if a weight of the adapter is NaN or infinite.
+    """
+    check_finite(predictor.model, folder)
     partial = folder / "adapter.partial"
     shutil.rmtree(partial, ignore_errors=True)
     base = local_base(*_read_config(folder)) or base_name  # for a model of the Hub its name, not the path of its cached files
@@ -165,20 +188,21 @@ def open_run(folder: Path, pick: Callable[[Config], Task]) -> Run:
         fingerprints.check_files(folder, {f"adapter/{ADAPTER_FILES[1]}": training["adapter_sha256"]}, remedy)
         if not (folder / "adapter" / ADAPTER_FILES[0]).is_file():
             raise UserError(f"{folder}: adapter/{ADAPTER_FILES[0]} is missing; {remedy}")
-        _note_older_version(folder)
+        _note_older_version(folder, "only the weights can be checked, not whether settings, calibration or tokenizer have changed")
     else:
         training = fingerprints.read_sealed(file, remedy)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # left by a process that was killed after it wrote training.json
+    _check_types(file, training, TRAINING)
+    if (folder / "process.lock").exists():  # of a process that was killed after it wrote training.json, unless it is still alive
+        with contextlib.suppress(UserError, OSError):
+            lock(folder, "opened")
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            unlock()
     return Run(folder, pick(config), config, record, training)
 
 
 @by_first
-def _note_older_version(folder: Path) -> None:
-    print(
-        f"note: {folder} was trained by an older version: only the weights can be checked, not whether settings, calibration or "
-        "tokenizer have changed",
-        file=sys.stderr,
-    )
+def _note_older_version(folder: Path, problem: str) -> None:
+    print(f"note: {folder} was trained by an older version: {problem}", file=sys.stderr)
 
 
 def find_named(config: Config, pick: Callable[[Config], Task]) -> Run | None:
@@ -195,6 +219,8 @@ def reopen(folder: Path, pick: Callable[[Config], Task]) -> Run:
     Raise `UserError` if it is no run folder, if the run is finished, or if another process trains it.
     """
     record, config = _read_config(folder)
+    if "sha256" not in record:
+        _note_older_version(folder, "it can't be checked whether its settings have changed")
     _require_unfinished(folder)
     by_first(lock)(folder, "trained")
     _require_unfinished(folder)  # another process may have finished it before the lock
@@ -227,13 +253,28 @@ def check_same_settings(run: Run, config: Config) -> None:
 def _read_config(folder: Path) -> tuple[dict, Config]:
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such run folder")
+    file, remedy = folder / "config.json", "restore it, or train again"
+    if not file.is_file():
+        raise UserError(f"{folder} is no run folder: it has no config.json")
+    record = fingerprints.read(file, remedy)
+    if "sha256" in record:
+        record = fingerprints.read_sealed(file, remedy)
+    _check_types(file, record, RECORD)
     try:
-        record = read_json(folder / "config.json")
-        return record, Config(**record["config"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{folder} is no run folder of this version: its config.json is missing or has other settings ({error})"
-        ) from error
+        config = Config(**record["config"])
+        check(replace(config, report_to="none"))  # the tracker may be missing here
+    except (TypeError, UserError) as error:
+        raise UserError(f"{folder}: config.json has other settings than this version ({error}); train again") from error
+    return record, config
+
+
+def _check_types(file: Path, content: dict, types: dict[str, Any]) -> None:
+    """Raise `UserError` for an entry of the wrong type. `types`: names of entries, with dots between levels, and their types."""
+    for name, kind in types.items():
+        try:
+            type_validator(name, reduce(getitem, name.split("."), content), kind)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{file.parent}: {file.name} is damaged ({error}); restore it, or train again") from error
 
 
 def newest_unfinished(output_dir: Path) -> Path:
@@ -274,7 +315,7 @@ def local_base(record: dict, config: Config) -> str | None:
 def load_predictor(run: Run, source: Source, show_progress: bool = True) -> Predictor:
     """Load the base model and the adapter that training ended with, and return a predictor."""
     base = build_base(run.task, source, run.label_names, run.config)
-    model = load_adapter(base, run.folder / "adapter", run.config)
+    model = load_adapter(run.task, base, run.folder / "adapter", run.config)
     return Predictor(run.task, model, load_tokenizer(run.task, source, run.config), run.config, show_progress)
 
 

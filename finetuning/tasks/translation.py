@@ -22,7 +22,7 @@ from finetuning.data.formats import LANGUAGE_ENDINGS, read_parallel
 from finetuning.data.languages import SAMPLED_TEXTS, language, set_direction, special_script
 from finetuning.data.pairs import check_pairs
 from finetuning.data.splits import Split
-from finetuning.data.text import LINE_BREAK, TEXT_COLUMNS, check_texts, clean, find_column, renamed
+from finetuning.data.text import LINE_BREAK, TEXT_COLUMNS, check_texts, clean, find_column, listed_columns, renamed
 from finetuning.data.tokens import Tokens, encode_batch, special_tokens, truncate
 from finetuning.errors import UserError
 from finetuning.model.scoring import padded, scoring
@@ -97,7 +97,7 @@ class Translation(Task):
         if columns["source"] == columns["target"]:
             raise UserError(
                 f"source_column and target_column are both {columns['source']!r}: set target_column to the column with the "
-                f"translations; the columns are {', '.join(available)}"
+                f"translations; the columns are {listed_columns(available)}"
             )
         return columns
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import math
 import shutil
 import time
 import warnings
@@ -15,7 +16,7 @@ import torch
 
 from finetuning.data.splits import Data, Split, draw, load_data
 from finetuning.data.tokens import encode
-from finetuning.disk import move, write_json
+from finetuning.disk import lock, move, write_json
 from finetuning.errors import UserError
 from finetuning.model.base import load, save_tokenizer
 from finetuning.results import cards, metrics
@@ -33,9 +34,10 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
 
     Without `formats`, all formats of the task are exported. Each export is compared with the run's model on `n` rows of the test
     split, in float32, and is written only if it agrees (`agrees`). Raise `UserError` for an unknown format, a missing library, or
-    if there is an export already.
+    if there is an export already or another process writes one.
     """
     formats = tuple(formats or run.task.export_formats)
+    lock(run.folder, "exported")
     _check(run, formats)
     folder, partial = run.folder / "export", run.folder / "export.partial"
     data = load_data(run.task, run.config, run.origins["dataset"])
@@ -139,7 +141,8 @@ class _Comparison:
         low, high = difference["difference_ci95"] or [difference["difference"]] * 2
         smallest_loss = low if self.metric.better == "higher" else -high
         allowed_loss = self.run.task.int8_tolerance * abs(self.results[0][self.metric.name])
-        return result | {f"{self.metric.name}_difference_ci95": [low, high], "agrees": smallest_loss <= allowed_loss}
+        agrees = smallest_loss <= allowed_loss and math.isfinite(result["largest_difference"])
+        return result | {f"{self.metric.name}_difference_ci95": [low, high], "agrees": agrees}
 
     def measure_usual_speed(self, predictor: Predictor) -> None:
         """Measure the speed of predict.py with the run's model, in its own precision and batch size."""

@@ -25,7 +25,7 @@ from finetuning.data.formats import READERS, read_lines
 from finetuning.data.reading import read
 from finetuning.data.splits import flat, load_data
 from finetuning.data.tokens import encode
-from finetuning.disk import move
+from finetuning.disk import move, reserve, room_in, temporary
 from finetuning.errors import UserError
 from finetuning.processes import by_first
 from finetuning.results.run_folder import Run, find_base_model, load_predictor
@@ -121,7 +121,9 @@ class Answers:
         # Without features, their types would come from the first rows, which may have no labels or entities.
         options["features"] = self.run.task.answer_features
         fingerprint = datasets.fingerprint.generate_random_fingerprint()  # otherwise `map` would pickle the model for one
-        return concatenate_datasets([rows, inputs.map(answer, new_fingerprint=fingerprint, **options)], axis=1)
+        with room_in(tempfile.gettempdir(), "set the environment variable TMPDIR to another folder"):
+            answers = inputs.map(answer, new_fingerprint=fingerprint, **options)
+        return concatenate_datasets([rows, answers], axis=1)
 
     def answer_batch(self, inputs: dict[str, list], rows_before: int = 0) -> dict[str, list]:
         """Return columns of answers. `inputs` has the task's input columns, `rows_before` the number of rows in earlier batches."""
@@ -183,10 +185,9 @@ def read_stdin(encoding: str | None) -> tuple[list[str], list[str]]:
 
 def _guess(content: bytes) -> tuple[str, str] | None:
     """Return the text of bytes that are not UTF-8, and a note on the guessed encoding; None if no encoding fits."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "stdin"
-        file.write_bytes(content)
-        guessed = None if content.startswith(UTF_16) else guess_encoding([file])
+    file = temporary() / "stdin"
+    file.write_bytes(content)
+    guessed = None if content.startswith(UTF_16) else guess_encoding([file])
     with contextlib.suppress(UnicodeDecodeError):
         if guessed:
             reading = f"read as {guessed[0]}, with words such as {guessed[1]!r}"
@@ -201,7 +202,7 @@ def rows_of(texts: list[str]) -> Dataset:
     return Dataset.from_dict({"text": texts})
 
 
-def read_file(path: Path, encoding: str | None, cache: str) -> tuple[Dataset, list[str]]:
+def read_file(path: Path, encoding: str | None, cache: Path) -> tuple[Dataset, list[str]]:
     """Return the rows of a file, stored in the folder `cache`, and notes on them. Raise `UserError` if the file can't be read."""
     try:
         exists = path.is_file()
@@ -222,8 +223,8 @@ def _lists(rows: Dataset) -> Iterator[list]:
     """Yield the values of each row as a list. NaN becomes None, as when files are read."""
     json_columns = [name for name, feature in rows.features.items() if isinstance(feature, Json)]
     for start in range(0, len(rows), ROWS_IN_MEMORY):
-        batch = rows[start : start + ROWS_IN_MEMORY]
-        for name in json_columns:  # parsed here, because datasets rounds their floats
+        batch = dict.fromkeys(rows.column_names) | rows.remove_columns(json_columns)[start : start + ROWS_IN_MEMORY]
+        for name in json_columns:  # parsed here, because datasets rounds their floats and fails for large integers
             texts = rows.with_format("arrow")[start : start + ROWS_IN_MEMORY][name].to_pylist()
             batch[name] = [None if text is None else json.loads(text) for text in texts]
         yield from ([None if value != value else value for value in row] for row in zip(*batch.values(), strict=True))
@@ -297,14 +298,17 @@ WRITERS = {
 
 @by_first
 def check_out(path: Path) -> None:
-    """Raise `UserError` if `write_file` can't write `path`."""
+    """Raise `UserError` if `write_file` can't write `path`. No other process can write it then, until this one ends."""
     if path.suffix.lower() not in WRITERS:
         raise UserError(f"--out {path}: the ending must be one of {', '.join(WRITERS)}")
     try:
-        if path.exists():
-            raise UserError(f"--out {path}: this file exists; use another name")
         if not path.parent.is_dir():
             raise UserError(f"--out {path}: there is no folder {path.parent}")
+        reserve(_partial(path))
+        if path.exists():
+            raise UserError(f"--out {path}: this file exists; use another name")
+    except FileExistsError:
+        raise UserError(f"--out {path}: another predict.py is writing this file; use another name") from None
     except (OSError, ValueError) as error:
         raise UserError(f"--out {path}: it can't be written ({error})") from error
 
@@ -312,6 +316,11 @@ def check_out(path: Path) -> None:
 @by_first
 def write_file(rows: Dataset, path: Path) -> None:
     """Write rows in the format that the ending of `path` names. The file is written completely or not at all."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-        WRITERS[path.suffix.lower()](rows, Path(folder) / path.name)
-        move(Path(folder) / path.name, path)
+    file = _partial(path) / path.name
+    with room_in(path.parent, "give --out a name in another folder"):
+        WRITERS[path.suffix.lower()](rows, file)
+        move(file, path)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")

@@ -1,4 +1,4 @@
-"""Fingerprints (sha256) of the files that decide a run's numbers, to refuse files that have changed since."""
+"""Fingerprints (sha256) of files that decide a run's numbers, to refuse those that have changed since they were written."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ def of_model_settings(folder: Path) -> dict[str, str]:
     return {file.name: sha256(file) for file in sorted(files) if file.suffix != ".safetensors"}
 
 
-def seal(content: dict, folder: Path, names: Iterable[str]) -> dict:
+def seal(content: dict, folder: Path = Path(), names: Iterable[str] = ()) -> dict:
     """Return the content of a JSON file with the fingerprints of the files `names` in its folder, and with its own."""
     content = content | {"files": {name: sha256(folder / name) for name in names}}
     return content | {"sha256": _of_content(content)}
@@ -31,6 +31,15 @@ def read_sealed(file: Path, remedy: str) -> dict:
         raise UserError(f"{file.parent}: {file.name} has changed since it was written; {remedy}")
     check_files(file.parent, content["files"], remedy)
     return content
+
+
+def is_intact(file: Path) -> bool:
+    """Return whether a JSON file that `seal` made is there, and neither it nor a file that it names has changed."""
+    try:
+        read_sealed(file, remedy="")
+    except UserError:
+        return False
+    return True
 
 
 def read(file: Path, remedy: str) -> dict:

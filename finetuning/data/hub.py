@@ -1,0 +1,234 @@
+"""The Hugging Face Hub: whether it answers, downloads that end with one clear message, and checks of the files in its cache.
+
+All requests of its clients, huggingface_hub and datasets, pass through one `Watch`.
+"""
+
+import functools
+import hashlib
+import json
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import datasets
+import httpx2
+import huggingface_hub
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
+from huggingface_hub.utils._http import default_client_factory
+from huggingface_hub.utils.sha import git_hash
+from tqdm import tqdm
+
+from finetuning.data.cache import MOVE_CACHE
+from finetuning.disk import room_in, sha256
+from finetuning.errors import UserError
+from finetuning.processes import by_first
+
+ANSWER_TIMEOUT = 2.5  # seconds; without it, the Hub's clients retry for 25 to 49 s
+PATIENCE = 60  # seconds without progress after which a download ends
+MIN_BYTES = 2**16  # fewer in `PATIENCE` seconds are no progress
+OUT_OF_ORDER = (429, 500, 502, 503, 504)  # HTTP status
+NOT_ON_HUB = (  # errors of the clients
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    httpx2.HTTPError,
+    ConnectionError,
+    FileNotFoundError,
+)
+LOGIN = "log in with a token that has access (hf auth login, or HF_TOKEN)"
+REFUSALS = {  # HTTP status -> what is wrong, and the remedy
+    401: f"the Hub does not have it, or gives it only after a login (error 401): check the name, or {LOGIN}",
+    403: f"the Hub gives it only to users with access (error 403): ask for access on its page, and {LOGIN}",
+    404: "the Hub does not have it (error 404): check the name, or give the path of a local copy",
+    429: f"the Hub has too many requests from this address (error 429): try again later, or {LOGIN}, which allows more",
+}
+
+
+@functools.cache
+def hub_answers() -> bool:
+    """Return whether the Hub answers. The first call asks, in under 3 seconds, for all processes of the run.
+
+    With `HF_HUB_OFFLINE=1` nothing is asked. If the Hub does not answer, its clients only use their caches from then on.
+    """
+    answers = _ask_hub()
+    if not answers:
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    return answers
+
+
+@by_first
+def _ask_hub() -> bool:
+    """Return whether the Hub answers within `ANSWER_TIMEOUT`."""
+    answers = []
+
+    def ask() -> None:
+        try:
+            answer = huggingface_hub.get_session().head(constants.ENDPOINT, timeout=ANSWER_TIMEOUT)
+        except Exception:  # any error means that it does not answer
+            return
+        if answer.status_code in OUT_OF_ORDER:
+            problem = f"the Hugging Face Hub answers with error {answer.status_code}"
+            print(f"note: {problem}, so this run does without it; try again later to use it", file=sys.stderr)
+            return
+        answers.append(True)
+
+    if not huggingface_hub.is_offline_mode():
+        thread = threading.Thread(target=ask, daemon=True)  # a thread, because looking up the host has no timeout
+        thread.start()
+        thread.join(ANSWER_TIMEOUT)
+    return bool(answers)
+
+
+class Watch:
+    """Watches the Hub's answers, and ends the download of `name` if it makes no progress for `PATIENCE` seconds."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.last_progress: float | None = None  # time, while an answer is awaited
+        self.n_bytes = 0  # since then
+        self.refusal: httpx2.Response | None = None  # the last answer with an error
+        self.notes: set[str] = set()
+
+    def client(self) -> httpx2.Client:
+        """Return a client whose requests and answers are watched."""
+        client = default_client_factory()
+        client.event_hooks["request"].append(self.before_request)
+        client.event_hooks["response"].append(self.after_answer)
+        return client
+
+    def before_request(self, request: httpx2.Request) -> None:
+        request.extensions["timeout"] = httpx2.Timeout(constants.HF_HUB_DOWNLOAD_TIMEOUT).as_dict()  # some requests have none
+        if self.last_progress is None:
+            self.last_progress = time.monotonic()
+        self.require_patience()
+        if self.refusal is None and self.silence >= constants.HF_HUB_DOWNLOAD_TIMEOUT:
+            self.note("the Hugging Face Hub sends nothing; trying again")
+
+    def after_answer(self, answer: httpx2.Response) -> None:
+        if answer.status_code >= 400 and answer.headers.get("X-Error-Code") != "EntryNotFound":  # a file that need not exist
+            self.refusal = answer
+        if answer.status_code in OUT_OF_ORDER:
+            limit = parse_ratelimit_headers(answer.headers)
+            wait = str(limit.reset_in_seconds if limit else answer.headers.get("Retry-After", "0"))
+            self.require_patience(int(wait) if wait.isdigit() else 0)
+            self.note(f"the Hugging Face Hub answers with error {answer.status_code}; trying again")
+        if answer.is_success:
+            if answer.request.method == "GET" and "/resolve/" in answer.url.path:
+                self.note(f"downloading {self.name} from {constants.ENDPOINT}")
+            answer.stream = WatchedStream(answer.stream, self)
+
+    def count(self, chunk: bytes) -> None:
+        """Count what has arrived. Fewer than `MIN_BYTES` are no progress. An empty chunk completes the answer."""
+        self.n_bytes += len(chunk)
+        if not chunk:
+            self.last_progress, self.n_bytes = None, 0
+        elif self.last_progress is None or self.n_bytes >= MIN_BYTES:
+            self.last_progress, self.n_bytes = time.monotonic(), 0
+        self.require_patience()
+
+    @property
+    def silence(self) -> float:
+        return time.monotonic() - self.last_progress if self.last_progress else 0.0
+
+    def require_patience(self, wait: float = 0) -> None:
+        """Raise `UserError` if there will have been no progress for `PATIENCE` seconds after `wait` seconds."""
+        if self.silence + wait > PATIENCE:
+            reason = f"it asks to wait for {wait} s" if wait else f"no progress for {self.silence:.0f} s"
+            raise UserError(f"{self.problem()} ({reason})")
+
+    def problem(self, error: Exception | None = None) -> str:
+        """Return what is wrong with the Hub, and the remedy."""
+        if self.refusal is None and isinstance(error, datasets.exceptions.FileNotFoundDatasetsError):
+            return " ".join(str(error).split())  # a repository without files that can be read
+        if self.refusal is None:
+            return "the connection to the Hub breaks off or is too slow: try again later, or give the path of a local copy"
+        status = self.refusal.status_code
+        out_of_order = f"the Hub is out of order (error {status}): try again later, or give the path of a local copy"
+        return REFUSALS.get(403 if self.refusal.headers.get("X-Error-Code") == "GatedRepo" else status, out_of_order)
+
+    def note(self, text: str) -> None:
+        """Print a note once."""
+        if text not in self.notes:
+            self.notes.add(text)
+            tqdm.write(f"note: {text}", file=sys.stderr)
+
+
+class WatchedStream(httpx2.SyncByteStream):
+    """The content of an answer, counted as it arrives."""
+
+    def __init__(self, stream: httpx2.SyncByteStream, watch: Watch) -> None:
+        self.stream, self.watch = stream, watch
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self.stream:
+            self.watch.count(chunk)
+            yield chunk
+        self.watch.count(b"")
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+@contextmanager
+def watched(setting: str, name: str) -> Iterator[None]:
+    """Raise `UserError`, which names the setting and a remedy, if the Hub does not give what is requested in the `with` block."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"{setting}={name}: there is no such local path, and the Hub can't have this name: check it") from error
+    watch = Watch(name)
+    huggingface_hub.set_client_factory(watch.client)
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{setting}={name}: {error}") from error
+    except NOT_ON_HUB as error:
+        if not hub_answers():
+            raise
+        raise UserError(f"{setting}={name}: there is no such local path, and {watch.problem(error)}") from error
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:  # of the clients, for an answer in another form
+        problem = f"the answer of the Hub can't be read, perhaps because a proxy answers for it ({error})"
+        raise UserError(f"{setting}={name}: {problem}: check the network, or give the path of a local copy") from error
+    finally:
+        huggingface_hub.set_client_factory(default_client_factory)
+
+
+def download(setting: str, name: str, patterns: Iterable[str], **options) -> Path:
+    """Return the folder with those files of a model or a data set that match `patterns`, from the Hub or its cache.
+
+    A damaged file is deleted from the cache and downloaded again. Raise `UserError` if that is not possible, and one of
+    `NOT_ON_HUB` if the Hub does not answer and its cache lacks the files.
+    """
+    for _ in range(2):
+        with room_in(constants.HF_HUB_CACHE, MOVE_CACHE), watched(setting, name):
+            folder = Path(
+                huggingface_hub.snapshot_download(name, allow_patterns=patterns, local_files_only=not hub_answers(), **options)
+            )
+        files = [file for pattern in patterns for file in folder.glob(pattern)]
+        damaged = [file for file in files if not _is_intact(file.resolve())]
+        if not damaged:
+            return folder
+        for file in damaged:
+            file.resolve().unlink(missing_ok=True)  # several names may stand for one content
+            file.unlink(missing_ok=True)
+        names = ", ".join(str(file.relative_to(folder)) for file in damaged)
+        problem = f"{names} of {name} was damaged in the cache of the Hugging Face Hub, so it was deleted"
+        if not hub_answers():
+            break
+        print(f"note: {problem}; downloading it again", file=sys.stderr)
+    raise UserError(f"{setting}={name}: {problem}: try again with a connection to the Hub, or give the path of a local copy")
+
+
+def _is_intact(file: Path) -> bool:
+    """Return whether a file of the cache has the content that its name says. Names are SHA-256, or git's hash of small files."""
+    if re.fullmatch("[0-9a-f]{64}", file.name):
+        return sha256(file) == file.name
+    if re.fullmatch("[0-9a-f]{40}", file.name):
+        content = file.read_bytes()
+        return file.name in (git_hash(content), hashlib.sha1(content).hexdigest())  # some mirrors do without git
+    return True

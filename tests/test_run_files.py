@@ -1,0 +1,293 @@
+"""Damaged or hostile files of a run: each ends with one line and exit code 2, never with a traceback or another number."""
+
+import json
+import os
+import pickle
+import shutil
+import socket
+from pathlib import Path
+
+import forked
+import pytest
+import torch
+import transformers
+from conftest import as_flags
+from forked import FLAGS
+from safetensors.torch import load_file, save_file
+
+from finetuning.disk import sha256
+from finetuning.fingerprints import seal
+from finetuning.tasks import SingleLabel
+from finetuning.training import trainer
+from finetuning.use import exporting, predicting
+
+ENDLESS = "(base_model|.)*(.*)*(.*)*(.*)*#"  # a regular expression that never ends
+NESTED = b"[" * 100_000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def finished(folder, call, tiny_flags) -> Path:
+    """Return the finished run of this module, as an older version would have written it: without fingerprints but the weights'."""
+    run = folder / "finished"
+    if not run.exists():
+        assert call("fine_tune.py", *tiny_flags, *as_flags(dict(output_dir=folder, run_name="new", num_train_epochs=2))).code == 0
+        shutil.copytree(folder / "new", run)
+        edit(run / "config.json", lambda record: [record.pop(name) for name in ("sha256", "files")])
+        edit(run / "training.json", lambda training: [training.pop(name) for name in ("sha256", "files")])
+        seal_weights(run)
+    return run
+
+
+@pytest.fixture
+def unfinished(folder, call, tiny_flags, monkeypatch) -> Path:
+    """Return a run that was interrupted after checkpoints at steps 5 and 10 of 21; its config.json is as an older version's."""
+    run = folder / "unfinished"
+    if not run.exists():
+        training_step = transformers.Trainer.training_step
+
+        def interrupted(self, *arguments, **named):
+            if self.state.global_step == 12:
+                raise InterruptedError
+            return training_step(self, *arguments, **named)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(transformers.Trainer, "training_step", interrupted)
+            with pytest.raises(InterruptedError):
+                call("fine_tune.py", *tiny_flags, *as_flags(FLAGS | dict(output_dir=folder, run_name="unfinished")))
+        assert len([*run.glob("checkpoints/*/whole.json")]) == 2
+        edit(run / "config.json", lambda record: [record.pop(name) for name in ("sha256", "files")])
+    return run
+
+
+@pytest.fixture
+def restored(tmp_path):
+    """Return a function that copies a run into this test's own folder `run`."""
+
+    def restore(run: Path) -> Path:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        return shutil.copytree(run, tmp_path / "run")
+
+    return restore
+
+
+def edit(file: Path, change) -> None:
+    """Apply `change` to the content of a JSON file."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    change(content)
+    file.write_text(json.dumps(content), encoding="utf-8")
+
+
+def put(name: str, value):
+    """Return a change that sets an entry; `name` has dots between levels. A value of `...` removes the entry."""
+    *path, last = name.split(".")
+
+    def change(content) -> None:
+        for part in path:
+            content = content[int(part) if isinstance(content, list) else part]
+        if value is ...:
+            del content[last]
+        else:
+            content[last] = value
+
+    return change
+
+
+def seal_weights(run: Path) -> None:
+    edit(run / "training.json", put("adapter_sha256", sha256(run / "adapter" / "adapter_model.safetensors")))
+
+
+def refused(result, *words: str) -> None:
+    """Assert that a script ended with one line, besides the note on an older version, and did nothing."""
+    lines = [line for line in result.err.splitlines() if not line.startswith("note: ")]
+    assert result.code == 2 and len(lines) == 1 and len(lines[0]) < 1000, result
+    assert all(word in lines[0] for word in words), lines
+
+
+# --- config.json and training.json ---------------------------------------------------------------------------------------
+
+WRONG_SETTINGS = {
+    **{"learning_rate": "x", "lora_r": -1, "lora_alpha": "", "dropout": float("nan"), "weight_decay": float("inf"), "seed": 2**70},
+    **{"target_modules": False, "model_name": {}, "padding": "x", "truncation": 0, "eval_batch_size": [8], "use_dora": "no"},
+    **{"num_train_epochs": None, "max_length": 1e308, "run_name": "../x", "warmup_steps": float("inf"), "lora_dropout": [[[]]]},
+}
+WRONG_ENTRIES = {"config": [1], "model": {"a": [{}]}, "model.origin": ..., "model.name": None, "model.sha256": 0, "dataset": "x"}
+WRONG_ENTRIES |= {"dataset.label_names": ..., "dataset.name": 1, "dataset.sha256": True, "dataset.origin": []}
+WRONG_ENTRIES |= {f"config.{name}": value for name, value in WRONG_SETTINGS.items()}
+DAMAGED = {
+    "empty": b"",
+    "number": b"1",
+    "list": b"[]",
+    "nested": NESTED,
+    "not UTF-8": b'{"config": "\xff"}',
+    "pickle": pickle.dumps({}),
+}
+
+
+@pytest.mark.parametrize("state", ["finished", "unfinished"])
+def test_a_damaged_config_is_one_line(state, request, restored, call):
+    run = restored(request.getfixturevalue(state))
+    command = ("predict.py", "--run", run, "a fine film") if state == "finished" else ("fine_tune.py", "--resume", run)
+    original = (run / "config.json").read_bytes()
+    for name, value in WRONG_ENTRIES.items():
+        (run / "config.json").write_bytes(original)
+        edit(run / "config.json", put(name, value))
+        refused(call(*command), "config.json")
+    for content in (*DAMAGED.values(), original[:500]):
+        (run / "config.json").write_bytes(content)
+        refused(call(*command), "config.json is damaged")
+    assert (run / "training.json").exists() == (state == "finished")
+
+
+@pytest.mark.parametrize("name", ["seed", "split_seed", "max_length", "learning_rate", "lora_alpha"])
+def test_a_run_whose_settings_have_changed_is_not_continued(name, unfinished, restored, call):
+    run = restored(unfinished)
+    record = seal(json.loads((run / "config.json").read_text()))
+    record["config"][name] /= 2
+    (run / "config.json").write_text(json.dumps(record))
+    refused(call("fine_tune.py", "--resume", run), "config.json has changed since it was written", "train again")
+
+
+def test_an_unfinished_run_of_an_older_version_is_continued_with_a_note(unfinished, restored, call):
+    result = call("fine_tune.py", "--resume", restored(unfinished))
+    assert result.code == 0 and "older version: it can't be checked whether its settings have changed" in result.err, result.err
+
+
+WRONG_TRAINING = {"log_history": "x", "log_history.0.step": {}, "seconds": [1], "seconds.training": "x", "peak_memory_gib": None}
+WRONG_TRAINING |= {"validation": ..., "trainable_parameters": "", "total_parameters": [[]]}
+
+
+def test_a_damaged_training_record_is_one_line(finished, restored, call):
+    run = restored(finished)
+    original = (run / "training.json").read_bytes()
+    for name, value in WRONG_TRAINING.items():
+        (run / "training.json").write_bytes(original)
+        edit(run / "training.json", put(name, value))
+        refused(call("evaluate.py", run), "training.json is damaged")
+    for content in (*DAMAGED.values(), original[:500]):
+        (run / "training.json").write_bytes(content)
+        refused(call("evaluate.py", run), "training.json")
+
+
+# --- the adapter ---------------------------------------------------------------------------------------------------------
+
+WRONG_ADAPTER = {"target_modules": ENDLESS, "exclude_modules": ENDLESS, "rank_pattern": {ENDLESS: 1}, "alpha_pattern": {ENDLESS: 1}}
+WRONG_ADAPTER |= {"modules_to_save": ["x"] * 10**6, "layers_to_transform": [1], "lora_alpha": 64, "r": 2**40, "bias": [1]}
+WRONG_ADAPTER |= {
+    "task_type": "x",
+    "peft_type": "x",
+    "use_dora": True,
+    "eva_config": True,
+    "fan_in_fan_out": "x",
+    "init_lora_weights": "olora",
+}
+
+
+def test_a_changed_adapter_config_is_one_line(finished, restored, call):
+    """Also a regular expression in it that never ends, which peft would run."""
+    run = restored(finished)
+    file = run / "adapter" / "adapter_config.json"
+    original = file.read_bytes()
+    for name, value in WRONG_ADAPTER.items():
+        file.write_bytes(original)
+        edit(file, put(name, value))
+        refused(call("predict.py", "--run", run, "a fine film"), f"adapter_config.json does not fit config.json: {name}")
+    for content in (*DAMAGED.values(), original[:500]):
+        file.write_bytes(content)
+        refused(call("predict.py", "--run", run, "a fine film"), "adapter_config.json")
+
+
+@pytest.mark.parametrize("fault", ["missing", "new", "size", "NaN", "infinite"])
+def test_weights_that_do_not_fit_or_are_not_finite_are_refused(fault, finished, restored, call):
+    run = restored(finished)
+    file = run / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    name = min(weights)
+    if fault == "missing":
+        del weights[name]
+    elif fault in ("new", "size"):
+        weights[f"{name}.more" if fault == "new" else name] = torch.zeros(2, 2)
+    else:
+        weights[name][0] = float("nan" if fault == "NaN" else "inf")
+    save_file(weights, file, {"format": "pt"})
+    seal_weights(run)
+    for command in (("predict.py", "--run", run, "a film"), ("evaluate.py", run), ("export.py", run, "--formats", "merged")):
+        refused(call(*command), "does not fit config.json" if fault in ("missing", "new", "size") else "NaN or infinite")
+    assert not (run / "metrics.json").exists() and not (run / "export").exists()
+
+
+def test_a_run_with_weights_that_are_not_finite_is_not_finished(call, tiny_flags, tmp_path, monkeypatch):
+    train = trainer.train
+
+    def spoil(fine_tuner, *arguments) -> float:
+        seconds = train(fine_tuner, *arguments)
+        with torch.no_grad():
+            next(p for name, p in fine_tuner.model.named_parameters() if "lora_A" in name)[0] = float("nan")
+        return seconds
+
+    monkeypatch.setattr(trainer, "train", spoil)
+    result = call("fine_tune.py", *tiny_flags, "--num_train_epochs", 1)
+    assert result.code == 2 and "NaN or infinite" in result.err and "lora_A" in result.err, result.err
+    assert not (tmp_path / "outputs/run/training.json").exists() and not (tmp_path / "outputs/run/adapter").exists()
+
+
+@pytest.mark.parametrize("name", ["merged", "int8"])
+def test_an_export_with_nan_in_one_row_does_not_agree(name, finished, restored, call, monkeypatch):
+    run = restored(finished)
+    add = exporting._Comparison.add
+
+    def spoil(module, inputs, outputs) -> None:
+        outputs["logits"][-1] = float("nan")
+
+    def add_spoiled(self, export: str, model: torch.nn.Module, file: Path) -> None:
+        if export == name:
+            model.register_forward_hook(spoil)
+        add(self, export, model, file)
+
+    monkeypatch.setattr(exporting._Comparison, "add", add_spoiled)
+    if name == "int8":
+        pytest.importorskip("onnxruntime.quantization")
+        monkeypatch.setattr("onnxruntime.quantization.quantize_dynamic", lambda path, out, **_: shutil.copy(path, out))
+        monkeypatch.setattr(exporting, "write_onnx", lambda model, names, path: path.write_bytes(b"onnx"))
+        monkeypatch.setattr(exporting, "OnnxModel", lambda path: exporting.load(SingleLabel(), path.parent / "merged"))
+        monkeypatch.setattr(SingleLabel, "int8_tolerance", 1.0)
+    result = call("export.py", run, "--formats", name)
+    assert result.code == f"{name}: not written, because it does not agree with the run's model (see export.json)", result
+
+
+# --- two processes at once -----------------------------------------------------------------------------------------------
+
+
+def test_two_exports_at_once_do_not_harm_each_other(finished, restored, call, monkeypatch, tmp_path):
+    run, load_data, others = restored(finished), exporting.load_data, []
+
+    def export_again(*arguments):
+        others.extend(forked.run(tmp_path, "export.py", run, "--formats", "merged"))
+        return load_data(*arguments)
+
+    monkeypatch.setattr(exporting, "load_data", export_again)
+    result = call("export.py", run, "--formats", "merged")
+    ((code, output),) = others
+    message = f"error: {run} is being exported by process {os.getpid()} on {socket.gethostname()}: wait until it has ended"
+    assert code == 2 and message in output and "Traceback" not in output, output
+    assert result.code == 0 and (run / "export/merged/model.safetensors").is_file() and not [*run.glob("*.partial")], result.err
+    assert not [*run.glob("process.*")]
+
+
+def test_two_predictions_into_one_file_do_not_harm_each_other(finished, data_file, call, monkeypatch, tmp_path):
+    load_engine, others, out = predicting.load_engine, [], tmp_path / "out.csv"
+
+    def predict_again(*arguments):
+        others.extend(forked.run(tmp_path, "predict.py", "--run", finished, "--file", data_file, "--out", out))
+        return load_engine(*arguments)
+
+    monkeypatch.setattr(predicting, "load_engine", predict_again)
+    result = call("predict.py", "--run", finished, "--file", data_file, "--out", out)
+    ((code, output),) = others
+    assert code == 2 and f"error: --out {out}: another predict.py is writing this file" in output, output
+    assert "Traceback" not in output and result.code == 0, result.err
+    assert len(out.read_text(encoding="utf-8").splitlines()) == 81 and [*tmp_path.glob(".out*")] == []
