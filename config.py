@@ -117,7 +117,7 @@ class Config:
     augmentation: Literal["none", "token-dropout", "crop", "sentence-shuffle"] = HfArg(
         default="none",
         help="change each training text in every epoch: token-dropout drops a tenth of the tokens, crop keeps a window of at "
-        "least 70 %% of them, sentence-shuffle reorders the sentences; no gain with 500 reviews, about half a point with 8,000",
+        "least 70 %% of them, sentence-shuffle reorders the sentences; no gain that three seeds could show with 500 reviews; with 8,000, perhaps half a point",
     )
     mlm_probability: float = HfArg(default=0.15, help="fraction of the tokens that masked-lm masks, as in BERT")
     num_beams: int = HfArg(
@@ -132,7 +132,7 @@ class Config:
         default="none",
         help="4bit: store the frozen weights in 4 bits (QLoRA, arXiv 2305.14314), for large models on a CUDA GPU; not tried yet",
     )
-    lora_r: int = HfArg(default=16, help="rank of the update; 4 and 64 were about a point worse in the study")
+    lora_r: int = HfArg(default=16, help="rank of the update; 4 and 64 were no better in the study, one seed")
     lora_alpha: int = HfArg(default=32, help="the update is scaled by lora_alpha / lora_r")
     lora_dropout: float = HfArg(default=0.0, help="dropout on the adapter's input; 0 for the same reason as `dropout`")
     target_modules: str = HfArg(

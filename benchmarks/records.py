@@ -111,16 +111,27 @@ def difference(record: Record) -> str:
     return "{} ({} to {})".format(*(f"{factor * n:+{form}}" for n in (result["difference"], *result["difference_ci95"])))
 
 
+def margin(record: Record) -> str:
+    """Return the smallest margin within which an experiment equals its reference, by two one-sided tests at 5 %."""
+    factor, form = scale_of(metric_of(record))
+    return f"{factor * max(map(abs, record['compared']['difference_ci90'])):{form}}"
+
+
 def deviation(record: Record) -> float:
     """Return the metric's standard deviation over seeds."""
     metric = metric_of(record)
     return scale_of(metric)[0] * float(np.std([run[metric.name] for run in record["runs"]], ddof=1))
 
 
-def score(record: Record) -> str:
-    """Return the metric, its standard deviation over seeds, and its 95 % interval, over several seeds that of their mean."""
+def interval(record: Record) -> list[float]:
+    """Return the 95 % interval of the metric, over several seeds that of their mean."""
     metric, runs = metric_of(record), record.get("runs", [record])
-    low, high = record[f"{metric.name}_ci95"] if len(runs) == 1 else metrics.interval(metric, *statistics_of(runs))
+    return record[f"{metric.name}_ci95"] if len(runs) == 1 else metrics.interval(metric, *statistics_of(runs))
+
+
+def score(record: Record) -> str:
+    """Return the metric, its standard deviation over seeds, and its 95 % interval."""
+    metric, runs, (low, high) = metric_of(record), record.get("runs", [record]), record["interval"]
     spread = f" ± {record['deviation']:{scale_of(metric)[1]}} over {len(runs)} seeds" if len(runs) > 1 else ""
     return f"**{metric.show(record[metric.name])}**{spread} ({metric.show(low)} to {metric.show(high)})"
 
@@ -158,7 +169,10 @@ def minutes_to(target: float, runs: list[list[dict]]) -> str:
     return ", ".join(f"{marks[-1]['seconds'] / 60:.1f}" if marks else missed for marks in reached) if any(reached) else missed
 
 
-DERIVED = {function.__name__: function for function in (reference, compared, difference, deviation, score, method, by_way)}
+DERIVED = {
+    function.__name__: function
+    for function in (reference, compared, difference, margin, deviation, interval, score, method, by_way)
+}
 DERIVED |= {
     "name": lambda r: SHOWN_NAMES.get(r["experiment"], r["experiment"]),
     "parts": lambda r: r["experiment"].split(", "),

@@ -49,10 +49,10 @@ def rows_of(names: str) -> list[dict]:
 
 
 def growth(records: list[Record]) -> list[Record]:
-    """Return the experiments with LoRA by number of training reviews, one seed each; their references are those with TF-IDF."""
-    runs = [Record(record["runs"][0], runs=record["runs"][:1]) for record in records]
-    lora, tfidf = ([run for run in runs if re.match(pattern, run["experiment"])] for pattern in ("LoRA(,| on all)", "TF-IDF"))
-    return [Record(run, reference=baseline) for run, baseline in zip(lora, tfidf, strict=True)]
+    """Return the experiments with LoRA by number of training reviews; their references are those with TF-IDF."""
+    patterns = ("LoRA(,| on all)", "TF-IDF")
+    lora, tfidf = ([record for record in records if re.match(pattern, record["experiment"])] for pattern in patterns)
+    return [Record(record, reference=baseline) for record, baseline in zip(lora, tfidf, strict=True)]
 
 
 def pretrained(records: list[Record]) -> list[Record]:
@@ -119,7 +119,7 @@ def growth_picture(path: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2)
-    figure.suptitle("IMDb's official test, one seed; bars: 95 % intervals of the rows", fontsize=10)
+    figure.suptitle("IMDb's official test; three seeds for all reviews, else one; bars: 95 % intervals", fontsize=10)
     plots.save(figure, path)
 
 
@@ -144,8 +144,8 @@ def knobs_picture(path: Path) -> None:
 
 
 def draw_accuracies(axes, x: list, records: list[Record], scale: int = 1, **style) -> None:
-    """Draw the records' accuracies with their 95 % intervals."""
-    accuracies, (low, high) = (scale * np.array([record[key] for record in records]).T for key in ("accuracy", "accuracy_ci95"))
+    """Draw the records' accuracies with their 95 % intervals, which include the seeds if there are several."""
+    accuracies, (low, high) = (scale * np.array([record[key] for record in records]).T for key in ("accuracy", "interval"))
     axes.errorbar(x, accuracies, yerr=[accuracies - low, high - accuracies], capsize=3, **style)
 
 

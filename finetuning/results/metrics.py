@@ -12,6 +12,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from scipy.stats import binomtest
 from scipy.stats import t as student_t
+from scipy.stats.distributions import rv_frozen
 from sklearn.metrics import accuracy_score
 
 from finetuning.task import Metric, Statistics
@@ -45,30 +46,36 @@ def interval(metric: Metric, *runs: Statistics) -> list[float] | None:
         ends = np.percentile(resampled, [2.5, 97.5])
     else:
         values = [metric.of(run) for run in runs]
-        ends, _ = _student(to_scale(np.mean(values)), resampled, n, to_scale(values))
+        ends = _student(to_scale(np.mean(values)), resampled, n, to_scale(values)).ppf([0.025, 0.975])
     return np.clip(from_scale(ends), *metric.limits).tolist()
 
 
 def difference(metric: Metric, a: Sequence[Statistics], b: Sequence[Statistics]) -> dict:
     """Return `difference`, the metric of `a` minus that of `b` on the same rows, its 95 % interval `difference_ci95`, and `p`.
 
+    Also return the 90 % interval `difference_ci90`. Two one-sided tests at 5 % call `a` and `b` equal within a margin if this
+    interval lies within it (TOST, Schuirmann 1987).
     `a` and `b` have one run each, or several (seeds), whose means are compared. With several, the interval and the two-sided p value
     of Student's t include the variance between the seeds (`_student`): they are about the two ways to train. With one run each, they
     are about these two models: a paired bootstrap over rows, and McNemar's exact test for a proportion, else approximate
-    randomisation (Noreen, 1989). The interval and `p` are None if there are fewer than two rows or groups.
+    randomisation (Noreen, 1989). The intervals and `p` are None if there are fewer than two rows or groups.
     """
     values = [[metric.of(run) for run in runs] for runs in (a, b)]
     center, n = float(np.mean(values[0]) - np.mean(values[1])), _units(a[0])
     if n < 2:
-        return {"difference": center, "difference_ci95": None, "p": None}
+        return {"difference": center, "difference_ci95": None, "difference_ci90": None, "p": None}
     resampled = [sum(_resampled(metric, run) for run in runs) / len(runs) for runs in (a, b)]
-    ends, p = _student(center, resampled[0] - resampled[1], n, *values)
-    if len(a) == len(b) == 1:
-        if n >= FEW:
-            ends = np.percentile(resampled[0] - resampled[1], [2.5, 97.5]).tolist()
-        exact = metric.proportion and "group" not in a[0]
-        p = _mcnemar(metric, a[0], b[0]) if exact else _randomisation(metric, a[0], b[0])
-    return {"difference": center, "difference_ci95": ends, "p": p}
+    distribution, one_run_each = _student(center, resampled[0] - resampled[1], n, *values), len(a) == len(b) == 1
+    ends = distribution.ppf([0.025, 0.975, 0.05, 0.95]).tolist()
+    if one_run_each and n >= FEW:
+        ends = np.percentile(resampled[0] - resampled[1], [2.5, 97.5, 5, 95]).tolist()
+    if not one_run_each:
+        p = 2 * min(distribution.cdf(0), distribution.sf(0))
+    elif metric.proportion and "group" not in a[0]:
+        p = _mcnemar(metric, a[0], b[0])
+    else:
+        p = _randomisation(metric, a[0], b[0])
+    return {"difference": center, "difference_ci95": ends[:2], "difference_ci90": ends[2:], "p": float(p)}
 
 
 def groups(metric: Metric, statistics: Statistics, lengths: np.ndarray, edges: Sequence[int]) -> list[dict]:
@@ -124,8 +131,8 @@ def _resampled(metric: Metric, statistics: Statistics) -> np.ndarray:
     return np.concatenate(values)
 
 
-def _student(center: float, resampled: np.ndarray, n: int, *seeds: Sequence[float]) -> tuple[list[float], float]:
-    """Return the 95 % interval [low, high] around `center`, and the two-sided p value of the hypothesis that it is zero.
+def _student(center: float, resampled: np.ndarray, n: int, *seeds: Sequence[float]) -> rv_frozen:
+    """Return Student's t distribution of the true value around the estimate `center`.
 
     The variance is the sum of two parts: that of the `n` rows or groups, as `resampled`, and for each list in `seeds` that of the
     mean of its values, one per seed. The degrees of freedom are those of Welch and Satterthwaite (1946).
@@ -133,12 +140,8 @@ def _student(center: float, resampled: np.ndarray, n: int, *seeds: Sequence[floa
     parts = [(resampled.var(ddof=1) * n / (n - 1), n - 1)]
     parts += [(np.var(values, ddof=1) / len(values), len(values) - 1) for values in seeds if len(values) > 1]
     variance = sum(part for part, _ in parts)
-    if variance == 0:
-        return [center, center], float(center == 0)
-    freedom = variance**2 / sum(part**2 / n for part, n in parts)
-    distribution = student_t(freedom, scale=np.sqrt(variance))
-    half = distribution.ppf(0.975)
-    return [float(center - half), float(center + half)], float(2 * distribution.sf(abs(center)))
+    freedom = variance**2 / sum(part**2 / n for part, n in parts) if variance else 1
+    return student_t(freedom, loc=center, scale=np.sqrt(variance) or np.finfo(float).tiny)
 
 
 def _randomisation(metric: Metric, a: Statistics, b: Statistics) -> float:
