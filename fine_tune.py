@@ -15,7 +15,6 @@ python fine_tune.py --search 20                      search for better settings,
 """
 
 import time
-from pathlib import Path
 
 from finetuning.cli import exit_cleanly, parse_config, resumable
 
@@ -39,12 +38,11 @@ def main() -> None:
 
     # Find the task, the base model and the run folder. Wrong settings are reported here, before anything slow starts.
     # A resumed run takes its model and data set from the same origins as before: local path, Hub or stand-in.
-    run = None
-    if arguments.resume is not None:
-        run = run_folder.reopen(Path(arguments.resume or run_folder.newest_unfinished(Path(config.output_dir))), tasks.pick)
-        config = run.config
-    elif arguments.resume_if_exists and (run := run_folder.find_named(config, tasks.pick)) and run.training:
+    run = run_folder.find_earlier(config, arguments.resume, arguments.resume_if_exists, tasks.pick)  # None: start a new run
+    if run and run.training:
         return print(f"run folder  {run.folder}: this run is finished")
+    if arguments.resume is not None:
+        config = run.config
     task = tasks.pick(config, arguments.given)
     model_source = run_folder.find_base_model(run) if run else sources.find_model(config.model_name)
     base.read_model_config(task, model_source, config)

@@ -184,7 +184,7 @@ def parse_config(args: Sequence[str] | None = None, about: str | None = None) ->
     parser = _ConfigParser(Config, usage=usage, allow_abbrev=False, **_help_arguments(about))
     parser.add_argument("--preset", choices=PRESETS, default="laptop", help="a named set of defaults, see config.py")
     resume_help = "continue the interrupted run in this folder, with its own settings; without RUN: the newest one in outputs/"
-    parser.add_argument("--resume", metavar="RUN", nargs="?", const="", help=resume_help)
+    parser.add_argument("--resume", metavar="[RUN]", nargs="?", const="", help=resume_help)
     parser.add_argument(
         "--resume_if_exists",
         action="store_true",

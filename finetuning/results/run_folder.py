@@ -205,8 +205,16 @@ def _note_older_version(folder: Path, problem: str) -> None:
     print(f"note: {folder} was trained by an older version: {problem}", file=sys.stderr)
 
 
-def find_named(config: Config, pick: Callable[[Config], Task]) -> Run | None:
-    """Return the run with the settings' `run_name`, locked to continue it unless it is finished; None if there is none."""
+def find_earlier(config: Config, resume: str | None, resume_if_exists: bool, pick: Callable[[Config], Task]) -> Run | None:
+    """Return the run that --resume or --resume_if_exists continue, locked; None to start a new one.
+
+    `resume` names its folder, "" means the unfinished run that was started last. The run of --resume_if_exists has the settings'
+    `run_name`, and may be finished.
+    """
+    if resume is not None:
+        return reopen(Path(resume) if resume else newest_unfinished(Path(config.output_dir)), pick)
+    if not resume_if_exists:
+        return None
     folder = Path(config.output_dir) / config.run_name
     if not by_first(folder.is_dir)():
         return None
