@@ -110,7 +110,10 @@ class Watch:
             self.note("the Hugging Face Hub sends nothing; trying again")
 
     def after_answer(self, answer: httpx2.Response) -> None:
-        if answer.status_code >= 400 and answer.headers.get("X-Error-Code") != "EntryNotFound":  # a file that need not exist
+        is_of_name = (
+            self.name in answer.url.path and answer.headers.get("X-Error-Code") != "EntryNotFound"
+        )  # not each file must exist
+        if answer.is_error and is_of_name:
             self.refusal = answer
         if answer.status_code in OUT_OF_ORDER:
             limit = parse_ratelimit_headers(answer.headers)
