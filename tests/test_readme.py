@@ -52,7 +52,7 @@ def test_every_experiment_has_its_record():
 
 
 def test_every_flag_preset_and_file_it_names_is_there():
-    scripts = [*ROOT.glob("*.py"), *(ROOT / "benchmarks").glob("*.py"), ROOT / "finetuning/cli.py"]
+    scripts = [*ROOT.glob("*.py"), *(ROOT / "benchmarks").glob("*.py"), ROOT / "finetuning/cli.py", ROOT / "tests/reliability.py"]
     flags = {flag for script in scripts for flag in re.findall(r'"--(\w+)"', script.read_text(encoding="utf-8"))}
     flags |= {"nproc_per_node", "nnodes", "node_rank", "master_addr", "rdzv_backend", "rdzv_id", "rdzv_endpoint"}  # torchrun's
     flags |= {"help", "index"} | {field.name for field in fields(Config)}  # index: pip's --index-url

@@ -223,8 +223,8 @@ def test_weights_that_do_not_fit_or_are_not_finite_are_refused(fault, finished, 
 def test_a_run_with_weights_that_are_not_finite_is_not_finished(call, tiny_flags, tmp_path, monkeypatch):
     train = trainer.train
 
-    def spoil(fine_tuner) -> float:
-        seconds = train(fine_tuner)
+    def spoil(fine_tuner, *arguments) -> float:
+        seconds = train(fine_tuner, *arguments)
         with torch.no_grad():
             next(p for name, p in fine_tuner.model.named_parameters() if "lora_A" in name)[0] = float("nan")
         return seconds
