@@ -100,6 +100,34 @@ def test_a_refusal_is_one_message_and_brings_no_stand_in(setting, part, fault, h
     assert message.startswith(f"{setting}={NAMES[setting]}: ") and words in message and "\n" not in message, message
 
 
+def test_a_refusal_of_the_server_with_the_files_is_named(hub):
+    def redirect(request) -> bool:
+        if request.path == "/files/1":
+            return request.refuse(403)
+        if is_large(request):
+            request.send(b"", 302, {"Location": "/files/1"})
+        return is_large(request)
+
+    hub.fault = redirect
+    with pytest.raises(UserError, match=r"model_name=me/model: .*\(error 403\)"):
+        open_source("model_name")
+
+
+def test_a_short_wait_is_kept(hub, capsys):
+    """The Hub sends its limit with every answer. Only one that is used up makes its clients wait for a new one."""
+    refused = []
+
+    def refuse_once(request) -> bool:
+        if not is_large(request) or refused:
+            return False
+        refused.append(request)
+        return request.refuse(429, RateLimit='"api";r=9;t=280', Retry_After="2")
+
+    hub.fault = refuse_once
+    assert open_source("model_name").origin == "hub" and len(refused) == 1
+    assert "note: the Hugging Face Hub answers with error 429; trying again" in capsys.readouterr().err
+
+
 def cut(request) -> bool:
     """Send half of the file, and end the connection."""
     content = request.file.read_bytes()
