@@ -12,10 +12,13 @@ def printable(text: str) -> str:
 
 
 class UserError(Exception):
-    """A wrong call or wrong input. The message names the setting, what is wrong, and what would be right. Exit code 2."""
+    """A wrong call or wrong input. The message names the setting, what is wrong, and what would be right. Exit code 2.
+
+    It has one line: those of a library's message are joined.
+    """
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return printable(" ".join(super().__str__().splitlines()))
 
 
 class NotFinite(UserError):

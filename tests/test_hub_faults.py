@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 from conftest import make_rows
 from datasets import Dataset
-from hub import LARGE, hub_for_downloads
+from hub import COMMIT, LARGE, hub_for_downloads
 
 from finetuning.data import hub as hub_module
 from finetuning.data import sources
@@ -22,7 +22,7 @@ NAMES = dict(model_name="me/model", dataset_name="me/rows")
 
 @pytest.fixture
 def hub(model_dir, tmp_path, monkeypatch):
-    """Serve a model and a data set, to clients with empty caches and short timeouts."""
+    """Serve a model and a data set, to clients with empty caches."""
     (tmp_path / "rows").mkdir()
     Dataset.from_pandas(make_rows()).to_parquet(tmp_path / "rows" / "train.parquet")
     with hub_for_downloads({"models/me/model": model_dir, "datasets/me/rows": tmp_path / "rows"}) as (address, requests):
@@ -32,8 +32,9 @@ def hub(model_dir, tmp_path, monkeypatch):
             HUGGINGFACE_CO_URL_TEMPLATE=address + "/{repo_id}/resolve/{revision}/{filename}",
             HF_HUB_OFFLINE=False,
             HF_HUB_CACHE=str(tmp_path / "hub"),
-            HF_HUB_DOWNLOAD_TIMEOUT=0.2,
-            HF_HUB_ETAG_TIMEOUT=0.2,
+            AGENT_HARNESSES_PATH=str(tmp_path / "harnesses.json"),
+            HF_HUB_DOWNLOAD_TIMEOUT=5,
+            HF_HUB_ETAG_TIMEOUT=5,
         ).items():
             monkeypatch.setattr(constants, name, value)
         for name, value in dict(
@@ -99,6 +100,34 @@ def test_a_refusal_is_one_message_and_brings_no_stand_in(setting, part, fault, h
     assert message.startswith(f"{setting}={NAMES[setting]}: ") and words in message and "\n" not in message, message
 
 
+def test_a_refusal_of_the_server_with_the_files_is_named(hub):
+    def redirect(request) -> bool:
+        if request.path == "/files/1":
+            return request.refuse(403)
+        if is_large(request):
+            request.send(b"", 302, {"Location": "/files/1"})
+        return is_large(request)
+
+    hub.fault = redirect
+    with pytest.raises(UserError, match=r"model_name=me/model: .*\(error 403\)"):
+        open_source("model_name")
+
+
+def test_a_short_wait_is_kept(hub, capsys):
+    """The Hub sends its limit with every answer. Only one that is used up makes its clients wait for a new one."""
+    refused = []
+
+    def refuse_once(request) -> bool:
+        if not is_large(request) or refused:
+            return False
+        refused.append(request)
+        return request.refuse(429, RateLimit='"api";r=9;t=280', Retry_After="2")
+
+    hub.fault = refuse_once
+    assert open_source("model_name").origin == "hub" and len(refused) == 1
+    assert "note: the Hugging Face Hub answers with error 429; trying again" in capsys.readouterr().err
+
+
 def cut(request) -> bool:
     """Send half of the file, and end the connection."""
     content = request.file.read_bytes()
@@ -123,10 +152,15 @@ def drip(request) -> bool:
     return True
 
 
+def impatient(monkeypatch) -> None:
+    monkeypatch.setattr("finetuning.data.hub.PATIENCE", 1)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+
+
 @pytest.mark.parametrize("fault", [cut, stall, drip])
 @pytest.mark.parametrize("setting", NAMES)
 def test_a_download_without_progress_ends_with_one_message(setting, fault, hub, monkeypatch, capsys):
-    monkeypatch.setattr("finetuning.data.hub.PATIENCE", 1)
+    impatient(monkeypatch)
     hub.fault = lambda request: is_large(request) and fault(request)
     with pytest.raises(UserError) as error:
         open_source(setting)
@@ -138,7 +172,7 @@ def test_a_download_without_progress_ends_with_one_message(setting, fault, hub, 
 
 @pytest.mark.parametrize("setting", NAMES)
 def test_a_hub_that_stalls_after_its_first_answer_ends_with_one_message(setting, hub, monkeypatch):
-    monkeypatch.setattr("finetuning.data.hub.PATIENCE", 1)
+    impatient(monkeypatch)
     hub.fault = lambda request: request.path != "/" and stall(request)
     with pytest.raises(UserError, match=f"{setting}=.* breaks off or is too slow"):
         open_source(setting)
@@ -219,3 +253,19 @@ def test_a_download_without_room_names_the_cache(setting, hub, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert not [file for file in tmp_path.glob("hub/*/blobs/*") if file.stat().st_size == 2000], "no partial file is left"
     assert open_source(setting).origin == "hub"
+
+
+def test_a_file_that_cannot_be_read_is_one_message(hub, tmp_path):
+    (tmp_path / "rows" / "train.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError) as error:
+        open_source("dataset_name")
+    assert str(error.value).startswith("dataset_name=me/rows: ") and "\n" not in str(error.value), error.value
+
+
+def test_two_names_of_one_damaged_content_are_downloaded_again(hub, tmp_path, model_dir):
+    copy = shutil.copytree(model_dir, tmp_path / "copy")
+    shutil.copy(copy / "config.json", copy / "other.json")
+    hub.folders["models/me/model"] = copy
+    source = open_source("model_name")
+    (tmp_path / "hub" / "models--me--model" / "snapshots" / COMMIT / "config.json").write_text("{}")
+    assert open_source("model_name") == source and (Path(source.path) / "other.json").read_text() != "{}"

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -348,6 +349,28 @@ def test_a_lora_layer_with_more_than_the_plain_update_is_not_fused(settings, mod
 def test_plain_lora_layers_are_fused(model_dir):
     lora = build(model_dir)
     assert sum("forward" in vars(layer) for layer in lora.modules() if isinstance(layer, LoraLinear)) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("model.safetensors", lambda content: b""),
+        ("model.safetensors", lambda content: content[:-100]),
+        ("model.safetensors", lambda content: b"\x80\x02" + content),
+        ("config.json", lambda content: content.replace(b'"n_heads": 4', b'"n_heads": "x"')),
+        ("config.json", lambda content: content.replace(b'"n_heads": 4', b'"n_heads": 3')),
+        ("tokenizer.json", lambda content: content.replace(b'"film": ', b'"film": -')),
+        ("tokenizer_config.json", lambda content: content.replace(b'"[PAD]"', b"[]")),
+    ],
+    ids=["empty weights", "cut weights", "a pickle", "a word for a number", "odd heads", "a negative token", "a list for a token"],
+)
+def test_a_damaged_file_of_the_base_model_is_one_line(name, change, call, tiny_flags, model_dir, tmp_path):
+    shutil.copytree(model_dir, tmp_path / "base")
+    content = (tmp_path / "base" / name).read_bytes()
+    (tmp_path / "base" / name).write_bytes(change(content))
+    assert (tmp_path / "base" / name).read_bytes() != content
+    result = call("fine_tune.py", *tiny_flags, "--model_name", tmp_path / "base")
+    assert result.code == 2 and len(result.err.splitlines()) == 1 and "model_name: " in result.err, result.err
 
 
 @pytest.mark.parametrize("model_type", ["distilbert", "bert", "gpt2", "t5"])

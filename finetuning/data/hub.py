@@ -110,11 +110,13 @@ class Watch:
             self.note("the Hugging Face Hub sends nothing; trying again")
 
     def after_answer(self, answer: httpx2.Response) -> None:
-        if answer.status_code >= 400 and answer.headers.get("X-Error-Code") != "EntryNotFound":  # a file that need not exist
+        is_optional = self.name not in answer.url.path or answer.headers.get("X-Error-Code") == "EntryNotFound"
+        if answer.is_error and not is_optional:
             self.refusal = answer
         if answer.status_code in OUT_OF_ORDER:
             limit = parse_ratelimit_headers(answer.headers)
-            wait = str(limit.reset_in_seconds if limit else answer.headers.get("Retry-After", "0"))
+            is_used_up = limit is not None and limit.remaining == 0
+            wait = str(limit.reset_in_seconds if is_used_up else answer.headers.get("Retry-After", "0"))
             self.require_patience(int(wait) if wait.isdigit() else 0)
             self.note(f"the Hugging Face Hub answers with error {answer.status_code}; trying again")
         if answer.is_success:
@@ -143,13 +145,14 @@ class Watch:
 
     def problem(self, error: Exception | None = None) -> str:
         """Return what is wrong with the Hub, and the remedy."""
-        if self.refusal is None and isinstance(error, datasets.exceptions.FileNotFoundDatasetsError):
+        refusal = getattr(error, "response", None) or self.refusal
+        if refusal is None and isinstance(error, datasets.exceptions.FileNotFoundDatasetsError):
             return " ".join(str(error).split())  # a repository without files that can be read
-        if self.refusal is None:
+        if refusal is None:
             return "the connection to the Hub breaks off or is too slow: try again later, or give the path of a local copy"
-        status = self.refusal.status_code
+        status = refusal.status_code
         out_of_order = f"the Hub is out of order (error {status}): try again later, or give the path of a local copy"
-        return REFUSALS.get(403 if self.refusal.headers.get("X-Error-Code") == "GatedRepo" else status, out_of_order)
+        return REFUSALS.get(403 if refusal.headers.get("X-Error-Code") == "GatedRepo" else status, out_of_order)
 
     def note(self, text: str) -> None:
         """Print a note once."""

@@ -24,7 +24,7 @@ def read_model_config(task: Task, source: Source, config: Config) -> PretrainedC
     """
     try:
         model_config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # its values are checked by several libraries, each with its own errors
         raise _not_loaded(source, "model config that transformers can read", error) from error
     if type(model_config) not in task.auto_class._model_mapping:
         model_type = model_config.model_type
@@ -50,7 +50,7 @@ def load_tokenizer(task: Task, source: Source, config: Config) -> PreTrainedToke
     try:
         options = dict(padding_side="right", trust_remote_code=False, **task.tokenizer_options)
         tokenizer = AutoTokenizer.from_pretrained(source.path, **options)
-    except (ValueError, OSError, KeyError, ImportError) as error:
+    except Exception as error:  # the library tokenizers raises plain Exceptions
         raise _not_loaded(source, "tokenizer that transformers can load", error) from error
     if tokenizer.pad_token is None:  # GPT-2, Llama
         if tokenizer.eos_token is None:
@@ -70,7 +70,7 @@ def _not_loaded(source: Source, what: str, error: Exception) -> UserError:
             f"model_name: {source.path} has code of its own (auto_map in its json files), which is never run: use a model of an "
             "architecture that transformers has"
         )
-    return UserError(f"model_name: {source.path} has no {what} ({message})")
+    return UserError(f"model_name: {source.path} has no {what} ({message[:500]}): get a complete copy of the model")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, config: Config, folder: Path) -> None:
@@ -114,16 +114,19 @@ def build_base(task: Task, source: Source, label_names: list[str], config: Confi
     known = model_config.model_type in ARCHITECTURES  # others may pass arguments that our attention does not accept
     use_our_attention = config.speedups and on_cpu() and known and attention.has_sdpa(task.auto_class, model_config)
     set_seed(config.seed)
-    model = load(
-        task,
-        source.path,
-        config=model_config,
-        dtype=torch.float32,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,
-        quantization_config=_four_bits() if config.quantization == "4bit" else None,
-        attn_implementation=attention.ATTENTION if use_our_attention else None,
-    )
+    try:
+        model = load(
+            task,
+            source.path,
+            config=model_config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            quantization_config=_four_bits() if config.quantization == "4bit" else None,
+            attn_implementation=attention.ATTENTION if use_our_attention else None,
+        )
+    except Exception as error:  # damaged weights, or values in config.json that do not fit together
+        raise _not_loaded(source, "weights that transformers can load", error) from error
     if invented := sorted(name for name in model.missing_weights if _is_pretrained(name, model)):
         raise UserError(
             f"model_name: the weights in {source.path} do not fit its config.json: {invented[0]} is missing or has another size "
