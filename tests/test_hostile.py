@@ -1,5 +1,6 @@
 """Files, texts and names that were made to do harm: nothing of them runs, and each ends with one clear line."""
 
+import gzip
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import pty
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import huggingface_hub
@@ -18,7 +20,9 @@ from transformers import AutoTokenizer
 
 from config import Config
 from finetuning import tasks
-from finetuning.data import json_rows, sources, tokens
+from finetuning.data import files, json_rows, sources, tokens
+from finetuning.data.formats import READERS, read_lines
+from finetuning.data.reading import read
 from finetuning.data.words import find_words
 from finetuning.errors import CONTROLS, UserError
 
@@ -246,3 +250,20 @@ def test_the_tokens_do_not_depend_on_how_many_texts_the_tokenizer_gets_at_once(k
     at_once = tasks.pick(config).tokenize(columns, tokenizer, config)
     monkeypatch.setattr(tokens, "MAX_CHARACTERS", 300)
     assert tasks.pick(config).tokenize(columns, tokenizer, config) == at_once
+
+
+@pytest.mark.parametrize(
+    "name", ["lines.csv", "line.csv", "rows.tsv", "rows.jsonl.gz", "rows.txt", "rows.json.gz", "rows.parquet.gz"]
+)
+def test_a_text_without_end_is_one_line(name, tmp_path, monkeypatch):
+    """Such as a compressed file with a few bytes that become gigabytes."""
+    start = {".csv": 'text,label\n"', ".tsv": "text\tlabel\n", ".gz": '[{"text": "' if "json.gz" in name else '{"text": "'}
+    content = start.get(Path(name).suffix, "") + ("word\n" if name == "lines.csv" else "word ") * 3_000_000
+    opened = gzip.open if name.endswith(".gz") else open
+    with opened(tmp_path / name, "wt", encoding="utf-8") as file:
+        file.write(content)
+    monkeypatch.setattr(files, "MAX_UNPACKED", 10**7)
+    monkeypatch.setattr(json_rows, "MAX_UNPACKED", 10**7)
+    with pytest.raises(UserError, match="more than 10,000,000 char|field larger than field limit|more than 0.0093.* GiB") as error:
+        read(tmp_path / name, READERS | {".txt": read_lines}, "", cache=str(tmp_path / "cache"))
+    assert len(str(error.value)) < 500
