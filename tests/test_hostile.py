@@ -1,5 +1,6 @@
 """Files, texts and names that were made to do harm: nothing of them runs, and each ends with one clear line."""
 
+import gzip
 import io
 import json
 import os
@@ -7,6 +8,7 @@ import pty
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import huggingface_hub
@@ -14,8 +16,18 @@ import pyarrow.parquet
 import pytest
 from conftest import ROOT, make_model, make_rows
 from datasets import Dataset
+from transformers import AutoTokenizer
 
+<<<<<<< HEAD
 from finetuning.data import hub, json_rows
+=======
+from config import Config
+from finetuning import tasks
+from finetuning.data import files, json_rows, sources, tokens
+from finetuning.data.formats import READERS, read_lines
+from finetuning.data.reading import read
+from finetuning.data.words import find_words
+>>>>>>> 2b9a6cf344442ce651799db14012acf4befd124e
 from finetuning.errors import CONTROLS, UserError
 
 
@@ -199,6 +211,7 @@ def test_a_hub_that_is_out_of_order_is_named_and_not_used(status, monkeypatch, c
     assert (f"answers with error {status}" in capsys.readouterr().err) is (status in (429, 503))
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 def test_a_file_without_end_is_not_read(kind, call, tiny_flags, tmp_path):
     if kind == "pipe":
@@ -214,3 +227,65 @@ def test_a_message_names_some_columns_of_very_many(call, tiny_flags, tmp_path):
     (tmp_path / "rows.csv").write_text(f"{','.join(names)}\n{','.join(names)}\n")
     result = call("fine_tune.py", *tiny_flags, "--dataset_name", "rows.csv", "--text_column", "text")
     assert result.code == 2 and "column 19 and 9,980 more" in result.err and len(result.err) < 1000, result.err[:2000]
+=======
+def test_a_batch_of_long_pairs_is_tokenized_with_little_memory(tmp_path):
+    """Tokenized at once, these 4 million characters take 270 MiB of memory."""
+    model = make_model(tmp_path / "model", "bert")
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import resource, sys
+sys.path.insert(0, {str(ROOT)!r})
+from transformers import AutoTokenizer
+from config import Config
+from finetuning import tasks
+
+config = Config(text_pair_column="text_pair", max_length=4096)
+task, tokenizer = tasks.pick(config), AutoTokenizer.from_pretrained({str(model)!r})
+task.tokenize(dict(text=["film"], text_pair=["film"]), tokenizer, config)
+texts = ["film " * 1000] * 400
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+examples = task.tokenize(dict(text=texts, text_pair=texts), tokenizer, config)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+assert [len(ids) for ids in examples["input_ids"]] == [2003] * 400 == examples["length"]
+""")
+    result = subprocess.run([sys.executable, program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 150, f"{result.stdout} MiB"
+
+
+@pytest.mark.parametrize("kind", ["pairs", "entities", "translation"])
+def test_the_tokens_do_not_depend_on_how_many_texts_the_tokenizer_gets_at_once(kind, tmp_path, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained(make_model(tmp_path / "model", "marian" if kind == "translation" else "bert"))
+    texts = ["a fine film with a warm heart " * (i % 7) + str(i % 60) for i in range(50)]
+    words = [[*zip(*find_words(text), strict=True)] for text in texts]
+    starts, ends = ([[word[side] for word in row] for row in words] for side in (0, 1))
+    columns, settings = {
+        "pairs": (dict(text=texts, text_pair=texts[::-1]), dict(text_pair_column="text_pair")),
+        "entities": (dict(text=texts, starts=starts, ends=ends), dict(task="token-classification", context="neighbours")),
+        "translation": (
+            dict(source=texts, target=texts[::-1]),
+            dict(task="translation", source_column="source", target_column="target"),
+        ),
+    }[kind]
+    config = Config(max_length=32, **settings)
+    at_once = tasks.pick(config).tokenize(columns, tokenizer, config)
+    monkeypatch.setattr(tokens, "MAX_CHARACTERS", 300)
+    assert tasks.pick(config).tokenize(columns, tokenizer, config) == at_once
+
+
+@pytest.mark.parametrize(
+    "name", ["lines.csv", "line.csv", "rows.tsv", "rows.jsonl.gz", "rows.txt", "rows.json.gz", "rows.parquet.gz"]
+)
+def test_a_text_without_end_is_one_line(name, tmp_path, monkeypatch):
+    """Such as a compressed file with a few bytes that become gigabytes."""
+    start = {".csv": 'text,label\n"', ".tsv": "text\tlabel\n", ".gz": '[{"text": "' if "json.gz" in name else '{"text": "'}
+    content = start.get(Path(name).suffix, "") + ("word\n" if name == "lines.csv" else "word ") * 3_000_000
+    opened = gzip.open if name.endswith(".gz") else open
+    with opened(tmp_path / name, "wt", encoding="utf-8") as file:
+        file.write(content)
+    monkeypatch.setattr(files, "MAX_UNPACKED", 10**7)
+    monkeypatch.setattr(json_rows, "MAX_UNPACKED", 10**7)
+    with pytest.raises(UserError, match="more than 10,000,000 char|field larger than field limit|more than 0.0093.* GiB") as error:
+        read(tmp_path / name, READERS | {".txt": read_lines}, "", cache=str(tmp_path / "cache"))
+    assert len(str(error.value)) < 500
+>>>>>>> 2b9a6cf344442ce651799db14012acf4befd124e

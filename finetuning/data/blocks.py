@@ -16,7 +16,8 @@ def token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list
     """Return the token ids of texts, without truncation and without special tokens."""
     settings = dict(add_special_tokens=False, padding=False, truncation=False, verbose=False)
     settings |= dict(return_attention_mask=False, return_token_type_ids=False)
-    return [ids for group in by_characters(clean(texts)) for ids in tokenizer(group, **settings)["input_ids"]]
+    texts = clean(texts)
+    return [ids for part in by_characters(map(len, texts)) for ids in tokenizer(texts[part], **settings)["input_ids"]]
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from finetuning.data.content import Content, string_content
-from finetuning.data.files import SNIFFED_BYTES, lines_of, open_text
+from finetuning.data.files import MAX_LINE, SNIFFED_BYTES, lines_of, open_text
 from finetuning.errors import UserError
 
 SEPARATORS = ",;\t|"
@@ -72,7 +72,7 @@ def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator
                     _refuse_fields(file, number, len(fields), columns, "\t")
                 yield fields
         return
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(MAX_LINE)
     lines: list[str] = []  # the lines of the current row
 
     def recorded() -> Iterator[str]:

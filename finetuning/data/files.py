@@ -5,6 +5,7 @@ import io
 import re
 import zipfile
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +20,8 @@ SPLIT_WORDS = {  # words in the names of files -> splits
     **dict.fromkeys(("test", "testing", "eval", "evaluation", "testb"), "test"),
 }
 SNIFFED_BYTES = 2**16  # at the start of a file, to see whether it is text and which separator it has
+MAX_LINE = 10_000_000  # characters; a novel has a million
+MAX_UNPACKED = 2**31  # bytes of a file that is read into memory at once
 NO_ROWS = ("readme", "license", "licence", "notice", "changelog")  # names of files without rows
 BYTES_FOR_GUESS = 2**18  # of lines that are not UTF-8, to guess the encoding
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
@@ -99,6 +102,15 @@ def open_bytes(file: Path) -> io.BufferedIOBase:
     return zipfile.ZipFile(file).open(_packed_name(file)) if file.suffix.lower() == ".zip" else file.open("rb")
 
 
+def read_bytes(file: Path) -> bytes:
+    """Return the content of a file; of a .gz or .zip the file in it. Raise `UserError` for more than `MAX_UNPACKED`."""
+    with open_bytes(file) as opened:
+        content = opened.read(MAX_UNPACKED + 1)
+    if len(content) > MAX_UNPACKED:
+        raise UserError(f"{file}: its content has more than {MAX_UNPACKED / 2**30:g} GiB: save it as .jsonl or as several files")
+    return content
+
+
 def open_text(file: Path, encoding: str | None) -> io.TextIOWrapper:
     """Open a text file for reading. Without `encoding` it is UTF-8, or UTF-16 by its byte order mark. Only line feeds end a line.
 
@@ -121,13 +133,15 @@ def _refuse_nul(file: Path, line: int) -> NoReturn:
     )
 
 
-def lines_of(file: Path, encoding: str | None, keep_ends: bool = False) -> Iterator[str]:
+def lines_of(file: Path, encoding: str | None, keep_ends: bool = False, longest: int = MAX_LINE) -> Iterator[str]:
     """Yield the lines of a text file, without line feeds and carriage returns unless `keep_ends`.
 
-    Raise `UserError` for a NUL character.
+    Raise `UserError` for a NUL character, and for a line of more than `longest` characters.
     """
     with open_text(file, encoding) as opened:
-        for number, line in enumerate(opened, 1):
+        for number, line in enumerate(iter(partial(opened.readline, longest + 1), ""), 1):
+            if len(line) > longest:
+                raise UserError(f"{file}: line {number:,} has more than {longest:,} characters: divide it into several rows")
             if "\0" in line:
                 _refuse_nul(file, number)
             yield line if keep_ends else line.removesuffix("\n").removesuffix("\r")

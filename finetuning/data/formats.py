@@ -22,7 +22,7 @@ from pyarrow.parquet import ParquetFile, read_schema
 
 from finetuning.data.content import ROWS_PER_TABLE, STRING, Content, Reader, batched, string_content
 from finetuning.data.delimited import read_csv, read_tsv
-from finetuning.data.files import ending, lines_of, open_bytes, split_of, stem
+from finetuning.data.files import ending, lines_of, read_bytes, split_of, stem
 from finetuning.data.json_rows import read_json
 from finetuning.errors import UserError
 
@@ -44,8 +44,7 @@ def read_excel(files: list[Path], encoding: str | None, remarks: list[str]) -> C
         raise UserError(
             f"{files[0].parent}: a split has {len(files)} .xlsx files, and only one is allowed: give one, or save them as csv"
         )
-    with open_bytes(files[0]) as opened:
-        book = openpyxl.load_workbook(io.BytesIO(opened.read()), read_only=True, data_only=True)
+    book = openpyxl.load_workbook(io.BytesIO(read_bytes(files[0])), read_only=True, data_only=True)
     if len(book.worksheets) > 1:
         remarks.append(f"{files[0].name}: only its first sheet, {book.worksheets[0].title!r}, was read")
     rows = [[_cell_text(value) for value in row] for row in book.worksheets[0].iter_rows(values_only=True)]
@@ -76,7 +75,7 @@ def _cell_text(value: Any) -> str | None:
 
 def read_parquet(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
     """Read columns with their types."""
-    opened = [io.BytesIO(open_bytes(file).read()) if file.suffix.lower() != ".parquet" else file for file in files]
+    opened = [io.BytesIO(read_bytes(file)) if file.suffix.lower() != ".parquet" else file for file in files]
     schemas = [read_schema(file) for file in opened]
     for file, schema in zip(files, schemas, strict=True):
         if schema.names != schemas[0].names:

@@ -11,7 +11,7 @@ import pyarrow
 from datasets import Features, Json, List, Value
 
 from finetuning.data.content import STRING, Content, batched
-from finetuning.data.files import SPLITS, ending, lines_of, open_bytes, open_text
+from finetuning.data.files import MAX_UNPACKED, SPLITS, ending, lines_of, open_bytes, open_text
 from finetuning.errors import UserError
 
 MAX_NESTING = 100  # lists and objects inside each other; Python's own limit depends on its version
@@ -33,7 +33,9 @@ def read_json(files: list[Path], encoding: str | None, remarks: list[str]) -> Co
             )
         return _objects(files, lambda: (row for file in files for row in _json_lines(file, encoding)))
     with open_text(files[0], encoding) as opened:
-        text = opened.read()
+        text = opened.read(MAX_UNPACKED)
+        if opened.read(1):
+            raise UserError(f"{files[0]}: it has more than {MAX_UNPACKED:,} characters: save it as .jsonl")
     if not text.strip():
         raise UserError(f"{files[0]}: it is empty")
     content = _load(text, files[0])
@@ -49,7 +51,7 @@ def _has_lines(file: Path, encoding: str | None) -> bool:
     """Return whether a file has an object on each line."""
     if ending(file) == ".jsonl":
         return True
-    lines = (line for line in lines_of(file, encoding) if line.strip())
+    lines = (line for line in lines_of(file, encoding, longest=MAX_UNPACKED) if line.strip())
     try:
         return isinstance(json.loads(next(lines, "")), dict) and next(lines, None) is not None
     except (ValueError, RecursionError):

@@ -31,6 +31,7 @@ from finetuning.errors import UserError
 
 ROWS_PER_BATCH = 10_000  # in an Arrow file: opening it maps 64 KiB of each batch into memory
 HASHED_BYTES = 2**20  # read at a time
+CONTENTS = "contents.json"  # in the folder of a copy: the notes of its reader and the fingerprints of its files
 
 READING_ERRORS = (  # of the libraries, for a file that can't be read
     datasets.exceptions.DatasetsError,
@@ -154,8 +155,8 @@ def _check_utf8(table: pyarrow.Table | datasets.table.Table, where: str | Path) 
 
 def read_once(files: list[Path], reader: Reader, encoding: str | None, cache: Path) -> tuple[dict[str, Dataset], list[str]]:
     """Return the splits that `reader` reads from files, and its notes; from the cache if it has read the same contents before."""
-    key = _digest(files, [reader.__qualname__, str(encoding), str(source_of(reader))])
-    folder, contents = cache / key, cache / key / "contents.json"
+    key = _digest(files, [reader.__qualname__, str(encoding), str(source_of(reader)), CONTENTS])
+    folder, contents = cache / key, cache / key / CONTENTS
     with FileLock(cache / f"{key}.lock"):  # other processes wait for the copy
         if not fingerprints.is_intact(contents):
             if contents.is_file():

@@ -83,23 +83,24 @@ def tokenize_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, config:
     first, last = special_tokens(tokenizer)
     settings = dict(return_attention_mask=False, return_token_type_ids=False, padding=False, truncation=False)
     ids, lengths = [], []
-    for group in by_characters(texts):
+    for part in by_characters(map(len, texts)):
+        group = texts[part]
         rows = tokenizer(group, **settings)["input_ids"] if len(group[0]) <= MAX_CHARACTERS else [_long_ids(group[0], tokenizer)]
         ids += [truncate(row, config.max_length, config.truncation, first, last) for row in rows]
         lengths += [len(row) for row in rows]
     return ids, np.array(lengths)
 
 
-def by_characters(texts: list[str]) -> Iterator[list[str]]:
-    """Yield lists of consecutive texts, of at most `MAX_CHARACTERS` in all; a longer text is alone."""
-    start, characters = 0, 0
-    for end, text in enumerate(texts):
-        if characters and characters + len(text) > MAX_CHARACTERS:
-            yield texts[start:end]
-            start, characters = end, 0
-        characters += len(text)
-    if start < len(texts):
-        yield texts[start:]
+def by_characters(lengths: Iterable[int]) -> Iterator[slice]:
+    """Yield slices of consecutive texts with these `lengths`, of at most `MAX_CHARACTERS` in all; a longer text is alone."""
+    start, end, characters = 0, 0, 0
+    for end, length in enumerate(lengths, 1):
+        if characters and characters + length > MAX_CHARACTERS:
+            yield slice(start, end - 1)
+            start, characters = end - 1, 0
+        characters += length
+    if start < end:
+        yield slice(start, end)
 
 
 def _long_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:

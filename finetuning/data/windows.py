@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from finetuning.data.tokens import special_tokens
+from finetuning.data.tokens import by_characters, special_tokens
 
 IGNORED = -100  # label of a token without a label; the losses of PyTorch and transformers ignore it
 
@@ -19,7 +19,12 @@ def tokenize(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, max_len
     texts = zip(batch["text"], batch["starts"], batch["ends"], strict=True)
     words = [[text[start:end] for start, end in zip(starts, ends, strict=True)] for text, starts, ends in texts]
     tags = batch.get("tags") or [[0] * len(row) for row in words]
-    sequences = label_sub_words(words, tags, tokenizer)
+    sequences = []
+    for part in by_characters(map(len, batch["text"])):
+        group = label_sub_words(words[part], tags[part], tokenizer)
+        for sequence in group:
+            sequence[2] += part.start  # the number of the row in the batch
+        sequences += group
     if together:
         sequences = [np.concatenate(sequences, axis=1)]
 

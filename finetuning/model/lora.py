@@ -136,7 +136,7 @@ def _read_settings(adapter: Path) -> dict:
 
 def _comparable(settings: dict) -> dict:
     """Return peft's settings that decide a model's numbers, without those that are not set. The order of a list has no meaning."""
-    skipped = ("base_model_name_or_path", "inference_mode", "peft_version")
+    skipped = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version")
     return {
         name: sorted(map(str, value)) if isinstance(value, list | set) else value
         for name, value in settings.items()

@@ -29,7 +29,7 @@ from finetuning.data.text import (
     listed_columns,
     text_columns,
 )
-from finetuning.data.tokens import Tokens, encode_batch, special_tokens, tokenize_texts, truncate
+from finetuning.data.tokens import Tokens, by_characters, encode_batch, special_tokens, tokenize_texts, truncate
 from finetuning.errors import UserError
 from finetuning.results import plots
 from finetuning.results.report import MAX_EXAMPLES, Example, Picture, Section
@@ -108,13 +108,18 @@ class TextClassification(Task):
         if "text_pair" not in batch:
             ids, lengths = tokenize_texts(clean(batch["text"]), tokenizer, config)
             return {"input_ids": ids, "length": lengths}
-        pairs = clean(batch["text"]), clean(batch["text_pair"])
-        full = tokenizer(*pairs, return_attention_mask=False, padding=False, truncation=False)
-        if config.truncation == "error":
-            truncate(max(full["input_ids"], key=len), config.max_length, config.truncation)  # raises an error if it is too long
-        cut = tokenizer(*pairs, return_attention_mask=False, padding=False, truncation=True, max_length=config.max_length)
-        lengths = np.array([len(ids) for ids in full["input_ids"]])
-        return {name: cut[name] for name in self.features(tokenizer, config) if name != "length"} | {"length": lengths}
+        texts, others = clean(batch["text"]), clean(batch["text_pair"])
+        columns = {name: [] for name in self.features(tokenizer, config)}
+        for part in by_characters(len(text) + len(other) for text, other in zip(texts, others, strict=True)):
+            pairs = texts[part], others[part]
+            full = tokenizer(*pairs, return_attention_mask=False, padding=False, truncation=False)
+            if config.truncation == "error":
+                truncate(max(full["input_ids"], key=len), config.max_length, config.truncation)  # raises an error if it is too long
+            cut = tokenizer(*pairs, return_attention_mask=False, padding=False, truncation=True, max_length=config.max_length)
+            cut["length"] = [len(ids) for ids in full["input_ids"]]
+            for name, values in columns.items():
+                values += cut[name]
+        return columns
 
     def truncation_note(self, config: Config) -> str:
         if not config.text_pair_column or config.truncation == "error":

@@ -22,8 +22,13 @@ from finetuning.data.formats import LANGUAGE_ENDINGS, read_parallel
 from finetuning.data.languages import SAMPLED_TEXTS, language, set_direction, special_script
 from finetuning.data.pairs import check_pairs
 from finetuning.data.splits import Split
+<<<<<<< HEAD
 from finetuning.data.text import LINE_BREAK, TEXT_COLUMNS, check_texts, clean, find_column, listed_columns, renamed
 from finetuning.data.tokens import Tokens, encode_batch, special_tokens, truncate
+=======
+from finetuning.data.text import LINE_BREAK, TEXT_COLUMNS, check_texts, clean, find_column, renamed
+from finetuning.data.tokens import Tokens, by_characters, encode_batch, special_tokens, truncate
+>>>>>>> 2b9a6cf344442ce651799db14012acf4befd124e
 from finetuning.errors import UserError
 from finetuning.model.scoring import padded, scoring
 from finetuning.results import bleu, metrics
@@ -144,9 +149,15 @@ class Translation(Task):
         """
         prefix = set_direction(tokenizer, config)["prefix"] or ""
         plain = dict(return_attention_mask=False, return_token_type_ids=False, padding=False, truncation=False, verbose=False)
-        ids = {"input_ids": tokenizer([prefix + text for text in clean(batch["source"])], **plain)["input_ids"]}
+
+        def ids_of(texts: list[str], side: str) -> list[list[int]]:
+            return [
+                row for part in by_characters(map(len, texts)) for row in tokenizer(**{side: texts[part]}, **plain)["input_ids"]
+            ]
+
+        ids = {"input_ids": ids_of([prefix + text for text in clean(batch["source"])], "text")}
         if "target" in batch:
-            ids["targets"] = tokenizer(text_target=clean(batch["target"]), **plain)["input_ids"]
+            ids["targets"] = ids_of(clean(batch["target"]), "text_target")
         for column, rows in zip((config.source_column, config.target_column), ids.values(), strict=False):
             tokens = np.concatenate([*rows, []])
             unknown = np.mean(tokens == tokenizer.unk_token_id) if len(tokens) else 0
