@@ -18,16 +18,12 @@ from conftest import ROOT, make_model, make_rows
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-<<<<<<< HEAD
-from finetuning.data import hub, json_rows
-=======
 from config import Config
 from finetuning import tasks
-from finetuning.data import files, json_rows, sources, tokens
+from finetuning.data import files, hub, json_rows, tokens
 from finetuning.data.formats import READERS, read_lines
 from finetuning.data.reading import read
 from finetuning.data.words import find_words
->>>>>>> 2b9a6cf344442ce651799db14012acf4befd124e
 from finetuning.errors import CONTROLS, UserError
 
 
@@ -211,7 +207,6 @@ def test_a_hub_that_is_out_of_order_is_named_and_not_used(status, monkeypatch, c
     assert (f"answers with error {status}" in capsys.readouterr().err) is (status in (429, 503))
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 def test_a_file_without_end_is_not_read(kind, call, tiny_flags, tmp_path):
     if kind == "pipe":
@@ -227,7 +222,8 @@ def test_a_message_names_some_columns_of_very_many(call, tiny_flags, tmp_path):
     (tmp_path / "rows.csv").write_text(f"{','.join(names)}\n{','.join(names)}\n")
     result = call("fine_tune.py", *tiny_flags, "--dataset_name", "rows.csv", "--text_column", "text")
     assert result.code == 2 and "column 19 and 9,980 more" in result.err and len(result.err) < 1000, result.err[:2000]
-=======
+
+
 def test_a_batch_of_long_pairs_is_tokenized_with_little_memory(tmp_path):
     """Tokenized at once, these 4 million characters take 270 MiB of memory."""
     model = make_model(tmp_path / "model", "bert")
@@ -288,4 +284,3 @@ def test_a_text_without_end_is_one_line(name, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="more than 10,000,000 char|field larger than field limit|more than 0.0093.* GiB") as error:
         read(tmp_path / name, READERS | {".txt": read_lines}, "", cache=str(tmp_path / "cache"))
     assert len(str(error.value)) < 500
->>>>>>> 2b9a6cf344442ce651799db14012acf4befd124e

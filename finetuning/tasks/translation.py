@@ -22,13 +22,8 @@ from finetuning.data.formats import LANGUAGE_ENDINGS, read_parallel
 from finetuning.data.languages import SAMPLED_TEXTS, language, set_direction, special_script
 from finetuning.data.pairs import check_pairs
 from finetuning.data.splits import Split
-<<<<<<< HEAD
 from finetuning.data.text import LINE_BREAK, TEXT_COLUMNS, check_texts, clean, find_column, listed_columns, renamed
-from finetuning.data.tokens import Tokens, encode_batch, special_tokens, truncate
-=======
-from finetuning.data.text import LINE_BREAK, TEXT_COLUMNS, check_texts, clean, find_column, renamed
 from finetuning.data.tokens import Tokens, by_characters, encode_batch, special_tokens, truncate
->>>>>>> 2b9a6cf344442ce651799db14012acf4befd124e
 from finetuning.errors import UserError
 from finetuning.model.scoring import padded, scoring
 from finetuning.results import bleu, metrics
