@@ -187,7 +187,7 @@ DATA = {
     "a zip with a name outside": ("rows.csv.zip", lambda: packed("../../canary.csv", ROWS)),
     "a tar with a name outside": ("rows.tar.gz", lambda: tar("../canary/train/pos/1.txt")),
     "a gz that is cut": ("rows.csv.gz", lambda: gzip.compress(ROWS)[:-20]),
-    "a parquet file of 1 GB of text": ("rows.parquet", lambda: parquet(10**5, 10**4)),
+    "a parquet file of 100 MB of text": ("rows.parquet", lambda: parquet(10**4, 10**4)),
     "nothing but zeros": ("rows.csv", bytes(100_000)),
     "an empty file": ("rows.csv", b""),
     "a folder in place of a file": ("rows.csv", os.mkdir),
