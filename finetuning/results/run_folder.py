@@ -32,8 +32,8 @@ import psutil
 import sklearn
 import torch
 import transformers
-from safetensors import SafetensorError
 from huggingface_hub.dataclasses import type_validator
+from safetensors import SafetensorError
 
 from config import Config
 from finetuning import fingerprints
