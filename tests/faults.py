@@ -173,7 +173,7 @@ DATA = {
     "100,000 columns": ("rows.csv", csv(",".join(map(str, range(100_000))), *[",".join("a" * 100_000)] * 3)),
     "a label for each row": ("rows.csv", csv("text,label", *(f"a,{i}x" for i in range(5000)))),
     "a quote that never ends": ("rows.csv", ROWS + b'\n"' + b"a,b\n" * 2_000_000),
-    "a field of 100 MB": ("rows.csv", lambda: ROWS + b"\n" + b"film " * 20_000_000 + b",good"),
+    "a field of 20 MB": ("rows.csv", lambda: ROWS + b"\n" + b"film " * 4_000_000 + b",good"),
     "a word of 50 MB": (
         "rows.jsonl",
         lambda: b"".join(b'{"text": "%s", "label": "a"}\n' % (b"x" * n) for n in [5] * 40 + [50_000_000]),
@@ -187,7 +187,7 @@ DATA = {
     "a zip with a name outside": ("rows.csv.zip", lambda: packed("../../canary.csv", ROWS)),
     "a tar with a name outside": ("rows.tar.gz", lambda: tar("../canary/train/pos/1.txt")),
     "a gz that is cut": ("rows.csv.gz", lambda: gzip.compress(ROWS)[:-20]),
-    "a parquet file of 1 GB of text": ("rows.parquet", lambda: parquet(10**5, 10**4)),
+    "a parquet file of 100 MB of text": ("rows.parquet", lambda: parquet(10**4, 10**4)),
     "nothing but zeros": ("rows.csv", bytes(100_000)),
     "an empty file": ("rows.csv", b""),
     "a folder in place of a file": ("rows.csv", os.mkdir),

@@ -378,7 +378,12 @@ def online(address: str, folder: Path, timeout: float) -> None:
     import huggingface_hub.utils._http
 
     settings = dict(ENDPOINT=address, HUGGINGFACE_CO_URL_TEMPLATE=address + "/{repo_id}/resolve/{revision}/{filename}")
-    settings |= dict(HF_HUB_CACHE=str(folder / "hub"), HF_HUB_DOWNLOAD_TIMEOUT=timeout, HF_HUB_ETAG_TIMEOUT=timeout)
+    settings |= dict(
+        HF_HUB_CACHE=str(folder / "hub"),
+        AGENT_HARNESSES_PATH=str(folder / "agents.json"),
+        HF_HUB_DOWNLOAD_TIMEOUT=timeout,
+        HF_HUB_ETAG_TIMEOUT=timeout,
+    )
     for name, value in (settings | dict(HF_HUB_OFFLINE=False)).items():
         setattr(huggingface_hub.constants, name, value)
     settings = dict(HF_ENDPOINT=address, HF_MODULES_CACHE=folder / "modules", HF_HUB_OFFLINE=False)
@@ -515,11 +520,16 @@ def measure(numbers: dict[str, int], seed: int, jobs: int, only: str | None = No
                 if only:
                     print(case)
                 if failure:
-                    failures.append({"case": name, "failure": failure})
+                    failures.append(name)
                     shown = failure if len(failure) < 1500 else f"{failure[:500]}\n...\n{failure[-1000:]}"
                     print(f"FAILED {name} (python tests/reliability.py --only {name} --seed {seed}): {shown}", flush=True)
             seconds = time.perf_counter() - started
-            record["kinds"][kind] = {"cases": len(cases), "failed": len(failures), "seconds": round(seconds), "failures": failures}
+            record["kinds"][kind] = {
+                "cases": len(cases),
+                "failed": len(failures),
+                "seconds": round(seconds),
+                "failed_cases": failures,
+            }
             print(f"{kind}: {len(cases)} cases, {len(failures)} failed, {seconds:.0f} s", flush=True)
     record["minutes"] = sum(kind["seconds"] for kind in record["kinds"].values()) / 60
     return record

@@ -1,6 +1,7 @@
 """Training with the Hugging Face Trainer."""
 
 import math
+import pickle
 import time
 from dataclasses import replace
 from functools import partial
@@ -18,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback, Trai
 from config import Config
 from finetuning.data.splits import Data
 from finetuning.data.tokens import Tokens
-from finetuning.errors import NotFinite
+from finetuning.errors import NotFinite, UserError
 from finetuning.signals import AfterCheckpoint
 from finetuning.speed import cuda_graphs
 from finetuning.speed.memory import give_back_freed_memory
@@ -281,7 +282,10 @@ def train(trainer: FineTuner, signals: AfterCheckpoint) -> float:
             trainer.keeper.on_train_begin(trainer.args, state, trainer.control)
             trainer._load_best_model()
             return trainer.keeper.seconds_before
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{checkpoint} has a file with code, which is never run: delete this checkpoint, or train again") from error
     return trainer.keeper.seconds()
 
 
