@@ -19,7 +19,7 @@ import httpx2
 import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
+from huggingface_hub.utils import _detect_agent, parse_ratelimit_headers, validate_repo_id
 from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.sha import git_hash
 from tqdm import tqdm
@@ -29,6 +29,7 @@ from finetuning.disk import room_in, sha256
 from finetuning.errors import UserError
 from finetuning.processes import by_first
 
+_detect_agent._registry = {}  # the client would ask the Hub for it, and a proxy's answer would break every command for a day
 ANSWER_TIMEOUT = 2.5  # seconds; without it, the Hub's clients retry for 25 to 49 s
 PATIENCE = 60  # seconds without progress after which a download ends
 MIN_BYTES = 2**16  # fewer in `PATIENCE` seconds are no progress
