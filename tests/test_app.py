@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from urllib.parse import urlsplit
 
 import pandas as pd
 import pytest
@@ -16,28 +17,45 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 @pytest.fixture
-def page(tmp_path):
-    """Return a function that starts the page of a run folder and opens it in a browser."""
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
+def app(tmp_path):
+    """Return a function that starts the page of a run folder in a process of its own, and returns its address.
+
+    What the process prints on the standard error is in app.err.
+    """
     pytest.importorskip("gradio")
-    playwright = pytest.importorskip("playwright.sync_api")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]  # Gradio takes a later one if it is no longer free
     environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONUNBUFFERED": "1"}
     started = []
 
-    def open_page(run: str):
+    def start(run: str) -> str:
         command = [sys.executable, str(ROOT / "app.py"), run]
-        started.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True))
-        address = next(line for line in started[0].stdout if "Running on local URL" in line).split()[-1]
+        with (tmp_path / "app.err").open("w") as errors:
+            process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+        started.append(process)
+        return next(line for line in process.stdout if "Running on local URL" in line).split()[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def page(app):
+    """Return a function that starts the page of a run folder and opens it in a browser."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+
+    def open_page(run: str):
         page = browser.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]).new_page()
         page.set_default_timeout(60_000)
-        page.goto(address)
+        page.goto(app(run))
 
         def ask(text: str) -> None:
-            page.get_by_label("Text", exact=True).fill(text)
+            page.get_by_label("Text").first.fill(text)
             page.get_by_role("button", name="Go", exact=True).click()
 
         return page, ask, playwright.expect
@@ -45,9 +63,6 @@ def page(tmp_path):
     with playwright.sync_playwright() as browser:
         playwright.expect.set_options(timeout=60_000)
         yield open_page
-        for process in started:
-            process.kill()
-            process.wait()
 
 
 def test_the_page_shows_the_label_of_a_review_and_markup_as_text(page, call, tiny_flags):
@@ -95,21 +110,13 @@ def test_the_page_shows_the_number_that_predict_prints(page, call, tiny_flags, t
     expect(page.get_by_label("Predicted value")).to_have_value(f"{value:.4g}")
 
 
-def test_requests_that_make_no_sense_leave_no_traceback(call, tiny_flags, monkeypatch, capsys):
-    gradio = pytest.importorskip("gradio")
-    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    launch, pages = gradio.Blocks.launch, []
-
-    def launch_in_a_thread(page, **given) -> None:
-        launch(page, prevent_thread_lock=True, quiet=True, **given)
-        pages.append(page)
-
-    monkeypatch.setattr(gradio.Blocks, "launch", launch_in_a_thread)
+def test_requests_that_make_no_sense_leave_no_traceback(app, call, tiny_flags, tmp_path):
+    """Slow, because the page starts from scratch."""
     assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", 1).code == 0
-    assert call("app.py", "outputs/run").code == 0
+    host = urlsplit(app("outputs/run")).netloc
 
     def ask(path: str, body, kind: str = "application/json") -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", pages[0].server_port, timeout=60)
+        connection = http.client.HTTPConnection(host, timeout=60)
         body = body if body is None or isinstance(body, bytes) else json.dumps(body)
         connection.request("GET" if body is None else "POST", f"/gradio_api/{path}", body, {"Content-Type": kind})
         response = connection.getresponse()
@@ -119,17 +126,14 @@ def test_requests_that_make_no_sense_leave_no_traceback(call, tiny_flags, monkey
         event = json.loads(ask("call/answer", {"data": data})[1])["event_id"]
         return ask(f"call/answer/{event}", None)[1]
 
-    try:
-        assert "event: complete" in answer("a fine film") and "event: complete" in answer("\ud800 film")
-        assert "event: complete" in answer("a " * 10_000)
-        assert "at most 20,000" in answer("a " * 10_000 + "b")
-        for value in (None, [], {}, "", " \n", 5, [["a"] * 10]):
-            answer(value)
-        for path in ("call/answer", "call/nothing", "queue/join", "run/predict", "component_server"):
-            for body in (b"{", b"\xff", [1], {"data": "x"}, {"data": ["a"], "fn_index": 99, "component_id": 99, "fn_name": "x"}):
-                ask(path, body)
-        upload = b'--b\r\nContent-Disposition: form-data; name="files"; filename="x"\r\n\r\n' + b"0" * 2_000_000 + b"\r\n--b--\r\n"
-        assert ask("upload", upload, "multipart/form-data; boundary=b")[0] == 413
-    finally:
-        gradio.close_all()
-    assert "Traceback" not in capsys.readouterr().err
+    assert "event: complete" in answer("a fine film") and "event: complete" in answer("\ud800 film")
+    assert "event: complete" in answer("a " * 10_000)
+    assert "at most 20,000" in answer("a " * 10_000 + "b")
+    for value in (None, [], {}, "", " \n", 5, [["a"] * 10]):
+        answer(value)
+    for path in ("call/answer", "call/nothing", "queue/join", "run/predict", "component_server"):
+        for body in (b"{", b"\xff", [1], {"data": "x"}, {"data": ["a"], "fn_index": 99, "component_id": 99, "fn_name": "x"}):
+            ask(path, body)
+    upload = b'--b\r\nContent-Disposition: form-data; name="files"; filename="x"\r\n\r\n' + b"0" * 2_000_000 + b"\r\n--b--\r\n"
+    assert ask("upload", upload, "multipart/form-data; boundary=b")[0] == 413
+    assert "Traceback" not in (tmp_path / "app.err").read_text()
