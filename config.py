@@ -117,7 +117,8 @@ class Config:
     augmentation: Literal["none", "token-dropout", "crop", "sentence-shuffle"] = HfArg(
         default="none",
         help="change each training text in every epoch: token-dropout drops a tenth of the tokens, crop keeps a window of at "
-        "least 70 %% of them, sentence-shuffle reorders the sentences; no gain that three seeds could show with 500 reviews; with 8,000, perhaps half a point",
+        "least 70 %% of them, sentence-shuffle reorders the sentences; with 500 reviews three seeds showed no gain, with 8,000 "
+        "perhaps half a point",
     )
     mlm_probability: float = HfArg(default=0.15, help="fraction of the tokens that masked-lm masks, as in BERT")
     num_beams: int = HfArg(

@@ -177,8 +177,8 @@ def parse_config(args: Sequence[str] | None = None, about: str | None = None) ->
     """Read the flags of fine_tune.py; `about` is its docstring, for the help.
 
     Return the checked `Config` and a namespace. The namespace has the flags that are no settings of a run: `preset`, `resume` (empty
-    for the newest run), `resume_if_exists` and `search`. Its `given` has the names of the settings that were given as flags. Raise `UserError` for an unknown flag, and for a
-    value of the wrong type or out of range.
+    for the newest run), `resume_if_exists` and `search`. Its `given` has the names of the settings that were given as flags. Raise
+    `UserError` for an unknown flag, and for a value of the wrong type or out of range.
     """
     usage = "python fine_tune.py [--preset NAME] [--any_setting VALUE ...]"
     parser = _ConfigParser(Config, usage=usage, allow_abbrev=False, **_help_arguments(about))

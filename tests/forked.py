@@ -87,6 +87,8 @@ def watch(target: str, before: Callable[[Callable | None, tuple, dict], None], r
 
 
 def _main(script: str | Path, flags: list[str], folder: Path, environment: dict, kill, output: Path) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # `nohup` and shells ignore some for jobs in the background
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     os.chdir(folder)
     os.environ.update(environment)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

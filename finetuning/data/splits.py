@@ -280,7 +280,8 @@ def split(frames: dict[str, pd.DataFrame], config: Config) -> dict[str, pd.DataF
     """Make the splits that the data set lacks: hold out stratified rows of train. Only `split_seed` decides which rows.
 
     `frames` are from `scan`, indexed by row numbers. If a held-out text has copies, they leave train and are not used. So do the
-    other rows of a group that is held out in part. Rows without a label are never held out. Only language models read such rows, so they hold out the same rows as a classifier.
+    other rows of a group that is held out in part. Rows without a label are never held out. Only language models read such rows, so
+    they hold out the same rows as a classifier.
     """
     frames = dict(frames)
     labelled = frames["train"][frames["train"].labelled]

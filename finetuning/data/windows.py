@@ -14,7 +14,8 @@ def tokenize(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, max_len
     """Return windows of at most `max_length` tokens: of each row alone, or of all rows of the batch in sequence (`together`).
 
     The tag of a word is the label of its first sub-word. Neighbouring windows overlap. A word has its label in only one of them,
-    the one in which it is farther from the border. Windows without a label are left out. If the batch has no tags, all labels are 0, which marks the words.
+    the one in which it is farther from the border. Windows without a label are left out. If the batch has no tags, all labels are 0,
+    which marks the words.
     """
     texts = zip(batch["text"], batch["starts"], batch["ends"], strict=True)
     words = [[text[start:end] for start, end in zip(starts, ends, strict=True)] for text, starts, ends in texts]
