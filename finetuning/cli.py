@@ -24,7 +24,7 @@ from transformers import HfArgumentParser
 from config import PRESETS, Config
 from finetuning.disk import remove_reserved, unlock, why_full
 from finetuning.errors import UserError, printable
-from finetuning.signals import AfterCheckpoint, Stopped, handled_by, stop_at_once
+from finetuning.signals import AfterCheckpoint, Stopped, handled_by, ignore, stop_at_once
 
 
 def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
@@ -39,34 +39,40 @@ def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # print a character that the terminal can't show as its number
                 stream.reconfigure(errors="backslashreplace")
-        code = 0
-        try:
-            with handled_by(stop_at_once):
-                main()
-        except UserError as error:
-            code = _report(f"error: {error}", 2)
-        except BrokenPipeError:  # the reader of a pipe has ended, as in `python predict.py ... | head`
-            sys.stdout = None
-        except Exception as error:
-            if _lost_other_process(error):
-                code = _report("error: another process of this run has ended, so this one ends as well", 1)
-            elif reason := _cannot_write(error):
-                where = getattr(error, "filename", None) or "output_dir"
-                remedy = "make room and --resume the run, or set output_dir to another folder"
-                code = _report(f"error: cannot write to {printable(str(where))}: {reason}: {remedy}", 2)
-            else:
-                raise
-        except KeyboardInterrupt as error:
-            code = _report("stopped", getattr(error, "exit_code", 130))
-        finally:
-            remove_reserved()
-            unlock()
+        with handled_by(ignore):  # while it cleans up
+            try:
+                code = _exit_code(main)
+            finally:
+                remove_reserved()
+                unlock()
         if "RANK" in os.environ:
             _exit_at_once(code)
         if code:
             sys.exit(code)
 
     return run_and_exit
+
+
+def _exit_code(main: Callable[[], None]) -> int:
+    """Run a script's main, print what ended it early, and return the exit code."""
+    try:
+        with handled_by(stop_at_once):
+            main()
+    except UserError as error:
+        return _report(f"error: {error}", 2)
+    except BrokenPipeError:  # the reader of a pipe has ended, as in `python predict.py ... | head`
+        sys.stdout = None
+    except Exception as error:
+        if _lost_other_process(error):
+            return _report("error: another process of this run has ended, so this one ends as well", 1)
+        if reason := _cannot_write(error):
+            where = getattr(error, "filename", None) or "output_dir"
+            remedy = "make room and --resume the run, or set output_dir to another folder"
+            return _report(f"error: cannot write to {printable(str(where))}: {reason}: {remedy}", 2)
+        raise
+    except KeyboardInterrupt as error:
+        return _report("stopped", getattr(error, "exit_code", 130))
+    return 0
 
 
 def shows_unicode(stream: TextIO) -> bool:

@@ -40,6 +40,10 @@ def stop_at_once(number: int, _frame) -> None:
     raise Stopped(number)
 
 
+def ignore(_number: int, _frame) -> None:
+    """Do nothing: cleaning up takes a moment and must not end halfway."""
+
+
 @contextmanager
 def handled_by(handler: Callable) -> Iterator[None]:
     """Let `handler` handle the signals in a `with` block. Those that the caller's shell ignores, as `nohup` does, stay ignored."""

@@ -193,7 +193,7 @@ def open_run(folder: Path, pick: Callable[[Config], Task]) -> Run:
     else:
         training = fingerprints.read_sealed(file, remedy)
     _check_types(file, training, TRAINING)
-    if (folder / "process.lock").exists():  # of a process that was killed after it wrote training.json, unless it is still alive
+    if any((folder / name).exists() for name in ("process.lock", "checkpoints")):  # left by a process that was stopped at its end
         with contextlib.suppress(UserError, OSError):
             lock(folder, "opened")
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
