@@ -1,6 +1,7 @@
 """Damaged files, hostile input and failures of the Hub, for reliability.py."""
 
 import contextlib
+import copy
 import gzip
 import io
 import json
@@ -76,7 +77,8 @@ def swap(draw: random.Random, record) -> tuple[str, bytes]:
         del holder[key]
     else:
         other_holder, other = draw.choice(places)
-        holder[key] = draw.choice((*VALUES, other_holder[other], other_holder[other], str(holder[key])))
+        another = copy.deepcopy(other_holder[other])  # a value may hold itself otherwise
+        holder[key] = draw.choice((*VALUES, another, another, str(holder[key])))
         way += f"replaced by {str(holder[key])[:100]!r}"
     return way, json.dumps(record, indent=1).encode()
 

@@ -291,3 +291,12 @@ def test_a_run_is_not_resumed_with_another_base_model(killed, model_dir, call, t
     (tmp_path / "run/config.json").write_text(json.dumps(seal(content)))
     result = call("fine_tune.py", "--resume", tmp_path / "run")
     assert result.code == 2 and "another base model" in result.err, result.err
+
+
+def test_a_trial_that_a_signal_stopped_is_not_one_of_the_trials_of_a_search(model_dir, data_file, tmp_path):
+    pytest.importorskip("optuna")
+    flags = [*flags_of(dict(num_train_epochs=0.2), model_dir, data_file, "run"), "--search", 2]
+    ((code, _),) = forked.run(tmp_path, "fine_tune.py", *flags, kill=Kill(STEP, 1, signal=signal.SIGTERM))
+    assert code == 143
+    ((code, printed),) = forked.run(tmp_path, "fine_tune.py", *flags)
+    assert code == 0 and "0 trials are finished, 2 are left" in printed and "best of 2 trials" in printed, printed

@@ -19,6 +19,7 @@ from finetuning.model.base import build_base
 from finetuning.model.lora import add_lora
 from finetuning.training.trainer import build_trainer, chosen_metric
 
+NOT_FINITE = "not finite"  # attribute of a trial whose loss became NaN or infinite
 TRAINER_NAMES = {"batch_size": "per_device_train_batch_size"}  # settings that have another name in TrainingArguments
 
 
@@ -53,8 +54,12 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
     direction = "maximize" if metric.better == "higher" else "minimize"
     storage = dict(study_name=name, storage=f"sqlite:///{database}", load_if_exists=True)
     study = optuna.create_study(direction=direction, **storage)
-    finished = [trial for trial in study.trials if trial.state.is_finished()]
-    print(f"search {name} in {database}: {len(finished)} trials are finished, {max(trials - len(finished), 0)} are left")
+
+    def finished() -> int:
+        return sum(trial.state.name == "COMPLETE" or NOT_FINITE in trial.user_attrs for trial in study.trials)
+
+    left = max(trials - finished(), 0)
+    print(f"search {name} in {database}: {finished()} trials are finished, {left} are left")
 
     def build(config: Config) -> PeftModel:
         return add_lora(data.task, build_base(data.task, source, data.label_names, config), config)
@@ -68,25 +73,33 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
         values = [metrics[f"eval_{metric.name}"], trainer.state.best_metric]
         return (max if metric.better == "higher" else min)(value for value in values if value is not None)
 
+    def train(trial, **arguments) -> None:
+        try:
+            train_trial(trial=trial, **arguments)
+        except NotFinite:
+            trial.set_user_attr(NOT_FINITE, True)  # Optuna calls a trial failed that a signal has stopped, too
+            raise
+
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(build(config), tokenizer, tokens, data, Path(folder))
         trainer.args.save_strategy = "no"
         trainer.args.load_best_model_at_end = False
         trainer.pop_callback(EarlyStoppingCallback)
         trainer.model_init = lambda trial: build(draw(trial, config))
-        if len(finished) < trials:
+        train_trial, trainer.train = trainer.train, train
+        if left:
             options = storage | {"catch": NotFinite}  # such a trial has failed; the search continues
             try:
-                trainer.hyperparameter_search(space, best_so_far, trials - len(finished), direction, "optuna", **options)
+                trainer.hyperparameter_search(space, best_so_far, left, direction, "optuna", **options)
             except ValueError as error:
                 if any(trial.state.name == "COMPLETE" for trial in study.trials):
                     raise
                 raise UserError("no trial had a finite loss: lower learning_rate in SEARCH_SPACE of config.py") from error
-    if failed := sum(trial.state.name == "FAIL" for trial in study.trials):
-        print(f"{failed} of {len(study.trials)} trials failed: their loss was not finite")
+    if failed := sum(NOT_FINITE in trial.user_attrs for trial in study.trials):
+        print(f"{failed} of {finished()} trials failed: their loss was not finite")
     best = draw(optuna.trial.FixedTrial(study.best_trial.params), config)
     print(
-        f"\nbest of {len(study.trials)} trials: validation {metric.name} {metric.show(study.best_value)}. "
+        f"\nbest of {finished()} trials: validation {metric.name} {metric.show(study.best_value)}. "
         f'To use its settings, add this line to PRESETS in config.py:\n    "searched": dict({_settings(best, config)}),\n'
         "and run python fine_tune.py --preset searched, with the other flags of this search"
     )
