@@ -197,9 +197,8 @@ def groups_of(task: Task, rows: Dataset, config: Config) -> np.ndarray | None:
             raise UserError(f"group_column={config.group_column}: there is no such column; the columns are {columns}")
         values = [str(value) for value in rows[config.group_column]]
         return pd.util.hash_array(np.array(values, dtype=object)).view(np.int64)
-    if task.rows_are_neighbours:
-        return np.arange(len(rows)) // max(1, min(NEIGHBOURS, len(rows) // (2 * NEIGHBOURS)))  # few rows: small groups
-    return None
+    size = min(NEIGHBOURS, len(rows) // (2 * NEIGHBOURS))  # few rows: small groups
+    return np.arange(len(rows)) // size if task.rows_are_neighbours and size > 1 else None
 
 
 def usable(
