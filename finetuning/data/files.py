@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, AnyStr, NoReturn
 
 import chardet
 
@@ -105,10 +105,19 @@ def open_bytes(file: Path) -> io.BufferedIOBase:
 def read_bytes(file: Path) -> bytes:
     """Return the content of a file; of a .gz or .zip the file in it. Raise `UserError` for more than `MAX_UNPACKED`."""
     with open_bytes(file) as opened:
-        content = opened.read(MAX_UNPACKED + 1)
-    if len(content) > MAX_UNPACKED:
-        raise UserError(f"{file}: its content has more than {MAX_UNPACKED / 2**30:g} GiB: save it as .jsonl or as several files")
-    return content
+        return read_all(opened, file)
+
+
+def read_all(opened: IO[AnyStr], file: Path) -> AnyStr:
+    """Return the content of an opened file. Raise `UserError` for more than `MAX_UNPACKED` bytes or characters."""
+    parts, size = [], 0
+    while part := opened.read(2**20):
+        parts.append(part)
+        size += len(part)
+        if size > MAX_UNPACKED:
+            limit = f"{MAX_UNPACKED / 2**30:g} GiB"
+            raise UserError(f"{file}: its content has more than {limit}: save it as .jsonl or as several files")
+    return opened.read(0).join(parts)
 
 
 def open_text(file: Path, encoding: str | None) -> io.TextIOWrapper:

@@ -11,7 +11,7 @@ import pyarrow
 from datasets import Features, Json, List, Value
 
 from finetuning.data.content import STRING, Content, batched
-from finetuning.data.files import MAX_UNPACKED, SPLITS, ending, lines_of, open_bytes, open_text
+from finetuning.data.files import MAX_UNPACKED, SPLITS, ending, lines_of, open_bytes, open_text, read_all
 from finetuning.errors import UserError
 
 MAX_NESTING = 100  # lists and objects inside each other; Python's own limit depends on its version
@@ -33,9 +33,7 @@ def read_json(files: list[Path], encoding: str | None, remarks: list[str]) -> Co
             )
         return _objects(files, lambda: (row for file in files for row in _json_lines(file, encoding)))
     with open_text(files[0], encoding) as opened:
-        text = opened.read(MAX_UNPACKED)
-        if opened.read(1):
-            raise UserError(f"{files[0]}: it has more than {MAX_UNPACKED:,} characters: save it as .jsonl")
+        text = read_all(opened, files[0])
     if not text.strip():
         raise UserError(f"{files[0]}: it is empty")
     content = _load(text, files[0])
