@@ -82,7 +82,7 @@ def test_every_architecture_is_adapted_where_asked_reloads_merges_and_ignores_pa
     rows = batch(pad=lora.config.pad_token_id)
     lora.save_pretrained(str(tmp_path / "adapter"))
     fresh = build_base(folder, replace(CONFIG, seed=99))
-    reloaded = load_adapter(TASK, fresh, tmp_path / "adapter", CONFIG)
+    reloaded = load_adapter(fresh, tmp_path / "adapter", CONFIG)
     with torch.no_grad():
         logits = lora(**rows).logits
         assert torch.equal(reloaded(**rows).logits, logits)
@@ -113,7 +113,7 @@ def test_full_fine_tuning_trains_all_weights_and_the_method_head_only_the_head(m
     assert any(part in name for name in moved for part in embeddings) == (method == "full")
     tuned.save_pretrained(str(tmp_path / "adapter"))
     fresh = build_base(folder, replace(config, seed=99))
-    reloaded = load_adapter(TASK, fresh, tmp_path / "adapter", config)
+    reloaded = load_adapter(fresh, tmp_path / "adapter", config)
     with torch.no_grad():
         assert torch.equal(reloaded(**batch()).logits, tuned.eval()(**batch()).logits)
 
@@ -125,7 +125,7 @@ def test_a_pissa_adapter_reloads_although_it_changes_the_frozen_weights(model_di
     lora.save_pretrained(str(tmp_path / "adapter"))
     fresh = build_base(model_dir, config)
     with torch.no_grad():
-        reloaded = load_adapter(TASK, fresh, tmp_path / "adapter", config)(**batch()).logits
+        reloaded = load_adapter(fresh, tmp_path / "adapter", config)(**batch()).logits
         torch.testing.assert_close(reloaded, lora(**batch()).logits)
 
 

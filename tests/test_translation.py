@@ -163,7 +163,7 @@ def test_a_translator_is_adapted_reloads_merges_and_scores_as_the_plain_model(mo
     tuned, rows = built(folder, config), batch_of()
     tuned.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
     fresh = base_models.build_base(TASK, find_model(str(folder)), [], replace(config, seed=9))
-    reloaded = lora.load_adapter(TASK, fresh, tmp_path / "adapter", config)
+    reloaded = lora.load_adapter(fresh, tmp_path / "adapter", config)
     with torch.no_grad():
         scores = tuned(**rows).logits
         assert torch.equal(reloaded(**rows).logits, scores)

@@ -24,14 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from peft import (
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    prepare_model_for_kbit_training,
-    set_peft_model_state_dict,
-)
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, prepare_model_for_kbit_training
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import load_file
@@ -39,7 +32,6 @@ from transformers.pytorch_utils import Conv1D
 
 from config import Config
 from finetuning import speed
-from finetuning.disk import read_json
 from finetuning.errors import UserError
 from finetuning.model.architectures import target_modules
 from finetuning.task import Task
@@ -64,7 +56,18 @@ def add_lora(task: Task, base: torch.nn.Module, config: Config) -> PeftModel:
 
     With the methods "full" and "head" the result is a peft model without LoRA. So all methods are saved and loaded in the same way.
     """
-    lora_config = _lora_config(task, base, config)
+    lora_config = LoraConfig(
+        task_type=task.peft_type,
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=target_modules(base, config.target_modules) if config.method == "lora" else DUMMY_TARGET_MODULES,
+        modules_to_save=_fully_trained_modules(base, config),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2's weights are transposed
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        init_lora_weights=config.init_lora_weights == "default" or config.init_lora_weights,
+    )
     if config.quantization == "4bit":
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     model = get_peft_model(base, lora_config)
@@ -77,20 +80,18 @@ def add_lora(task: Task, base: torch.nn.Module, config: Config) -> PeftModel:
     return model
 
 
-def load_adapter(task: Task, base: torch.nn.Module, adapter: Path, config: Config) -> PeftModel:
+def load_adapter(base: torch.nn.Module, adapter: Path, config: Config) -> PeftModel:
     """Add a saved adapter and its head to `base`. The returned model is the one that training ended with.
 
-    `config` decides how the model is built. Raise `UserError` if adapter_config.json or the weights do not fit it: peft would run
-    any regular expression in that file, and leave missing weights at their initial values.
+    Raise `UserError` if peft can't load it, or if weights are missing, left over, NaN or infinite.
     """
-    model = get_peft_model(base, _lora_config(task, base, config))
-    settings = [_comparable(content) for content in (model.peft_config["default"].to_dict(), _read_settings(adapter))]
-    saved, expected = load_file(adapter / SAFETENSORS_WEIGHTS_NAME), get_peft_model_state_dict(model, save_embedding_layers=False)
-    shapes = [{name: weight.shape for name, weight in weights.items()} for weights in (expected, saved)]
-    for file, (ours, others) in ((CONFIG_NAME, settings), (SAFETENSORS_WEIGHTS_NAME, shapes)):
-        if name := next((name for name in {**ours, **others} if ours.get(name) != others.get(name)), None):
-            raise UserError(f"{adapter}: {file} does not fit config.json: {name} is different; restore both, or train again")
-    set_peft_model_state_dict(model, saved)
+    try:
+        model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
+        saved = load_file(adapter / SAFETENSORS_WEIGHTS_NAME).keys()
+    except Exception as error:  # damaged files have errors of several libraries
+        raise UserError(f"{adapter}: peft can't load it ({str(error)[:500]}); restore it, or train again") from error
+    if differing := saved ^ get_peft_model_state_dict(model, save_embedding_layers=False).keys():
+        raise UserError(f"{adapter}: {min(differing)} does not fit {CONFIG_NAME}; restore both, or train again")
     check_finite(model, adapter)
     if config.method == "full" or config.train_embeddings:
         _tie_weights(model)
@@ -109,39 +110,6 @@ def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """Return the numbers of (trainable, all) parameters. Frozen copies that peft keeps of fully trained modules do not count."""
     counts = [(p.requires_grad, p.numel()) for name, p in model.named_parameters() if ".original_module." not in name]
     return sum(n for trainable, n in counts if trainable), sum(n for _, n in counts)
-
-
-def _lora_config(task: Task, base: torch.nn.Module, config: Config) -> LoraConfig:
-    """Return peft's settings."""
-    return LoraConfig(
-        task_type=task.peft_type,
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=target_modules(base, config.target_modules) if config.method == "lora" else DUMMY_TARGET_MODULES,
-        modules_to_save=_fully_trained_modules(base, config),
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2's weights are transposed
-        use_rslora=config.use_rslora,
-        use_dora=config.use_dora,
-        init_lora_weights=config.init_lora_weights == "default" or config.init_lora_weights,
-    )
-
-
-def _read_settings(adapter: Path) -> dict:
-    try:
-        return {**read_json(adapter / CONFIG_NAME)}
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{adapter}: {CONFIG_NAME} is damaged ({error}); restore it, or train again") from error
-
-
-def _comparable(settings: dict) -> dict:
-    """Return peft's settings that decide a model's numbers, without those that are not set. The order of a list has no meaning."""
-    skipped = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version")
-    return {
-        name: sorted(map(str, value)) if isinstance(value, list | set) else value
-        for name, value in settings.items()
-        if value and name not in skipped
-    }
 
 
 # --- modules with all weights trained: peft's modules_to_save ------------------------------------------------------------------

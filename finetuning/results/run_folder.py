@@ -33,7 +33,6 @@ import sklearn
 import torch
 import transformers
 from huggingface_hub.dataclasses import type_validator
-from safetensors import SafetensorError
 
 from config import Config
 from finetuning import fingerprints
@@ -324,10 +323,7 @@ def local_base(record: dict, config: Config) -> str | None:
 def load_predictor(run: Run, source: Source, show_progress: bool = True) -> Predictor:
     """Load the base model and the adapter that training ended with, and return a predictor."""
     base = build_base(run.task, source, run.label_names, run.config)
-    try:
-        model = load_adapter(run.task, base, run.folder / "adapter", run.config)
-    except SafetensorError as error:
-        raise UserError(f"{run.folder}: the adapter's weights can't be read ({error}); restore them, or train again") from error
+    model = load_adapter(base, run.folder / "adapter", run.config)
     return Predictor(run.task, model, load_tokenizer(run.task, source, run.config), run.config, show_progress)
 
 
