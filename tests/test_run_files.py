@@ -174,6 +174,7 @@ def test_a_damaged_training_record_is_one_line(finished, restored, call):
 
 # --- the adapter ---------------------------------------------------------------------------------------------------------
 
+
 def test_a_damaged_adapter_config_is_one_line(finished, restored, call):
     run = restored(finished)
     file = run / "adapter" / "adapter_config.json"
