@@ -8,6 +8,7 @@ kills      a process is stopped at a random file operation or training step; the
 mutants    a file that is read is damaged; the same numbers, or one clear line and exit code 2
 network    the Hub fails; success after a retry, or one clear line and exit code 2
 hostile    files, names and texts made to do harm; the right result, or one clear line and exit code 2, with little memory
+pages      30 clients ask a page of app.py at once; each gets the label that predict.py gives
 
 A case depends on its seed and its number alone. The exit code is 1 if a case fails.
 """
@@ -29,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,8 +39,9 @@ sys.path.append(str(Path(__file__).resolve().parent))  # for a worker process
 
 import datasets
 import forked
+import page
 import torch
-from conftest import as_flags, make_model, make_rows
+from conftest import BAD, GOOD, as_flags, make_model, make_rows
 from entity_files import write_entity_files
 from faults import CODE, DATA, FAULTS, Bomb, damage
 from forked import STEP, Kill, watch
@@ -53,7 +55,7 @@ from finetuning.results import run_folder
 # A child is forked from a process that has imported this file, and all that it imports.
 os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent)
 forked._FORKS.set_forkserver_preload(["reliability", *forked.PRELOADED])
-KINDS = dict(kills=150, mutants=1000, network=30, hostile=30)
+KINDS = dict(kills=150, mutants=1000, network=30, hostile=30, pages=2)
 SETTINGS = dict(model_name="base", dataset_name="reviews.csv", max_length=32, batch_size=8, num_train_epochs=2, eval_steps=5)
 SETTINGS |= dict(learning_rate=0.003, precision="float32", early_stopping_patience=0)
 
@@ -177,7 +179,7 @@ def build(work: Path, kinds: set[str]) -> None:
     shutil.copytree(fresh, trained)
     succeed(trained, PREPARATION)
     scripts = {**SCRIPTS} if "kills" in kinds else {}
-    if kinds & {"mutants", "hostile"}:
+    if kinds & {"mutants", "hostile", "pages"}:
         shutil.copytree(trained, complete)
         rows.to_csv(complete / "reviews.tsv", index=False, sep="\t")
         rows.to_json(complete / "reviews.json", orient="records", indent=1)
@@ -486,9 +488,30 @@ def seal(file: Path) -> None:
                 record.write_text(json.dumps(content))
 
 
+# --- pages ---------------------------------------------------------------------------------------------------------------
+
+CLIENTS = 30
+
+
+def serve(draw: random.Random, folder: Path, work: Path, number: int) -> str:
+    """Let `CLIENTS` clients ask the page of a run at the same time. Return the name of the case."""
+    shutil.copytree(work / "complete", folder, dirs_exist_ok=True)
+    texts = [f"{draw.choice(GOOD + BAD)} {draw.randrange(60)}" for _ in range(CLIENTS)]
+    printed = succeed(folder, ["predict.py", "--run", RUN, "--json", *texts]).splitlines()
+    labels = [json.loads(line)["label"] for line in printed if line.startswith("{")]
+    with page.serving(RUN, folder) as address, ThreadPoolExecutor(CLIENTS) as clients:
+        answers = [*clients.map(functools.partial(page.answer, address), texts)]
+    for text, label, answer in zip(texts, labels, answers, strict=True):
+        if "event: complete" not in answer or f'"label": "{label}"' not in answer:
+            raise Failure(f"{text}: {label} by predict.py, {answer} by app.py")
+    if "Traceback" in (errors := (folder / "app.err").read_text()):
+        raise Failure(errors)
+    return f"{CLIENTS} clients"
+
+
 # --- the command line ----------------------------------------------------------------------------------------------------
 
-CASES = dict(kills=kill, mutants=mutant, network=fail_hub, hostile=hostile)
+CASES = dict(kills=kill, mutants=mutant, network=fail_hub, hostile=hostile, pages=serve)
 SCRIPTS_OF_ALL_KINDS = SCRIPTS | READERS | {"online": Script(ONLINE, "fresh", outcome_of_training)}
 
 

@@ -1,45 +1,25 @@
 """The web page of app.py in a real browser."""
 
-import http.client
+import contextlib
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-from urllib.parse import urlsplit
+from functools import partial
 
 import pandas as pd
 import pytest
-from conftest import ROOT, make_rows
+from conftest import make_rows
+from page import answer as page_answer
+from page import request, serving
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture
 def app(tmp_path):
-    """Return a function that starts the page of a run folder in a process of its own, and returns its address.
-
-    What the process prints on the standard error is in app.err.
-    """
+    """Return a function that starts the page of a run folder, and returns its address."""
     pytest.importorskip("gradio")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]  # Gradio takes a later one if it is no longer free
-    environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONUNBUFFERED": "1"}
-    started = []
-
-    def start(run: str) -> str:
-        command = [sys.executable, str(ROOT / "app.py"), run]
-        with (tmp_path / "app.err").open("w") as errors:
-            process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
-        started.append(process)
-        return next(line for line in process.stdout if "Running on local URL" in line).split()[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    with contextlib.ExitStack() as stack:
+        yield lambda run: stack.enter_context(serving(run, tmp_path))
 
 
 @pytest.fixture
@@ -113,19 +93,8 @@ def test_the_page_shows_the_number_that_predict_prints(page, call, tiny_flags, t
 def test_requests_that_make_no_sense_leave_no_traceback(app, call, tiny_flags, tmp_path):
     """Slow, because the page starts from scratch."""
     assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", 1).code == 0
-    host = urlsplit(app("outputs/run")).netloc
-
-    def ask(path: str, body, kind: str = "application/json") -> tuple[int, str]:
-        connection = http.client.HTTPConnection(host, timeout=60)
-        body = body if body is None or isinstance(body, bytes) else json.dumps(body)
-        connection.request("GET" if body is None else "POST", f"/gradio_api/{path}", body, {"Content-Type": kind})
-        response = connection.getresponse()
-        return response.status, response.read().decode()
-
-    def answer(*data) -> str:
-        event = json.loads(ask("call/answer", {"data": data})[1])["event_id"]
-        return ask(f"call/answer/{event}", None)[1]
-
+    address = app("outputs/run")
+    answer, ask = partial(page_answer, address), partial(request, address)
     assert "event: complete" in answer("a fine film") and "event: complete" in answer("\ud800 film")
     assert "event: complete" in answer("a " * 10_000)
     assert "at most 20,000" in answer("a " * 10_000 + "b")
