@@ -135,7 +135,7 @@ def _fault(folder: Path) -> str | None:
     name = COMPLETE
     try:
         content = read_json(folder / COMPLETE)
-        float(content["seconds"])
+        content["seconds"] + 0.0  # a TypeError if it is not a number
         if "sha256" not in content:
             print(f"note: {folder.name} is of an older version: only the sizes of its files were checked", file=sys.stderr)
         for name, expected in content.get("sha256", content.get("files")).items():
