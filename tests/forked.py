@@ -64,12 +64,12 @@ def watch(target: str, before: Callable[[Callable | None, tuple, dict], None], r
     """Call `before` with the function and its arguments before each call of `target`, which is as in `Kill`."""
     module, colon, name = target.partition(":")
     if not colon:
-        here = os.getcwd()
+        working_folder = os.getcwd()
 
         def audit(event: str, arguments: tuple) -> None:
             if event == target and (event != "open" or (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)):
                 path = os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes | Path) else "/"
-                if not os.path.isabs(path) or path.startswith(here):
+                if not os.path.isabs(path) or path.startswith(working_folder):
                     before(None, arguments, {})
 
         return sys.addaudithook(audit)
