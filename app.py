@@ -13,7 +13,7 @@ from pathlib import Path
 from finetuning.cli import Parser, exit_cleanly
 from finetuning.errors import UserError, printable
 
-MAX_CHARACTERS = 20_000  # of a text; a text of 5 MB stopped the page for all clients for 18 s
+MAX_CHARACTERS = 20_000  # of a text: while a very long one is read, all clients wait
 MAX_WAITING = 32  # requests in the queue
 
 
