@@ -25,7 +25,7 @@ from finetuning.results import run_folder
 from finetuning.tasks.translation import references
 from finetuning.training.prediction import Predictor
 
-BATCH_SIZE = 16  # rows in the order of the file, as tutorials do
+BATCH_SIZE = 16  # rows in the order of the file, as a plain `generate` has them
 
 Translator = Callable[[], list[str]]
 

@@ -22,14 +22,16 @@ from typing import NamedTuple
 
 import numpy as np
 from common import RESULTS, ROOT, flags, python
-from studies import STUDIES, TFIDF, pretrained
+from studies import STUDIES, TFIDF, TFIDF_OF_TOKENS, pretrained
 
 from config import Config
 from finetuning import console, tasks
+from finetuning.data.sources import find_model
 from finetuning.data.splits import NEIGHBOURS, Data, load_data
 from finetuning.data.text import clean
-from finetuning.data.tokens import encode
+from finetuning.data.tokens import encode, tokenize_texts
 from finetuning.disk import write_json
+from finetuning.model.base import load_tokenizer
 from finetuning.results import evaluation, run_folder
 from finetuning.task import Evaluation, Statistics
 from finetuning.use import exporting
@@ -78,7 +80,7 @@ def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
     settings = settings_of(study, name) | dict(seed=seed)
     settings |= dict(dataset_name=str(Path(dataset_name).resolve())) if dataset_name else {}
     started, environment, split = time.perf_counter(), run_folder.environment(), STUDIES[study].split
-    if settings.get("method") == TFIDF:
+    if settings.get("method") in (TFIDF, TFIDF_OF_TOKENS):
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:  # for a peak of memory of its own
             data, evaluated, about = process.submit(tfidf, settings, split).result()
     else:
@@ -160,6 +162,10 @@ def tfidf(settings: dict, split: str) -> Measured:
     data = load_data(tasks.pick(config), config)
     measured = getattr(data, split)
     texts = [clean(part.columns()["text"]) for part in (data.train, measured)]
+    if settings["method"] == TFIDF_OF_TOKENS:
+        tokenizer = load_tokenizer(data.task, find_model(config.model_name), config)
+        ids = (tokenize_texts(part, tokenizer, config)[0] for part in texts)
+        texts = [tokenizer.batch_decode(part, skip_special_tokens=True) for part in ids]
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), min_df=3, sublinear_tf=True), LogisticRegression(C=10, max_iter=1000))
     started = time.perf_counter()
     model.fit(texts[0], data.train.labels)
@@ -198,12 +204,17 @@ def statistics_of(records: list[dict]) -> list[Statistics]:
     """Return the per-row statistics of records on the same rows.
 
     Older records have another field in place of `statistics`. `wrong`: the numbers, within the file, of the rows with a wrong
-    prediction; `counts`: correct, predicted and actual entities of each sentence; `documents`: loss per token and tokens of
-    each document; `bleu_counts`: the counts of BLEU for each pair.
+    prediction (comparable with a newer record only if the split is the whole file); `counts`: correct, predicted and actual
+    entities of each sentence; `documents`: loss per token and tokens of each document; `bleu_counts`: the counts of BLEU for each
+    pair.
     """
-    if len({"wrong" in record for record in records}) > 1:
-        raise ValueError("a record of the older form cannot be compared with a newer one: measure both anew")
-    wrong_rows = sorted({row for record in records for row in record.get("wrong", "").split()})
+    older = [record for record in records if "wrong" in record]
+    wrong_rows = sorted({row for record in older for row in record["wrong"].split()})
+    if len(older) not in (0, len(records)):
+        all_rows = [str(row) for row in range(records[0]["n"])]
+        if not {*wrong_rows} <= {*all_rows}:
+            raise ValueError("a record of the older form cannot be compared with a newer one: measure both anew")
+        wrong_rows = all_rows
 
     def read(record: dict) -> Statistics:
         if "statistics" in record:

@@ -18,9 +18,8 @@ from finetuning.task import Metric
 
 # Names of experiments that the pages show in place of those in the records.
 SHOWN_NAMES = {
-    "LoRA on query and value, as tutorials have it": "LoRA on query and value, rank 8, 2e-4, beginning of the text",
     "ours": "default settings",
-    "tutorial": "dropout 0.1, random batches padded to `max_length`, float32",
+    "plain": "dropout 0.1, random batches padded to `max_length`, float32",
 }
 
 
@@ -30,6 +29,11 @@ class Record(dict):
     def __missing__(self, field: str):
         self[field] = DERIVED[field](self)
         return self[field]
+
+    def beside(self, reference: "Record | None", **fields) -> "Record":
+        """Return a copy with another reference, without the fields that were computed with the old one."""
+        old = ("compared", "difference", "difference_p", "margin", "p")
+        return Record({name: value for name, value in self.items() if name not in old}, reference=reference, **fields)
 
 
 def read(file: Path) -> Record:

@@ -1,4 +1,4 @@
-"""Measure the speed of training and prediction on this machine, beside a plain Trainer as many tutorials set it up.
+"""Measure the speed of training and prediction on this machine, beside a plain Trainer: float32, all reviews padded.
 
     python benchmarks/speed.py --name NAME     writes results/speed-NAME.json; 12 minutes per repeat on two cores
     python benchmarks/speed.py --repeats 1     fewer repeats
@@ -69,21 +69,23 @@ WAYS = {  # on a GPU
 }
 
 
-def tutorial(model_path: str, reviews, max_length: int, **settings):
+def plain_trainer(model_path: str, reviews, max_length: int, padding: str | bool = "max_length", **settings):
     """Return the Trainer of the baseline, a function that predicts with it, and the lengths of the reviews.
 
-    Only transformers and peft are used, as in a tutorial. `settings` are TrainingArguments.
+    Only transformers and peft are used. With `padding` False, batches are padded to their longest review. `settings` are
+    TrainingArguments.
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_path)
     rows = Dataset.from_dict({"text": clean(reviews.columns()["text"]), "label": reviews.labels})
-    rows = rows.map(lambda row: tokenizer(row["text"], truncation=True, padding="max_length", max_length=max_length), batched=True)
+    rows = rows.map(lambda row: tokenizer(row["text"], truncation=True, padding=padding, max_length=max_length), batched=True)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(model_path, num_labels=2)
     names = {"distilbert": ["q_lin", "v_lin"], "gpt2": ["c_attn"]}.get(model.config.model_type, ["query", "value"])
     if tokenizer.pad_token_id is not None:
         model.config.pad_token_id = tokenizer.pad_token_id
     model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.1, target_modules=names))
     settings = dict(per_device_train_batch_size=16, per_device_eval_batch_size=16, num_train_epochs=1, report_to="none") | settings
-    stock = transformers.Trainer(model=model, args=transformers.TrainingArguments(**settings), train_dataset=rows)
+    arguments = transformers.TrainingArguments(**settings)
+    stock = transformers.Trainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer)
     return stock, lambda: stock.predict(rows), [sum(mask) for mask in rows["attention_mask"]]
 
 
@@ -113,7 +115,7 @@ def leave_out(step: str) -> Config:
 
 
 def product(step: str, model_path: str, reviews, max_length: int):
-    """Return the same as `tutorial`, but of the code of fine_tune.py without the steps after `step`."""
+    """Return the same as `plain_trainer`, but of the code of fine_tune.py without the steps after `step`."""
     config = replace(leave_out(step), model_name=model_path, max_length=max_length)
     task, source = tasks.pick(config), find_model(model_path)
     tokenizer = base.load_tokenizer(task, source, config)
@@ -143,7 +145,7 @@ def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
     reviews = reviews.select(np.random.default_rng(0).permutation(len(reviews)))
     if step == "baseline":
         reviews = reviews.select(range(rows // 4 if on_gpu else 48))
-    build = functools.partial(product, step) if step != "baseline" else tutorial
+    build = functools.partial(product, step) if step != "baseline" else plain_trainer
     model_trainer, predict, lengths = build(model_path, reviews, max_length)
     model_trainer.args.eval_strategy = model_trainer.args.save_strategy = model_trainer.args.logging_strategy = "no"
     model_trainer.args.disable_tqdm = True

@@ -49,17 +49,16 @@ def rows_of(names: str) -> list[dict]:
 
 
 def growth(records: list[Record]) -> list[Record]:
-    """Return the experiments with LoRA by number of training reviews; their references are those with TF-IDF."""
-    patterns = ("LoRA(,| on all)", "TF-IDF")
+    """Return the experiments with LoRA by number of training reviews; their references are those with TF-IDF of whole texts."""
+    patterns = (r"LoRA(, [\d,]+ reviews| on all)", "TF-IDF(?!.* tokens)")
     lora, tfidf = ([record for record in records if re.match(pattern, record["experiment"])] for pattern in patterns)
-    return [Record(record, reference=baseline) for record, baseline in zip(lora, tfidf, strict=True)]
+    return [record.beside(baseline) for record, baseline in zip(lora, tfidf, strict=True)]
 
 
 def pretrained(records: list[Record]) -> list[Record]:
     """Return the experiments, and before the last one the experiment on all reviews without further pre-training."""
     base = experiment("confirm", "base")
-    without = Record(base, behind_first="no further pre-training", reference=None)
-    return [*records[:-1], without, Record(records[-1], reference=base)]
+    return [*records[:-1], base.beside(None, behind_first="no further pre-training"), records[-1].beside(base)]
 
 
 def first_and_last(record: Record) -> list[dict]:

@@ -46,6 +46,13 @@ def test_each_page_of_results_is_in_the_index():
     assert [page.name for page in (ROOT / "results").glob("*.md") if f"]({page.name})" not in index] == ["README.md"]
 
 
+def test_a_difference_is_that_to_the_reference_of_its_row():
+    """The same experiment stands in two tables, once beside full fine-tuning and once beside TF-IDF."""
+    _ = [row["difference"] for row in tables.rows_of("comparison")]
+    for row in tables.rows_of("growth growth comparison baselines"):
+        assert row["difference"].startswith(f"{100 * (row['accuracy'] - row['reference']['accuracy']):+.2f} (")
+
+
 def test_every_experiment_has_its_record():
     missing = ["/".join(map(str, run)) for run in quality.runs([]) if not quality.record_file(*run).exists()]
     assert not missing, "run python benchmarks/quality.py, then python benchmarks/tables.py"
@@ -118,6 +125,8 @@ def test_records_keep_the_statistics_of_their_rows():
         np.testing.assert_array_equal(read[name], values)
 
 
-def test_records_of_two_forms_are_not_compared():
+def test_records_of_two_forms_are_compared_only_on_a_whole_file():
+    older, newer = quality.statistics_of([dict(n=2, wrong="1"), dict(n=2, statistics={"correct": "0 1"})])
+    assert older["correct"].tolist() == [1, 0] and newer["correct"].tolist() == [0, 1]
     with pytest.raises(ValueError, match="measure both anew"):
-        quality.statistics_of([dict(n=2, wrong="0"), dict(n=2, statistics={"correct": "0 1"})])
+        quality.statistics_of([dict(n=2, wrong="7"), dict(n=2, statistics={"correct": "0 1"})])
