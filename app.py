@@ -1,4 +1,4 @@
-"""Start a web page to try a finished run: type a text and see the model's answer.
+"""Start a web page to try a finished run: type a text and see the model's answer, or chat with a model that answers prompts.
 
     python app.py                the run that finished last, on http://127.0.0.1:7860
     python app.py outputs/RUN    another run
@@ -22,6 +22,13 @@ def shorten(record: logging.LogRecord) -> bool:
     if record.exc_info:
         record.msg, record.args, record.exc_info = printable(f"a request failed: {record.exc_info[1]!r}"), (), None
     return True
+
+
+def as_message(message: dict) -> dict[str, str]:
+    """Return a message of Gradio's history, whose content is a list of parts, as a role and a text."""
+    content = message["content"]
+    parts = content if isinstance(content, list) else [{"text": content}]
+    return {"role": message["role"], "content": "".join(part.get("text") or "" for part in parts)}
 
 
 @exit_cleanly
@@ -55,25 +62,39 @@ def main() -> None:
         "json": gradio.JSON,
     }
 
-    def answer(text: str):
+    def checked(text: str) -> str:
         if not isinstance(text, str) or not text.strip():
             raise gradio.Error("Type a text first.", print_exception=False)
         if len(text) > MAX_CHARACTERS:
             message = f"The text has {len(text):,} characters, and the page reads at most {MAX_CHARACTERS:,}: use predict.py."
             raise gradio.Error(message, print_exception=False)
+        return disk.as_utf8(text)
+
+    def answer(text: str):
         try:
-            values = run.task.widget_values(predictor, disk.as_utf8(text), run.label_names, run.calibration)
+            values = run.task.widget_values(predictor, checked(text), run.label_names, run.calibration)
         except UserError as error:
             raise gradio.Error(str(error), print_exception=False) from error
         return values if len(values) > 1 else values[0]
 
+    def reply(text: str, history: list[dict]):
+        """Yield the answer as far as it is written."""
+        messages, written = [*map(as_message, history), {"role": "user", "content": checked(text)}], ""
+        for piece in run.task.stream(predictor, messages):
+            written += piece
+            yield written
+
+    title = f"# {run.folder.name}\n`{run.record['model']['name']}`, {METHODS[run.config.method]}."
     with gradio.Blocks(title=run.folder.name) as page:
-        gradio.Markdown(f"# {run.folder.name}\n`{run.record['model']['name']}`, {METHODS[run.config.method]}.")
-        text = gradio.Textbox(label="Text", info=f"at most {MAX_CHARACTERS:,} characters", lines=5, max_lines=12)
-        button = gradio.Button("Go", variant="primary")
-        outputs = [components[kind](label=caption, elem_id=kind) for kind, caption in run.task.widgets]
-        gradio.Examples([*run.task.examples], text)
-        button.click(answer, text, outputs)
+        gradio.Markdown(title)
+        if run.task.converses:
+            gradio.ChatInterface(reply, examples=[*run.task.examples], api_name="chat")
+        else:
+            text = gradio.Textbox(label="Text", info=f"at most {MAX_CHARACTERS:,} characters", lines=5, max_lines=12)
+            button = gradio.Button("Go", variant="primary")
+            outputs = [components[kind](label=caption, elem_id=kind) for kind, caption in run.task.widgets]
+            gradio.Examples([*run.task.examples], text)
+            button.click(answer, text, outputs)
     page.queue(max_size=MAX_WAITING).launch(max_file_size="1mb")  # the page has no upload, but Gradio accepts files
 
 

@@ -55,6 +55,14 @@ class Config:
         help="named entities: the unit of the spans' offsets: characters, or UTF-16 units as in JavaScript, where an emoji counts "
         "as two; not given: the unit in which spans match whole words",
     )
+    prompt_column: str | None = HfArg(
+        default=None,
+        help="causal-lm: column with the prompt, or with whole conversations (lists of messages); not given: messages, "
+        "conversations, prompt or instruction, if the column with the answer is there too",
+    )
+    completion_column: str | None = HfArg(
+        default=None, help="causal-lm: column with the answer; not given: completion, response or output"
+    )
     source_column: str | None = HfArg(
         default=None, help="column with the text to translate; not given: the first with a usual name"
     )
@@ -121,6 +129,12 @@ class Config:
         "perhaps half a point",
     )
     mlm_probability: float = HfArg(default=0.15, help="fraction of the tokens that masked-lm masks, as in BERT")
+    completion_only_loss: bool = HfArg(
+        default=True, help="prompts and answers: the loss counts only the tokens of the answers; False: those of the prompts too"
+    )
+    max_new_tokens: int = HfArg(
+        default=128, help="prompts and answers: at most so many tokens of an answer in evaluate.py; predict.py has a flag for it"
+    )
     num_beams: int = HfArg(
         default=5, help="translation: number of beams in beam search; 1: the most probable token at each step (greedy search)"
     )

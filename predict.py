@@ -6,6 +6,7 @@ python predict.py --file reviews.csv --out labelled.parquet  txt, csv, tsv, json
 cat reviews.txt | python predict.py --json                   a JSON object per line
 python predict.py --explain "A film to remember."            the words that influenced the label most
 python predict.py "This film" --max_new_tokens 100           causal-lm: continue a text; --temperature 0: the most probable tokens
+python predict.py --chat                                     causal-lm, trained on prompts and answers: a conversation
 python predict.py "A [MASK] film."                           masked-lm: the most probable tokens for the mask
 python predict.py --num_beams 1 < lines.txt                  translation: a line for each line; --num_beams 1: greedy search
 python predict.py --run outputs/RUN "..."                    another run than the one that finished last
@@ -35,12 +36,16 @@ def main() -> None:
 
     from finetuning import console, disk, processes, tasks
     from finetuning.results import run_folder
-    from finetuning.use import predicting
+    from finetuning.use import chatting, predicting
 
     console.quiet_libraries()
     processes.start()
     if arguments.out:
         predicting.check_out(arguments.out)
+    options = {name: getattr(arguments, name) for name in TASK_OPTIONS if getattr(arguments, name) is not None}
+    if arguments.chat:
+        run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir), tasks.pick)
+        return chatting.chat(predicting.Answers(run, **options), chatting.typed_lines())
     if arguments.file:
         rows, remarks = predicting.read_file(arguments.file, arguments.encoding, disk.temporary())
     else:
@@ -59,7 +64,6 @@ def main() -> None:
     engine = predicting.pick_engine("torch" if arguments.explain else arguments.engine, run, len(rows))
     if engine != "torch":
         print(f"engine {engine} (--engine torch: as the run was evaluated)", file=sys.stderr)
-    options = {name: getattr(arguments, name) for name in TASK_OPTIONS if getattr(arguments, name) is not None}
     if not arguments.file and "context" in run.task.options:
         options.setdefault("context", "sentence")  # texts of the command line are not neighbours
     answers = predicting.Answers(run, engine, **options)
@@ -91,8 +95,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--run", type=Path, help="a run folder; not given: the one in --output_dir that finished last")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
     parser.add_argument("--json", action="store_true", help="print a JSON object per line")
+    parser.add_argument("--chat", action="store_true", help="causal-lm: have a conversation in the terminal")
     parser.add_argument("--explain", action="store_true", help="also print the words that influenced each label most")
-    parser.add_argument("--max_new_tokens", type=int, help="causal-lm: at most this many tokens for a continuation")
+    parser.add_argument("--max_new_tokens", type=int, help="causal-lm: at most this many tokens for a continuation or an answer")
     parser.add_argument(
         "--temperature",
         type=float,
@@ -109,6 +114,8 @@ def read_arguments() -> argparse.Namespace:
     check_encoding(arguments.encoding)
     if arguments.file and arguments.texts:
         raise UserError("give texts or --file, not both")
+    if arguments.chat and (arguments.texts or arguments.file or arguments.json or arguments.explain):
+        raise UserError("--chat reads what you type: leave out texts, --file, --json and --explain")
     if arguments.out and not arguments.file:
         raise UserError("--out writes the answers to a --file: add --file, or leave --out out")
     if arguments.out and arguments.explain:

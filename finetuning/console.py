@@ -17,7 +17,7 @@ from finetuning.task import Metric, Statistics, Task
 
 MAX_REMARKS = 20  # notes on the data that are printed
 MAX_LABELS = 10  # labels that are printed with their counts
-MAX_CHARACTERS = 110  # characters that are printed of the example
+MAX_CHARACTERS = 110  # of a label, in the example
 
 
 def quiet_libraries() -> None:
@@ -79,11 +79,10 @@ def show_sources(model, data) -> None:
 
 def show_example(data, tokens, tokenizer) -> None:
     """Print the first training example as the model reads it, and its label."""
-    lines = {"reads  ": tokenizer.decode(tokens.inputs[0]["input_ids"])}
+    for line in data.task.first_example(tokens, tokenizer):
+        show(line)
     if labels := data.task.show_labels(data.train.select([0]), data.label_names):
-        lines["       label: "] = labels[0]
-    for start, text in lines.items():
-        show(start + textwrap.shorten(text, MAX_CHARACTERS, placeholder=" ..."))
+        show("       label: " + textwrap.shorten(labels[0], MAX_CHARACTERS, placeholder=" ..."))
 
 
 def show_truncated(task: Task, lengths: np.ndarray, config: Config) -> None:

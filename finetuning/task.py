@@ -11,7 +11,8 @@ A task must define the methods that raise `NotImplementedError` here. All others
 """
 
 import math
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 # Name -> a number per row, (rows,), or several, (rows, k). `group`: equal numbers for rows that belong together; it is not summed.
 Statistics = dict[str, np.ndarray]
+MAX_EXAMPLE_CHARACTERS = 110  # of the example that is printed before training
+
 Sums = dict[str, Any]  # the statistics summed over rows: name -> a number, or (k,)
 
 
@@ -53,6 +56,7 @@ class Metric:
     proportion: bool = False  # True for a fraction of rows: it gets Wilson's interval and McNemar's test
     limits: tuple[float, float] = (-math.inf, math.inf)  # the smallest and the largest value that is possible
     log_scale: bool = False  # whether its interval is symmetric on a logarithmic scale, as that of perplexity
+    in_validation: bool = True  # whether the predictions of `Task.validate` suffice for it
     interval: bool = True  # whether it has a 95 % interval, and a difference when two runs are compared
 
     def of(self, statistics: Statistics) -> float:
@@ -108,6 +112,8 @@ class Task:
     input_types: tuple[type, ...] = (str,)  # types of the values in an input column
     mixed_lengths = False  # whether batches come in random order; if not, long rows come first (`steps_of_epoch` in training/)
     cuda_graphs = False  # whether training steps can be recorded as CUDA graphs
+    optional_inputs: tuple[str, ...] = ()  # input columns whose values may be empty
+    empty_text = "an empty text"  # what a row without contents has, for messages
     labels_required = True  # if False, rows without a label are used too, but only for training
     labels_are_classes = False  # whether the labels are (rows,), and each is a position in `label_names`
     rows_are_neighbours = False  # whether rows that follow one another may be parts of one document
@@ -118,9 +124,14 @@ class Task:
     int8_tolerance = 0.005  # by this fraction of the first metric, an export with 8-bit weights may be worse
     options: dict = {}  # flags of predict.py that the task accepts, with their defaults
     answer_features: "Features"  # the columns of `answers`, with their types
+    converses = False  # whether it has `stream`, for predict.py --chat and the page of app.py
     examples: tuple[str, ...] = ()  # texts to try in app.py
     widgets: tuple[tuple[str, str], ...]  # outputs of app.py: (kind, caption); a kind is label, highlight, text or json
     code_template = "numbers.py.jinja"  # the template of the model card's code, in results/templates/
+
+    def fits(self, config: Config) -> bool:
+        """Return whether `config` means this task, and not another one with the same `name`."""
+        return config.problem_type in (None, self.problem_type)
 
     def check(self, config: Config) -> None:
         """Raise `UserError` for values that do not fit the task. `tasks.pick` refuses settings that only other tasks read."""
@@ -197,6 +208,11 @@ class Task:
         """
         raise NotImplementedError
 
+    def first_example(self, tokens: "Tokens", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+        """Return lines that show the first training example as the model reads it."""
+        text = tokenizer.decode(tokens.inputs[0]["input_ids"])
+        return ["reads  " + textwrap.shorten(text, MAX_EXAMPLE_CHARACTERS, placeholder=" ...")]
+
     # --- model -----------------------------------------------------------------------------------------------------------
 
     def model_settings(self, label_names: list[str]) -> dict:
@@ -226,6 +242,9 @@ class Task:
     def extra_export_weights(self, source_path: str, merged: "torch.nn.Module") -> dict[str, "torch.Tensor"]:
         """Return weights to add to an export: those in the base model's file that the merged model lacks."""
         return {}
+
+    def prepare_export(self, merged: "torch.nn.Module", calibration: dict) -> None:
+        """Change a merged model before it is saved, such as its settings for `generate`."""
 
     def exporters(self) -> dict[str, Callable]:
         """Return the export formats that only this task has: name -> a function that writes the format.
@@ -318,6 +337,10 @@ class Task:
 
     def widget_values(self, predictor: "Predictor", text: str, label_names: list[str], calibration: dict) -> list:
         """Return the value of each of `widgets` for a text."""
+        raise NotImplementedError
+
+    def stream(self, predictor: "Predictor", messages: list[dict[str, str]]) -> Iterator[str]:
+        """Yield the answer to a conversation in pieces. Each message has a `role`, user or assistant, and a `content`."""
         raise NotImplementedError
 
     def truncation_note(self, config: Config) -> str:

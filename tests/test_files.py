@@ -22,7 +22,7 @@ from finetuning.data.formats import read_lines
 from finetuning.data.sources import find_rows
 from finetuning.data.splits import Data, load_data
 from finetuning.errors import UserError
-from finetuning.tasks.language_modeling import CausalLM
+from finetuning.tasks.causal_lm import CausalLM
 from finetuning.tasks.translation import Translation
 
 ROWS = make_rows().assign(review=lambda rows: rows.review + ", très déjà vu à la façon d'un rêve")

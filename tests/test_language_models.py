@@ -23,8 +23,9 @@ from finetuning.model.generation import continue_text
 from finetuning.model.lora import add_lora
 from finetuning.results import metrics as results
 from finetuning.results.run_folder import open_run
+from finetuning.tasks.causal_lm import CausalLM
 from finetuning.tasks.classification import SingleLabel
-from finetuning.tasks.language_modeling import CausalLM, MaskedLM
+from finetuning.tasks.masked_lm import MaskedLM
 from finetuning.training.prediction import Predictor
 from finetuning.use.predicting import Answers
 

@@ -21,6 +21,7 @@ from finetuning.task import Rows, Task
 
 MAX_LISTED = 5  # row numbers or labels in a message
 NEIGHBOURS = 30  # so many neighbouring rows make a group, if the rows are parts of documents; half as many had narrower intervals
+TEXT_SETTINGS = ("text_column", "text_pair_column", "source_column", "target_column", "prompt_column", "completion_column")
 SAMPLE_SETTINGS = {"train": "train_samples", "validation": "val_samples", "test": "test_samples"}
 
 
@@ -212,7 +213,7 @@ def usable(
     for name, frame in frames.items():
         frame = frame[~frame.left_out]
         if frame.blank.all():
-            settings = " or ".join(f"{column}_column" for column in columns if not column.startswith("label"))
+            settings = " or ".join(name for name in (f"{column}_column" for column in columns) if name in TEXT_SETTINGS)
             raise UserError(f"{settings}: all texts of split {official_names[name]} are empty: set it to the column with the texts")
         lacks_label = ~frame.labelled & task.labels_required
         if lacks_label.all():
@@ -221,7 +222,7 @@ def usable(
                 f"label_column={columns['label']}: split {official_names[name]} has no label in it: set label_column to the column "
                 f"with the labels{alternative}"
             )
-        for problem, mask in (("with an empty text", frame.blank), ("without a label", lacks_label)):
+        for problem, mask in ((f"with {task.empty_text}", frame.blank), ("without a label", lacks_label)):
             if len(rows := frame.index[mask]):
                 problems.append(
                     f"{len(rows):,} of {len(frame):,} rows of split {official_names[name]} {problem} (row {listed(rows)})"

@@ -1,7 +1,11 @@
 """Use a language model: continue a prompt, or fill in masked tokens."""
 
+import sys
+import threading
+from collections.abc import Iterator
+
 import torch
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextIteratorStreamer, set_seed
 
 from finetuning.errors import UserError
 
@@ -12,29 +16,79 @@ def continue_text(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, pr
     `options` are `max_new_tokens`, `temperature`, `top_p` and `seed`. Temperature 0 always takes the most probable token. If the
     prompt is longer than the model can read, only its end is read. Raise `UserError` for options out of range.
     """
-    _check(options)
-    positions = getattr(model.config, "max_position_embeddings", None)  # models with relative positions have none
-    if positions and positions <= options["max_new_tokens"]:
-        raise UserError(f"--max_new_tokens {options['max_new_tokens']} exceeds the model's {positions} positions: lower it")
-    max_prompt_length = positions - options["max_new_tokens"] if positions else len(prompt)
-    ids = torch.tensor([prompt[-max_prompt_length:]], device=model.device)
-    sampling = {name: options[name] for name in ("temperature", "top_p")} | {"top_k": 0} if options["temperature"] else {}
+    check_options(options)
+    ids = torch.tensor([prompt[-longest_prompt(model, options) :]], device=model.device)
     set_seed(options["seed"])
     with torch.no_grad():
         generated = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=options["max_new_tokens"],
-            do_sample=bool(sampling),
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             use_cache=True,
-            **sampling,
+            **sampling(options),
         )
     return tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
 
 
-def _check(options: dict) -> None:
+def stream_text(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: list[int], ends: list[int], options: dict
+) -> Iterator[str]:
+    """Yield the answer to a prompt in pieces, as the model writes it in another thread.
+
+    `ends` are the tokens that end the answer; otherwise as `continue_text`. If the caller stops early, so does the model.
+    """
+    streamer, stopped, errors = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), threading.Event(), []
+    ids = torch.tensor([prompt[-longest_prompt(model, options) :]], device=model.device)
+
+    def write() -> None:
+        try:
+            with torch.no_grad():
+                model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=options["max_new_tokens"],
+                    pad_token_id=tokenizer.pad_token_id,
+                    eos_token_id=ends,
+                    use_cache=True,
+                    streamer=streamer,
+                    stopping_criteria=StoppingCriteriaList([lambda ids, _: torch.tensor([stopped.is_set()] * len(ids))]),
+                    **sampling(options),
+                )
+        except BaseException as error:
+            errors.append(error)
+            streamer.end()
+
+    set_seed(options["seed"])
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    try:
+        yield from streamer
+    finally:
+        stopped.set()
+        writer.join()
+    if errors:
+        raise errors[0]
+
+
+def longest_prompt(model: torch.nn.Module, options: dict) -> int:
+    """Return the number of tokens that a prompt may have, so that the model has positions for `max_new_tokens` more."""
+    positions = getattr(model.config, "max_position_embeddings", None)  # models with relative positions have none
+    if positions and positions <= options["max_new_tokens"]:
+        raise UserError(f"--max_new_tokens {options['max_new_tokens']} exceeds the model's {positions} positions: lower it")
+    return positions - options["max_new_tokens"] if positions else sys.maxsize
+
+
+def sampling(options: dict) -> dict:
+    """Return the arguments of `generate` that choose the next token: at random, or the most probable one at temperature 0."""
+    if not options["temperature"]:
+        return dict(do_sample=False)
+    return dict(do_sample=True, top_k=0) | {name: options[name] for name in ("temperature", "top_p")}
+
+
+def check_options(options: dict) -> None:
+    """Raise `UserError` for options out of range."""
     for name, valid, requirement in (
         ("max_new_tokens", options["max_new_tokens"] >= 1, "at least 1"),
         ("temperature", 0 <= options["temperature"] < float("inf"), "0 or more"),

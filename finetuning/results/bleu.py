@@ -30,14 +30,14 @@ def _scorer(name: str, tokenize: str = WORDS) -> BLEU | CHRF | TER:
     return BLEU(references=[[""]], tokenize=tokenize) if name == "bleu" else {"chrf": CHRF, "ter": TER}[name](references=[[""]])
 
 
-def statistics(scorer: str, texts: list[str], references: list[str], tokenize: str = WORDS) -> np.ndarray:
-    """Return sacreBLEU's statistics of each text, (rows, k).
+def statistics(scorer: str, texts: list[str], *references: list[str | None], tokenize: str = WORDS) -> np.ndarray:
+    """Return sacreBLEU's statistics of each text, (rows, k). Each of `references` has a reference for each text, or None.
 
     TER splits texts at spaces only. If BLEU's tokenizer is for a language without spaces, TER compares its tokens.
     """
     if scorer == "ter" and tokenize != WORDS:
-        texts, references = ([_scorer("bleu", tokenize).tokenizer(text) for text in side] for side in (texts, references))
-    return np.array(_scorer(scorer, tokenize)._extract_corpus_statistics(texts, [references]))
+        texts, *references = ([_scorer("bleu", tokenize).tokenizer(text) for text in side] for side in (texts, *references))
+    return np.array(_scorer(scorer, tokenize)._extract_corpus_statistics(texts, [*references]))
 
 
 def score(scorer: str, column: str, sums: Sums) -> float:
@@ -58,7 +58,7 @@ GREEDY_BLEU = metric("bleu", "greedy_bleu", label="BLEU, greedy search")
 
 
 def signatures(tokenize: str = WORDS) -> dict[str, str]:
-    """Return sacreBLEU's signature of each metric: version, tokenizer, and other settings."""
+    """Return sacreBLEU's signature of each metric with one reference per text: version, tokenizer, and other settings."""
     texts = {name: _scorer(name, tokenize).get_signature().format() for name in SCORERS}
     if tokenize != WORDS:
         texts["ter"] = texts["ter"].replace("tok:tercom", f"tok:{tokenize}+tercom")
@@ -73,7 +73,10 @@ def note(signature: str) -> str:
     return f"BLEU and TER compare the tokens of sacreBLEU's tokenizer {tokenize[1]}, not words between spaces."
 
 
-def sentence_chrf(texts: list[str], references: list[str]) -> list[float]:
-    """Return the smoothed chrF of each single text. chrF compares characters, so it needs no tokenizer for any language."""
+def sentence_chrf(texts: list[str], references: list[list[str]]) -> list[float]:
+    """Return the smoothed chrF of each single text and its references.
+
+    chrF compares characters, so it needs no tokenizer for any language.
+    """
     scorer = CHRF(eps_smoothing=True)
-    return [scorer.sentence_score(text, [reference]).score for text, reference in zip(texts, references, strict=True)]
+    return [scorer.sentence_score(text, others).score for text, others in zip(texts, references, strict=True)]

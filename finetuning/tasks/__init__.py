@@ -5,13 +5,14 @@ from collections.abc import Collection
 from config import Config
 from finetuning.errors import UserError
 from finetuning.task import Task
+from finetuning.tasks.causal_lm import CausalLM, Chat
 from finetuning.tasks.classification import MultiLabel, SingleLabel
 from finetuning.tasks.entities import Entities
-from finetuning.tasks.language_modeling import CausalLM, MaskedLM
+from finetuning.tasks.masked_lm import MaskedLM
 from finetuning.tasks.regression import Regression
 from finetuning.tasks.translation import Translation
 
-TASKS: tuple[Task, ...] = (SingleLabel(), MultiLabel(), Regression(), Entities(), CausalLM(), MaskedLM(), Translation())
+TASKS: tuple[Task, ...] = (SingleLabel(), MultiLabel(), Regression(), Entities(), CausalLM(), Chat(), MaskedLM(), Translation())
 
 
 def pick(config: Config, given: Collection[str] = ()) -> Task:
@@ -23,7 +24,7 @@ def pick(config: Config, given: Collection[str] = ()) -> Task:
     if not candidates:
         names = ", ".join(dict.fromkeys(task.name for task in TASKS))
         raise UserError(f"task={config.task} is not known: set it to one of {names}")
-    matches = [task for task in candidates if config.problem_type in (None, task.problem_type)]
+    matches = [task for task in candidates if task.fits(config)]
     if not matches:
         kinds = [task.problem_type for task in candidates if task.problem_type]
         remedy = f"set it to {' or '.join(kinds)}" if kinds else "leave it out"
@@ -38,7 +39,7 @@ def _check(task: Task, config: Config, given: Collection[str]) -> None:
     for setting in sorted(unread & {*given}):
         if getattr(config, setting) != getattr(Config, setting):
             raise UserError(f"{setting}={getattr(config, setting)} is not for {task.problem_type or task.name}: leave it out")
-    names = [metric.name for metric in task.metrics]
+    names = [metric.name for metric in task.metrics if metric.in_validation]
     if config.metric_for_best_model not in (None, *names):
         metric = f"metric_for_best_model={config.metric_for_best_model}"
         raise UserError(f"{metric} is not known for {config.task}: set it to one of {', '.join(names)}")

@@ -238,9 +238,9 @@ class Translation(Task):
         """Return sacreBLEU's statistics of each translation, and the loss and number of the tokens of its reference."""
         targets, (means, counts) = references(split), predictions.scores.T
         tokenize = bleu.tokenizer(special_script(predictions.target_lang, targets))
-        scores = {name: bleu.statistics(name, predictions.texts, targets, tokenize) for name in bleu.SCORERS}
+        scores = {name: bleu.statistics(name, predictions.texts, targets, tokenize=tokenize) for name in bleu.SCORERS}
         same = predictions.greedy is predictions.texts
-        scores["greedy_bleu"] = scores["bleu"] if same else bleu.statistics("bleu", predictions.greedy, targets, tokenize)
+        scores["greedy_bleu"] = scores["bleu"] if same else bleu.statistics("bleu", predictions.greedy, targets, tokenize=tokenize)
         return {"rows": np.ones(len(targets), dtype=np.int32), "loss": -means * counts, "tokens": counts} | scores
 
     def lengths(self, evaluation: Evaluation) -> np.ndarray:
@@ -261,7 +261,7 @@ class Translation(Task):
     def prediction_columns(self, evaluation: Evaluation) -> dict[str, Any]:
         """Return the reference and the translation of each row, `chrf` of the translation, and `loss` of the reference."""
         texts, targets = evaluation.predictions.texts, references(evaluation.split)
-        columns = {"reference": targets, "translation": texts, "chrf": bleu.sentence_chrf(texts, targets)}
+        columns = {"reference": targets, "translation": texts, "chrf": bleu.sentence_chrf(texts, [[target] for target in targets])}
         return columns | {"loss": -evaluation.predictions.scores[:, 0]}
 
     def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:

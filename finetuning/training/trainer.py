@@ -250,7 +250,7 @@ class FineTuner(Trainer):
         predictor = Predictor(self.task, self.model, self.processing_class, self.config, show_progress=False, trainer=self)
         predictions = self.task.validate(predictor, self.eval_dataset)
         statistics = self.task.statistics(predictions, self.data.validation, {})
-        metrics = {f"eval_{metric.name}": metric.of(statistics) for metric in self.task.metrics}
+        metrics = {f"eval_{metric.name}": metric.of(statistics) for metric in self.task.metrics if metric.in_validation}
         self._require_finite(torch.tensor(metrics["eval_loss"]))
         metrics["eval_runtime"] = time.perf_counter() - started
         self.log(metrics)
@@ -293,4 +293,4 @@ def best_validation(trainer: FineTuner) -> dict[str, float]:
     """Return the validation metrics of the best checkpoint, and its `step`."""
     step = trainer.state.best_global_step
     log = [entry for entry in trainer.state.log_history if entry["step"] == step and "eval_loss" in entry][-1]
-    return {"step": step} | {metric.name: log[f"eval_{metric.name}"] for metric in trainer.task.metrics}
+    return {"step": step} | {metric.name: log[f"eval_{metric.name}"] for metric in trainer.task.metrics if metric.in_validation}

@@ -158,6 +158,7 @@ def _write_merged(predictor: Predictor, run: Run, source_path: str, folder: Path
         _divide_logits(merged, run.calibration["temperature"])
     if run.config.problem_type:  # a pipeline needs it to choose softmax or sigmoid
         merged.config.problem_type = run.config.problem_type
+    run.task.prepare_export(merged, run.calibration)
     extra = run.task.extra_export_weights(source_path, merged)
     merged.save_pretrained(folder, state_dict=merged.state_dict() | extra)
     save_tokenizer(predictor.tokenizer, run.task, run.config, folder)

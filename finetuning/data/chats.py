@@ -1,0 +1,236 @@
+"""Read prompts and answers as conversations, and turn conversations into token ids.
+
+A conversation is a list of messages, each with a `role` (system, user or assistant) and a `content`. A prompt with its answer is a
+conversation with one message of the user and one of the assistant.
+
+The tokenizer's chat template turns a conversation into text. Without a template, a text is the prompt, a line break, the answer and
+the end token. The answers are found in the tokens by rendering the conversation up to each of them.
+"""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from config import Config
+from finetuning.data.blocks import start_token
+from finetuning.data.text import find_column
+from finetuning.errors import UserError
+
+Messages = list[dict[str, str]]
+
+CONVERSATION_COLUMNS = ("messages", "conversations")
+PROMPT_AND_ANSWER_COLUMNS = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+)
+ROLES = {role: role for role in ("system", "user", "assistant")} | {"human": "user", "gpt": "assistant"}  # ShareGPT's names too
+KEYS = (("role", "content"), ("from", "value"))  # of a message
+SEPARATOR = "\n"  # between prompt and answer, for a tokenizer without a chat template
+PROMPT_FRACTION = 0.25  # of max_length: an answer is cut only where the prompt has already been cut to it
+
+
+# --- columns and messages --------------------------------------------------------------------------------------------------
+
+
+def find_chat_columns(available: list[str], config: Config) -> dict[str, str]:
+    """Return the columns of prompts and answers: `prompt`, `completion`, and `input` of Alpaca; {} if there are none.
+
+    A column with whole conversations is `prompt`, without `completion`. The columns are those that the settings name, or else
+    those with usual names.
+    """
+    by_name, columns = {column.strip().lower(): column for column in available}, {}
+    if config.prompt_column:
+        columns["prompt"] = find_column("prompt_column", config.prompt_column, (), available)
+    elif conversations := [by_name[name] for name in CONVERSATION_COLUMNS if name in by_name]:
+        columns["prompt"] = conversations[0]
+    elif pairs := [pair for pair in PROMPT_AND_ANSWER_COLUMNS if {*pair} <= {*by_name}]:
+        columns["prompt"], columns["completion"] = (by_name[name] for name in pairs[0])
+    if config.completion_column:
+        columns["completion"] = find_column("completion_column", config.completion_column, (), available)
+    return with_input(columns, available)
+
+
+def with_input(columns: dict[str, str], available: list[str]) -> dict[str, str]:
+    """Add Alpaca's column `input`, which belongs to an `instruction`, if there is one."""
+    inputs = [column for column in available if column.strip().lower() == "input"]
+    is_alpaca = inputs and columns.get("prompt", "").strip().lower() == "instruction"
+    return columns | ({"input": inputs[0]} if is_alpaca else {})
+
+
+def rows_of(batch: dict[str, list]) -> list[dict]:
+    """Return the rows of a batch."""
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def conversation(row: dict) -> Messages:
+    """Return the conversation of a row with the columns of `find_chat_columns`. Raise `ValueError` if it is none."""
+    messages = _messages_of(row["prompt"], "user")
+    if row.get("input") and messages:
+        messages[-1]["content"] += f"\n\n{row['input'].strip()}"
+    messages += _messages_of(row.get("completion"), "assistant")
+    _check_roles(messages)
+    return messages
+
+
+def _messages_of(value: Any, role: str) -> Messages:
+    """Return a value as messages: a text is one message of `role`. Raise `ValueError` for other values."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        with contextlib.suppress(ValueError):  # a text that only looks like JSON
+            value = json.loads(value)
+    if value is None or isinstance(value, str):
+        return [{"role": role, "content": value.strip()}] if value and value.strip() else []
+    if not isinstance(value, Sequence) or not all(isinstance(message, dict) for message in value):
+        raise ValueError(f"{value!r:.60} is neither a text nor a list of messages")
+    return [_message_of(message) for message in value]
+
+
+def _message_of(message: dict) -> dict[str, str]:
+    role_key, content_key = next((keys for keys in KEYS if {*keys} <= {*message}), (None, None))
+    if role_key is None:
+        raise ValueError(f"a message has the keys {', '.join(message)}, not role and content, or from and value")
+    role, content = message[role_key], message[content_key]
+    if role not in ROLES:
+        raise ValueError(f"the role {role!r} is not known, only {', '.join(ROLES)}")
+    if not isinstance(content, str):
+        raise ValueError(f"the content of a message is {content!r:.40}, which is no text")
+    return {"role": ROLES[role], "content": content.strip()}
+
+
+def _check_roles(messages: Messages) -> None:
+    """Raise `ValueError` unless user and assistant take turns, perhaps after one message of the system."""
+    roles = [message["role"] for message in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    for number, role in enumerate(turns):
+        expected = ("user", "assistant")[number % 2]
+        if role != expected:
+            raise ValueError(f"the roles are out of order: {role} where {expected} should come ({', '.join(roles[:6])})")
+
+
+def split_last_answer(messages: Messages) -> tuple[Messages, str]:
+    """Return the messages before the last answer, and that answer; "" if there is no answer, or no prompt before it."""
+    while messages and messages[-1]["role"] != "assistant":
+        messages = messages[:-1]
+    if len(messages) < 2 or not messages[-2]["content"]:
+        return messages, ""
+    return messages[:-1], messages[-1]["content"]
+
+
+def as_text(messages: Messages) -> str:
+    """Return messages as one text for people: the content of a single one, else each after its role."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+# --- token ids -------------------------------------------------------------------------------------------------------------
+
+
+def render(messages: Messages, tokenizer: PreTrainedTokenizerBase, answer_follows: bool) -> list[int]:
+    """Return the token ids of a conversation. With `answer_follows` they end where the assistant's answer begins.
+
+    Training, evaluation and predict.py all read conversations through this function. Raise `UserError` if the tokenizer can't
+    render it.
+    """
+    name = tokenizer.name_or_path
+    if tokenizer.chat_template:
+        try:
+            return tokenizer.apply_chat_template(messages, add_generation_prompt=answer_follows, tokenize=True, return_dict=False)
+        except TemplateError as error:
+            raise UserError(
+                f"the chat template of {name} refuses a conversation ({error}): change the data, or model_name"
+            ) from error
+    if len(messages) > 2 or messages[0]["role"] != "user":
+        raise UserError(
+            f"the tokenizer of {name} has no chat template, so it reads only a prompt and its answer, not conversations with more "
+            "messages: set model_name to a model for chats, such as one whose name ends with Instruct"
+        )
+    prompt, *answers = (message["content"] for message in messages)
+    ids = [start_token(tokenizer), *_ids(prompt + SEPARATOR, tokenizer)]
+    return [*ids, *(token for answer in answers for token in [*_ids(answer, tokenizer), tokenizer.eos_token_id])]
+
+
+def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, Any]:
+    """Return a conversation as a training example: a dictionary with the columns of the task.
+
+    input_ids       token ids, at most `max_length`
+    targets         the same ids where the loss counts, else -100: the answers, each with the token that ends it
+    prompt          the ids that the model reads before it writes the last answer
+    length          the number of tokens before the conversation was cut
+    answer_cut      whether the end of the last answer is missing
+    """
+    full, length = messages, len(render(messages, tokenizer, answer_follows=False))
+    messages = shorten(messages, tokenizer, config.max_length)
+    ids = render(messages, tokenizer, answer_follows=False)
+    targets = [-100] * len(ids)
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before = render(messages[:number], tokenizer, answer_follows=True)
+            through = render(messages[: number + 1], tokenizer, answer_follows=False)
+            if through[: len(before)] != before or ids[: len(through)] != through:
+                raise UserError(
+                    f"the chat template of {tokenizer.name_or_path} does not render a conversation from its beginning on, so its "
+                    f"answers can't be found; in the one that begins {as_text(messages)[:60]!r}: set model_name to another model"
+                )
+            answer = slice(len(before), end_of_answer(through, tokenizer))
+            targets[answer] = ids[answer]
+    if not config.completion_only_loss:
+        targets[1:] = ids[1:]
+    return {
+        "input_ids": ids[: config.max_length],
+        "targets": targets[: config.max_length],
+        "prompt": prompt_ids(split_last_answer(full)[0], tokenizer, config.max_length),
+        "length": length,
+        "answer_cut": len(ids) > config.max_length,
+    }
+
+
+def end_of_answer(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the number of `ids` up to the last special token, which ends an answer. A template may put a line break after it."""
+    special = {token for token, content in tokenizer.added_tokens_decoder.items() if content.special}
+    return next((end for end in range(len(ids), 0, -1) if ids[end - 1] in special), len(ids))
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens that end an answer: the tokenizer's end token, and the one that the chat template puts there."""
+    messages = [{"role": role, "content": "a"} for role in ("user", "assistant")]
+    ids = render(messages, tokenizer, answer_follows=False)
+    return sorted({tokenizer.eos_token_id, ids[end_of_answer(ids, tokenizer) - 1]} - {None})
+
+
+def prompt_ids(messages: Messages, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
+    """Return the token ids that the model reads before it answers, at most `max_length`."""
+    return render(shorten(messages, tokenizer, max_length), tokenizer, answer_follows=True)[-max_length:]
+
+
+def shorten(messages: Messages, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Messages:
+    """Return a conversation that has at most `max_length` tokens, if possible.
+
+    First the oldest turns are left out, then the beginning of the last prompt, until the tokens before the answer are
+    `PROMPT_FRACTION` of `max_length`.
+    """
+
+    def surplus(candidate: Messages) -> int:
+        return len(render(candidate, tokenizer, answer_follows=candidate[-1]["role"] != "assistant")) - max_length
+
+    system, turns = (messages[:1], messages[1:]) if messages[0]["role"] == "system" else ([], messages)
+    while len(turns) > 2 and surplus([*system, *turns]) > 0:
+        turns = turns[2:]
+    while (too_many := surplus([*system, *turns])) > 0:
+        prompt, ids = turns[0]["content"], _ids(turns[0]["content"], tokenizer)
+        before_answer = len(render([*system, turns[0]], tokenizer, answer_follows=True))
+        n_cut = min(too_many, len(ids) - 1, before_answer - int(PROMPT_FRACTION * max_length))
+        shorter = tokenizer.decode(ids[n_cut:], skip_special_tokens=False).strip() if n_cut > 0 else prompt
+        if len(shorter) >= len(prompt):
+            break
+        turns = [{"role": "user", "content": shorter}, *turns[1:]]
+    return [*system, *turns]

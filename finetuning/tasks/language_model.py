@@ -1,0 +1,213 @@
+"""Base class of language models of texts without labels (causal_lm.py, masked_lm.py).
+
+A row is a document. It is read in blocks of at most `max_length` tokens, and no block holds tokens of two documents. The model
+returns the log-likelihood of the tokens that it has to predict. Perplexity is the exponential of their mean loss.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from config import Config
+from finetuning.data.blocks import token_ids
+from finetuning.data.cache import map_once, read_columns
+from finetuning.data.formats import read_documents
+from finetuning.data.labels import encode_labels
+from finetuning.data.text import LABEL_COLUMNS, check_texts, clean, find_column, renamed, text_columns
+from finetuning.errors import UserError
+from finetuning.model.scoring import scoring
+from finetuning.results.report import MAX_EXAMPLES, Example, Section
+from finetuning.task import Evaluation, Metric, Rows, Statistics, Task
+
+if TYPE_CHECKING:
+    from finetuning.data.splits import Split
+    from finetuning.data.tokens import Tokens
+    from finetuning.training.prediction import Predictor
+
+SAMPLE_DOCUMENTS = 6  # documents on the report page that the model continues, or whose masks it fills
+MAX_LINE_CHARACTERS = 100  # of a document, on a line of the report page
+# The second metric is in nats per token.
+PERPLEXITY = (
+    Metric("perplexity", lambda sums: np.exp(sums["loss"] / sums["tokens"]), "lower", ".3f", "Perplexity", log_scale=True),
+    Metric("loss", lambda sums: sums["loss"] / sums["tokens"], "lower"),
+)
+
+
+class LanguageModel(Task):
+    """Base class of language models of documents. Predictions are (documents, 3), see `predict`."""
+
+    metrics = PERPLEXITY
+    settings = ("text_column", "label_column")
+    token_settings = ("max_length",)
+    readers = {".txt": read_documents}
+    labels_required = False
+    mixed_lengths = True  # after many steps with only short texts, a model continues long texts badly
+    truncates = False
+    prediction_column = "loss"
+    blocks: Callable[..., Iterator[tuple]]  # (token ids of a text, tokenizer, config) -> blocks, each with `block_columns`
+    block_columns: tuple[str, ...]  # names of lists of token ids
+
+    def check(self, config: Config) -> None:
+        check_method(self, config)
+
+    # --- rows ------------------------------------------------------------------------------------------------------------
+
+    def input_columns(self, available: list[str], config: Config, text_column: str | None) -> dict[str, str]:
+        return text_columns(available, config, text_column)
+
+    def columns(self, available: list[str], config: Config) -> dict[str, str]:
+        """Return the column of the text, and that of the label if there is one.
+
+        With the labels, this task and a classifier of the same data hold out the same rows.
+        """
+        columns = self.input_columns(available, config, config.text_column)
+        others = [column for column in available if column not in columns.values()]
+        if config.label_column or any(column.strip().lower() in LABEL_COLUMNS for column in others):
+            columns["label"] = find_column("label_column", config.label_column, LABEL_COLUMNS, others)
+        return columns
+
+    def read(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Rows:
+        """Return the texts; empty ones are left out. A missing label is -1. All labels are 0 if no classifier could use them."""
+        remarks = check_texts(raw, columns)
+        rows = renamed(raw, columns)
+        texts = {split: part.select_columns("text") for split, part in rows.items()}
+        labels = {split: np.zeros(len(part), dtype=np.int64) for split, part in rows.items()}
+        if "label" in columns:
+            with contextlib.suppress(UserError):
+                labels = encode_labels(rows, "label", named=config.label_column is not None).labels
+        left_out = {split: _blank(part) for split, part in texts.items()}
+        remarks += [f"{blank.sum():,} empty texts of split {split} left out" for split, blank in left_out.items() if blank.any()]
+        return Rows(texts, labels, left_out=left_out, remarks=remarks)
+
+    def has_label(self, labels: np.ndarray) -> np.ndarray:
+        return labels >= 0
+
+    def contents(self, batch: dict[str, list], labels: np.ndarray) -> tuple[list[str], Sequence]:
+        return clean(batch["text"]), labels
+
+    # --- tokens and model ------------------------------------------------------------------------------------------------
+
+    def features(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Features:
+        """Return the columns of a block: its token ids, its document (`rows`) and its length."""
+        token_ids = {name: List(Value("int32")) for name in self.block_columns}
+        return Features(token_ids | {"rows": List(Value("int64")), "length": Value("int32")})
+
+    def tokenize(self, batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, list]:
+        columns = {name: [] for name in (*self.block_columns, "rows", "length")}
+        for row, ids in enumerate(token_ids(batch["text"], tokenizer)):
+            for block in self.blocks(ids, tokenizer, config):
+                for name, value in zip(columns, (*block, [row], len(block[0])), strict=True):
+                    columns[name].append(value)
+        return columns
+
+    def adapt(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return the model, changed so that it returns (blocks, 2) in place of logits for a batch with `targets`.
+
+        The two numbers are the sum of the targets' log-likelihoods and the number of targets.
+        """
+        return scoring(model, getattr(model, model.base_model_prefix))
+
+    def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
+        return lambda scores, labels: -scores[:, 0].sum()
+
+    # --- predictions and results -----------------------------------------------------------------------------------------
+
+    def predict(self, predictor: "Predictor", tokens: "Tokens") -> np.ndarray:
+        """Return (documents, 3): mean log-likelihood of the predicted tokens, number of predicted tokens, tokens in all blocks."""
+        scores = np.empty((len(tokens), 2))
+        for blocks, outputs in predictor.outputs(tokens):
+            scores[blocks] = np.concatenate(outputs)
+        sums, counts, lengths = (np.bincount(tokens.rows, column) for column in (*scores.T, tokens.lengths))
+        return np.stack([sums / counts, counts, lengths], axis=1)
+
+    def statistics(self, predictions: np.ndarray, split: "Split", calibration: dict) -> Statistics:
+        """Return `loss`, the negative log-likelihood of each document, and `tokens`, the number of its predicted tokens."""
+        means, counts, _ = predictions.T
+        return {"rows": np.ones(len(means)), "loss": -means * counts, "tokens": counts}
+
+    def lengths(self, evaluation: Evaluation) -> np.ndarray:
+        return evaluation.predictions[:, 2]
+
+    def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
+        return {"tokens": int(statistics["tokens"].sum())}
+
+    def prediction_columns(self, evaluation: Evaluation) -> dict[str, Any]:
+        """Return `tokens`, the number of predicted tokens of each document, and `loss`, their mean loss."""
+        return {"tokens": evaluation.predictions[:, 1].astype(int), "loss": -evaluation.predictions[:, 0]}
+
+    def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
+        """Return all documents, those with the highest loss first."""
+        documents = pd.DataFrame({"row": evaluation.split.rows} | self.prediction_columns(evaluation))
+
+        def lines_of(positions: np.ndarray) -> pd.DataFrame:
+            return documents.iloc[positions].assign(**self.readable(evaluation.split.select(positions).columns()))
+
+        return np.argsort(-documents.loss.to_numpy(), kind="stable"), lines_of
+
+    def report(self, evaluation: Evaluation) -> list[Section]:
+        metrics = evaluation.metrics
+        validation, interval = metrics["validation"], self.metrics[1].show_interval(metrics["loss_ci95"])
+        numbers = (
+            ("loss", f"{metrics['loss']:.4f}", f"nats per token; {interval}"),
+            ("tokens", f"{metrics['tokens']:,}", f"predicted in {metrics['n']:,} documents"),
+            ("validation perplexity", f"{validation['perplexity']:.3f}", f"{validation['n']:,} documents"),
+        )
+        samples = [self.as_example(sample) for sample in metrics["samples"]]
+        return [
+            Section(text=self.remark(metrics), numbers=numbers),
+            Section(*self.samples_title(), examples=(("", samples),)),
+            self._hardest(evaluation),
+        ]
+
+    def samples(self, predictor: "Predictor", split: "Split") -> list[dict]:
+        """Return the answers of the model for some documents."""
+        raise NotImplementedError
+
+    def more_details(self, predictor: "Predictor", split: "Split") -> dict:
+        return {"samples": self.samples(predictor, split)}
+
+    def samples_title(self) -> tuple[str, str]:
+        """Return the title of the section of samples on the report page, and the text below it."""
+        raise NotImplementedError
+
+    def as_example(self, sample: dict) -> Example:
+        """Return one of `samples` for the report page."""
+        raise NotImplementedError
+
+    def _hardest(self, evaluation: Evaluation) -> Section:
+        """Return the section with the documents of the highest and of the lowest perplexity."""
+        order, lines_of = self.errors(evaluation)
+        examples = []
+        for kind, positions in (("The hardest", order[:MAX_EXAMPLES]), ("The easiest", order[::-1][:MAX_EXAMPLES])):
+            lines = lines_of(positions[: len(order) // 2 + 1])
+            titles = [f"perplexity {np.exp(line.loss):,.1f}, row {line.row}: " for line in lines.itertuples()]
+            documents = [Example(title + text[:MAX_LINE_CHARACTERS], text) for title, text in zip(titles, lines.text, strict=True)]
+            examples.append((kind, documents))
+        return Section("The hardest and the easiest documents", f"All {len(order):,} are in errors.csv.", examples=tuple(examples))
+
+
+def _blank(texts: Dataset) -> np.ndarray:
+    """Return True for rows without text, (rows,) bool."""
+
+    def blank(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
+        return {"blank": [not text.strip() for text in clean(batch["text"])]}
+
+    return read_columns(map_once(texts, blank, Features({"blank": Value("bool")}), []), "blank")["blank"].to_numpy()
+
+
+def first_texts(split: "Split") -> tuple[list[int], list[str]]:
+    """Return the numbers and the texts of the first rows, for samples."""
+    first = split.select(range(min(SAMPLE_DOCUMENTS, len(split))))
+    return first.rows.tolist(), first.columns()["text"]
+
+
+def check_method(task: Task, config: Config) -> None:
+    """Raise `UserError` if only a new head is to be trained, because a language model has none."""
+    if config.method == "head":
+        raise UserError(f"method=head is not for {task.name}, which has no new head to train alone: set it to lora or full")

@@ -1,0 +1,134 @@
+"""Further pre-training: an encoder predicts masked tokens of texts without labels."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from datasets import Features, List, Value
+from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerBase
+
+from config import Config
+from finetuning.data.blocks import mask_tokens, masked_blocks, special_ids, token_ids
+from finetuning.data.text import clean, shortened
+from finetuning.errors import UserError
+from finetuning.model.generation import fill_masks
+from finetuning.model.scoring import padded
+from finetuning.results.report import Example
+from finetuning.tasks.language_model import LanguageModel, first_texts
+
+if TYPE_CHECKING:
+    from finetuning.data.splits import Split
+    from finetuning.training.prediction import Predictor
+
+SAMPLE_TOKENS = 48  # tokens at the start of a document that the model reads for the report page
+MASK = "[MASK]"  # the mask in texts for predict.py, for all tokenizers
+GUESSES_PER_MASK = 5
+
+
+class MaskedLM(LanguageModel):
+    """Further pre-training of an encoder on texts without labels (arXiv 2004.10964).
+
+    A fraction of the tokens of a block is masked, and the model predicts them (BERT, arXiv 1810.04805). In training, each epoch
+    masks other tokens. In validation and test, every run masks the same tokens, so that runs can be compared.
+    """
+
+    name = "masked-lm"
+    pipeline_tag = "fill-mask"
+    auto_class = AutoModelForMaskedLM
+    settings = (*LanguageModel.settings, "mlm_probability")
+    token_settings = (*LanguageModel.token_settings, "mlm_probability")
+    examples = (f"This film was {MASK} from beginning to end.", f"The acting is {MASK} and the plot is {MASK}.")
+    answer_features = Features({"words": List(List({"word": Value("string"), "probability": Value("float64")}))})
+    code_template = "masked-lm.py.jinja"
+    widgets = (("json", f"The most probable tokens for each {MASK}"),)
+    blocks = staticmethod(masked_blocks)
+    block_columns = ("input_ids", "targets")
+
+    def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
+        """Return a batch, (blocks, tokens). Targets are -100 where no token is masked. The Trainer counts them as `labels`."""
+        targets = padded([example["targets"] for example in examples], -100)["input_ids"]
+        inputs = padded([example["input_ids"] for example in examples], tokenizer.pad_token_id)
+        return inputs | {"targets": targets, "labels": targets}
+
+    def augment(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Callable[[dict, int, int], dict]:
+        """Return a function of (block, epoch, row) that masks other tokens of the block in each epoch."""
+
+        def mask_others(block: dict, epoch: int, row: int) -> dict:
+            ids, targets = np.array(block["input_ids"]), np.array(block["targets"])
+            rng = np.random.default_rng([config.seed, epoch, row])
+            masked, targets = mask_tokens(np.where(targets >= 0, targets, ids), rng, tokenizer, config)
+            return block | {"input_ids": masked.tolist(), "targets": targets.tolist()}
+
+        return mask_others
+
+    def extra_export_weights(self, source_path: str, merged: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """Return weights of the base model's file that the masked language model lacks, such as BERT's pooler.
+
+        A classifier that starts from the export needs them.
+        """
+        base, info = AutoModel.from_pretrained(source_path, output_loading_info=True, trust_remote_code=False)
+        known, prefix = merged.state_dict(), merged.base_model_prefix
+        weights = {f"{prefix}.{name}": weight for name, weight in base.state_dict().items() if name not in info["missing_keys"]}
+        return {name: weight for name, weight in weights.items() if name not in known}
+
+    # --- results ---------------------------------------------------------------------------------------------------------
+
+    def samples(self, predictor: "Predictor", split: "Split") -> list[dict]:
+        """Return the beginnings of some documents with masked tokens, the guesses of the model, and the actual tokens."""
+        samples, tokenizer = [], predictor.tokenizer
+        before, after = special_ids(tokenizer)
+        rows, texts = first_texts(split)
+        for row, ids in zip(rows, token_ids(texts, tokenizer), strict=True):
+            ids = ids[: min(SAMPLE_TOKENS, predictor.config.max_length - len(before) - len(after))]
+            positions = sorted(np.random.default_rng(row).permutation(len(ids))[: max(1, len(ids) // 8)].tolist())
+            masked = [tokenizer.mask_token_id if i in positions else token for i, token in enumerate(ids)]
+            guesses = fill_masks(predictor.model, tokenizer, [*before, *masked, *after], GUESSES_PER_MASK)
+            actual = [tokenizer.decode([ids[i]]).strip() for i in positions]
+            samples.append({"row": row, "text": tokenizer.decode(masked), "guesses": guesses, "actual": actual})
+        return samples
+
+    def samples_title(self) -> tuple[str, str]:
+        return "Masked tokens", "Open a text to see each masked token, and the most probable tokens for it."
+
+    def as_example(self, sample: dict) -> Example:
+        guesses = [
+            ", ".join(f"{guess['word']} {guess['probability']:.2f}" for guess in of_one_mask) for of_one_mask in sample["guesses"]
+        ]
+        sides = [(f"{n} {word}", text) for n, (word, text) in enumerate(zip(sample["actual"], guesses, strict=True), 1)]
+        return Example(f"row {sample['row']}: {sample['text']}", sides=tuple(sides))
+
+    def remark(self, metrics: dict) -> str:
+        config = metrics["run"]["config"]
+        return (
+            f"Perplexity is per masked token: {config['mlm_probability']:.0%} of the tokens were masked, the same ones in every "
+            f"run, in blocks of at most {config['max_length']} tokens. It can't be compared between tokenizers, nor with causal "
+            "models."
+        )
+
+    # --- use -------------------------------------------------------------------------------------------------------------
+
+    def answers(self, predictor: "Predictor", batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
+        """Return `words` for each text: for each [MASK] the most probable tokens, each with `word` and `probability`."""
+        words, tokenizer, max_length = [], predictor.tokenizer, predictor.config.max_length
+        for text in clean(batch["text"]):
+            ids = tokenizer(text.replace(MASK, tokenizer.mask_token), truncation=True, max_length=max_length)["input_ids"]
+            if tokenizer.mask_token_id not in ids:
+                raise UserError(f"no {MASK} in the first {max_length} tokens of {text[:60]!r}: write {MASK} in place of a word")
+            words.append(fill_masks(predictor.model, tokenizer, ids, GUESSES_PER_MASK))
+        return {"words": words}
+
+    def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
+        guesses = (
+            ", ".join(f"{guess['word']} {guess['probability']:.3f}" for guess in of_one_mask) for of_one_mask in answer["words"]
+        )
+        return f"{shortened(inputs)}  ->  {'; '.join(guesses)}"
+
+    def widget_values(self, predictor: "Predictor", text: str, label_names: list[str], calibration: dict) -> list:
+        return self.answers(predictor, {"text": [text]}, label_names, calibration)["words"]
+
+    def pipeline(self, config: Config) -> tuple[str, str]:
+        return "", "It reads the tokenizer's own mask token, and a text that is longer than the model can read raises an error."
+
+    def code_variables(self, config: Config, calibration: dict) -> dict:
+        return {"mask": MASK, "guesses": GUESSES_PER_MASK}

@@ -1,0 +1,42 @@
+"""A conversation with a fine-tuned model in the terminal."""
+
+from collections.abc import Iterable
+
+from finetuning.errors import UserError, printable
+from finetuning.use.predicting import Answers
+
+EXIT, RESET = "/exit", "/reset"
+
+
+def chat(answers: Answers, lines: Iterable[str]) -> None:
+    """Print the model's answer to each line, as it is written. The conversation so far is read again for each answer.
+
+    Raise `UserError` if the run's task has no conversations.
+    """
+    task, messages = answers.run.task, []
+    if not task.converses:
+        raise UserError(f"--chat is for runs that were trained on prompts and answers, not for {answers.run.config.task}: leave it out")
+    print(f"{EXIT} ends the conversation, {RESET} begins a new one.")
+    for line in lines:
+        if line.strip() == EXIT:
+            return
+        if line.strip() == RESET:
+            messages = []
+            print("A new conversation begins.")
+        elif line.strip():
+            messages.append({"role": "user", "content": line.strip()})
+            pieces = []
+            for piece in task.stream(answers.predictor, messages):
+                print(printable(piece), end="", flush=True)
+                pieces.append(piece)
+            print()
+            messages.append({"role": "assistant", "content": "".join(pieces).strip()})
+
+
+def typed_lines() -> Iterable[str]:
+    """Yield the lines that are typed, until the end of the input."""
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            return
