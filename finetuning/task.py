@@ -227,6 +227,10 @@ class Task:
         """Return a padded batch, (examples, tokens), with `labels` if the examples have them."""
         raise NotImplementedError
 
+    def count_targets(self, train: "Tokens") -> int | None:
+        """Return the number of tokens of all training examples that the loss counts; None if it counts the labels of rows."""
+        return None
+
     def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
         """Return a function of (logits, labels) that gives the loss, summed over the labels."""
         raise NotImplementedError

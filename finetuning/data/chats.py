@@ -169,6 +169,13 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
     answer_cut      whether the end of the last answer is missing
     """
     full, length = messages, len(render(messages, tokenizer, answer_follows=False))
+    if messages[0]["role"] == "system" and render(messages[1:], tokenizer, answer_follows=False) == render(
+        messages, tokenizer, False
+    ):
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path} leaves out the system message: move its text into the user's message, or "
+            "set model_name to a model with a system role"
+        )
     messages = shorten(messages, tokenizer, config.max_length)
     ids = render(messages, tokenizer, answer_follows=False)
     targets = [-100] * len(ids)

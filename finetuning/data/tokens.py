@@ -34,6 +34,11 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def count_targets(self, column: str) -> int:
+        """Return how many token ids or labels a column of `inputs` has, without those of -100, which the loss does not count."""
+        values = pyarrow.compute.list_flatten(read_columns(self.inputs, column)[column])
+        return int(pyarrow.compute.sum(pyarrow.compute.greater_equal(values, 0)).as_py() or 0)
+
     def unlabelled(self) -> "Tokens":
         """Return the same examples without labels."""
         return replace(self, labels=None, inputs=self.inputs.remove_columns({"labels"} & {*self.inputs.column_names}))

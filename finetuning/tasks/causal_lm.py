@@ -89,12 +89,17 @@ class CausalLM(LanguageModel):
         columns = find_chat_columns(train.column_names, config)
         if config.text_column or not columns:
             return self, config
-        return Chat(), replace(config, prompt_column=columns["prompt"], completion_column=columns.get("completion"))
+        config = replace(config, prompt_column=columns["prompt"], completion_column=columns.get("completion"))
+        Chat().check(config)
+        return Chat(), config
 
     def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
         """Return a batch, (blocks, tokens). All tokens but the first are predicted."""
         targets = [[-100, *example["input_ids"][1:]] for example in examples]
         return next_token_batch(examples, targets, tokenizer)
+
+    def count_targets(self, train: Tokens) -> int:
+        return train.count_targets("input_ids") - len(train)
 
     # --- results ---------------------------------------------------------------------------------------------------------
 
@@ -272,6 +277,9 @@ class Chat(Task):
 
     def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
         return next_token_batch(examples, [example["targets"] for example in examples], tokenizer)
+
+    def count_targets(self, train: Tokens) -> int:
+        return train.count_targets("targets")
 
     def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
         return lambda scores, labels: -scores[:, 0].sum()

@@ -146,6 +146,9 @@ class Entities(Task):
         )
         return pad(examples)
 
+    def count_targets(self, train: Tokens) -> int:
+        return train.count_targets("labels")
+
     def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
         def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             """Return the summed loss of all words; logits (windows, tokens, tags), labels (windows, tokens)."""

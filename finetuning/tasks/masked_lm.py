@@ -19,6 +19,7 @@ from finetuning.tasks.language_model import LanguageModel, first_texts
 
 if TYPE_CHECKING:
     from finetuning.data.splits import Split
+    from finetuning.data.tokens import Tokens
     from finetuning.training.prediction import Predictor
 
 SAMPLE_TOKENS = 48  # tokens at the start of a document that the model reads for the report page
@@ -50,6 +51,9 @@ class MaskedLM(LanguageModel):
         targets = padded([example["targets"] for example in examples], -100)["input_ids"]
         inputs = padded([example["input_ids"] for example in examples], tokenizer.pad_token_id)
         return inputs | {"targets": targets, "labels": targets}
+
+    def count_targets(self, train: "Tokens") -> int:
+        return train.count_targets("targets")
 
     def augment(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Callable[[dict, int, int], dict]:
         """Return a function of (block, epoch, row) that masks other tokens of the block in each epoch."""

@@ -192,6 +192,9 @@ class Translation(Task):
         sources = padded([example["input_ids"] for example in examples], tokenizer.pad_token_id)
         return sources | {"targets": targets, "labels": targets}
 
+    def count_targets(self, train: Tokens) -> int:
+        return train.count_targets("targets")
+
     def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
         """Return a function of (scores, labels): the loss summed over tokens, with label smoothing (arXiv 1512.00567)."""
         smoothing = config.label_smoothing_factor

@@ -118,12 +118,13 @@ class FineTuner(Trainer):
         """Set the attributes that depend on the task and the data. Call it once, after `__init__`."""
         self.data, self.task, self.config, self.keeper = data, data.task, data.config, Keeper()
         self.loss_of = self.task.loss_function(data.train.labels, len(data.label_names), self.config)
+        self.target_count = self.task.count_targets(self.train_dataset.tokens)
         self.compute_loss_func = self._loss_of_step
 
     def _loss_of_step(self, outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
-        """Return the summed loss of a forward pass, divided by the number of labels in its whole step.
+        """Return the summed loss of a forward pass, divided by `_get_num_items_in_batch`.
 
-        The parts of a step then add up to its mean loss, even if passes or processes have different numbers of rows.
+        The parts of a step then add up, even if passes or processes have different numbers of rows.
         """
         return self.loss_of(outputs.logits, labels) / num_items_in_batch
 
@@ -197,16 +198,22 @@ class FineTuner(Trainer):
         return super()._prepare_input(data)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
-        """Return the number of labels of a step.
+        """Return the number by which the loss of a step is divided: the number of its labels, or the mean over all steps.
+
+        Where a row has a label for each token, a step with short rows has few of them, as steps have rows of similar length. Divided
+        by its own number, such a step would give each token a larger weight. With the mean, all tokens weigh the same.
 
         The Trainer does not count labels of -100. In regression, -100 is a number like any other, so the Trainer gets zeros to
         count. With one process the result stays on the CPU, because a copy to the GPU waits until its earlier work is done.
         """
+        device = device if self.args.world_size > 1 else torch.device("cpu")
+        if self.target_count is not None:
+            return torch.tensor(self.target_count / count_steps(len(self.train_dataset), self.rows_per_step), device=device)
         batches = [
             {"labels": torch.zeros_like(batch["labels"])} if batch["labels"].is_floating_point() else batch
             for batch in batch_samples
         ]
-        return super()._get_num_items_in_batch(batches, device if self.args.world_size > 1 else torch.device("cpu"))
+        return super()._get_num_items_in_batch(batches, device)
 
     def get_train_dataloader(self) -> DataLoader:
         args = self.args

@@ -15,7 +15,9 @@ def chat(answers: Answers, lines: Iterable[str]) -> None:
     """
     task, messages = answers.run.task, []
     if not task.converses:
-        raise UserError(f"--chat is for runs that were trained on prompts and answers, not for {answers.run.config.task}: leave it out")
+        raise UserError(
+            f"--chat is for runs that were trained on prompts and answers, not for {answers.run.config.task}: leave it out"
+        )
     print(f"{EXIT} ends the conversation, {RESET} begins a new one.")
     for line in lines:
         if line.strip() == EXIT:

@@ -1,0 +1,316 @@
+"""Prompts and answers: conversations, the tokens that the loss counts, answers and their metrics."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from conftest import as_flags, make_model
+from sacrebleu.metrics import BLEU
+
+from config import Config
+from finetuning import tasks
+from finetuning.data import chats
+from finetuning.data.splits import load_data
+from finetuning.errors import UserError
+from finetuning.results import answers
+from finetuning.results.run_folder import open_run
+from finetuning.use.predicting import load_engine
+
+# A turn is [CLS], a word for the role, the content and [SEP]. Like many templates, it puts something after the end of a turn.
+TEMPLATE = """{% set names = {'system': 'wise', 'user': 'we', 'assistant': 'great'} %}{% for message in messages -%}
+[CLS]{{ names[message.role] }} {{ message.content }}[SEP] .{% endfor %}{% if add_generation_prompt %}[CLS]great {% endif %}"""
+TURNS = [("user", "a film"), ("assistant", "a plot"), ("user", "long"), ("assistant", "loud and long")]
+
+
+def say(*turns: tuple[str, str]) -> chats.Messages:
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory):
+    """Return the folder of a tiny decoder whose tokenizer has a chat template."""
+    folder = make_model(tmp_path_factory.mktemp("models") / "tiny-chat", "llama")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[CLS]"]})
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def plain_model(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("models") / "tiny-plain", "llama")
+
+
+@pytest.fixture
+def tokenizer(chat_model):
+    return transformers.AutoTokenizer.from_pretrained(chat_model)
+
+
+def write_lines(path, rows: list[dict]):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def chat_flags(chat_model, tmp_path):
+    """Return the flags of a run on prompts of rows.jsonl, each with two answers."""
+    rows = [{"prompt": f"a film {i}", "completion": f"{word} {i}"} for i in range(50) for word in ("great", "moving")]
+    settings = dict(task="causal-lm", model_name=chat_model, dataset_name=write_lines(tmp_path / "rows.jsonl", rows))
+    settings |= dict(max_length=32, batch_size=8, learning_rate=0.01, eval_steps=0.5, max_new_tokens=6, run_name="run")
+    return as_flags(settings)
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a film", "completion": "great"},
+        {"Prompt": "a film", "Response": " great\n"},
+        {"instruction": "a film", "input": "", "output": "great", "text": "a film great"},
+        {"messages": [{"role": "user", "content": "a film"}, {"role": "assistant", "content": "great"}]},
+        {"messages": json.dumps([{"role": "user", "content": "a film"}, {"role": "assistant", "content": "great"}])},
+        {"conversations": [{"from": "human", "value": "a film"}, {"from": "gpt", "value": "great"}]},
+        {"prompt": [{"role": "user", "content": "a film"}], "completion": [{"role": "assistant", "content": "great"}]},
+    ],
+)
+def test_the_usual_forms_of_a_row_give_the_same_conversation(row):
+    columns = chats.find_chat_columns([*row], Config(task="causal-lm"))
+    assert chats.conversation({name: row[column] for name, column in columns.items()}) == say(
+        ("user", "a film"), ("assistant", "great")
+    )
+
+
+def test_the_input_of_alpaca_follows_its_instruction():
+    assert chats.conversation({"prompt": "count", "input": "a b", "completion": "2"})[0]["content"] == "count\n\na b"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "problem"),
+    [
+        ([{"role": "tool", "content": "x"}], "the role 'tool' is not known, only system, user, assistant, human, gpt"),
+        ([{"role": "assistant", "content": "x"}], "roles are out of order: assistant where user should come"),
+        ([{"role": "user", "content": "x"}, {"role": "user", "content": "y"}], "user where assistant should come"),
+        ([{"role": "user", "content": "x"}, {"role": "system", "content": "y"}], "system where assistant should come"),
+        ([{"role": "user", "content": ["x"]}], "the content of a message is ['x'], which is no text"),
+        ([{"speaker": "user", "text": "x"}], "a message has the keys speaker, text"),
+        (["x"], "['x'] is neither a text nor a list of messages"),
+    ],
+)
+def test_a_row_without_a_conversation_is_refused_with_its_number(prompt, problem, call, chat_flags, tmp_path):
+    good = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        chats.conversation({"prompt": prompt})
+    if problem.startswith("the role"):  # one of them as a user meets it
+        write_lines(tmp_path / "rows.jsonl", [{"messages": good}, {"messages": prompt}] * 8)
+        refused = call("fine_tune.py", *chat_flags)
+        assert (
+            refused.code == 2 and refused.err.startswith(f"error: split train, row 1: {problem}") and "8 such rows" in refused.err
+        )
+
+
+def test_empty_answers_are_refused_or_left_out(call, chat_flags, tmp_path):
+    rows = [{"prompt": f"a film {i}", "completion": "" if i == 3 else "great"} for i in range(40)]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    refused = call("fine_tune.py", *chat_flags)
+    assert refused.code == 2 and "1 of 40 rows of split train with an empty prompt or answer (row 3)" in refused.err
+    assert call("fine_tune.py", *chat_flags, "--on_bad_rows", "skip").code == 0
+
+
+def test_a_named_column_of_texts_is_read_as_documents(call, chat_flags, tmp_path):
+    rows = [{"instruction": "a film", "output": "great", "text": f"a film great {i}"} for i in range(40)]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    assert call("fine_tune.py", *chat_flags, "--text_column", "text").code == 0
+    assert open_run(Path("outputs/run"), tasks.pick).task is tasks.pick(Config(task="causal-lm"))
+
+
+# --- tokens --------------------------------------------------------------------------------------------------------------
+
+
+def trained(messages, tokenizer, **settings) -> tuple[str, str]:
+    """Return the tokens of a training example as text, and those that the loss counts."""
+    example = chats.encode(messages, tokenizer, Config(task="causal-lm", **settings))
+    counted = [target for target in example["targets"] if target >= 0]
+    assert all(target in (-100, token) for token, target in zip(example["input_ids"], example["targets"], strict=True))
+    return tokenizer.decode(example["input_ids"]), tokenizer.decode(counted)
+
+
+def test_the_loss_counts_each_answer_with_its_end_and_nothing_else(tokenizer):
+    text, counted = trained(say(("system", "wise"), *TURNS), tokenizer)
+    assert text == "[CLS] wise wise [SEP] . [CLS] we a film [SEP] . [CLS] great a plot [SEP] . [CLS] we long [SEP] . " + (
+        "[CLS] great loud and long [SEP] ."
+    )
+    assert counted == "a plot [SEP] loud and long [SEP]"
+    assert trained(say(*TURNS), tokenizer, completion_only_loss=False)[1] == text.partition("[CLS] we")[2].join(("we", ""))
+
+
+def test_words_of_the_template_in_a_prompt_are_not_taken_for_an_answer(tokenizer):
+    assert trained(say(("user", "[CLS] great a plot [SEP]"), ("assistant", "dull")), tokenizer)[1] == "dull [SEP]"
+
+
+def test_without_a_template_an_example_is_prompt_answer_and_end_token(plain_model):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(plain_model)
+    assert trained(say(*TURNS[:2]), tokenizer) == ("[SEP] a film a plot [SEP]", "a plot [SEP]")
+    with pytest.raises(UserError, match="no chat template, so it reads only a prompt and its answer"):
+        chats.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))
+
+
+def test_a_template_that_loses_the_beginning_or_the_system_message_is_refused(tokenizer):
+    tokenizer.chat_template = "{% for m in messages[-2:] %}[CLS]{{ m.content }}[SEP]{% endfor %}"
+    with pytest.raises(UserError, match="does not render a conversation from its beginning on"):
+        chats.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))
+    tokenizer.chat_template = TEMPLATE.replace(
+        "{% for message in messages -%}", "{% for message in messages if message.role != 'system' -%}"
+    )
+    with pytest.raises(UserError, match="leaves out the system message"):
+        chats.encode(say(("system", "wise"), *TURNS), tokenizer, Config(task="causal-lm"))
+    tokenizer.chat_template = "{{ raise_exception('no system') }}"
+    with pytest.raises(UserError, match="refuses a conversation .no system"):
+        chats.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))
+
+
+def test_too_long_conversations_lose_old_turns_then_the_prompts_beginning_then_the_answers_end(tokenizer):
+    long = " ".join(map(str, range(40)))
+    text, counted = trained(say(*TURNS), tokenizer, max_length=20)
+    assert (text, counted) == ("[CLS] we long [SEP] . [CLS] great loud and long [SEP] .", "loud and long [SEP]")
+    text, counted = trained(say(("user", long), ("assistant", "great")), tokenizer, max_length=20)
+    assert text.startswith("[CLS] we 29 30") and text.endswith("39 [SEP] . [CLS] great great [SEP] .") and counted == "great [SEP]"
+    example = chats.encode(say(("user", long), ("assistant", long)), tokenizer, Config(task="causal-lm", max_length=40))
+    text = tokenizer.decode(example["input_ids"])
+    assert example["answer_cut"] and len(example["input_ids"]) == 40 and example["length"] == 88
+    assert text.startswith("[CLS] we 36 37 38 39 [SEP] . [CLS] great 0 1 2")
+
+
+@pytest.mark.parametrize("messages", [say(*TURNS[:2]), say(("system", "wise"), *TURNS)])
+def test_the_model_reads_the_same_tokens_in_training_evaluation_and_prediction(messages, tokenizer):
+    example = chats.encode(messages, tokenizer, Config(task="causal-lm"))
+    prompt = chats.prompt_ids(messages[:-1], tokenizer, 256)
+    answer = chats.split_last_answer(messages)[1]
+    assert example["prompt"] == prompt == example["input_ids"][: len(prompt)]
+    assert example["input_ids"][len(prompt) :] == tokenizer(f"{answer}[SEP] .", add_special_tokens=False)["input_ids"]
+    assert chats.end_tokens(tokenizer) == [tokenizer.eos_token_id]
+
+
+# --- metrics -------------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_count_all_references_of_a_prompt():
+    texts, references = ["the cat sat on the mat", "a dog"], [["a cat sat on a mat", "the cat is on the mat"], ["one dog ran"]]
+    statistics = answers.statistics(texts, references)
+    streams = [["a cat sat on a mat", "one dog ran"], ["the cat is on the mat", None]]
+    values = {metric.name: metric.of(statistics) for metric in answers.METRICS}
+    assert values["bleu"] == pytest.approx(BLEU().corpus_score(texts, streams).score)
+    assert values["rouge_l"] == pytest.approx((10 / 12 + 2 / 5) / 2)  # "the cat on the mat", "dog"
+    assert values["token_f1"] == pytest.approx((1 + 2 / 4) / 2)  # without articles: all four words, then "dog"
+    assert values["exact_match"] == 0.5
+
+
+# --- scripts -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_shows_what_it_trains_on_and_answers_each_prompt_once(call, chat_flags, tmp_path):
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "data").mkdir()
+    for split, part in (("train", lines[:80]), ("test", lines[80:])):
+        (tmp_path / f"data/{split}.jsonl").write_text("".join(part))
+    chat_flags[chat_flags.index("--dataset_name") + 1] = "data"
+    trained = call("fine_tune.py", *chat_flags, "--precision", "float32")
+    assert trained.code == 0 and re.search(
+        r"reads  \[CLS\] we a film \d+ \[SEP\] . \[CLS\] great\[\[(great|moving) \d+ \[SEP\]\]\]", trained.out
+    )
+    assert re.search(r"the loss counts the tokens in \[\[ \]\]: \d+ of [\d,]+ \(\d+\.\d%\)", trained.out)
+    assert call("evaluate.py").code == 0
+    metrics = json.loads((tmp_path / "outputs/run/metrics.json").read_text())
+    table = pd.read_parquet(tmp_path / "outputs/run/predictions.parquet")
+    assert metrics["prompts"] == metrics["n"] / 2 and metrics["bleu_signature"].startswith("nrefs:2|")
+    errors = pd.read_csv(tmp_path / "outputs/run/errors.csv")
+    assert len(errors) == metrics["prompts"] and errors.chrf.is_monotonic_increasing and set(errors.prompt.str[:6]) == {"a film"}
+
+    # the same answers: one by one, by evaluate.py, by the code of the model card and by the merged model
+    row = table.iloc[0]
+    prompt = errors.prompt[errors.row == row.row].iloc[0]
+    assert json.loads(call("predict.py", "--json", prompt).out) == {"prompt": prompt, "answer": row.answer}
+    assert call("export.py", "--formats", "merged").code == 0
+    for folder, name in (("adapter", "ADAPTER"), ("export/merged", "MODEL")):
+        path = tmp_path / "outputs/run" / folder
+        code = re.search(r"```python\n(.*?)```", (path / "README.md").read_text(), flags=re.DOTALL)[1]
+        variables = {}
+        exec(code.replace(f'{name} = "{name}"', f"{name} = {str(path)!r}").rpartition("print(")[0], variables)
+        assert variables["answer"](prompt) == row.answer
+    settings = json.loads((tmp_path / "outputs/run/export/merged/generation_config.json").read_text())
+    assert settings["eos_token_id"] == [4] and (tmp_path / "outputs/run/export/merged/chat_template.jinja").exists()
+
+
+def test_answers_in_batches_are_those_that_generate_gives_one_by_one(call, chat_flags):
+    assert call("fine_tune.py", *chat_flags, "--precision", "float32").code == 0
+    predictor = load_engine(open_run(Path("outputs/run"), tasks.pick), "torch")
+    prompts = [" ".join(["a film", *map(str, range(n))]) for n in (0, 9, 3, 1)]
+    written = predictor.task.answers(predictor, {"prompt": prompts}, [], {})["answer"]
+    for prompt, answer in zip(prompts, written, strict=True):
+        ids = torch.tensor([chats.prompt_ids(say(("user", prompt)), predictor.tokenizer, 32)])
+        settings = dict(attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, eos_token_id=4, pad_token_id=4)
+        generated = predictor.model.generate(input_ids=ids, **settings)
+        assert answer == predictor.tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_a_conversation_in_the_terminal_remembers_its_turns_until_it_is_reset(call, chat_flags, monkeypatch):
+    assert call("fine_tune.py", *chat_flags).code == 0
+    read, typed = [], iter(["a film 3", "", "and now", "/reset", "a film 3", "/exit", "never read"])
+    render = chats.render
+    monkeypatch.setattr(chats, "render", lambda messages, *a, **b: read.append(len(messages)) or render(messages, *a, **b))
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    shown = call("predict.py", "--chat")
+    assert (
+        shown.code == 0 and shown.out.startswith("/exit ends the conversation") and max(read) == 3 and next(typed) == "never read"
+    )
+    lines = shown.out.splitlines()
+    assert lines[1] == lines[4], "the first answer comes again after /reset"
+    (alone,) = call("predict.py", "a film 3").out.splitlines()
+    assert lines[1].strip() == alone
+
+
+def test_predict_reads_files_of_prompts_and_of_conversations(call, chat_flags, tmp_path):
+    assert call("fine_tune.py", *chat_flags).code == 0
+    write_lines(tmp_path / "p.jsonl", [{"prompt": "a film 3"}, {"prompt": "a film 4"}])
+    whole = [[*say(("user", f"a film {i}")), *say(("assistant", "x"))] for i in (3, 4)]
+    write_lines(tmp_path / "m.jsonl", [{"messages": messages} for messages in whole])
+    expected = call("predict.py", "--file", tmp_path / "p.jsonl").out
+    assert expected and call("predict.py", "--file", tmp_path / "m.jsonl").out == expected
+    assert call("predict.py", "--file", tmp_path / "m.jsonl", "--out", tmp_path / "out.parquet").code == 0
+    assert pd.read_parquet(tmp_path / "out.parquet").answer.tolist() == expected.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max_new_tokens", "0"], "max_new_tokens=0 is out of range"),
+        (["--prompt_column", "other"], "prompt_column=other is not a column"),
+        (["--prompt_column", "prompt", "--text_column", "text"], "text_column and prompt_column are both given"),
+        (["--method", "head"], "method=head is not for causal-lm"),
+        (["--metric_for_best_model", "bleu"], "metric_for_best_model=bleu is not known"),
+        (["--truncation", "head"], "truncation=head is not for causal-lm"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(flags, message, call, chat_flags):
+    refused = call("fine_tune.py", *chat_flags, *flags)
+    assert refused.code == 2 and message in refused.err
+
+
+def test_chat_is_refused_for_other_runs(call, tiny_flags):
+    assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", "1").code == 0
+    refused = call("predict.py", "--chat")
+    assert refused.code == 2 and "--chat is for runs that were trained on prompts and answers" in refused.err
+
+
+def test_equal_prompts_stay_in_one_split(call, chat_flags):
+    assert call("fine_tune.py", *chat_flags).code == 0
+    run = open_run(Path("outputs/run"), tasks.pick)
+    data = load_data(run.task, run.config, run.origins["dataset"])
+    assert len(np.intersect1d(data.train.hashes, data.test.hashes)) == 0
