@@ -279,6 +279,16 @@ PRESETS: dict[str, dict] = {
     ),
     # Further pre-training on IMDb's training reviews, without their labels.
     "pretrain": dict(task="masked-lm", **ALL_ROWS, max_length=128, batch_size=64, eval_batch_size=64),
+    # Answers to prompts: descriptions of restaurants from their properties.
+    "instruct": dict(
+        task="causal-lm",
+        model_name="HuggingFaceTB/SmolLM2-135M-Instruct",
+        dataset_name="tuetschek/e2e_nlg",
+        **ALL_ROWS | dict(val_samples=500),
+        max_length=256,
+        batch_size=16,
+        eval_steps=0.5,
+    ),
     "translation": dict(
         task="translation",
         dataset_name="bentrevett/multi30k",

@@ -1,4 +1,4 @@
-"""Fine-tune a text model with LoRA: to label texts, find named entities, predict words, or translate.
+"""Fine-tune a text model with LoRA: to label texts, find named entities, answer prompts, predict words, or translate.
 
 python fine_tune.py                                  a part of IMDb, for a laptop
 python fine_tune.py --preset full                    all of IMDb, for the best result
@@ -6,6 +6,7 @@ python fine_tune.py --preset smoke                   a few seconds: a check that
 python fine_tune.py --dataset_name reviews.csv       your own texts and labels
 python fine_tune.py --dataset_name ratings.csv --problem_type regression    a number per text
 python fine_tune.py --preset ner                     named entities
+python fine_tune.py --preset instruct                answers to prompts, and chats
 python fine_tune.py --preset pretrain                further pre-training on texts without labels
 python fine_tune.py --task causal-lm --model_name gpt2 --dataset_name texts.txt    a model that writes texts like these
 python fine_tune.py --preset translation             English to German

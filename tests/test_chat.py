@@ -240,7 +240,8 @@ def test_a_run_shows_what_it_trains_on_and_answers_each_prompt_once(call, chat_f
     assert call("export.py", "--formats", "merged").code == 0
     for folder, name in (("adapter", "ADAPTER"), ("export/merged", "MODEL")):
         path = tmp_path / "outputs/run" / folder
-        code = re.search(r"```python\n(.*?)```", (path / "README.md").read_text(), flags=re.DOTALL)[1]
+        blocks = re.findall(r"```python\n(.*?)```", (path / "README.md").read_text(), flags=re.DOTALL)
+        (code,) = (block for block in blocks if "def answer" in block)
         variables = {}
         exec(code.replace(f'{name} = "{name}"', f"{name} = {str(path)!r}").rpartition("print(")[0], variables)
         assert variables["answer"](prompt) == row.answer

@@ -3,6 +3,7 @@
 The column names of the data decide which: `CausalLM` reads documents from a column of texts, `Chat` prompts and answers.
 """
 
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -47,6 +48,7 @@ from finetuning.training.answering import write_answers
 from finetuning.training.prediction import Predictor
 
 PROMPT_TOKENS = 24  # tokens at the start of a document that the model continues for the report page
+MAX_LINE_CHARACTERS = 100  # of a prompt, on a line of the report page
 MAX_EXAMPLE_CHARACTERS = 1_200  # of the conversation that is printed before training
 CHAT_SETTINGS = ("prompt_column", "completion_column", "completion_only_loss", "max_new_tokens")
 
@@ -473,4 +475,5 @@ def _as_example(line, references: list[str]) -> Example:
         ("the model", line.answer),
         ("the reference" + "s" * (len(references) > 1), "\n".join(references)),
     )
-    return Example(f"chrF {line.chrf:.0f}, row {line.row}: {line.prompt}", sides=sides)
+    prompt = textwrap.shorten(line.prompt, MAX_LINE_CHARACTERS, placeholder=" ...")
+    return Example(f"chrF {line.chrf:.0f}, row {line.row}: {prompt}", sides=sides)
