@@ -145,7 +145,8 @@ class Config:
     )
     quantization: Literal["none", "4bit"] = HfArg(
         default="none",
-        help="4bit: store the frozen weights in 4 bits (QLoRA, arXiv 2305.14314), for large models on a CUDA GPU; not tried yet",
+        help="4bit: store the frozen weights in 4 bits (QLoRA, arXiv 2305.14314), for models that do not fit into memory; slower; needs "
+        "bitsandbytes; run on CPUs, not yet on a GPU",
     )
     lora_r: int = HfArg(default=16, help="rank of the update; 4 and 64 were no better in the study, one seed")
     lora_alpha: int = HfArg(default=32, help="the update is scaled by lora_alpha / lora_r")

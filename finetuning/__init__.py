@@ -2,3 +2,7 @@
 
 config -> data (rows, tokens) -> model -> training -> results (metrics, report) -> use (new texts, exports)
 """
+
+import logging
+
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # while it is imported, it warns of an optional package

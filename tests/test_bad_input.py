@@ -98,7 +98,6 @@ def bad(tmp_path, data_file):
         (["--dataset_name", "bad/splits"], ["split test", "'superb'", "'bad', 'good'"]),
         (["--output_dir", "bad/empty.csv"], ["output_dir=bad/empty.csv", "cannot write there"]),
         (["--resume", "nowhere"], ["--resume", "leave the other flags out"]),
-        (["--quantization", "4bit"], ["quantization=4bit", "CUDA GPU", "none"]),
         (["--quantization", "4bit", "--method", "full"], ["quantization=4bit", "method"]),
         (["--train_embeddings", "--method", "full"], ["train_embeddings", "method is full"]),
         (["--metric_for_best_model", "bleu"], ["metric_for_best_model=bleu", "accuracy, f1"]),

@@ -1,15 +1,15 @@
 """The pre-trained model and its tokenizer: check them, load them, and add the task's head."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase, set_seed
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, set_seed
 
 from config import Config
 from finetuning.data.sources import Source
 from finetuning.errors import UserError
+from finetuning.model import four_bits
 from finetuning.model.architectures import ARCHITECTURES
 from finetuning.speed import attention
 from finetuning.speed.precision import on_cpu
@@ -20,7 +20,7 @@ def read_model_config(task: Task, source: Source, config: Config) -> PretrainedC
     """Return the model's config file.
 
     Raise `UserError` if transformers can't read it or has no model of its type for the task, if `max_length` exceeds the model's
-    positions, or if `quantization` is not possible on this machine.
+    positions, or if `quantization` needs a package that is not installed.
     """
     try:
         model_config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
@@ -31,8 +31,8 @@ def read_model_config(task: Task, source: Source, config: Config) -> PretrainedC
         raise UserError(
             f"model_name: {source.name} is of type {model_type}, and transformers has no {config.task} model of this type"
         )
-    if config.quantization == "4bit" and not (torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes")):
-        raise UserError("quantization=4bit needs a CUDA GPU and bitsandbytes (pip install bitsandbytes): set it to none")
+    if config.quantization == "4bit":
+        four_bits.check_installed()
     architecture = ARCHITECTURES.get(model_config.model_type)
     positions = getattr(model_config, "max_position_embeddings", None)  # models with relative positions have none
     if positions is not None:
@@ -111,7 +111,8 @@ def build_base(task: Task, source: Source, label_names: list[str], config: Confi
     dropouts.append("classifier_dropout")  # some models use 0.1 if it is not set
     for name, value in (task.model_settings(label_names) | dict.fromkeys(dropouts, config.dropout)).items():
         setattr(model_config, name, value)
-    known = model_config.model_type in ARCHITECTURES  # others may pass arguments that our attention does not accept
+    # Other architectures may pass arguments that our attention does not accept, and layers in 4 bits mix bf16 and float32.
+    known = model_config.model_type in ARCHITECTURES and config.quantization == "none"
     use_our_attention = config.speedups and on_cpu() and known and attention.has_sdpa(task.auto_class, model_config)
     set_seed(config.seed)
     try:
@@ -122,11 +123,13 @@ def build_base(task: Task, source: Source, label_names: list[str], config: Confi
             dtype=torch.float32,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
-            quantization_config=_four_bits() if config.quantization == "4bit" else None,
+            quantization_config=four_bits.four_bits() if config.quantization == "4bit" else None,
             attn_implementation=attention.ATTENTION if use_our_attention else None,
         )
     except Exception as error:  # damaged weights, or values in config.json that do not fit together
         raise _not_loaded(source, "weights that transformers can load", error) from error
+    if config.quantization == "4bit":
+        four_bits.keep_layout(model)
     if invented := sorted(name for name in model.missing_weights if _is_pretrained(name, model)):
         raise UserError(
             f"model_name: the weights in {source.path} do not fit its config.json: {invented[0]} is missing or has another size "
@@ -149,15 +152,3 @@ def load(task: Task, path: str | Path, **options) -> torch.nn.Module:
     model, info = task.auto_class.from_pretrained(path, output_loading_info=True, trust_remote_code=False, **options)
     model.missing_weights = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
     return task.adapt(model)
-
-
-def _four_bits() -> BitsAndBytesConfig:
-    """Return QLoRA's settings (arXiv 2305.14314); the new head is not quantized. Never run so far."""
-    heads = ["classifier", "pre_classifier", "score", "pooler", "head"]
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=heads,
-    )

@@ -33,6 +33,7 @@ from transformers.pytorch_utils import Conv1D
 from config import Config
 from finetuning import speed
 from finetuning.errors import UserError
+from finetuning.model import four_bits
 from finetuning.model.architectures import target_modules
 from finetuning.task import Task
 
@@ -108,7 +109,7 @@ def check_finite(model: torch.nn.Module, folder: Path) -> None:
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """Return the numbers of (trainable, all) parameters. Frozen copies that peft keeps of fully trained modules do not count."""
-    counts = [(p.requires_grad, p.numel()) for name, p in model.named_parameters() if ".original_module." not in name]
+    counts = [(p.requires_grad, four_bits.numel(p)) for name, p in model.named_parameters() if ".original_module." not in name]
     return sum(n for trainable, n in counts if trainable), sum(n for _, n in counts)
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import math
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -51,6 +52,10 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
     comparison = _Comparison(run, predictor, test)
     comparison.add("run", predictor.model, run.folder / "adapter" / ADAPTER_FILES[1])
     comparison.measure_usual_speed(load_predictor(run, source, show_progress=False))
+    if run.config.quantization != "none":  # the adapter is merged into the weights of the base model's file
+        predictor = load_predictor(
+            replace(run, config=replace(in_float32.config, quantization="none")), source, show_progress=False
+        )
 
     shutil.rmtree(partial, ignore_errors=True)
     _write_merged(predictor, run, source.path, partial / "merged")
@@ -87,8 +92,6 @@ def _check(run: Run, formats: tuple[str, ...]) -> None:
     libraries = {library for name in formats for library in NEEDED_LIBRARIES[name]}
     if missing := sorted(library for library in libraries if not importlib.util.find_spec(library)):
         raise UserError(f"--formats {' '.join(formats)}: {', '.join(missing)} missing: pip install -r requirements-extras.txt")
-    if run.config.quantization != "none":
-        raise UserError(f"{run.folder}: with quantization={run.config.quantization}, an adapter can't be merged without loss")
     if (run.folder / "export").exists():
         raise UserError(f"{run.folder / 'export'} exists already; remove it to export again")
 
@@ -125,7 +128,7 @@ class _Comparison:
     def _agreement(self, name: str, predictions, statistics, decisions) -> dict:
         """Return how well a model agrees with the run's model: `agrees`, and the numbers that decide it.
 
-        Logits may differ by `LARGEST_DIFFERENCE`. 8-bit weights may instead lose the fraction `int8_tolerance` of the first metric.
+        If the run's base model is quantized and the export is not, the numbers only tell how far they are apart. Else logits may differ by `LARGEST_DIFFERENCE`. 8-bit weights may instead lose the fraction `int8_tolerance` of the first metric.
         They disagree only if the 95 % interval of the paired difference shows a larger loss at both ends.
         """
         result = {}
@@ -136,7 +139,8 @@ class _Comparison:
         # np.max keeps a NaN, which then does not agree; Python's max may lose it.
         result["largest_difference"] = float(np.max([abs(a - b / self.temperature).max() for a, b in pairs]))
         if "int8" not in name:
-            return result | {"agrees": result["largest_difference"] <= LARGEST_DIFFERENCE}
+            allowed = LARGEST_DIFFERENCE if self.run.config.quantization == "none" else sys.float_info.max
+            return result | {"agrees": result["largest_difference"] <= allowed}
         difference = metrics.difference(self.metric, [self.reference_statistics], [statistics])
         low, high = difference["difference_ci95"] or [difference["difference"]] * 2
         smallest_loss = low if self.metric.better == "higher" else -high

@@ -1,0 +1,45 @@
+"""Frozen weights in 4 bits with bitsandbytes (QLoRA, arXiv 2305.14314)."""
+
+import importlib.util
+
+import torch
+from transformers import BitsAndBytesConfig
+
+from finetuning.errors import UserError
+
+NOT_QUANTIZED = ["classifier", "pre_classifier", "score", "pooler", "head", "lm_head", "qa_outputs"]  # heads, which may be new
+
+
+def check_installed() -> None:
+    """Raise `UserError` if bitsandbytes is not installed."""
+    if not importlib.util.find_spec("bitsandbytes"):
+        raise UserError("quantization=4bit needs bitsandbytes, which is not installed: pip install -r requirements-extras.txt")
+
+
+def four_bits() -> BitsAndBytesConfig:
+    """Return QLoRA's settings: NF4, the scales quantized too, products in bf16."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=NOT_QUANTIZED,
+    )
+
+
+def keep_layout(model: torch.nn.Module) -> None:
+    """Keep the layout of quantized weights on a CPU.
+
+    Otherwise bitsandbytes changes it at the first prediction: a later training step would need it back, and layers narrower than 64
+    fail.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def numel(parameter: torch.nn.Parameter) -> int:
+    """Return the number of weights of a parameter. A quantized one stores two in a byte."""
+    return parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1)
