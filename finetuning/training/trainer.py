@@ -119,6 +119,10 @@ class FineTuner(Trainer):
         self.data, self.task, self.config, self.keeper = data, data.task, data.config, Keeper()
         self.loss_of = self.task.loss_function(data.train.labels, len(data.label_names), self.config)
         self.compute_loss_func = self._loss_of_step
+        inputs = self.train_dataset.tokens.inputs
+        column = next(name for name in ("labels", "targets") if name in inputs.column_names)
+        total = sum((np.asarray(row) != -100).sum() for row in inputs[column])
+        self.mean_labels = torch.tensor(total / count_steps(len(self.train_dataset), self.rows_per_step))
 
     def _loss_of_step(self, outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
         """Return the summed loss of a forward pass, divided by the number of labels in its whole step.
@@ -202,11 +206,7 @@ class FineTuner(Trainer):
         The Trainer does not count labels of -100. In regression, -100 is a number like any other, so the Trainer gets zeros to
         count. With one process the result stays on the CPU, because a copy to the GPU waits until its earlier work is done.
         """
-        batches = [
-            {"labels": torch.zeros_like(batch["labels"])} if batch["labels"].is_floating_point() else batch
-            for batch in batch_samples
-        ]
-        return super()._get_num_items_in_batch(batches, device if self.args.world_size > 1 else torch.device("cpu"))
+        return self.mean_labels
 
     def get_train_dataloader(self) -> DataLoader:
         args = self.args
