@@ -194,6 +194,15 @@ STUDIES = {
         | rates("full, neighbours, {}", "2e-4", "4e-4", method="full", **NEIGHBOURS),
         reference="{0}, ",
     ),
+    # What the loss of a step is divided by: its own number of words, or the mean number of all steps. The records name the commits
+    # whose code does the one and the other. Since then it is the mean.
+    "step-weights": Study(
+        "validation",
+        SENTENCES | dict(num_train_epochs=3, eval_steps=0.5),
+        {"own words": {}, "mean number of words": {}},
+        SEEDS,
+        reference="own words",
+    ),
     # Both methods on the official test, each at its own best learning rate.
     "entities": Study("test", ENTITIES, beside_full(2e-4), SEEDS, reference="full fine-tuning"),
     # At 1e-3 and rank 64 the larger model learned nothing: its training loss did not fall below that of guessing.
