@@ -1,6 +1,7 @@
 """Fixtures: tiny models, small data sets, and a function that runs a script in this process."""
 
 import itertools
+import json
 import os
 import runpy
 import sys
@@ -57,6 +58,9 @@ TRANSLATORS = {
     "t5": _T5,
     **dict.fromkeys(("mt5", "umt5"), _T5 | dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
 }
+# A turn is [CLS], a word for the role, the content and [SEP]. Like many templates, it puts something after the end of a turn.
+CHAT_TEMPLATE = """{% set names = {'system': 'wise', 'user': 'we', 'assistant': 'great'} %}{% for message in messages -%}
+[CLS]{{ names[message.role] }} {{ message.content }}[SEP] .{% endfor %}{% if add_generation_prompt %}[CLS]great {% endif %}"""
 DECODERS = ("gpt2", "opt", "llama", "qwen2", "qwen3", "gemma2", "gemma3_text")
 
 
@@ -123,6 +127,11 @@ def make_pairs(n: int = 400) -> pd.DataFrame:
     return pd.DataFrame(
         {name: [" ".join(str(first + i) for i in row) for row in rows] for name, first in (("low", 0), ("high", 20))}
     )
+
+
+def write_lines(path, rows: list[dict]):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def as_flags(settings: dict) -> list[str]:
@@ -195,3 +204,23 @@ def entity_flags(model_dir, entity_files) -> list[str]:
     settings = dict(task="token-classification", model_name=model_dir, dataset_name=entity_files / "iob2.conll", max_length=16)
     settings |= dict(batch_size=8, num_train_epochs=12, learning_rate=0.01, early_stopping_patience=0, eval_steps=0.5)
     return as_flags(settings | dict(run_name="run"))
+
+
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory):
+    """Return the folder of a tiny decoder whose tokenizer has a chat template."""
+    folder = make_model(tmp_path_factory.mktemp("models") / "tiny-chat", "llama")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[CLS]"]})
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def chat_flags(chat_model, tmp_path):
+    """Return the flags of a run on prompts of rows.jsonl, each with two answers."""
+    rows = [{"prompt": f"a film {i}", "completion": f"{word} {i}"} for i in range(50) for word in ("great", "moving")]
+    settings = dict(task="causal-lm", model_name=chat_model, dataset_name=write_lines(tmp_path / "rows.jsonl", rows))
+    settings |= dict(max_length=32, batch_size=8, learning_rate=0.01, eval_steps=0.5, max_new_tokens=6, run_name="run")
+    return as_flags(settings)

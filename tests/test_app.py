@@ -106,3 +106,13 @@ def test_requests_that_make_no_sense_leave_no_traceback(app, call, tiny_flags, t
     upload = b'--b\r\nContent-Disposition: form-data; name="files"; filename="x"\r\n\r\n' + b"0" * 2_000_000 + b"\r\n--b--\r\n"
     assert ask("upload", upload, "multipart/form-data; boundary=b")[0] == 413
     assert "Traceback" not in (tmp_path / "app.err").read_text()
+
+
+def test_the_page_of_a_model_that_answers_prompts_is_a_chat(app, call, chat_flags, tmp_path):
+    assert call("fine_tune.py", *chat_flags).code == 0
+    (expected,) = call("predict.py", "a film 3").out.splitlines()
+    address = app("outputs/run")
+    event = json.loads(request(address, "call/chat", {"data": ["a film 3"]})[1])["event_id"]
+    assert json.dumps(expected) in request(address, f"call/chat/{event}", None)[1].rpartition("event: complete")[2]
+    event = json.loads(request(address, "call/chat", {"data": ["  "]})[1])["event_id"]
+    assert "event: error" in request(address, f"call/chat/{event}", None)[1]

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import as_flags, make_model
+from conftest import CHAT_TEMPLATE as TEMPLATE
+from conftest import make_model, write_lines
 from sacrebleu.metrics import BLEU
 
 from config import Config
@@ -21,25 +22,11 @@ from finetuning.results import answers
 from finetuning.results.run_folder import open_run
 from finetuning.use.predicting import load_engine
 
-# A turn is [CLS], a word for the role, the content and [SEP]. Like many templates, it puts something after the end of a turn.
-TEMPLATE = """{% set names = {'system': 'wise', 'user': 'we', 'assistant': 'great'} %}{% for message in messages -%}
-[CLS]{{ names[message.role] }} {{ message.content }}[SEP] .{% endfor %}{% if add_generation_prompt %}[CLS]great {% endif %}"""
 TURNS = [("user", "a film"), ("assistant", "a plot"), ("user", "long"), ("assistant", "loud and long")]
 
 
 def say(*turns: tuple[str, str]) -> chats.Messages:
     return [{"role": role, "content": content} for role, content in turns]
-
-
-@pytest.fixture(scope="session")
-def chat_model(tmp_path_factory):
-    """Return the folder of a tiny decoder whose tokenizer has a chat template."""
-    folder = make_model(tmp_path_factory.mktemp("models") / "tiny-chat", "llama")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["[CLS]"]})
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -50,20 +37,6 @@ def plain_model(tmp_path_factory):
 @pytest.fixture
 def tokenizer(chat_model):
     return transformers.AutoTokenizer.from_pretrained(chat_model)
-
-
-def write_lines(path, rows: list[dict]):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture
-def chat_flags(chat_model, tmp_path):
-    """Return the flags of a run on prompts of rows.jsonl, each with two answers."""
-    rows = [{"prompt": f"a film {i}", "completion": f"{word} {i}"} for i in range(50) for word in ("great", "moving")]
-    settings = dict(task="causal-lm", model_name=chat_model, dataset_name=write_lines(tmp_path / "rows.jsonl", rows))
-    settings |= dict(max_length=32, batch_size=8, learning_rate=0.01, eval_steps=0.5, max_new_tokens=6, run_name="run")
-    return as_flags(settings)
 
 
 # --- rows ----------------------------------------------------------------------------------------------------------------
@@ -293,7 +266,9 @@ def test_predict_reads_files_of_prompts_and_of_conversations(call, chat_flags, t
     [
         (["--max_new_tokens", "0"], "max_new_tokens=0 is out of range"),
         (["--prompt_column", "other"], "prompt_column=other is not a column"),
-        (["--prompt_column", "prompt", "--text_column", "text"], "text_column and prompt_column are both given"),
+        (["--prompt_column", "prompt", "--text_column", "text"], "text_column=text is not for prompts and answers"),
+        (["--label_column", "completion"], "label_column=completion is not for prompts and answers"),
+        (["--text_column", "prompt", "--completion_column", "completion"], "completion_column is for prompts and answers"),
         (["--method", "head"], "method=head is not for causal-lm"),
         (["--metric_for_best_model", "bleu"], "metric_for_best_model=bleu is not known"),
         (["--truncation", "head"], "truncation=head is not for causal-lm"),

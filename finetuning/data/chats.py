@@ -51,7 +51,7 @@ def find_chat_columns(available: list[str], config: Config) -> dict[str, str]:
         columns["prompt"] = conversations[0]
     elif pairs := [pair for pair in PROMPT_AND_ANSWER_COLUMNS if {*pair} <= {*by_name}]:
         columns["prompt"], columns["completion"] = (by_name[name] for name in pairs[0])
-    if config.completion_column:
+    if columns and config.completion_column:
         columns["completion"] = find_column("completion_column", config.completion_column, (), available)
     return with_input(columns, available)
 

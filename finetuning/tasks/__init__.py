@@ -5,7 +5,8 @@ from collections.abc import Collection
 from config import Config
 from finetuning.errors import UserError
 from finetuning.task import Task
-from finetuning.tasks.causal_lm import CausalLM, Chat
+from finetuning.tasks.causal_lm import CausalLM
+from finetuning.tasks.chat import Chat
 from finetuning.tasks.classification import MultiLabel, SingleLabel
 from finetuning.tasks.entities import Entities
 from finetuning.tasks.masked_lm import MaskedLM

@@ -1,0 +1,377 @@
+"""Answers to prompts, and conversations: a decoder learns to write the messages of the assistant."""
+
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.compute
+import torch
+from datasets import Dataset, Features, List, Value
+from peft import TaskType
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, set_seed
+
+from config import Config
+from finetuning.data.cache import map_once, read_columns
+from finetuning.data.chats import (
+    CONVERSATION_COLUMNS,
+    SEPARATOR,
+    as_text,
+    conversation,
+    encode,
+    end_tokens,
+    find_chat_columns,
+    prompt_ids,
+    rows_of,
+    split_last_answer,
+    with_input,
+)
+from finetuning.data.splits import Split, listed
+from finetuning.data.text import TEXT_COLUMNS, find_column
+from finetuning.data.tokens import Tokens
+from finetuning.errors import UserError
+from finetuning.model.generation import check_options, longest_prompt, stream_text
+from finetuning.model.scoring import next_token_batch, scoring
+from finetuning.results import answers as written
+from finetuning.results import bleu
+from finetuning.results.report import MAX_EXAMPLES, Example, Section
+from finetuning.task import Evaluation, Rows, Statistics, Task
+from finetuning.tasks.language_model import PERPLEXITY, check_method
+from finetuning.training.answering import write_answers
+from finetuning.training.prediction import Predictor
+
+MAX_LINE_CHARACTERS = 100  # of a prompt, on a line of the report page
+MAX_EXAMPLE_CHARACTERS = 1_200  # of the conversation that is printed before training
+
+
+@dataclass(frozen=True)
+class Written:
+    """Predictions in the order of the rows. Iteration yields the rows of `scores`, which compare an export with the run's model."""
+
+    scores: np.ndarray  # (rows, 2): mean log-likelihood of the trained tokens, and their number
+    prompts: np.ndarray  # (rows,): the number of each row's prompt; equal prompts have equal numbers
+    calibration: dict  # `ends`: the tokens that end an answer; `has_template`: whether the tokenizer has a chat template
+    answers: list[str] | None = None  # to each prompt; None if none were written
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(self.scores)
+
+
+class Chat(Task):
+    """Answers to prompts, and conversations. The loss counts the tokens of the answers. Predictions are `Written`.
+
+    A prompt that occurs in several rows has several references. It is answered once.
+    """
+
+    name = "causal-lm"
+    pipeline_tag = "text-generation"
+    auto_class = AutoModelForCausalLM
+    peft_type = TaskType.CAUSAL_LM
+    metrics = (*PERPLEXITY, *written.METRICS)
+    settings = ("prompt_column", "completion_column", "completion_only_loss", "max_new_tokens", "text_column", "label_column")
+    token_settings = ("max_length", "completion_only_loss")
+    input_types = (str, list)
+    optional_inputs = ("input",)
+    mixed_lengths = True  # as for other language models
+    truncates = False  # the tokenizer must not cut: `chats.shorten` does
+    prediction_column = "answer"
+    options = dict(max_new_tokens=None, temperature=0.0, top_p=1.0, seed=0)  # None: as in the run's config
+    answer_features = Features({"answer": Value("string")})
+    examples = ("Who are you?", "Explain in one sentence what LoRA is.")
+    widgets = (("text", "Answer"),)
+    code_template = "chat.py.jinja"
+    empty_text = "an empty prompt or answer"
+    converses = True
+
+    def fits(self, config: Config) -> bool:
+        return super().fits(config) and config.prompt_column is not None
+
+    def check(self, config: Config) -> None:
+        check_method(self, config)
+        for name in ("text_column", "label_column"):
+            if getattr(config, name):
+                raise UserError(
+                    f"{name}={getattr(config, name)} is not for prompts and answers: leave it out, or leave out prompt_column"
+                )
+        if config.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens={config.max_new_tokens} is out of range: it must be at least 1")
+
+    # --- rows ------------------------------------------------------------------------------------------------------------
+
+    def input_columns(self, available: list[str], config: Config, text_column: str | None) -> dict[str, str]:
+        """Return the column of prompts or conversations. New rows may have it under another usual name, and lack the answers."""
+        usual = (config.prompt_column, *CONVERSATION_COLUMNS, "prompt", "instruction", *TEXT_COLUMNS)
+        return with_input({"prompt": find_column("text_column", text_column, usual, available)}, available)
+
+    def columns(self, available: list[str], config: Config) -> dict[str, str]:
+        return find_chat_columns(available, config)
+
+    def read(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Rows:
+        """Return the rows as they are; the later steps read conversations from them. Raise `UserError` for a row that holds none."""
+        names = {column: name for name, column in columns.items()}
+        rows = {split: part.select_columns([*names]).rename_columns(names) for split, part in raw.items()}
+        left_out, remarks = {}, [f"prompts and answers are read from {', '.join(columns.values())}"]
+        for split, part in rows.items():
+            problems = _problems(part)
+            bad = np.flatnonzero(problems != "")
+            if len(bad) and config.on_bad_rows == "error":
+                raise UserError(
+                    f"split {split}, row {bad[0]}: {problems[bad[0]]} ({len(bad):,} such rows of {len(part):,}): correct them, or "
+                    "set on_bad_rows to skip, which leaves these rows out"
+                )
+            if len(bad):
+                remarks.append(f"{len(bad):,} rows of split {split} left out (row {listed(bad)}): {problems[bad[0]]}")
+            left_out[split] = problems != ""
+        return Rows(rows, {split: np.zeros(len(part), np.int64) for split, part in rows.items()}, [], left_out, remarks)
+
+    def contents(self, batch: dict[str, list], labels: np.ndarray) -> tuple[list[str], Sequence]:
+        """Return the prompts, "" where the prompt or its answer is empty, and the answers. Equal prompts thus stay in one split."""
+        prompts, answers = [], []
+        for row in rows_of(batch):
+            messages, answer = split_last_answer(conversation(row)) if not _problem(row) else ([], "")
+            prompts.append(as_text(messages) if answer else "")
+            answers.append(answer)
+        return prompts, answers
+
+    def readable(self, batch: dict[str, list]) -> dict[str, list[str]]:
+        return {"prompt": self.contents(batch, np.zeros(len(batch["prompt"])))[0]}
+
+    # --- tokens and model ------------------------------------------------------------------------------------------------
+
+    def features(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Features:
+        ids = {name: List(Value("int32")) for name in ("input_ids", "targets", "prompt")}
+        return Features({**ids, "rows": List(Value("int64")), "length": Value("int32"), "answer_cut": Value("bool")})
+
+    def tokenize(self, batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, list]:
+        examples = [encode(conversation(row), tokenizer, config) for row in rows_of(batch)]
+        columns = {name: [example[name] for example in examples] for name in examples[0]}
+        return columns | {"rows": [[row] for row in range(len(examples))]}
+
+    def first_example(self, tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """Return the first example with brackets around the tokens that the loss counts, and how many of these train has."""
+        example, text = tokens.inputs[0], ""
+        pairs = zip(example["input_ids"], example["targets"], strict=True)
+        for is_trained, group in groupby(pairs, key=lambda pair: pair[1] >= 0):
+            part = tokenizer.decode([token for token, _ in group])
+            text += f"[[{part}]]" if is_trained else part
+        text = f"...{text[-MAX_EXAMPLE_CHARACTERS:]}" if len(text) > MAX_EXAMPLE_CHARACTERS else text
+        columns = read_columns(tokens.inputs, "targets", "answer_cut")
+        targets = pyarrow.compute.list_flatten(columns["targets"]).to_numpy()
+        trained, cut = int((targets >= 0).sum()), int(pyarrow.compute.sum(columns["answer_cut"]).as_py())
+        lines = [f"reads  {text.strip()}".replace("\n", "\n       ")]
+        lines.append(f"       the loss counts the tokens in [[ ]]: {trained:,} of {len(targets):,} ({trained / len(targets):.1%})")
+        return lines + ([f"cut    the answers of {cut:,} rows at their end, which max_length cuts off"] if cut else [])
+
+    def truncation_note(self, config: Config) -> str:
+        return "the oldest turns are left out first, then the beginning of the prompt is cut, then the end of the answer"
+
+    def adapt(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return the model, changed so that it returns (rows, 2) in place of logits for a batch with `targets`.
+
+        The two numbers are the sum of the targets' log-likelihoods and the number of targets.
+        """
+        return scoring(model, getattr(model, model.base_model_prefix))
+
+    def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
+        return next_token_batch(examples, [example["targets"] for example in examples], tokenizer.pad_token_id)
+
+    def count_targets(self, train: Tokens) -> int:
+        return train.count_targets("targets")
+
+    def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
+        return lambda scores, labels: -scores[:, 0].sum()
+
+    def prepare_export(self, merged: torch.nn.Module, calibration: dict) -> None:
+        """Make `generate` of the merged model end an answer where the run's model does."""
+        merged.generation_config.eos_token_id = calibration["ends"]
+
+    # --- predictions -----------------------------------------------------------------------------------------------------
+
+    def predict(self, predictor: Predictor, tokens: Tokens) -> Written:
+        """Return the scores of the references, and the greedy answer to each prompt."""
+        scored, (_, prompts) = self.validate(predictor, tokens), _number_prompts(tokens)
+        options = self.options | dict(max_new_tokens=predictor.config.max_new_tokens)
+        return replace(scored, answers=self._write(predictor, prompts, options))
+
+    def validate(self, predictor: Predictor, tokens: Tokens) -> Written:
+        """Return predictions without answers, which take long to write."""
+        sums = np.empty((len(tokens), 2))
+        for rows, outputs in predictor.outputs(tokens):
+            sums[rows] = np.concatenate(outputs)
+        scores = np.stack([sums[:, 0] / sums[:, 1], sums[:, 1]], axis=1)
+        tokenizer = predictor.tokenizer
+        calibration = {"ends": end_tokens(tokenizer), "has_template": bool(tokenizer.chat_template)}
+        return Written(scores, _number_prompts(tokens)[0], calibration)
+
+    @staticmethod
+    def _write(predictor: Predictor, prompts: list[list[int]], options: dict) -> list[str]:
+        """Return the answers to prompts, given as token ids. Of a prompt that is too long, the model reads the end."""
+        limit = longest_prompt(predictor.model, options)
+        return write_answers(predictor, [prompt[-limit:] for prompt in prompts], end_tokens(predictor.tokenizer), options)
+
+    def calibrate(self, predictions: Written, validation: Split) -> dict:
+        """Return what exports and model cards need to know of the tokenizer."""
+        return predictions.calibration
+
+    def decide(self, predictions: Written, calibration: dict) -> list[str]:
+        return [predictions.answers[prompt] for prompt in predictions.prompts]
+
+    def statistics(self, predictions: Written, split: Split, calibration: dict) -> Statistics:
+        """Return the loss and number of the tokens of each row. The first row of each prompt also has the answer's statistics.
+
+        Rows with the same prompt are a `group`.
+        """
+        means, counts = predictions.scores.T
+        result = {"rows": np.ones(len(means)), "loss": -means * counts, "tokens": counts}
+        _, first_rows = np.unique(predictions.prompts, return_index=True)
+        if len(first_rows) < len(means):
+            result["group"] = predictions.prompts
+        if predictions.answers is not None:
+            for name, values in written.statistics(predictions.answers, _references(predictions, split)).items():
+                result[name] = np.zeros((len(means), *values.shape[1:]))
+                result[name][first_rows] = values
+        return result
+
+    # --- results ---------------------------------------------------------------------------------------------------------
+
+    def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
+        """Return the numbers of tokens and prompts, and sacreBLEU's signatures."""
+        references = _references(evaluation.predictions, evaluation.split)
+        counts = {len(texts) for texts in references}
+        n_references = str(*counts) if len(counts) == 1 else "var"
+        signatures = {name: text.replace("nrefs:1", f"nrefs:{n_references}") for name, text in bleu.signatures().items()}
+        numbers = {"tokens": int(statistics["tokens"].sum()), "prompts": len(references), "max_references": max(counts)}
+        return numbers | {name: signatures[name] for name in ("bleu_signature", "chrf_signature")}
+
+    def prediction_columns(self, evaluation: Evaluation) -> dict[str, Any]:
+        """Return the reference of each row, the answer to its prompt, the answer's `chrf`, and the reference's `loss`."""
+        predictions, references = evaluation.predictions, self.contents(evaluation.split.columns(), np.empty(0))[1]
+        chrf = bleu.sentence_chrf(predictions.answers, _references(predictions, evaluation.split))
+        columns = {"reference": references, "answer": self.decide(predictions, {})}
+        return columns | {"chrf": [chrf[prompt] for prompt in predictions.prompts], "loss": -predictions.scores[:, 0]}
+
+    def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
+        """Return the first row of each prompt, those with the lowest chrF first."""
+        table = pd.DataFrame({"row": evaluation.split.rows} | self.prediction_columns(evaluation))
+        _, first_rows = np.unique(evaluation.predictions.prompts, return_index=True)
+
+        def lines_of(positions: np.ndarray) -> pd.DataFrame:
+            return table.iloc[positions].assign(**self.readable(evaluation.split.select(positions).columns()))
+
+        return first_rows[np.argsort(table.chrf.to_numpy()[first_rows], kind="stable")], lines_of
+
+    def report(self, evaluation: Evaluation) -> list[Section]:
+        measured, (order, lines_of) = evaluation.metrics, self.errors(evaluation)
+        references = _references(evaluation.predictions, evaluation.split)
+
+        def examples_of(positions: np.ndarray) -> tuple:
+            prompts = evaluation.predictions.prompts[positions]
+            lines = zip(lines_of(positions).itertuples(), prompts, strict=True)
+            return (("", [_as_example(line, references[prompt]) for line, prompt in lines]),)
+
+        sample = np.sort(np.random.default_rng(0).permutation(order)[:MAX_EXAMPLES])
+        numbers = [
+            (metric.label or metric.name, metric.show(measured[metric.name]), metric.show_interval(measured[f"{metric.name}_ci95"]))
+            for metric in self.metrics
+        ]
+        validation = measured["validation"]
+        numbers.append(("validation perplexity", f"{validation['perplexity']:.3f}", f"{validation['n']:,} rows"))
+        return [
+            Section(text=self.remark(measured), numbers=tuple(numbers)),
+            Section("A random sample", "Open a line to see the answer beside the references.", examples=examples_of(sample)),
+            Section("The worst answers", "Sorted by chrF. All are in errors.csv.", examples=examples_of(order[:MAX_EXAMPLES])),
+        ]
+
+    def remark(self, metrics: dict) -> str:
+        config, n = metrics["run"]["config"], metrics["max_references"]
+        counted = "the tokens of the answers" if config["completion_only_loss"] else "all tokens"
+        return (
+            f"Greedy answers of at most {config['max_new_tokens']} tokens to {metrics['prompts']:,} prompts, compared with "
+            f"{f'up to {n} references each' if n > 1 else 'one reference each'}. Perplexity is per token of this model and counts "
+            f"{counted}. sacreBLEU's signature of BLEU: {metrics['bleu_signature']}."
+        )
+
+    # --- use -------------------------------------------------------------------------------------------------------------
+
+    def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
+        """Return the `answer` to each prompt or conversation. If a conversation ends with an answer, that one is written anew."""
+        options, prompts = self._options(predictor), []
+        for number, row in enumerate(rows_of(batch), 1):
+            if problem := _problem(row):
+                raise UserError(f"text {number} can't be answered: {problem}")
+            messages = conversation(row)
+            messages = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+            prompts.append(prompt_ids(messages, predictor.tokenizer, predictor.config.max_length))
+        set_seed(options["seed"])
+        return {"answer": self._write(predictor, prompts, options)}
+
+    def stream(self, predictor: Predictor, messages: list[dict[str, str]]) -> Iterator[str]:
+        options, tokenizer = self._options(predictor), predictor.tokenizer
+        prompt = prompt_ids(messages, tokenizer, predictor.config.max_length)
+        yield from stream_text(predictor.model.eval(), tokenizer, prompt, end_tokens(tokenizer), options)
+
+    def _options(self, predictor: Predictor) -> dict:
+        """Return the options of predict.py. Raise `UserError` for one that is out of range."""
+        options = self.options | predictor.options
+        options["max_new_tokens"] = options["max_new_tokens"] or predictor.config.max_new_tokens
+        check_options(options)
+        return options
+
+    def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
+        return answer["answer"]
+
+    def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
+        return self.answers(predictor, {"prompt": [text]}, label_names, calibration)["answer"]
+
+    def pipeline(self, config: Config) -> tuple[str, str]:
+        return "", "Give it a list of messages, so that it uses the chat template. It samples if the base model's settings say so."
+
+    def code_variables(self, config: Config, calibration: dict) -> dict:
+        return {"separator": SEPARATOR}
+
+
+def _problem(row: dict) -> str:
+    """Return why a row holds no conversation; "" if it holds one."""
+    try:
+        return "" if conversation(row) else "it is empty"
+    except ValueError as error:
+        return str(error)
+
+
+def _problems(rows: Dataset) -> np.ndarray:
+    """Return why each row holds no conversation, (rows,) of texts. Empty rows are no problem here: data/splits.py counts them."""
+
+    def problems(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
+        texts = [_problem(row) for row in rows_of(batch)]
+        return {"problem": ["" if text == "it is empty" else text for text in texts]}
+
+    texts = read_columns(map_once(rows, problems, Features({"problem": Value("string")}), []), "problem")
+    return np.array(texts["problem"].to_pylist(), dtype=object)
+
+
+def _number_prompts(tokens: Tokens) -> tuple[np.ndarray, list[list[int]]]:
+    """Return the number of each row's prompt, (rows,), and the token ids of each prompt."""
+    numbers, rows = {}, read_columns(tokens.inputs, "prompt")["prompt"].to_pylist()
+    return np.array([numbers.setdefault(tuple(ids), len(numbers)) for ids in rows]), [list(ids) for ids in numbers]
+
+
+def _references(predictions: Written, split: Split) -> list[list[str]]:
+    """Return the references of each prompt."""
+    references = [[] for _ in range(predictions.prompts.max() + 1)]
+    for prompt, row in zip(predictions.prompts, rows_of(split.columns()), strict=True):
+        references[prompt].append(split_last_answer(conversation(row))[1])
+    return references
+
+
+def _as_example(line, references: list[str]) -> Example:
+    """Return a line of errors.csv for the report page."""
+    sides = (
+        ("the prompt", line.prompt),
+        ("the model", line.answer),
+        ("the reference" + "s" * (len(references) > 1), "\n".join(references)),
+    )
+    prompt = textwrap.shorten(line.prompt, MAX_LINE_CHARACTERS, placeholder=" ...")
+    return Example(f"chrF {line.chrf:.0f}, row {line.row}: {prompt}", sides=sides)
