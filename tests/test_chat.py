@@ -159,6 +159,17 @@ def test_too_long_conversations_lose_old_turns_then_the_prompts_beginning_then_t
     text = tokenizer.decode(example["input_ids"])
     assert example["answer_cut"] and len(example["input_ids"]) == 40 and example["length"] == 88
     assert text.startswith("[CLS] we 36 37 38 39 [SEP] . [CLS] great 0 1 2")
+    text, counted = trained(say(("system", long), ("user", long), ("assistant", "loud")), tokenizer, max_length=40)
+    assert text.startswith("[CLS] wise 0 1 2") and "[CLS] we 39 [SEP]" in text and counted == "loud [SEP]"
+    with pytest.raises(UserError, match="max_length=7 leaves no token for the answer to 'a film'"):
+        chats.encode(say(*TURNS[:2]), tokenizer, Config(task="causal-lm", max_length=7))
+
+
+def test_a_conversation_that_begins_with_an_answer_or_is_empty_is_not_answered(call, chat_flags, tmp_path):
+    assert call("fine_tune.py", *chat_flags).code == 0
+    write_lines(tmp_path / "m.jsonl", [{"messages": say(("system", "wise"))}])
+    refused = call("predict.py", "--file", tmp_path / "m.jsonl")
+    assert refused.code == 2 and "text 1 can't be answered: it has no message of the user" in refused.err
 
 
 @pytest.mark.parametrize("messages", [say(*TURNS[:2]), say(("system", "wise"), *TURNS)])

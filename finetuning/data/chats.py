@@ -190,6 +190,10 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
                 )
             answer = slice(len(before), end_of_answer(through, tokenizer))
             targets[answer] = ids[answer]
+    if not any(target >= 0 for target in targets[: config.max_length]):
+        raise UserError(
+            f"max_length={config.max_length} leaves no token for the answer to {as_text(full[:-1])[:60]!r}: raise it"
+        )
     if not config.completion_only_loss:
         targets[1:] = ids[1:]
     return {
@@ -222,22 +226,25 @@ def prompt_ids(messages: Messages, tokenizer: PreTrainedTokenizerBase, max_lengt
 def shorten(messages: Messages, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Messages:
     """Return a conversation that has at most `max_length` tokens, if possible.
 
-    First the oldest turns are left out, then the beginning of the last prompt, until the tokens before the answer are
-    `PROMPT_FRACTION` of `max_length`.
+    First the oldest turns are left out. Then the last prompt loses its beginning and the system's message its end, until the tokens
+    before the answer are `PROMPT_FRACTION` of `max_length`.
     """
 
-    def surplus(candidate: Messages) -> int:
-        return len(render(candidate, tokenizer, answer_follows=candidate[-1]["role"] != "assistant")) - max_length
+    def surplus() -> int:
+        return len(render(messages, tokenizer, answer_follows=messages[-1]["role"] != "assistant")) - max_length
 
-    system, turns = (messages[:1], messages[1:]) if messages[0]["role"] == "system" else ([], messages)
-    while len(turns) > 2 and surplus([*system, *turns]) > 0:
-        turns = turns[2:]
-    while (too_many := surplus([*system, *turns])) > 0:
-        prompt, ids = turns[0]["content"], _ids(turns[0]["content"], tokenizer)
-        before_answer = len(render([*system, turns[0]], tokenizer, answer_follows=True))
-        n_cut = min(too_many, len(ids) - 1, before_answer - int(PROMPT_FRACTION * max_length))
-        shorter = tokenizer.decode(ids[n_cut:], skip_special_tokens=False).strip() if n_cut > 0 else prompt
-        if len(shorter) >= len(prompt):
-            break
-        turns = [{"role": "user", "content": shorter}, *turns[1:]]
-    return [*system, *turns]
+    first = 1 if messages[0]["role"] == "system" else 0
+    while len(messages) > first + 2 and surplus() > 0:
+        messages = [*messages[:first], *messages[first + 2 :]]
+    for position in (first, 0):
+        while (too_many := surplus()) > 0 and position < len(messages):
+            content = messages[position]["content"]
+            ids = _ids(content, tokenizer)
+            before_answer = len(render(messages[: first + 1], tokenizer, answer_follows=True))
+            n_cut = min(too_many, len(ids) - 1, before_answer - int(PROMPT_FRACTION * max_length))
+            kept = ids[n_cut:] if position == first else ids[: len(ids) - n_cut]
+            shorter = tokenizer.decode(kept).strip() if n_cut > 0 else content
+            if len(shorter) >= len(content):
+                break
+            messages = [*messages[:position], messages[position] | {"content": shorter}, *messages[position + 1 :]]
+    return messages

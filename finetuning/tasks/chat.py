@@ -303,7 +303,9 @@ class Chat(Task):
             if problem := _problem(row):
                 raise UserError(f"text {number} can't be answered: {problem}")
             messages = conversation(row)
-            messages = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+            messages = messages[:-1] if messages[-1:] and messages[-1]["role"] == "assistant" else messages
+            if not messages or not messages[-1]["content"] or messages[-1]["role"] != "user":
+                raise UserError(f"text {number} can't be answered: it has no message of the user to answer")
             prompts.append(prompt_ids(messages, predictor.tokenizer, predictor.config.max_length))
         set_seed(options["seed"])
         return {"answer": self._write(predictor, prompts, options)}
@@ -334,19 +336,19 @@ class Chat(Task):
 
 
 def _problem(row: dict) -> str:
-    """Return why a row holds no conversation; "" if it holds one."""
+    """Return why a row holds no conversation; "" if it holds one or is empty."""
     try:
-        return "" if conversation(row) else "it is empty"
+        conversation(row)
     except ValueError as error:
         return str(error)
+    return ""
 
 
 def _problems(rows: Dataset) -> np.ndarray:
-    """Return why each row holds no conversation, (rows,) of texts. Empty rows are no problem here: data/splits.py counts them."""
+    """Return `_problem` of each row, (rows,). data/splits.py counts empty rows."""
 
     def problems(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
-        texts = [_problem(row) for row in rows_of(batch)]
-        return {"problem": ["" if text == "it is empty" else text for text in texts]}
+        return {"problem": [_problem(row) for row in rows_of(batch)]}
 
     texts = read_columns(map_once(rows, problems, Features({"problem": Value("string")}), []), "problem")
     return np.array(texts["problem"].to_pylist(), dtype=object)
