@@ -136,6 +136,9 @@ class Task:
     def check(self, config: Config) -> None:
         """Raise `UserError` for values that do not fit the task. `tasks.pick` refuses settings that only other tasks read."""
 
+    def check_positions(self, positions: int, config: Config) -> None:
+        """Raise `UserError` if the model has too few `positions` for the settings other than `max_length`."""
+
     # --- rows ------------------------------------------------------------------------------------------------------------
 
     def input_columns(self, available: list[str], config: Config, text_column: str | None) -> dict[str, str]:

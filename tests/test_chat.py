@@ -168,6 +168,7 @@ def test_too_long_conversations_lose_old_turns_then_the_prompts_beginning_then_t
 def test_a_conversation_that_begins_with_an_answer_or_is_empty_is_not_answered(call, chat_flags, tmp_path):
     assert call("fine_tune.py", *chat_flags).code == 0
     write_lines(tmp_path / "m.jsonl", [{"messages": say(("system", "wise"))}])
+    assert "--max_new_tokens 0 is out of range" in call("predict.py", "a film", "--max_new_tokens", 0).err
     refused = call("predict.py", "--file", tmp_path / "m.jsonl")
     assert refused.code == 2 and "text 1 can't be answered: it has no message of the user" in refused.err
 
@@ -276,6 +277,7 @@ def test_predict_reads_files_of_prompts_and_of_conversations(call, chat_flags, t
     ("flags", "message"),
     [
         (["--max_new_tokens", "0"], "max_new_tokens=0 is out of range"),
+        (["--max_new_tokens", "64"], "max_new_tokens=64 leaves no room for a prompt in the 64 positions"),
         (["--prompt_column", "other"], "prompt_column=other is not a column"),
         (["--prompt_column", "prompt", "--text_column", "text"], "text_column=text is not for prompts and answers"),
         (["--label_column", "completion"], "label_column=completion is not for prompts and answers"),

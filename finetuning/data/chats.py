@@ -191,9 +191,7 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
             answer = slice(len(before), end_of_answer(through, tokenizer))
             targets[answer] = ids[answer]
     if not any(target >= 0 for target in targets[: config.max_length]):
-        raise UserError(
-            f"max_length={config.max_length} leaves no token for the answer to {as_text(full[:-1])[:60]!r}: raise it"
-        )
+        raise UserError(f"max_length={config.max_length} leaves no token for the answer to {as_text(full[:-1])[:60]!r}: raise it")
     if not config.completion_only_loss:
         targets[1:] = ids[1:]
     return {

@@ -39,6 +39,7 @@ def read_model_config(task: Task, source: Source, config: Config) -> PretrainedC
         positions -= architecture.first_position if architecture else 0
         if config.max_length > positions:
             raise UserError(f"max_length={config.max_length} exceeds the {positions} positions of {source.name}: lower it")
+        task.check_positions(positions, config)
     return model_config
 
 

@@ -99,6 +99,12 @@ class Chat(Task):
         if config.max_new_tokens < 1:
             raise UserError(f"max_new_tokens={config.max_new_tokens} is out of range: it must be at least 1")
 
+    def check_positions(self, positions: int, config: Config) -> None:
+        if config.max_new_tokens >= positions:
+            raise UserError(
+                f"max_new_tokens={config.max_new_tokens} leaves no room for a prompt in the {positions} positions of the model: lower it"
+            )
+
     # --- rows ------------------------------------------------------------------------------------------------------------
 
     def input_columns(self, available: list[str], config: Config, text_column: str | None) -> dict[str, str]:
@@ -318,7 +324,8 @@ class Chat(Task):
     def _options(self, predictor: Predictor) -> dict:
         """Return the options of predict.py. Raise `UserError` for one that is out of range."""
         options = self.options | predictor.options
-        options["max_new_tokens"] = options["max_new_tokens"] or predictor.config.max_new_tokens
+        if options["max_new_tokens"] is None:
+            options["max_new_tokens"] = predictor.config.max_new_tokens
         check_options(options)
         return options
 
