@@ -234,8 +234,9 @@ def test_a_run_shows_what_it_trains_on_and_answers_each_prompt_once(call, chat_f
     assert settings["eos_token_id"] == [4] and (tmp_path / "outputs/run/export/merged/chat_template.jinja").exists()
 
 
-def test_answers_in_batches_are_those_that_generate_gives_one_by_one(call, chat_flags):
-    assert call("fine_tune.py", *chat_flags, "--precision", "float32").code == 0
+@pytest.mark.parametrize("speedups", ["True", "False"])
+def test_answers_in_batches_are_those_that_generate_gives_one_by_one(speedups, call, chat_flags):
+    assert call("fine_tune.py", *chat_flags, "--precision", "float32", "--speedups", speedups).code == 0
     predictor = load_engine(open_run(Path("outputs/run"), tasks.pick), "torch")
     prompts = [" ".join(["a film", *map(str, range(n))]) for n in (0, 9, 3, 1)]
     written = predictor.task.answers(predictor, {"prompt": prompts}, [], {})["answer"]

@@ -1,14 +1,15 @@
 """Faster training and prediction, with equal results up to rounding. `--speedups False` turns all of this off, except precision.
 
-module       task                                                 called from
-precision    choose bf16 or float32, and settings for the machine everywhere
-frozen_bf16  store frozen weights in bf16                         `prepare` in this file
-fused_lora   compute LoRA's update in one autograd node           `prepare` in this file
-memory       keep freed memory from step to step                  `prepare` in this file
-attention    attention with a fast backward pass on a CPU         model/base.py, `build_base`
-cuda_graphs  record training steps as CUDA graphs                 training/trainer.py, `build_trainer`
-beam_search  beam search for translation                          training/translating.py, `translate`
-openvino     predict with OpenVINO instead of PyTorch             use/predicting.py, `pick_engine`
+module         task                                                  called from
+precision      choose bf16 or float32, and settings for the machine  everywhere
+frozen_bf16    store frozen weights in bf16                          `prepare` in this file
+fused_lora     compute LoRA's update in one autograd node            `prepare` in this file
+memory         keep freed memory from step to step                   `prepare` in this file
+attention      attention with a fast backward pass on a CPU          model/base.py, `build_base`
+cuda_graphs    record training steps as CUDA graphs                  training/trainer.py, `build_trainer`
+beam_search    beam search for translation                           training/translating.py, `translate`
+greedy_search  greedy search for answers to prompts                  training/answering.py, `write_answers`
+openvino       predict with OpenVINO instead of PyTorch              use/predicting.py, `pick_engine`
 """
 
 import torch

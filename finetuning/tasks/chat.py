@@ -198,7 +198,7 @@ class Chat(Task):
 
     def predict(self, predictor: Predictor, tokens: Tokens) -> Written:
         """Return the scores of the references, and the greedy answer to each prompt."""
-        scored, (_, prompts) = self.validate(predictor, tokens), _number_prompts(tokens)
+        scored, (_, prompts) = self.validate(predictor, tokens), number_prompts(tokens)
         options = self.options | dict(max_new_tokens=predictor.config.max_new_tokens)
         return replace(scored, answers=self._write(predictor, prompts, options))
 
@@ -210,7 +210,7 @@ class Chat(Task):
         scores = np.stack([sums[:, 0] / sums[:, 1], sums[:, 1]], axis=1)
         tokenizer = predictor.tokenizer
         calibration = {"ends": end_tokens(tokenizer), "has_template": bool(tokenizer.chat_template)}
-        return Written(scores, _number_prompts(tokens)[0], calibration)
+        return Written(scores, number_prompts(tokens)[0], calibration)
 
     @staticmethod
     def _write(predictor: Predictor, prompts: list[list[int]], options: dict) -> list[str]:
@@ -361,7 +361,7 @@ def _problems(rows: Dataset) -> np.ndarray:
     return np.array(texts["problem"].to_pylist(), dtype=object)
 
 
-def _number_prompts(tokens: Tokens) -> tuple[np.ndarray, list[list[int]]]:
+def number_prompts(tokens: Tokens) -> tuple[np.ndarray, list[list[int]]]:
     """Return the number of each row's prompt, (rows,), and the token ids of each prompt."""
     numbers, rows = {}, read_columns(tokens.inputs, "prompt")["prompt"].to_pylist()
     return np.array([numbers.setdefault(tuple(ids), len(numbers)) for ids in rows]), [list(ids) for ids in numbers]

@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from peft import PeftModel
 from torch.nn.utils.rnn import pad_sequence
 
 from finetuning.model.generation import sampling
+from finetuning.speed import greedy_search
 from finetuning.speed.memory import give_back_freed_memory
 from finetuning.speed.precision import autocast
 from finetuning.training.prediction import Predictor
@@ -52,14 +54,20 @@ def _answer_batch(predictor: Predictor, prompts: list[list[int]], ends: list[int
     ids = pad_sequence(backwards, batch_first=True, padding_value=tokenizer.pad_token_id).flip(1).to(model.device)
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     mask = (torch.arange(ids.shape[1], device=model.device) >= ids.shape[1] - lengths[:, None]).long()
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    fast = predictor.config.speedups and not options["temperature"] and greedy_search.supports(plain.generation_config)
     with torch.no_grad(), autocast(predictor.config):
-        generated = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=options["max_new_tokens"],
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=ends,
-            use_cache=True,
-            **sampling(options),
-        )
-    return [text.strip() for text in tokenizer.batch_decode(generated[:, ids.shape[1] :], skip_special_tokens=True)]
+        if fast:
+            written = greedy_search.search(plain, ids, mask, options["max_new_tokens"], ends, tokenizer.pad_token_id)
+        else:
+            generated = plain.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=options["max_new_tokens"],
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=ends,
+                use_cache=True,
+                **sampling(options),
+            )
+            written = generated[:, ids.shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]

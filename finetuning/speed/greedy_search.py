@@ -1,0 +1,56 @@
+"""Greedy search for a decoder, with the results of transformers' `generate`: finished rows leave the batch.
+
+`generate` computes all rows of a batch until the last row is finished.
+"""
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from finetuning.speed.beam_search import FOR_SAMPLING, WITHOUT_EFFECT
+
+REPLACED = {"max_length", "max_new_tokens", "eos_token_id", "use_cache", "num_beams"}  # by arguments of `search`
+
+
+def supports(settings: GenerationConfig) -> bool:
+    """Return whether `search` supports all settings of a model. For example, it has no penalty for repeated words."""
+    changed = {name for name, value in settings.to_diff_dict().items() if value}
+    return changed <= REPLACED | FOR_SAMPLING | WITHOUT_EFFECT
+
+
+def search(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    max_new_tokens: int,
+    ends: list[int],
+    padding: int,
+) -> torch.Tensor:
+    """Return the most probable continuation of each row of `input_ids` (rows, tokens), which is padded on the left.
+
+    The result has shape (rows, `max_new_tokens`). A row stops after one of the tokens `ends`, and is then filled with `padding`.
+    """
+    result = torch.full((len(input_ids), max_new_tokens), padding, device=input_ids.device)
+    # All tensors of the loop have the unfinished rows only.
+    rows, mask, cache, ends = (
+        torch.arange(len(input_ids), device=input_ids.device),
+        attention_mask,
+        None,
+        torch.tensor(ends).to(result),
+    )
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    for step in range(max_new_tokens):
+        only_last = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
+        inputs = dict(input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
+        output = model(**inputs, use_cache=True, **only_last)
+        tokens = output.logits[:, -1].float().argmax(dim=-1)
+        result[rows, step] = tokens
+        unfinished = ~torch.isin(tokens, ends)
+        if not unfinished.any():
+            break
+        cache = output.past_key_values
+        if not unfinished.all():
+            cache.batch_select_indices(unfinished.nonzero()[:, 0])
+            rows, mask, positions, tokens = rows[unfinished], mask[unfinished], positions[unfinished], tokens[unfinished]
+        input_ids, positions = tokens[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+    return result
