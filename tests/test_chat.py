@@ -135,6 +135,11 @@ def test_without_a_template_an_example_is_prompt_answer_and_end_token(plain_mode
         chats.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))
 
 
+def test_an_encoder_is_refused(call, chat_flags, model_dir):
+    refused = call("fine_tune.py", *chat_flags, "--model_name", make_model(model_dir.parent / "tiny-bert", "bert"))
+    assert refused.code == 2 and "has neither a chat template nor a token for the end of a text" in refused.err
+
+
 def test_a_template_that_loses_the_beginning_or_the_system_message_is_refused(tokenizer):
     tokenizer.chat_template = "{% for m in messages[-2:] %}[CLS]{{ m.content }}[SEP]{% endfor %}"
     with pytest.raises(UserError, match="does not render a conversation from its beginning on"):

@@ -145,6 +145,11 @@ def render(messages: Messages, tokenizer: PreTrainedTokenizerBase, answer_follow
             raise UserError(
                 f"the chat template of {name} refuses a conversation ({error}): change the data, or model_name"
             ) from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {name} has neither a chat template nor a token for the end of a text: set model_name to a decoder, such "
+            "as HuggingFaceTB/SmolLM2-135M-Instruct"
+        )
     if len(messages) > 2 or messages[0]["role"] != "user":
         raise UserError(
             f"the tokenizer of {name} has no chat template, so it reads only a prompt and its answer, not conversations with more "
