@@ -112,11 +112,12 @@ class Task:
     input_types: tuple[type, ...] = (str,)  # types of the values in an input column
     mixed_lengths = False  # whether batches come in random order; if not, long rows come first (`steps_of_epoch` in training/)
     cuda_graphs = False  # whether training steps can be recorded as CUDA graphs
-    optional_inputs: tuple[str, ...] = ()  # input columns whose values may be empty
+    optional_inputs: tuple[str, ...] = ()  # input columns whose values the task checks itself
     empty_text = "an empty text"  # what a row without contents has, for messages
     labels_required = True  # if False, rows without a label are used too, but only for training
     labels_are_classes = False  # whether the labels are (rows,), and each is a position in `label_names`
     rows_are_neighbours = False  # whether rows that follow one another may be parts of one document
+    groups_equal_texts = False  # whether rows with equal texts stay together, such as the references of a prompt
     truncates = True  # whether a longer text is cut to `max_length`; if not, it is read in several windows or blocks
     length_edges: tuple[int, ...] = (0, 64, 128, 256, 512)  # borders of the groups in "metrics by length"
     prediction_column = "prediction"  # two runs differ in a row if they differ in this column of predictions.parquet

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,24 @@ def test_the_usual_forms_of_a_row_give_the_same_conversation(row):
     )
 
 
+def test_a_named_column_is_completed_by_one_with_a_usual_name():
+    def found(available, **settings):
+        return chats.find_chat_columns(available, Config(task="causal-lm", **settings))
+
+    assert found(["prompt", "answer"], completion_column="answer") == {"prompt": "prompt", "completion": "answer"}
+    assert found(["question", "output"], prompt_column="question") == {"prompt": "question", "completion": "output"}
+    with pytest.raises(UserError, match="set prompt_column to one of them"):
+        found(["question", "answer"], completion_column="answer")
+
+
+def test_json_that_is_no_conversation_is_a_text():
+    text = json.dumps([{"name": "a"}])
+    assert chats.conversation({"prompt": "a", "completion": text})[1]["content"] == text
+
+
 def test_the_input_of_alpaca_follows_its_instruction():
+    with pytest.raises(ValueError, match="its input is 1, which is no text"):
+        chats.conversation({"prompt": "count", "input": 1, "completion": "2"})
     assert chats.conversation({"prompt": "count", "input": "a b", "completion": "2"})[0]["content"] == "count\n\na b"
 
 
@@ -75,6 +93,7 @@ def test_the_input_of_alpaca_follows_its_instruction():
         ([{"role": "user", "content": ["x"]}], "the content of a message is ['x'], which is no text"),
         ([{"speaker": "user", "text": "x"}], "a message has the keys speaker, text"),
         (["x"], "['x'] is neither a text nor a list of messages"),
+        ([{"role": ["user"], "content": "x"}], "the role ['user'] is not known"),
     ],
 )
 def test_a_row_without_a_conversation_is_refused_with_its_number(prompt, problem, call, chat_flags, tmp_path):
@@ -149,6 +168,11 @@ def test_a_template_that_loses_the_beginning_or_the_system_message_is_refused(to
     )
     with pytest.raises(UserError, match="leaves out the system message"):
         chats.encode(say(("system", "wise"), *TURNS), tokenizer, Config(task="causal-lm"))
+    tokenizer.chat_template = (
+        "{% for m in messages %}[CLS]{{ m.content }} .{% endfor %}{% if add_generation_prompt %}[CLS]{% endif %}"
+    )
+    with pytest.raises(UserError, match="puts no special token after an answer"):
+        chats.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))
     tokenizer.chat_template = "{{ raise_exception('no system') }}"
     with pytest.raises(UserError, match="refuses a conversation .no system"):
         chats.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))
@@ -158,6 +182,7 @@ def test_too_long_conversations_lose_old_turns_then_the_prompts_beginning_then_t
     long = " ".join(map(str, range(40)))
     text, counted = trained(say(*TURNS), tokenizer, max_length=20)
     assert (text, counted) == ("[CLS] we long [SEP] . [CLS] great loud and long [SEP] .", "loud and long [SEP]")
+    assert trained(say(*TURNS, ("user", long)), tokenizer, max_length=20)[0] == text
     text, counted = trained(say(("user", long), ("assistant", "great")), tokenizer, max_length=20)
     assert text.startswith("[CLS] we 29 30") and text.endswith("39 [SEP] . [CLS] great great [SEP] .") and counted == "great [SEP]"
     example = chats.encode(say(("user", long), ("assistant", long)), tokenizer, Config(task="causal-lm", max_length=40))
@@ -309,3 +334,12 @@ def test_equal_prompts_stay_in_one_split(call, chat_flags):
     run = open_run(Path("outputs/run"), tasks.pick)
     data = load_data(run.task, run.config, run.origins["dataset"])
     assert len(np.intersect1d(data.train.hashes, data.test.hashes)) == 0
+    assert (np.unique(data.test.hashes, return_counts=True)[1] == 2).all(), "with both answers"
+
+
+def test_another_chat_template_gives_other_tokens(call, chat_flags, chat_model, tmp_path):
+    before = call("fine_tune.py", *chat_flags, "--run_name", "a").out
+    shutil.copytree(chat_model, tmp_path / "other")
+    file = tmp_path / "other/chat_template.jinja"
+    file.write_text(file.read_text().replace("great", "moving"))
+    assert "[CLS] great" in before and "[CLS] moving" in call("fine_tune.py", *chat_flags, "--model_name", tmp_path / "other").out

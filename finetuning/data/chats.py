@@ -29,6 +29,7 @@ PROMPT_AND_ANSWER_COLUMNS = (
     ("instruction", "output"),
     ("instruction", "response"),
 )
+PROMPT_COLUMNS, ANSWER_COLUMNS = (tuple(dict.fromkeys(names)) for names in zip(*PROMPT_AND_ANSWER_COLUMNS, strict=True))
 ROLES = {role: role for role in ("system", "user", "assistant")} | {"human": "user", "gpt": "assistant"}  # ShareGPT's names too
 KEYS = (("role", "content"), ("from", "value"))  # of a message
 SEPARATOR = "\n"  # between prompt and answer, for a tokenizer without a chat template
@@ -45,14 +46,20 @@ def find_chat_columns(available: list[str], config: Config) -> dict[str, str]:
     those with usual names.
     """
     by_name, columns = {column.strip().lower(): column for column in available}, {}
-    if config.prompt_column:
-        columns["prompt"] = find_column("prompt_column", config.prompt_column, (), available)
+    if config.prompt_column or config.completion_column:
+        usual = {"prompt": PROMPT_COLUMNS, "completion": ANSWER_COLUMNS}
+        for name, given in (("prompt", config.prompt_column), ("completion", config.completion_column)):
+            others = [column for column in available if column not in (config.prompt_column, config.completion_column)]
+            if given:
+                columns[name] = find_column(f"{name}_column", given, (), available)
+            elif {*usual[name]} & {column.strip().lower() for column in others}:
+                columns[name] = find_column(f"{name}_column", None, usual[name], others)
+        if "prompt" not in columns:
+            find_column("prompt_column", None, PROMPT_COLUMNS, others)  # raises the error
     elif conversations := [by_name[name] for name in CONVERSATION_COLUMNS if name in by_name]:
         columns["prompt"] = conversations[0]
     elif pairs := [pair for pair in PROMPT_AND_ANSWER_COLUMNS if {*pair} <= {*by_name}]:
         columns["prompt"], columns["completion"] = (by_name[name] for name in pairs[0])
-    if columns and config.completion_column:
-        columns["completion"] = find_column("completion_column", config.completion_column, (), available)
     return with_input(columns, available)
 
 
@@ -71,8 +78,10 @@ def rows_of(batch: dict[str, list]) -> list[dict]:
 def conversation(row: dict) -> Messages:
     """Return the conversation of a row with the columns of `find_chat_columns`. Raise `ValueError` if it is none."""
     messages = _messages_of(row["prompt"], "user")
-    if row.get("input") and messages:
-        messages[-1]["content"] += f"\n\n{row['input'].strip()}"
+    if (more := row.get("input")) and messages:
+        if not isinstance(more, str):
+            raise ValueError(f"its input is {more!r:.40}, which is no text")
+        messages[-1]["content"] += f"\n\n{more.strip()}"
     messages += _messages_of(row.get("completion"), "assistant")
     _check_roles(messages)
     return messages
@@ -80,9 +89,8 @@ def conversation(row: dict) -> Messages:
 
 def _messages_of(value: Any, role: str) -> Messages:
     """Return a value as messages: a text is one message of `role`. Raise `ValueError` for other values."""
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
-        with contextlib.suppress(ValueError):  # a text that only looks like JSON
-            value = json.loads(value)
+    if isinstance(value, str):
+        value = conversation_of_text(value) or value
     if value is None or isinstance(value, str):
         return [{"role": role, "content": value.strip()}] if value and value.strip() else []
     if not isinstance(value, Sequence) or not all(isinstance(message, dict) for message in value):
@@ -90,12 +98,22 @@ def _messages_of(value: Any, role: str) -> Messages:
     return [_message_of(message) for message in value]
 
 
+def conversation_of_text(text: str) -> list[dict] | None:
+    """Return the messages of a text that is the JSON of a conversation, as in csv files; None for other texts."""
+    if text.lstrip().startswith("[{"):
+        with contextlib.suppress(ValueError):
+            value = json.loads(text)
+            if all(isinstance(message, dict) and any({*keys} <= {*message} for keys in KEYS) for message in value):
+                return value
+    return None
+
+
 def _message_of(message: dict) -> dict[str, str]:
     role_key, content_key = next((keys for keys in KEYS if {*keys} <= {*message}), (None, None))
     if role_key is None:
         raise ValueError(f"a message has the keys {', '.join(message)}, not role and content, or from and value")
     role, content = message[role_key], message[content_key]
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"the role {role!r} is not known, only {', '.join(ROLES)}")
     if not isinstance(content, str):
         raise ValueError(f"the content of a message is {content!r:.40}, which is no text")
@@ -140,7 +158,8 @@ def render(messages: Messages, tokenizer: PreTrainedTokenizerBase, answer_follow
     name = tokenizer.name_or_path
     if tokenizer.chat_template:
         try:
-            return tokenizer.apply_chat_template(messages, add_generation_prompt=answer_follows, tokenize=True, return_dict=False)
+            settings = dict(add_generation_prompt=answer_follows, return_dict=False)
+            return tokenizer.apply_chat_template(messages, enable_thinking=False, **settings)  # Qwen3: answers without thinking
         except TemplateError as error:
             raise UserError(
                 f"the chat template of {name} refuses a conversation ({error}): change the data, or model_name"
@@ -173,13 +192,14 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
     length          the number of tokens before the conversation was cut
     answer_cut      whether the end of the last answer is missing
     """
+    while messages[-1]["role"] != "assistant":  # nothing to learn from a question without an answer
+        messages = messages[:-1]
     full, length = messages, len(render(messages, tokenizer, answer_follows=False))
-    if messages[0]["role"] == "system" and render(messages[1:], tokenizer, answer_follows=False) == render(
-        messages, tokenizer, False
-    ):
+    system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+    if tokenizer.chat_template and system not in tokenizer.apply_chat_template(messages, tokenize=False):
         raise UserError(
-            f"the chat template of {tokenizer.name_or_path} leaves out the system message: move its text into the user's message, or "
-            "set model_name to a model with a system role"
+            f"the chat template of {tokenizer.name_or_path} leaves out the system message: move its text into the user's message, "
+            "or set model_name to a model with a system role"
         )
     messages = shorten(messages, tokenizer, config.max_length)
     ids = render(messages, tokenizer, answer_follows=False)
@@ -193,7 +213,7 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
                     f"the chat template of {tokenizer.name_or_path} does not render a conversation from its beginning on, so its "
                     f"answers can't be found; in the one that begins {as_text(messages)[:60]!r}: set model_name to another model"
                 )
-            answer = slice(len(before), end_of_answer(through, tokenizer))
+            answer = slice(len(before), end_of_answer(through, len(before), tokenizer))
             targets[answer] = ids[answer]
     if not any(target >= 0 for target in targets[: config.max_length]):
         raise UserError(f"max_length={config.max_length} leaves no token for the answer to {as_text(full[:-1])[:60]!r}: raise it")
@@ -208,17 +228,26 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
     }
 
 
-def end_of_answer(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the number of `ids` up to the last special token, which ends an answer. A template may put a line break after it."""
-    special = {token for token, content in tokenizer.added_tokens_decoder.items() if content.special}
-    return next((end for end in range(len(ids), 0, -1) if ids[end - 1] in special), len(ids))
+def end_of_answer(ids: list[int], start: int, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the position after the special token that ends the answer which begins at `start`, the last one of `ids`.
+
+    A template may put a line break after it. Raise `UserError` if there is none, because a model could not learn where to end.
+    """
+    special = tokenizer.added_tokens_decoder
+    for end in range(len(ids), start, -1):
+        if ids[end - 1] in special:
+            return end
+    raise UserError(
+        f"the chat template of {tokenizer.name_or_path} puts no special token after an answer, so a model can't learn where to end: "
+        "set model_name to another model"
+    )
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that end an answer: the tokenizer's end token, and the one that the chat template puts there."""
     messages = [{"role": role, "content": "a"} for role in ("user", "assistant")]
-    ids = render(messages, tokenizer, answer_follows=False)
-    return sorted({tokenizer.eos_token_id, ids[end_of_answer(ids, tokenizer) - 1]} - {None})
+    before, ids = render(messages[:1], tokenizer, answer_follows=True), render(messages, tokenizer, answer_follows=False)
+    return sorted({tokenizer.eos_token_id, ids[end_of_answer(ids, len(before), tokenizer) - 1]} - {None})
 
 
 def prompt_ids(messages: Messages, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:

@@ -97,6 +97,8 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     for name, frame in frames.items():
         if (groups := groups_of(task, raw[name], config)) is not None:
             frame["group"] = groups
+        elif task.groups_equal_texts:
+            frame["group"] = frame.hash.to_numpy().view(np.int64)
     parts = [frame.row for frame in frames.values()]
     if "group" in frames["train"] and len(frames) < len(SPLITS):  # it decides which rows are held out
         parts.append(frames["train"].group)

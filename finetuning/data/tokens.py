@@ -65,7 +65,7 @@ def encode(task: Task, split: Split, tokenizer: PreTrainedTokenizerBase, config:
         return examples
 
     folder = Path(tokenizer.name_or_path)
-    files = [file.read_bytes() for pattern in ("*.json", "*.txt", "*.model") for file in sorted(folder.glob(pattern))]
+    files = [file.read_bytes() for pattern in ("*.json", "*.txt", "*.model", "**/*.jinja") for file in sorted(folder.glob(pattern))]
     settings = {name: getattr(config, name) for name in task.token_settings}
     features = task.features(tokenizer, config)
     examples = map_once(split.raw.select(split.rows), tokenize_batch, features, [files, settings])

@@ -17,10 +17,12 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, set_seed
 from config import Config
 from finetuning.data.cache import map_once, read_columns
 from finetuning.data.chats import (
+    ANSWER_COLUMNS,
     CONVERSATION_COLUMNS,
     SEPARATOR,
     as_text,
     conversation,
+    conversation_of_text,
     encode,
     end_tokens,
     find_chat_columns,
@@ -76,6 +78,7 @@ class Chat(Task):
     input_types = (str, list)
     optional_inputs = ("input",)
     mixed_lengths = True  # as for other language models
+    groups_equal_texts = True
     truncates = False  # the tokenizer must not cut: `chats.shorten` does
     prediction_column = "answer"
     options = dict(max_new_tokens=None, temperature=0.0, top_p=1.0, seed=0)  # None: as in the run's config
@@ -120,6 +123,15 @@ class Chat(Task):
         names = {column: name for name, column in columns.items()}
         rows = {split: part.select_columns([*names]).rename_columns(names) for split, part in raw.items()}
         left_out, remarks = {}, [f"prompts and answers are read from {', '.join(columns.values())}"]
+        if (
+            "completion" not in columns
+            and isinstance(rows["train"][0]["prompt"], str)
+            and not conversation_of_text(rows["train"][0]["prompt"])
+        ):
+            raise UserError(
+                f"prompt_column={columns['prompt']} holds texts, and no column has a usual name for answers "
+                f"({', '.join(ANSWER_COLUMNS)}): set completion_column to the column with the answers"
+            )
         for split, part in rows.items():
             problems = _problems(part)
             bad = np.flatnonzero(problems != "")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from finetuning.disk import as_utf8
 from finetuning.errors import UserError, printable
 from finetuning.use.predicting import Answers
 
@@ -26,7 +27,7 @@ def chat(answers: Answers, lines: Iterable[str]) -> None:
             messages = []
             print("A new conversation begins.")
         elif line.strip():
-            messages.append({"role": "user", "content": line.strip()})
+            messages.append({"role": "user", "content": as_utf8(line.strip())})
             pieces = []
             for piece in task.stream(answers.predictor, messages):
                 print(printable(piece), end="", flush=True)

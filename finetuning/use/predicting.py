@@ -129,8 +129,8 @@ class Answers:
         """Return columns of answers. `inputs` has the task's input columns, `rows_before` the number of rows in earlier batches."""
         task, empty = self.run.task, self.run.task.empty_answer
         arguments = self.run.label_names, self.run.calibration
-        for name, values in inputs.items():
-            _check_values(values, task.input_types, rows_before, may_be_empty=empty is not None or name in task.optional_inputs)
+        for values in (values for name, values in inputs.items() if name not in task.optional_inputs):
+            _check_values(values, task.input_types, rows_before, may_be_empty=empty is not None)
         if empty is None:
             return task.answers(self.predictor, inputs, *arguments)
         (texts,) = inputs.values()
