@@ -94,6 +94,12 @@ AUGMENTATIONS = each("{}", "augmentation", "none", "token-dropout", "crop", "sen
 PASSES = {"LoRA, 1 pass": lora(64, learning_rate=1e-3), "full, 1 pass": full(3e-4)}
 PASSES |= {"full, 3 passes": full(3e-4, num_train_epochs=3)}
 PRETRAINED = {"no further pre-training": {}} | {name: pretrained("pretraining", name) for name in PASSES}
+# Is it the rank that matters, or lora_alpha, which scales the update by alpha / rank? Each pair has three learning rates.
+RANKS_OF_LABELS = {
+    f"rank {rank}, alpha {alpha}, {rate}": dict(lora_r=rank, lora_alpha=alpha, learning_rate=float(rate))
+    for rank, alpha in ((4, 8), (4, 32), (16, 32), (64, 32), (64, 128))
+    for rate in ("5e-4", "1e-3", "2e-3")
+}
 # STS-B: the similarity of two sentences, from 0 to 5. `--dataset_name` names its folder.
 STSB = dict(problem_type="regression", text_column="sentence1", text_pair_column="sentence2", label_column="score", **ALL_ROWS)
 STSB |= dict(max_length=128, batch_size=32, num_train_epochs=3, eval_steps=0.25, metric_for_best_model="spearman", **NO_EARLY_STOP)
@@ -144,6 +150,13 @@ STUDIES = {
         | {"rsLoRA": dict(use_rslora=True), "DoRA": dict(use_dora=True)}
         | {"LoRA+, ratio 8": dict(loraplus_lr_ratio=8, learning_rate=5e-4), "PiSSA": dict(init_lora_weights="pissa")},
         reference="base",
+    ),
+    "rank-labels": Study(
+        "validation",
+        SHORT | dict(train_samples=5000, num_train_epochs=2),
+        RANKS_OF_LABELS,
+        (0, 1),
+        reference="rank 16, alpha 32, 1e-3",
     ),
     # The best changes on all the reviews, with the settings of `--preset full`.
     "confirm": Study(
