@@ -127,11 +127,12 @@ def knobs_picture(path: Path) -> None:
     groups = {
         "learning rate": {"2e-4": "learning rate 2e-4", "5e-4": "learning rate 5e-4", "1e-3": "base", "2e-3": "learning rate 2e-3"},
         "layers with LoRA": {"query,\nvalue": "query and value", "attention": "attention", "MLP": "MLP", "all\nlinear": "base"},
-        "rank": {"4": "rank 4, alpha 8", "16": "base", "64": "rank 64, alpha 128"},
+        "rank, with alpha 32": {rank: f"rank {rank}, alpha 32, 1e-3" for rank in ("4", "16", "64")},
     }
     figure, panels = plots.subplots(1, 3, figsize=(9, 3.2), sharey=True)
     for axes, (title, changes) in zip(panels, groups.items(), strict=True):
-        draw_accuracies(axes, [*changes], [experiment("recipe", name) for name in changes.values()], scale=100, fmt="o")
+        study = "rank-labels" if title.startswith("rank") else "recipe"
+        draw_accuracies(axes, [*changes], [experiment(study, name) for name in changes.values()], scale=100, fmt="o")
         axes.set(xlabel=title)
         axes.margins(x=0.15)
         axes.grid(alpha=0.3)
