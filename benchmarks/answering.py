@@ -34,7 +34,8 @@ def main() -> None:
     arguments = parser.parse_args()
     console.quiet_libraries()
     run = run_folder.open_run(arguments.run, tasks.pick)
-    data, source = splits.load_data(run.task, run.config, run.origins["dataset"]), run_folder.find_base_model(run)
+    config = replace(run.config, test_samples=0)  # all prompts of the test
+    data, source = splits.load_data(run.task, config, run.origins["dataset"]), run_folder.find_base_model(run)
     in_float32 = replace(run, config=replace(run.config, precision="float32"))
     exact, default = (run_folder.load_predictor(one, source, show_progress=False) for one in (in_float32, run))
     prompts = number_prompts(tokens.encode(run.task, data.test, default.tokenizer, run.config))[1][: arguments.prompts]
