@@ -80,13 +80,15 @@ def main() -> None:
     def reply(text: str, history: list[dict]):
         """Yield the answer as far as it is written."""
         messages, written = [*map(as_message, history), {"role": "user", "content": checked(text)}], ""
-        for piece in run.task.stream(predictor, messages):
-            written += piece
-            yield written
+        try:
+            for piece in run.task.stream(predictor, messages):
+                written += piece
+                yield written
+        except UserError as error:
+            raise gradio.Error(str(error), print_exception=False) from error
 
-    title = f"# {run.folder.name}\n`{run.record['model']['name']}`, {METHODS[run.config.method]}."
     with gradio.Blocks(title=run.folder.name) as page:
-        gradio.Markdown(title)
+        gradio.Markdown(f"# {run.folder.name}\n`{run.record['model']['name']}`, {METHODS[run.config.method]}.")
         if run.task.converses:
             gradio.ChatInterface(reply, examples=[*run.task.examples], api_name="chat")
         else:

@@ -48,6 +48,7 @@ def tokenizer(chat_model):
     [
         {"prompt": "a film", "completion": "great"},
         {"Prompt": "a film", "Response": " great\n"},
+        {"meaning_representation": "a film", "human_reference": "great"},
         {"instruction": "a film", "input": "", "output": "great", "text": "a film great"},
         {"messages": [{"role": "user", "content": "a film"}, {"role": "assistant", "content": "great"}]},
         {"messages": json.dumps([{"role": "user", "content": "a film"}, {"role": "assistant", "content": "great"}])},

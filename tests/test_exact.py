@@ -99,6 +99,21 @@ def build_trainer(tokens: Tokens, data: SimpleNamespace, folder: Path, model_pat
     return trainer.build_trainer(add_lora(data.task, base, config), tokenizer, splits, data, folder / "checkpoints")
 
 
+def test_all_words_weigh_the_same_whatever_the_length_of_their_sentence(model_dir, tmp_path):
+    """A step is divided by the mean number of words of all steps, and not by its own, which may be 0."""
+    config = Config(task="token-classification", max_length=64, batch_size=2)
+    lengths = np.array([40, 40, 4, 4])
+    columns = {"input_ids": [list(range(5, 5 + n)) for n in lengths], "labels": [[-100] + [0] * (n - 2) + [-100] for n in lengths]}
+    tokens = Tokens(Dataset.from_dict(columns), lengths)
+    rows = SimpleNamespace(labels=None)
+    data = SimpleNamespace(task=tasks.pick(config), config=config, train=rows, validation=rows, label_names=["O", "B-x"])
+    fine_tuner = build_trainer(tokens, data, tmp_path, model_dir)
+    words, batches = 2 * 38 + 2 * 2, [*fine_tuner.get_train_dataloader()]
+    assert sorted(int((batch["labels"] >= 0).sum()) for batch in batches) == [4, 76]
+    for batch in batches:
+        assert float(fine_tuner._get_num_items_in_batch([batch], torch.device("cpu"))) == words / 2
+
+
 @pytest.mark.parametrize(
     ("epochs", "rows", "widths"),
     [

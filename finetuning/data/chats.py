@@ -28,6 +28,7 @@ PROMPT_AND_ANSWER_COLUMNS = (
     ("prompt", "response"),
     ("instruction", "output"),
     ("instruction", "response"),
+    ("meaning_representation", "human_reference"),  # E2E
 )
 PROMPT_COLUMNS, ANSWER_COLUMNS = (tuple(dict.fromkeys(names)) for names in zip(*PROMPT_AND_ANSWER_COLUMNS, strict=True))
 ROLES = {role: role for role in ("system", "user", "assistant")} | {"human": "user", "gpt": "assistant"}  # ShareGPT's names too
@@ -196,7 +197,7 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
         messages = messages[:-1]
     full, length = messages, len(render(messages, tokenizer, answer_follows=False))
     system = messages[0]["content"] if messages[0]["role"] == "system" else ""
-    if tokenizer.chat_template and system not in tokenizer.apply_chat_template(messages, tokenize=False):
+    if system and tokenizer.chat_template and system not in tokenizer.apply_chat_template(messages, tokenize=False):
         raise UserError(
             f"the chat template of {tokenizer.name_or_path} leaves out the system message: move its text into the user's message, "
             "or set model_name to a model with a system role"

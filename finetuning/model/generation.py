@@ -53,7 +53,7 @@ def stream_text(
                     eos_token_id=ends,
                     use_cache=True,
                     streamer=streamer,
-                    stopping_criteria=StoppingCriteriaList([lambda ids, _: torch.tensor([stopped.is_set()] * len(ids))]),
+                    stopping_criteria=StoppingCriteriaList([lambda ids, _: torch.full_like(ids[:, 0], stopped.is_set()).bool()]),
                     **sampling(options),
                 )
         except BaseException as error:

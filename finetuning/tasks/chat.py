@@ -84,7 +84,6 @@ class Chat(Task):
     options = dict(max_new_tokens=None, temperature=0.0, top_p=1.0, seed=0)  # None: as in the run's config
     answer_features = Features({"answer": Value("string")})
     examples = ("Who are you?", "Explain in one sentence what LoRA is.")
-    widgets = (("text", "Answer"),)
     code_template = "chat.py.jinja"
     empty_text = "an empty prompt or answer"
     converses = True
@@ -343,9 +342,6 @@ class Chat(Task):
 
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
         return answer["answer"]
-
-    def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
-        return self.answers(predictor, {"prompt": [text]}, label_names, calibration)["answer"]
 
     def pipeline(self, config: Config) -> tuple[str, str]:
         return "", "Give it a list of messages, so that it uses the chat template. It samples if the base model's settings say so."
