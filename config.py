@@ -149,7 +149,7 @@ class Config:
         "bitsandbytes; run on CPUs, not yet on a GPU",
     )
     lora_r: int = HfArg(
-        default=16, help="rank of the update; 4, 16 and 64 were equally good for labels, one seed; translation wants more"
+        default=16, help="rank of the update; 4 and 64 were as good as 16 for labels, one seed; translation wants more"
     )
     lora_alpha: int = HfArg(default=32, help="the update is scaled by lora_alpha / lora_r")
     lora_dropout: float = HfArg(default=0.0, help="dropout on the adapter's input; 0 for the same reason as `dropout`")
