@@ -18,6 +18,7 @@ import json
 import re
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -241,8 +242,8 @@ def save_shape(model_type: str, folder: str) -> str:
     return path
 
 
-def measure_all(arguments: argparse.Namespace) -> dict:
-    """Return the record: the medians of each variant, measured in processes of their own."""
+def measure_all(arguments: argparse.Namespace) -> Iterator[dict]:
+    """Yield the record after each measurement: the medians of each variant so far. Each measurement is a process of its own."""
     models, steps = (MODELS, STEPS) if arguments.device == "cpu" else (SHAPES, WAYS)
     repeats, lengths = (1, LENGTHS[:1]) if arguments.quick else (arguments.repeats, LENGTHS)
     variants = itertools.product(arguments.models or models, lengths, arguments.variants or steps)
@@ -258,12 +259,14 @@ def measure_all(arguments: argparse.Namespace) -> dict:
                 results.append(worker(__file__, step, paths[model], str(length), str(arguments.rows)))
                 values = "  ".join(f"{key} {value:.3g}" for key, value in results[-1].items())
                 print(f"{repeat + 1}  {models[model]:<36} {length}  {step:<13}  {values}", flush=True)
-    rows = [
-        {"model": models[model], "max_length": length, "variant": step}
-        | {key: median(result[key] for result in results) for key in results[0]}
-        for (model, length, step), results in measured.items()
-    ]
-    return {"repeats": repeats, "rows": rows, "steps": steps} | ({"seconds_to_first_step": median(starts)} if starts else {})
+                rows = [
+                    {"model": models[model], "max_length": length, "variant": step}
+                    | {key: median(result[key] for result in results) for key in results[0]}
+                    for (model, length, step), results in measured.items()
+                    if results
+                ]
+                record = {"repeats": repeats, "reviews": arguments.rows, "rows": rows, "steps": steps}
+                yield record | ({"seconds_to_first_step": median(starts)} if starts else {})
 
 
 def main() -> None:
@@ -283,12 +286,12 @@ def main() -> None:
         step, *rest = arguments.worker
         print(json.dumps(start_up() if step == "start-up" else measure(step, rest[0], *map(int, rest[1:]))))
         return
-    record = measure_all(arguments)
+    for record in measure_all(arguments):
+        if arguments.name:  # after each measurement, so that a run that is cut off leaves what it has measured
+            file = machine_file("speed" if arguments.device == "cpu" else "gpu", arguments.name)
+            write_json(file, record | {"environment": environment()})
     if "seconds_to_first_step" in record:
         print(f"from the start of the process to the first training step: {record['seconds_to_first_step']:.1f} s")
-    if arguments.name:
-        file = machine_file("speed" if arguments.device == "cpu" else "gpu", arguments.name)
-        write_json(file, record | {"environment": environment()})
 
 
 if __name__ == "__main__":
