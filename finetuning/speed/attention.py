@@ -29,6 +29,7 @@ def attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, position_bias=position_bias
         )
+    query, key = query.to(value.dtype), key.to(value.dtype)  # with autocast, rotated queries and keys are float32
     if query.shape[1] != key.shape[1]:  # several query heads per key head: Llama and later models
         key, value = (repeat_kv(tensor, query.shape[1] // key.shape[1]) for tensor in (key, value))
     if attention_mask is None and getattr(module, "is_causal", False):
