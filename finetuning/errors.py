@@ -21,5 +21,9 @@ class UserError(Exception):
         return printable(" ".join(super().__str__().splitlines()))
 
 
+class NoRoom(UserError):
+    """A file could not be written, because the disk is full or a quota is used up."""
+
+
 class NotFinite(UserError):
     """The loss, its gradient or a weight is NaN or infinite."""

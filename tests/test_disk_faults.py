@@ -17,6 +17,7 @@ from filelock import FileLock
 from forked import Kill, run
 
 from finetuning.data import reading
+from finetuning.data.cache import map_once
 from finetuning.disk import temporary
 from finetuning.errors import UserError
 from finetuning.results import evaluation, run_folder
@@ -163,6 +164,20 @@ def test_evaluate_names_the_output_folder_and_keeps_the_run(call, trained, limit
     assert_is_one_message(call("evaluate.py"), "output_dir")
     release()
     assert call("evaluate.py").code == 0
+
+
+def test_an_error_leaves_the_temporary_files_of_other_processes(cache):
+    """Two runs that start at once tokenize the same rows, each in a file of its own in the same folder."""
+    rows = datasets.Dataset.from_generator(lambda: iter([{"text": "fine"}]), cache_dir=str(cache))
+    other = Path(rows.cache_files[0]["filename"]).with_name("tmp-of-another-process")
+
+    def refuse(batch, positions):
+        other.touch()
+        raise UserError("row 0: no label")
+
+    with pytest.raises(UserError, match="row 0"):
+        map_once(rows, refuse, datasets.Features({"n": datasets.Value("int64")}), [])
+    assert other.exists()
 
 
 @pytest.fixture

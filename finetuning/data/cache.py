@@ -25,7 +25,7 @@ from datasets.fingerprint import Hasher
 
 from finetuning import fingerprints
 from finetuning.disk import room_in, write_json
-from finetuning.errors import UserError
+from finetuning.errors import NoRoom
 
 MOVE_CACHE = "set the environment variable HF_HOME to another folder"
 ROWS_PER_FILE = 50_000  # an interrupted computation continues after the last complete file
@@ -72,7 +72,10 @@ def map_once(split: Dataset, function: Callable[[dict, list[int]], dict], featur
 
 @contextmanager
 def _removing_partial(folders: set[Path]) -> Iterator[None]:
-    """Remove the temporary files that `datasets` leaves in folders if the disk is full."""
+    """If the disk is full, remove the temporary files that `datasets` then leaves in folders.
+
+    After another error they may belong to another process, which is still writing them.
+    """
 
     def files() -> set[Path]:
         return {file for folder in folders for file in folder.glob("tmp*")}
@@ -80,7 +83,7 @@ def _removing_partial(folders: set[Path]) -> Iterator[None]:
     files_before = files()
     try:
         yield
-    except UserError:
+    except NoRoom:
         for file in files() - files_before:
             file.unlink(missing_ok=True)
         raise
