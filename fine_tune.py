@@ -67,7 +67,8 @@ def main() -> None:
         return search.search(arguments.search, model_source, tokenizer, encoded, data)
 
     # Build the base model, and add the adapter.
-    model = lora.add_lora(task, base.build_base(task, model_source, data.label_names, config), config)
+    model = base.build_base(task, model_source, data.label_names, config, data.train.labels)
+    model = lora.add_lora(task, model, config)
     trainable, total = lora.count_parameters(model)
     print(f"train  {trainable:,} of {total:,} parameters ({trainable / total:.2%}), {precision}: {precision_reason}")
 

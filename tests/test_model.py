@@ -25,7 +25,7 @@ from finetuning.model import base
 from finetuning.model.architectures import ARCHITECTURES
 from finetuning.model.lora import LoraLayer, add_lora, count_parameters, load_adapter
 from finetuning.speed import attention, fused_lora
-from finetuning.tasks.classification import SingleLabel
+from finetuning.tasks.classification import MultiLabel, SingleLabel
 from finetuning.tasks.translation import Translation
 from finetuning.training.prediction import Predictor
 
@@ -116,6 +116,20 @@ def test_full_fine_tuning_trains_all_weights_and_the_method_head_only_the_head(m
     reloaded = load_adapter(fresh, tmp_path / "adapter", config)
     with torch.no_grad():
         assert torch.equal(reloaded(**batch()).logits, tuned.eval()(**batch()).logits)
+
+
+@pytest.mark.parametrize("model_type", ["distilbert", "bert", "roberta", "deberta-v2"])
+def test_a_new_head_starts_with_the_frequencies_of_several_labels(model_type, tmp_path):
+    """At first every text gets each label with about the probability with which texts of train have it."""
+    task, source = MultiLabel(), find_model(str(make_model(tmp_path / model_type, model_type)))
+    labels = np.zeros((1000, 3), dtype=np.float32)
+    labels[:500, 0] = labels[:20, 1] = 1
+    inputs = {name: values for name, values in batch().items() if name != "labels"}
+    for weights, expected in (("none", [0.5, 0.02, 0.001]), ("balanced", [0.5, 0.5, 0.5])):
+        model = base.build_base(task, source, ["a", "b", "c"], replace(CONFIG, class_weights=weights), labels).eval()
+        with torch.no_grad():
+            probabilities = torch.sigmoid(model(**inputs).logits)
+        torch.testing.assert_close(probabilities, torch.tensor([expected] * 6), rtol=0.2, atol=1e-3)
 
 
 def test_a_pissa_adapter_reloads_although_it_changes_the_frozen_weights(model_dir, tmp_path):

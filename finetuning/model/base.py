@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, set_seed
 
@@ -97,9 +98,12 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, config: Confi
     file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def build_base(task: Task, source: Source, label_names: list[str], config: Config) -> torch.nn.Module:
+def build_base(
+    task: Task, source: Source, label_names: list[str], config: Config, train_labels: np.ndarray | None = None
+) -> torch.nn.Module:
     """Return the pre-trained model in float32 with the task's head; if its file has no head, a new one is initialised with `seed`.
 
+    With `train_labels`, (rows, ...), the new head starts with the task's `first_bias`.
     The model maps `input_ids` and `attention_mask`, both (batch, tokens), to `logits`: (batch, labels) if texts have labels. Raise
     `UserError` if weights other than the head's are missing.
     """
@@ -136,7 +140,17 @@ def build_base(task: Task, source: Source, label_names: list[str], config: Confi
             f"model_name: the weights in {source.path} do not fit its config.json: {invented[0]} is missing or has another size "
             f"({len(invented)} of these in all); get a complete copy of the model"
         )
+    if train_labels is not None and (bias := task.first_bias(train_labels, config)) is not None:
+        _set_new_bias(model, bias)
     return model
+
+
+def _set_new_bias(model: torch.nn.Module, bias: np.ndarray) -> None:
+    """Set the bias of a new output layer. A decoder's has none."""
+    for name in model.missing_weights:
+        parameter = model.get_parameter(name)
+        if name.endswith("bias") and parameter.shape == bias.shape:
+            parameter.data.copy_(torch.as_tensor(bias))
 
 
 def _is_pretrained(name: str, model: torch.nn.Module) -> bool:

@@ -298,6 +298,17 @@ class MultiLabel(Labels):
     def model_settings(self, label_names: list[str]) -> dict:
         return super().model_settings(label_names) | {"problem_type": self.problem_type}
 
+    def first_bias(self, train_labels: np.ndarray, config: Config) -> np.ndarray | None:
+        """Return each label's log-odds in train, (labels,); None if the loss is balanced, which makes the log-odds 0.
+
+        From zero, the first steps would only lower all probabilities to these. With 28 labels, of which a text has one or two, they
+        spoiled the rest of the training (results/labels.md).
+        """
+        if config.class_weights == "balanced":
+            return None
+        frequency = (train_labels.sum(axis=0) + 1) / (len(train_labels) + 2)  # plus one text with the label, and one without
+        return np.log(frequency / (1 - frequency))
+
     def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
         """Return the binary cross entropy, summed over texts and labels.
 

@@ -62,7 +62,7 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
     print(f"search {name} in {database}: {finished()} trials are finished, {left} are left")
 
     def build(config: Config) -> PeftModel:
-        return add_lora(data.task, build_base(data.task, source, data.label_names, config), config)
+        return add_lora(data.task, build_base(data.task, source, data.label_names, config, data.train.labels), config)
 
     def space(trial) -> dict:
         trial_config = draw(trial, config)
