@@ -146,7 +146,7 @@ class Config:
     quantization: Literal["none", "4bit"] = HfArg(
         default="none",
         help="4bit: store the frozen weights in 4 bits (QLoRA, arXiv 2305.14314), for models that do not fit into memory; slower; needs "
-        "bitsandbytes; run on CPUs, not yet on a GPU",
+        "bitsandbytes",
     )
     lora_r: int = HfArg(
         default=16, help="rank of the update; 4 and 64 were as good as 16 for labels, one seed; translation wants more"
@@ -287,7 +287,7 @@ PRESETS: dict[str, dict] = {
         task="causal-lm",
         model_name="HuggingFaceTB/SmolLM2-135M-Instruct",
         dataset_name="tuetschek/e2e_nlg",
-        **ALL_ROWS | dict(val_samples=500),
+        **ALL_ROWS | dict(val_samples=400),
         max_length=256,
         batch_size=16,
         eval_steps=0.5,

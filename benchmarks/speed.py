@@ -251,7 +251,7 @@ def measure_all(arguments: argparse.Namespace) -> Iterator[dict]:
         variants = [variant for variant in variants if variant[2] in ("baseline", "ours") or variant[:2] == LADDER]
     measured, starts = {variant: [] for variant in variants}, []
     with tempfile.TemporaryDirectory() as folder:
-        paths = {model: save_shape(model, folder) for model, _, _ in measured}
+        paths = {model: save_shape(model, folder) for model in {model for model, _, _ in measured}}
         for repeat in range(repeats):
             if steps is STEPS:
                 starts.append(worker(__file__, "start-up")["seconds_to_first_step"])

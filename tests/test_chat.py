@@ -117,6 +117,11 @@ def test_empty_answers_are_refused_or_left_out(call, chat_flags, tmp_path):
     assert call("fine_tune.py", *chat_flags, "--on_bad_rows", "skip").code == 0
 
 
+def test_all_weights_can_be_trained_in_the_precision_of_this_machine(call, chat_flags):
+    trained = call("fine_tune.py", *chat_flags, "--method", "full", "--learning_rate", 1e-3)
+    assert trained.code == 0, trained.err
+
+
 def test_a_named_column_of_texts_is_read_as_documents(call, chat_flags, tmp_path):
     rows = [{"instruction": "a film", "output": "great", "text": f"a film great {i}"} for i in range(40)]
     write_lines(tmp_path / "rows.jsonl", rows)
