@@ -111,31 +111,8 @@ PASSES |= {"full, 3 passes": full(3e-4, num_train_epochs=3)}
 PRETRAINED = {"no further pre-training": {}} | {name: pretrained("pretraining", name) for name in PASSES}
 # A decoder: SmolLM2-135M-Instruct. The records have it with weights rounded to 4 bits, stored as float32.
 SMOLLM2 = dict(model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
-# Answers to prompts: E2E's descriptions of restaurants.
-E2E = PRESETS["instruct"] | dict(num_train_epochs=3, eval_strategy="epoch", **NO_EARLY_STOP)
-CRITICS = LANGUAGE | SMOLLM2 | dict(dataset_name="cornell-movie-review-data/rotten_tomatoes", max_length=64, num_train_epochs=3)
-DECODER_RATES = ("2e-4", "5e-4", "1e-3"), ("2e-5", "5e-5", "1e-4")
-BANKING77 = PRESETS["banking77"] | dict(label_column="label", **ALL_ROWS, **NO_EARLY_STOP)
-SNLI = dict(text_column="premise", text_pair_column="hypothesis", **ALL_ROWS, max_length=128, num_train_epochs=3, **NO_EARLY_STOP)
-GOEMOTIONS = dict(**ALL_ROWS, max_length=64, num_train_epochs=4, metric_for_best_model="f1_macro", **NO_EARLY_STOP)
-# Learning rates of LoRA and of full fine-tuning, chosen on validation in the study of this name that ends in "-recipe".
-CHOSEN = {
-    "e2e": (1e-3, 1e-4),
-    "critics": (1e-3, 1e-4),
-    "decoder-reviews": (5e-4, 5e-5),
-    "decoder-intents": (5e-4, 5e-5),
-    "decoder-entities": (5e-4, 5e-5),
-    "banking77": (1e-3, 1e-4),
-    "snli": (1e-3, 1e-4),
-    "goemotions": (3e-4, 1e-4),
-}
-
-
-def chosen(study: str) -> dict[str, dict]:
-    """Return LoRA and full fine-tuning at their learning rates of `CHOSEN`."""
-    return beside_full(CHOSEN[study][1], learning_rate=CHOSEN[study][0])
-
-
+# Answers to prompts: descriptions of restaurants (E2E).
+E2E = PRESETS["instruct"] | dict(num_train_epochs=1, **NO_EARLY_STOP)
 # STS-B: the similarity of two sentences, from 0 to 5. `--dataset_name` names its folder.
 STSB = dict(problem_type="regression", text_column="sentence1", text_pair_column="sentence2", label_column="score", **ALL_ROWS)
 STSB |= dict(max_length=128, batch_size=32, num_train_epochs=3, eval_steps=0.25, metric_for_best_model="spearman", **NO_EARLY_STOP)
@@ -187,27 +164,12 @@ STUDIES = {
         | {"LoRA+, ratio 8": dict(loraplus_lr_ratio=8, learning_rate=5e-4), "PiSSA": dict(init_lora_weights="pissa")},
         reference="base",
     ),
-    # Is it the rank that matters, or lora_alpha? Three kinds of task.
+    # Is it the rank that matters, or lora_alpha?
     "rank-labels": Study(
         "validation",
         SHORT | dict(train_samples=5000, num_train_epochs=2),
-        ranks((4, 8), (4, 32), (16, 32), (64, 32), (64, 128), texts=("5e-4", "1e-3", "2e-3")),
-        (0, 1),
+        ranks((4, 8), (4, 32), (16, 32), (64, 32), (64, 128), texts=("5e-4", "1e-3")),
         reference="rank 16, alpha 32, 1e-3",
-    ),
-    "rank-entities": Study(
-        "validation",
-        SENTENCES | dict(num_train_epochs=3, eval_steps=0.5),
-        ranks((16, 32), (64, 32), (64, 128), texts=("5e-4", "1e-3", "2e-3")),
-        (0, 1),
-        reference="rank 16, alpha 32, 1e-3",
-    ),
-    "rank-translation": Study(
-        "validation",
-        ADAPTED | PAIRS["5,000"] | DE_EN,
-        ranks((16, 32), (64, 32), (64, 128), (128, 32), (128, 256), texts=("1e-3", "3e-3", "1e-2")),
-        (0, 1),
-        reference="rank 128, alpha 256, 3e-3",
     ),
     # The best changes on all the reviews, with the settings of `--preset full`.
     "confirm": Study(
@@ -239,7 +201,6 @@ STUDIES = {
         FULL | dict(val_samples=500),
         {f"LoRA, {n} reviews": some for n, some in SMALL.items()}
         | {f"TF-IDF, {n} reviews": dict(train_samples=n, method=TFIDF) for n in SMALL},
-        SEEDS,
     ),
     "augmentation-500": Study("validation", FULL | SMALL[500], AUGMENTATIONS, SEEDS, reference="none"),
     "augmentation-8000": Study("validation", FULL | SMALL[8_000], AUGMENTATIONS, SEEDS, reference="none"),
@@ -344,37 +305,19 @@ STUDIES = {
     ),
     # A base model of a common size.
     "model": Study("test", FULL, MPNET),
-    # A pre-trained decoder: answers to prompts, the style of a critic, and labels and entities with a head of its own.
-    "e2e-recipe": Study("validation", E2E, both(("5e-4", "1e-3", "2e-3"), ("5e-5", "1e-4", "2e-4")), reference="{0}, "),
-    "e2e": Study("test", E2E, chosen("e2e"), SEEDS, reference="full fine-tuning"),
-    # The model as it is (its learning rate is next to nothing), with an instruction in the prompt; and fewer pairs.
-    "e2e-size": Study(
-        "test",
-        E2E | dict(learning_rate=CHOSEN["e2e"][0]),
-        {"no training": dict(train_samples=16, num_train_epochs=1, learning_rate=1e-9)}
-        | {f"{n} pairs": dict(train_samples=n, num_train_epochs=epochs) for n, epochs in ((250, 10), (1_000, 6))},
-    ),
-    "critics-recipe": Study("validation", CRITICS, both(("5e-4", "1e-3", "2e-3"), ("5e-5", "1e-4", "2e-4")), reference="{0}, "),
-    "critics": Study("test", CRITICS, chosen("critics"), SEEDS, reference="full fine-tuning"),
+    # A pre-trained decoder with a head.
     "decoder-reviews-recipe": Study(
-        "validation", SHORT | SMOLLM2 | dict(train_samples=5000, num_train_epochs=2), both(*DECODER_RATES), reference="{0}, "
+        "validation",
+        SHORT | SMOLLM2 | dict(train_samples=5000, num_train_epochs=2),
+        both(("2e-4", "5e-4", "1e-3"), ("2e-5", "5e-5", "1e-4")),
+        reference="{0}, ",
     ),
-    "decoder-reviews": Study("test", FULL | SMOLLM2, chosen("decoder-reviews"), reference="full fine-tuning"),
-    "decoder-intents-recipe": Study("validation", BANKING77 | SMOLLM2, both(*DECODER_RATES), reference="{0}, "),
-    "decoder-intents": Study("test", BANKING77 | SMOLLM2, chosen("decoder-intents"), reference="full fine-tuning"),
-    "decoder-entities-recipe": Study(
-        "validation", SENTENCES | SMOLLM2 | dict(num_train_epochs=3), both(*DECODER_RATES), reference="{0}, "
+    # The decoder answers prompts. First the learning rate of each method, with fewer pairs.
+    "e2e-recipe": Study(
+        "validation",
+        E2E | dict(train_samples=1_000),
+        both(("5e-4", "1e-3", "2e-3"), ("5e-5", "1e-4", "2e-4")),
+        reference="{0}, ",
     ),
-    "decoder-entities": Study(
-        "test", SENTENCES | SMOLLM2 | dict(num_train_epochs=3), chosen("decoder-entities"), reference="full fine-tuning"
-    ),
-    # One of 77 labels; pairs of texts; several of 28 labels.
-    "banking77-recipe": Study("validation", BANKING77, both(("5e-4", "1e-3", "2e-3"), ("1e-4", "2e-4", "4e-4")), reference="{0}, "),
-    "banking77": Study("test", BANKING77, chosen("banking77"), SEEDS, reference="full fine-tuning"),
-    "snli-recipe": Study("validation", SNLI, both(("5e-4", "1e-3", "2e-3"), ("5e-5", "1e-4", "2e-4")), reference="{0}, "),
-    "snli": Study("test", SNLI, chosen("snli"), SEEDS, reference="full fine-tuning"),
-    "goemotions-recipe": Study(
-        "validation", GOEMOTIONS, both(("1e-4", "3e-4", "5e-4", "1e-3"), ("3e-5", "1e-4", "3e-4")), reference="{0}, "
-    ),
-    "goemotions": Study("test", GOEMOTIONS, chosen("goemotions"), SEEDS, reference="full fine-tuning"),
+    "e2e": Study("test", E2E, beside_full(1e-4, learning_rate=1e-3), reference="full fine-tuning"),
 }
