@@ -109,6 +109,8 @@ AUGMENTATIONS = each("{}", "augmentation", "none", "token-dropout", "crop", "sen
 PASSES = {"LoRA, 1 pass": lora(64, learning_rate=1e-3), "full, 1 pass": full(3e-4)}
 PASSES |= {"full, 3 passes": full(3e-4, num_train_epochs=3)}
 PRETRAINED = {"no further pre-training": {}} | {name: pretrained("pretraining", name) for name in PASSES}
+# GoEmotions: several of 28 labels. The settings are the defaults, with all rows and fewer tokens. `--dataset_name` names its folder.
+GOEMOTIONS = dict(**ALL_ROWS, max_length=64, **NO_EARLY_STOP)
 # A decoder: SmolLM2-135M-Instruct. The records have it with weights rounded to 4 bits, stored as float32.
 SMOLLM2 = dict(model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
 # Answers to prompts: descriptions of restaurants (E2E).
@@ -271,6 +273,15 @@ STUDIES = {
         reference="{0}, ",
     ),
     "stsb": Study("test", STSB, beside_full(2e-4, learning_rate=2e-3), SEEDS, reference="full fine-tuning"),
+    # Several labels per text. In "without first bias" the head's bias starts at zero: its record names a commit before `first_bias`.
+    "goemotions-recipe": Study(
+        "validation",
+        GOEMOTIONS,
+        both(("5e-4", "1e-3", "2e-3"), ("5e-5", "1e-4", "2e-4"))
+        | {"LoRA, 1e-3, 2 epochs": dict(num_train_epochs=2), "LoRA, without first bias": {}},
+        reference="{0}, ",
+    ),
+    "goemotions": Study("test", GOEMOTIONS, beside_full(1e-4), SEEDS, reference="full fine-tuning"),
     "translation-recipe": Study("validation", FROM_SCRATCH | EN_DE, {"no dropout": {}}),
     # A translation model from scratch: the random weights of small_translator.py. Multi30k's official test of 2016.
     "translation-base": Study("test", FROM_SCRATCH | dict(dropout=0.1), {"English to German": EN_DE}, SEEDS, keep=True),
