@@ -82,7 +82,9 @@ def main() -> None:
 
     # Calibrate on validation, and save the adapter with the facts about its training.
     predictor, metric = Predictor(task, model, tokenizer, config), trainer.chosen_metric(task, config)
-    predictions = task.validate(predictor, encoded["validation"])
+    predictions = fine_tuner.validated.get(fine_tuner.state.best_global_step)
+    if predictions is None:  # the best checkpoint is from before an interruption
+        predictions = task.validate(predictor, encoded["validation"])
     statistics = task.statistics(predictions, data.validation, {})
     best_validation = trainer.best_validation(fine_tuner) | {
         "ci95": metrics.interval(metric, statistics),

@@ -78,8 +78,8 @@ def _mean(values: list):
 
 def metric_of(record: dict) -> Metric:
     """Return the metric that picked the checkpoint of the record."""
-    settings = record.get("settings") or record["run"]["config"]
-    task = tasks.pick(Config(task=settings.get("task", "text-classification"), problem_type=settings.get("problem_type")))
+    settings = record.get("config") or record.get("settings") or record["run"]["config"]
+    task = tasks.pick(Config(**{name: settings[name] for name in ("task", "problem_type", "prompt_column") if name in settings}))
     name = settings.get("metric_for_best_model") or task.metrics[0].name
     metric = next(metric for metric in task.metrics if metric.name == name)
     return replace(metric, format=".2f") if name == "perplexity" else metric

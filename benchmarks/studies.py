@@ -321,7 +321,7 @@ STUDIES = {
         "validation",
         SHORT | SMOLLM2 | dict(train_samples=5000, num_train_epochs=2),
         both(("2e-4", "5e-4", "1e-3"), ("2e-5", "5e-5", "1e-4")),
-        reference="{0}, ",
+        reference="LoRA, 5e-4",
     ),
     # The decoder answers prompts. First the learning rate of each method, with fewer pairs.
     "e2e-recipe": Study(

@@ -120,6 +120,7 @@ class FineTuner(Trainer):
         self.loss_of = self.task.loss_function(data.train.labels, len(data.label_names), self.config)
         self.target_count = self.task.count_targets(self.train_dataset.tokens)
         self.compute_loss_func = self._loss_of_step
+        self.validated = {}  # step -> predictions on the validation rows: of the best checkpoint and of the last validation
 
     def _loss_of_step(self, outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
         """Return the summed loss of a forward pass, divided by `_get_num_items_in_batch`.
@@ -256,6 +257,8 @@ class FineTuner(Trainer):
         started = time.perf_counter()
         predictor = Predictor(self.task, self.model, self.processing_class, self.config, show_progress=False, trainer=self)
         predictions = self.task.validate(predictor, self.eval_dataset)
+        best = self.state.best_global_step
+        self.validated = {step: kept for step, kept in self.validated.items() if step == best} | {self.state.global_step: predictions}
         statistics = self.task.statistics(predictions, self.data.validation, {})
         metrics = {f"eval_{metric.name}": metric.of(statistics) for metric in self.task.metrics if metric.in_validation}
         self._require_finite(torch.tensor(metrics["eval_loss"]))
