@@ -277,11 +277,10 @@ STUDIES = {
     "goemotions-recipe": Study(
         "validation",
         GOEMOTIONS,
-        both(("5e-4", "1e-3", "2e-3"), ("5e-5", "1e-4", "2e-4"))
-        | {"LoRA, 1e-3, 2 epochs": dict(num_train_epochs=2), "LoRA, without first bias": {}},
-        reference="{0}, ",
+        both(("1e-3", "2e-3"), ("1e-4", "2e-4")) | {"LoRA, without first bias": {}},
+        reference="LoRA, 1e-3",
     ),
-    "goemotions": Study("test", GOEMOTIONS, beside_full(1e-4), SEEDS, reference="full fine-tuning"),
+    "goemotions": Study("test", GOEMOTIONS, {"LoRA": {}}),
     "translation-recipe": Study("validation", FROM_SCRATCH | EN_DE, {"no dropout": {}}),
     # A translation model from scratch: the random weights of small_translator.py. Multi30k's official test of 2016.
     "translation-base": Study("test", FROM_SCRATCH | dict(dropout=0.1), {"English to German": EN_DE}, SEEDS, keep=True),
