@@ -228,8 +228,8 @@ class Config:
     )
     metric_for_best_model: str | None = HfArg(
         default=None,
-        help="the validation metric that picks the checkpoint and decides early stopping; not given: accuracy (labels), rmse "
-        "(numbers), f1 (named entities), perplexity (language models) or bleu (translation)",
+        help="the validation metric that picks the checkpoint and decides early stopping; not given: accuracy (one label), "
+        "rmse (numbers), f1 (several labels, named entities), perplexity (language models) or bleu (translation)",
     )
     early_stopping_patience: int = HfArg(default=3, help="stop after this many validations without improvement; 0: never")
 

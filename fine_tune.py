@@ -85,7 +85,7 @@ def main() -> None:
     predictions = fine_tuner.validated.get(fine_tuner.state.best_global_step)
     if predictions is None:  # the best checkpoint is from before an interruption
         predictions = task.validate(predictor, encoded["validation"])
-    statistics = task.statistics(predictions, data.validation, {})
+    statistics = metrics.of_rows(task, predictions, data.validation, {})
     best_validation = trainer.best_validation(fine_tuner) | {
         "ci95": metrics.interval(metric, statistics),
         "n": len(data.validation),

@@ -213,7 +213,8 @@ def parse_config(args: Sequence[str] | None = None, about: str | None = None) ->
     config, extra = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
     arguments = sys.argv[1:] if args is None else args
     flags = (argument[2:].partition("=")[0] for argument in map(str, arguments) if argument.startswith("--"))
-    extra.given = {flag.replace("-", "_") for flag in flags}  # --train-samples is --train_samples
+    # --train-samples is --train_samples, and --no_speedups is --speedups False
+    extra.given = {flag.replace("-", "_").removeprefix("no_") for flag in flags}
     if extra.resume is not None and config != Config():
         raise UserError("--resume continues with the run's own settings: leave the other flags out")
     if extra.search is not None and (extra.search < 1 or extra.resume is not None or extra.resume_if_exists):
@@ -250,9 +251,9 @@ def check(config: Config) -> None:
 
     require(config.lora_alpha >= 1, "lora_alpha", "at least 1")
     for name in ("lora_r", "batch_size", "eval_batch_size", "gradient_accumulation_steps", "num_beams"):
-        require(getattr(config, name) is None or 1 <= getattr(config, name) < 2**31, name, "at least 1")
+        require(getattr(config, name) is None or 1 <= getattr(config, name) < 2**31, name, f"from 1 to {2**31 - 1:,}")
     for name in ("train_samples", "val_samples", "test_samples", "early_stopping_patience", "seed", "split_seed"):
-        require(0 <= getattr(config, name) < 2**32, name, "0 or more")
+        require(0 <= getattr(config, name) < 2**32, name, f"from 0 to {2**32 - 1:,}")
     require(0 <= config.length_warmup <= 1, "length_warmup", "a fraction from 0 to 1")
     for name in ("dropout", "lora_dropout", "label_smoothing_factor"):
         require(0 <= getattr(config, name) < 1, name, "at least 0 and below 1")
@@ -260,7 +261,7 @@ def check(config: Config) -> None:
         require(0 < getattr(config, name) < 1, name, "above 0 and below 1")
     require(0 < config.learning_rate < 1, "learning_rate", "above 0 and below 1, for LoRA usually 1e-4 to 2e-3")
     require(config.loraplus_lr_ratio > 0, "loraplus_lr_ratio", "above 0, for LoRA+ usually 4 to 16")
-    require(8 <= config.max_length < 2**31, "max_length", "at least 8 tokens")
+    require(8 <= config.max_length < 2**31, "max_length", f"from 8 to {2**31 - 1:,} tokens")
     require(0 < config.num_train_epochs < float("inf"), "num_train_epochs", "above 0")
     require(config.weight_decay >= 0, "weight_decay", "0 or more")
     require(config.test_fraction + config.validation_fraction < 1, "validation_fraction", "below 1 - test_fraction")

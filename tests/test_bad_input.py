@@ -107,6 +107,8 @@ def bad(tmp_path, data_file):
         (["--text_pair_column", "review", "--length_warmup", "0.3"], ["length_warmup=0.3", "not for pairs of texts"]),
         (["--length_warmup", "50"], ["length_warmup=50", "a fraction from 0 to 1"]),
         (["--length_warmup", "0.3", "--task", "causal-lm"], ["length_warmup=0.3", "not for causal-lm", "leave it out"]),
+        (["--no_completion_only_loss"], ["completion_only_loss=False", "not for", "leave it out"]),
+        (["--seed", "4294967296"], ["seed=4294967296", "from 0 to 4,294,967,295"]),
         (["--label_column", "good,bad"], ["label_column=good,bad", "review, sentiment"]),
         (["--label_column", "sentiment,"], ["label_column=sentiment,", "review, sentiment"]),
         (["--label_column", "sentiment,sentiment"], ["label_column", "one column"]),

@@ -22,6 +22,7 @@ from finetuning.data.augmentation import augmentation
 from finetuning.data.text import clean
 from finetuning.errors import UserError
 from finetuning.model.base import load_tokenizer
+from finetuning.results.metrics import wilson_interval
 
 # 1,000 different texts; every tenth is in stratum 1.
 FRAME = pd.DataFrame({"hash": range(1000), "stratum": [int(i % 10 == 0) for i in range(1000)], "labelled": True})
@@ -303,6 +304,9 @@ def test_the_rows_of_a_group_stay_in_one_split(call, tiny_flags, tmp_path):
     assert all(authors) and sum(map(len, authors)) == len(set.union(*authors)), "no author is in two splits"
     assert call("fine_tune.py", *flags).code == 0 and call("evaluate.py").code == 0
     assert pd.read_parquet(tmp_path / "outputs/run/statistics.parquet").group.nunique() == len(authors[2])
+    training = json.loads((tmp_path / "outputs/run/training.json").read_text())["validation"]
+    low, high = wilson_interval(round(training["accuracy"] * training["n"]), training["n"])
+    assert training["ci95"] != [low, high], "the interval of validation resamples whole groups too"
     wrong = call("fine_tune.py", *flags[:-4], "--group_column", "writer", "--run_name", "wrong")
     assert wrong.code == 2 and "group_column=writer: there is no such column; the columns are" in wrong.err, wrong.err
 

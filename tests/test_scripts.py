@@ -304,6 +304,22 @@ def test_a_search_scores_the_model_of_each_trial(task, call, tiny_flags, tmp_pat
     assert len({trial.value for trial in trials}) == 3, "three learning rates give three models"
 
 
+def test_a_search_changes_the_loss_too_and_refuses_settings_of_the_rows(call, tiny_flags, monkeypatch):
+    seen, space, set_up = set(), "finetuning.training.search.SEARCH_SPACE", FineTuner.__init__
+
+    def spy(self, data, **arguments):
+        seen.add(data.config.label_smoothing_factor)
+        set_up(self, data, **arguments)
+
+    monkeypatch.setattr(FineTuner, "__init__", spy)
+    monkeypatch.setattr(space, {"label_smoothing_factor": [0.3]})
+    assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", 1, "--search", 1).code == 0
+    assert seen == {0.3}
+    monkeypatch.setattr(space, {"learning_rate": (1e-4, 1e-2), "max_length": [16, 32]})
+    refused = call("fine_tune.py", *tiny_flags, "--search", 1)
+    assert refused.code == 2 and "SEARCH_SPACE in config.py has max_length" in refused.err
+
+
 def test_training_prints_aligned_lines_without_control_characters(call, tiny_flags, tmp_path):
     result = call("fine_tune.py", *tiny_flags)
     lines = [line for line in result.out.splitlines() if not line.startswith("about")]  # a slow machine estimates the time

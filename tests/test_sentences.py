@@ -253,6 +253,10 @@ def test_lists_in_table_cells_are_read_like_lists_in_json(row):
 # --- words ---------------------------------------------------------------------------------------------------------------
 
 
+def test_a_text_of_zero_width_spaces_is_empty():
+    assert spans.text_of("\u200b") == "" and spans.text_of(" a\u200b") == " a\u200b"
+
+
 def test_rows_without_words_are_an_error_or_left_out_and_the_others_keep_their_numbers(tmp_path):
     rows = [{"text": f"a film {i}", "label": [[7, 7 + len(str(i)), "NUM"]]} for i in range(40)]
     rows[3], rows[20] = {"text": " ", "label": []}, {"text": None, "label": []}

@@ -8,7 +8,6 @@ the end token. The answers are found in the tokens by rendering the conversation
 """
 
 import contextlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from config import Config
+from finetuning.data.annotations import parse_list
 from finetuning.data.blocks import start_token
 from finetuning.data.text import find_column
 from finetuning.errors import UserError
@@ -48,15 +48,13 @@ def find_chat_columns(available: list[str], config: Config) -> dict[str, str]:
     """
     by_name, columns = {column.strip().lower(): column for column in available}, {}
     if config.prompt_column or config.completion_column:
-        usual = {"prompt": PROMPT_COLUMNS, "completion": ANSWER_COLUMNS}
-        for name, given in (("prompt", config.prompt_column), ("completion", config.completion_column)):
-            others = [column for column in available if column not in (config.prompt_column, config.completion_column)]
-            if given:
-                columns[name] = find_column(f"{name}_column", given, (), available)
-            elif {*usual[name]} & {column.strip().lower() for column in others}:
-                columns[name] = find_column(f"{name}_column", None, usual[name], others)
-        if "prompt" not in columns:
-            find_column("prompt_column", None, PROMPT_COLUMNS, others)  # raises the error
+        others = [column for column in available if column not in (config.prompt_column, config.completion_column)]
+        searched = available if config.prompt_column else others
+        columns["prompt"] = find_column("prompt_column", config.prompt_column, PROMPT_COLUMNS, searched)
+        if config.completion_column:
+            columns["completion"] = find_column("completion_column", config.completion_column, (), available)
+        elif {*ANSWER_COLUMNS} & {column.strip().lower() for column in others}:
+            columns["completion"] = find_column("completion_column", None, ANSWER_COLUMNS, others)
     elif conversations := [by_name[name] for name in CONVERSATION_COLUMNS if name in by_name]:
         columns["prompt"] = conversations[0]
     elif pairs := [pair for pair in PROMPT_AND_ANSWER_COLUMNS if {*pair} <= {*by_name}]:
@@ -82,7 +80,7 @@ def conversation(row: dict) -> Messages:
     if (more := row.get("input")) and messages:
         if not isinstance(more, str):
             raise ValueError(f"its input is {more!r:.40}, which is no text")
-        messages[-1]["content"] += f"\n\n{more.strip()}"
+        messages[-1]["content"] = f"{messages[-1]['content']}\n\n{more}".strip()
     messages += _messages_of(row.get("completion"), "assistant")
     _check_roles(messages)
     return messages
@@ -100,11 +98,11 @@ def _messages_of(value: Any, role: str) -> Messages:
 
 
 def conversation_of_text(text: str) -> list[dict] | None:
-    """Return the messages of a text that is the JSON of a conversation, as in csv files; None for other texts."""
-    if text.lstrip().startswith("[{"):
-        with contextlib.suppress(ValueError):
-            value = json.loads(text)
-            if all(isinstance(message, dict) and any({*keys} <= {*message} for keys in KEYS) for message in value):
+    """Return the messages of a text that JSON or Python wrote for a conversation, as in csv files; None for other texts."""
+    if text.lstrip().startswith("["):
+        with contextlib.suppress(ValueError, UserError):
+            value = parse_list(text)
+            if value and all(isinstance(message, dict) and any({*keys} <= {*message} for keys in KEYS) for message in value):
                 return value
     return None
 

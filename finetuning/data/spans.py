@@ -107,7 +107,7 @@ def text_of(value: str | list[str] | dict | None) -> str | list[str] | None:
             return parse_list(text)
         except ValueError:
             return text
-    return "" if isinstance(text, str) and not text.strip() else text
+    return "" if isinstance(text, str) and not find_words(text)[0] else text
 
 
 def place(value: str | list[str] | dict) -> dict:

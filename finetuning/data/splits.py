@@ -66,7 +66,7 @@ class Data:
 
     def unseen(self) -> np.ndarray:
         """Return whether each test row has a text that neither train nor validation has, (rows,) bool."""
-        return ~np.isin(self.test.hashes, [*self.train.hashes, *self.validation.hashes])
+        return ~np.isin(self.test.hashes, np.concatenate([self.train.hashes, self.validation.hashes]))
 
 
 def load_data(task: Task, config: Config, origin: str | None = None, given: Collection[str] = ()) -> Data:

@@ -36,9 +36,7 @@ def measure(task: Task, evaluation: Evaluation, unseen: np.ndarray | None = None
 
     `unseen`, (rows,) bool, is False for rows whose text train or validation has too: the first metric is given without them as well.
     """
-    statistics = task.statistics(evaluation.predictions, evaluation.split, evaluation.calibration)
-    if evaluation.split.groups is not None:
-        statistics["group"] = evaluation.split.groups
+    statistics = metrics.of_rows(task, evaluation.predictions, evaluation.split, evaluation.calibration)
     results, first = {}, task.metrics[0]
     for metric in task.metrics:
         results[metric.name] = metric.of(statistics)

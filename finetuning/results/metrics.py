@@ -5,6 +5,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.machinery import PathFinder
+from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
@@ -15,12 +16,21 @@ from scipy.stats import t as student_t
 from scipy.stats.distributions import rv_frozen
 from sklearn.metrics import accuracy_score
 
-from finetuning.task import Metric, Statistics
+from finetuning.task import Metric, Statistics, Task
+
+if TYPE_CHECKING:
+    from finetuning.data.splits import Split
 
 RESAMPLES = 2_000
 SIMULATIONS = 100  # of perfectly calibrated predictions
 FEW = 30  # with fewer rows or groups, a percentile bootstrap is too narrow
 MAX_NUMBERS_IN_MEMORY = 2 * 10**5  # at a time while resampling; more would not fit into a CPU's caches and would be slower
+
+
+def of_rows(task: Task, predictions, split: "Split", calibration: dict) -> Statistics:
+    """Return the task's statistics of each row of a split. If rows belong together, `group` has the number of each row's group."""
+    groups = {} if split.groups is None else {"group": split.groups}
+    return task.statistics(predictions, split, calibration) | groups
 
 
 def select(statistics: Statistics, rows: np.ndarray) -> Statistics:

@@ -160,12 +160,11 @@ class Chat(Task):
 
     def features(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Features:
         ids = {name: List(Value("int32")) for name in ("input_ids", "targets", "prompt")}
-        return Features({**ids, "rows": List(Value("int64")), "length": Value("int32"), "answer_cut": Value("bool")})
+        return Features({**ids, "length": Value("int32"), "answer_cut": Value("bool")})
 
     def tokenize(self, batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, list]:
         examples = [encode(conversation(row), tokenizer, config) for row in rows_of(batch)]
-        columns = {name: [example[name] for example in examples] for name in examples[0]}
-        return columns | {"rows": [[row] for row in range(len(examples))]}
+        return {name: [example[name] for example in examples] for name in examples[0]}
 
     def first_example(self, tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Return the first example with brackets around the tokens that the loss counts, and how many of these train has."""
@@ -215,9 +214,7 @@ class Chat(Task):
 
     def validate(self, predictor: Predictor, tokens: Tokens) -> Written:
         """Return predictions without answers, which take long to write."""
-        sums = np.empty((len(tokens), 2))
-        for rows, outputs in predictor.outputs(tokens):
-            sums[rows] = np.concatenate(outputs)
+        sums = predictor.array(tokens).astype(np.float64)
         scores = np.stack([sums[:, 0] / sums[:, 1], sums[:, 1]], axis=1)
         tokenizer = predictor.tokenizer
         calibration = {"ends": end_tokens(tokenizer), "has_template": bool(tokenizer.chat_template)}

@@ -198,7 +198,7 @@ class SingleLabel(Labels):
             roc_auc = f"{metrics['roc_auc']:.4f}"
         scores = (metrics["averaged"], f"{metrics['precision']:.4f}", f"{metrics['recall']:.4f}", roc_auc)
         numbers = (
-            ("F1", f"{metrics['f1']:.4f}", metrics["averaged"]),
+            *([("F1", f"{metrics['f1']:.4f}", metrics["averaged"])] if len(names) == 2 else []),  # else it is the macro F1
             ("F1", f"{metrics['f1_macro']:.4f}", "macro"),
             ("loss", f"{metrics['loss']:.4f}", ""),
             ("validation accuracy", f"{validation['accuracy']:.4f}", f"{validation['n']:,} texts, {validation['split']}"),
@@ -302,7 +302,7 @@ class MultiLabel(Labels):
         """Return each label's log-odds in train, (labels,); None if the loss is balanced, which makes the log-odds 0.
 
         From zero, the first steps would only lower all probabilities to these. With 28 labels, of which a text has one or two, they
-        spoiled the rest of the training (results/labels.md).
+        spoiled the rest of the training (results/several-labels.md).
         """
         if config.class_weights == "balanced":
             return None

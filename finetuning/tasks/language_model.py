@@ -120,9 +120,7 @@ class LanguageModel(Task):
 
     def predict(self, predictor: "Predictor", tokens: "Tokens") -> np.ndarray:
         """Return (documents, 3): mean log-likelihood of the predicted tokens, number of predicted tokens, tokens in all blocks."""
-        scores = np.empty((len(tokens), 2))
-        for blocks, outputs in predictor.outputs(tokens):
-            scores[blocks] = np.concatenate(outputs)
+        scores = predictor.array(tokens).astype(np.float64)
         sums, counts, lengths = (np.bincount(tokens.rows, column) for column in (*scores.T, tokens.lengths))
         return np.stack([sums / counts, counts, lengths], axis=1)
 

@@ -150,12 +150,7 @@ class TextClassification(Task):
 
     def predict(self, predictor: Predictor, tokens: Tokens) -> np.ndarray:
         """Return the logits, (rows, outputs), float32."""
-        logits = None
-        for rows, batches in predictor.outputs(tokens):
-            outputs = np.concatenate(batches)
-            logits = np.empty((len(tokens), outputs.shape[1]), dtype=np.float32) if logits is None else logits
-            logits[rows] = outputs
-        return logits
+        return predictor.array(tokens)
 
     def logits_of(self, predictor: Predictor, batch: dict[str, list]) -> np.ndarray:
         """Return the logits of new texts, (rows, outputs); `batch` has the columns of `input_columns`."""

@@ -135,7 +135,7 @@ class Translation(Task):
 
     def features(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Features:
         ids = {name: List(Value("int32")) for name in ("input_ids", "targets")}
-        return Features({**ids, "rows": List(Value("int64")), "length": Value("int32")})
+        return Features({**ids, "length": Value("int32")})
 
     def tokenize(self, batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, list]:
         """Return the token ids of both sides. `length` is that of the longer side.
@@ -163,7 +163,7 @@ class Translation(Task):
                 )
         special, lengths = special_tokens(tokenizer), [max(map(len, sides)) for sides in zip(*ids.values(), strict=True)]
         cut = {name: [truncate(row, config.max_length, config.truncation, *special) for row in rows] for name, rows in ids.items()}
-        return cut | {"length": lengths, "rows": [[row] for row in range(len(lengths))]}
+        return cut | {"length": lengths}
 
     def truncation_note(self, config: Config) -> str:
         return f"each side, truncation={config.truncation}"
@@ -220,9 +220,7 @@ class Translation(Task):
 
     def scores(self, predictor: Predictor, tokens: Tokens) -> np.ndarray:
         """Return the mean log-likelihood of the targets of each row, and their number, (rows, 2)."""
-        sums = np.empty((len(tokens), 3))
-        for rows, outputs in predictor.outputs(tokens):
-            sums[rows] = np.concatenate(outputs)
+        sums = predictor.array(tokens).astype(np.float64)
         return np.stack([sums[:, 0] / sums[:, 2], sums[:, 2]], axis=1)
 
     def translate(self, predictor: Predictor, tokens: Tokens, num_beams: int) -> list[str]:

@@ -7,7 +7,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from peft import PeftModel
-from torch.nn.utils.rnn import pad_sequence
 
 from finetuning.model.generation import sampling
 from finetuning.speed import greedy_search
@@ -50,10 +49,8 @@ def _batches(lengths: np.ndarray, max_new_tokens: int) -> Iterator[np.ndarray]:
 def _answer_batch(predictor: Predictor, prompts: list[list[int]], ends: list[int], options: dict) -> list[str]:
     """Return the answer to each prompt. Prompts are padded on the left, so that answers begin in the same column."""
     model, tokenizer = predictor.model.eval(), predictor.tokenizer
-    backwards = [torch.tensor(prompt[::-1]) for prompt in prompts]
-    ids = pad_sequence(backwards, batch_first=True, padding_value=tokenizer.pad_token_id).flip(1).to(model.device)
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
-    mask = (torch.arange(ids.shape[1], device=model.device) >= ids.shape[1] - lengths[:, None]).long()
+    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
     plain = model.get_base_model() if isinstance(model, PeftModel) else model
     fast = predictor.config.speedups and not options["temperature"] and greedy_search.supports(plain.generation_config)
     with torch.no_grad(), autocast(predictor.config):

@@ -101,24 +101,23 @@ def last_usable(checkpoints: Path) -> str | None:
             faults[int(folder.name.rsplit("-", 1)[1])] = _fault(folder)
         else:
             shutil.rmtree(folder)
-    for step in sorted(faults, reverse=True):
-        folder = checkpoints / f"checkpoint-{step}"
-        if not faults[step]:
-            best = read_json(folder / TRAINER_STATE_NAME)["best_global_step"]
-            if not best or faults.get(best, "is gone") is None:
-                break
-            faults[step] = f"needs checkpoint-{best}, the best one, which {faults.get(best, 'is gone')}"
-    else:
-        if faults:
-            listed = "; ".join(f"checkpoint-{step} {fault}" for step, fault in sorted(faults.items()))
-            raise UserError(f"{checkpoints}: no checkpoint can be used: {listed}. Restore the files, or train again")
+    if not faults:
         return None
-    for later in sorted(number for number in faults if number > step):
-        print(f"note: checkpoint-{later} {faults[later]}; training continues from checkpoint-{step}", file=sys.stderr)
+    for step in sorted((step for step, fault in faults.items() if not fault), reverse=True):
+        best = read_json(checkpoints / f"checkpoint-{step}" / TRAINER_STATE_NAME)["best_global_step"]
+        if best and (fault := faults.get(best, "is gone")):
+            faults[step] = f"needs checkpoint-{best}, the best one, which {fault}"
+    usable = [step for step, fault in faults.items() if not fault]
+    if not usable:
+        listed = "; ".join(f"checkpoint-{step} {fault}" for step, fault in sorted(faults.items()))
+        raise UserError(f"{checkpoints}: no checkpoint can be used: {listed}. Restore the files, or train again")
+    last = max(usable)
+    for later in sorted(step for step in faults if step > last):
+        print(f"note: checkpoint-{later} {faults[later]}; training continues from checkpoint-{last}", file=sys.stderr)
         damaged = checkpoints / f"damaged-{later}"
         shutil.rmtree(damaged, ignore_errors=True)
         (checkpoints / f"checkpoint-{later}").rename(damaged)
-    return str(folder)
+    return str(checkpoints / f"checkpoint-{last}")
 
 
 @by_first

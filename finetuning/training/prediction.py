@@ -51,6 +51,15 @@ class Predictor:
             if self.config.speedups:
                 give_back_freed_memory()
 
+    def array(self, tokens: Tokens) -> np.ndarray:
+        """Return the model's outputs in the order of the examples, (examples, outputs), float32."""
+        result = None
+        for positions, batches in self.outputs(tokens):
+            outputs = np.concatenate(batches)
+            result = np.empty((len(tokens), outputs.shape[1]), dtype=np.float32) if result is None else result
+            result[positions] = outputs
+        return result
+
     def _new_trainer(self, lengths: np.ndarray) -> Trainer:
         arguments = TrainingArguments(
             tempfile.gettempdir(),  # the Trainer creates this folder, but writes nothing into it

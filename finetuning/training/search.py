@@ -1,14 +1,13 @@
-"""Search for better settings with Optuna and the Trainer's `hyperparameter_search`. Trials are compared on validation only."""
+"""Search for better settings with Optuna. Trials are compared on validation only."""
 
 import hashlib
 import json
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from accelerate import PartialState
-from peft import PeftModel
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from config import SEARCH_SPACE, Config
 from finetuning.data.sources import Source
@@ -19,8 +18,9 @@ from finetuning.model.base import build_base
 from finetuning.model.lora import add_lora
 from finetuning.training.trainer import build_trainer, chosen_metric
 
-NOT_FINITE = "not finite"  # attribute of a trial whose loss became NaN or infinite
-TRAINER_NAMES = {"batch_size": "per_device_train_batch_size"}  # settings that have another name in TrainingArguments
+_NAMES = [field.name for field in fields(Config)]
+# The settings that a trial may change: the others decide rows, tokens or the base model, which all trials share.
+SEARCHABLE = {"dropout", "augmentation", *_NAMES[_NAMES.index("method") : _NAMES.index("seed")]} - {"eval_batch_size"}
 
 
 def draw(trial, config: Config) -> Config:
@@ -40,7 +40,7 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
     """Search until there are `trials` finished trials of this model and data, and print the best settings as a preset.
 
     Trials are stored in `output_dir`/search.db. So a stopped search can be continued, and a finished one can get more trials.
-    Raise `UserError` if Optuna is missing, or if there are several processes.
+    Raise `UserError` if Optuna is missing, if there are several processes, or if `SEARCH_SPACE` has a setting that trials can't change.
     """
     try:
         import optuna
@@ -48,6 +48,10 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
         raise UserError("--search needs Optuna: pip install optuna") from error
     if PartialState().num_processes > 1:
         raise UserError("--search runs its trials in one process: start it with python, not with torchrun")
+    if fixed := sorted({*SEARCH_SPACE} - SEARCHABLE):
+        raise UserError(
+            f"SEARCH_SPACE in config.py has {', '.join(fixed)}: all trials share their rows, tokens and base model. Take it out"
+        )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     config, metric = data.config, chosen_metric(data.task, data.config)
     database, name = Path(config.output_dir) / "search.db", _study_name(config, source, data)
@@ -55,51 +59,35 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
     storage = dict(study_name=name, storage=f"sqlite:///{database}", load_if_exists=True)
     study = optuna.create_study(direction=direction, **storage)
 
-    def finished() -> int:
-        return sum(trial.state.name == "COMPLETE" or NOT_FINITE in trial.user_attrs for trial in study.trials)
+    def count(*states: str) -> int:
+        return sum(trial.state.name in states for trial in study.trials)
 
-    left = max(trials - finished(), 0)
-    print(f"search {name} in {database}: {finished()} trials are finished, {left} are left")
-
-    def build(config: Config) -> PeftModel:
-        return add_lora(data.task, build_base(data.task, source, data.label_names, config, data.train.labels), config)
-
-    def space(trial) -> dict:
+    def train_trial(trial) -> float:
+        """Train with the settings that a trial draws, and return its best value of the metric."""
         trial_config = draw(trial, config)
         print(f"trial {trial.number}: {_settings(trial_config, config)}", flush=True)
-        return {TRAINER_NAMES.get(setting, setting): getattr(trial_config, setting) for setting in SEARCH_SPACE}
-
-    def best_so_far(metrics: dict) -> float:
-        values = [metrics[f"eval_{metric.name}"], trainer.state.best_metric]
-        return (max if metric.better == "higher" else min)(value for value in values if value is not None)
-
-    def train(trial, **arguments) -> None:
-        try:
-            train_trial(trial=trial, **arguments)
-        except NotFinite:
-            trial.set_user_attr(NOT_FINITE, True)  # Optuna calls a trial failed that a signal has stopped, too
-            raise
-
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(build(config), tokenizer, tokens, data, Path(folder))
-        trainer.args.save_strategy = "no"
-        trainer.args.load_best_model_at_end = False
-        trainer.pop_callback(EarlyStoppingCallback)
-        trainer.model_init = lambda trial: build(draw(trial, config))
-        train_trial, trainer.train = trainer.train, train
-        if left:
-            options = storage | {"catch": NotFinite}  # such a trial has failed; the search continues
+        trial_config = replace(trial_config, early_stopping_patience=0)
+        base = build_base(data.task, source, data.label_names, trial_config, data.train.labels)
+        model, trial_data = add_lora(data.task, base, trial_config), replace(data, config=trial_config)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = build_trainer(model, tokenizer, tokens, trial_data, Path(folder))
+            trainer.args.save_strategy, trainer.args.load_best_model_at_end = "no", False
             try:
-                trainer.hyperparameter_search(space, best_so_far, left, direction, "optuna", **options)
-            except ValueError as error:
-                if any(trial.state.name == "COMPLETE" for trial in study.trials):
-                    raise
-                raise UserError("no trial had a finite loss: lower learning_rate in SEARCH_SPACE of config.py") from error
-    if failed := sum(NOT_FINITE in trial.user_attrs for trial in study.trials):
-        print(f"{failed} of {finished()} trials failed: their loss was not finite")
+                trainer.train()
+            except NotFinite as error:
+                raise optuna.TrialPruned from error  # such a trial has ended; the search continues
+        return trainer.state.best_metric
+
+    finished = count("COMPLETE", "PRUNED")
+    print(f"search {name} in {database}: {finished} trials are finished, {max(trials - finished, 0)} are left")
+    study.optimize(train_trial, n_trials=max(trials - finished, 0))
+    if failed := count("PRUNED"):
+        print(f"{failed} of {count('COMPLETE', 'PRUNED')} trials failed: their loss was not finite")
+    if not count("COMPLETE"):
+        raise UserError("no trial had a finite loss: lower learning_rate in SEARCH_SPACE of config.py")
     best = draw(optuna.trial.FixedTrial(study.best_trial.params), config)
     print(
-        f"\nbest of {finished()} trials: validation {metric.name} {metric.show(study.best_value)}. "
+        f"\nbest of {count('COMPLETE', 'PRUNED')} trials: validation {metric.name} {metric.show(study.best_value)}. "
         f'To use its settings, add this line to PRESETS in config.py:\n    "searched": dict({_settings(best, config)}),\n'
         "and run python fine_tune.py --preset searched, with the other flags of this search"
     )

@@ -50,6 +50,7 @@ def build_trainer(
     trackers.prepare(checkpoints.parent, config)
     shorten = task.shorten(tokenizer, config, SHORT_LENGTH) if config.length_warmup else None
     trainer = FineTuner(
+        data,
         model=model,
         args=training_arguments(task, config, checkpoints),
         train_dataset=TrainingRows(train, task.augment(tokenizer, config), shorten),
@@ -57,7 +58,6 @@ def build_trainer(
         data_collator=partial(task.collate, tokenizer=tokenizer, config=config),
         processing_class=tokenizer,
     )
-    trainer.set_up(data)
     trainer.remove_callback(PrinterCallback)
     for callback in (
         progress.Training(trainer, chosen_metric(task, config)),
@@ -114,8 +114,9 @@ class FineTuner(Trainer):
     that depend on the number of steps are computed from `args` at each use, because a search changes `args` for each trial.
     """
 
-    def set_up(self, data: Data) -> None:
-        """Set the attributes that depend on the task and the data. Call it once, after `__init__`."""
+    def __init__(self, data: Data, **arguments) -> None:
+        """`arguments` are the Trainer's."""
+        super().__init__(**arguments)
         self.data, self.task, self.config, self.keeper = data, data.task, data.config, Keeper()
         self.loss_of = self.task.loss_function(data.train.labels, len(data.label_names), self.config)
         self.target_count = self.task.count_targets(self.train_dataset.tokens)
