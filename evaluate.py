@@ -5,8 +5,8 @@
     python evaluate.py outputs/A outputs/B    compare two evaluated runs on the same test rows
     python evaluate.py --push_to_hub ME/NAME  also upload the adapter and its model card
 
-Writes metrics.json, report.html with its pictures, predictions.parquet and errors.csv into the run folder, and a model card into
-the adapter's folder. All settings come from the run folder, so they are the settings of the training.
+Writes metrics.json, report.html with its pictures, predictions.parquet, statistics.parquet and errors.csv into the run folder, and
+a model card into the adapter's folder. All settings come from the run folder, so they are the settings of the training.
 """
 
 import time
@@ -39,6 +39,8 @@ def main() -> None:
     runs = [run_folder.open_run(folder, tasks.pick) for folder in folders]
     if len(runs) > 2:
         raise UserError(f"{len(runs)} run folders are too many: give one to evaluate it, or two to compare them")
+    if len(runs) == 2 and arguments.push_to_hub:
+        raise UserError("--push_to_hub uploads one run: name only this one")
     run, task = runs[0], runs[0].task
     data = splits.load_data(task, run.config, run.origins["dataset"])
     run_folder.check_same_data(run, data)
