@@ -23,8 +23,9 @@ class Config:
     # --- model -------------------------------------------------------------------------------------------------------
     model_name: str = HfArg(default="distilbert-base-uncased", help="a model on the Hugging Face Hub, or a local folder")
     dropout: float = HfArg(
-        default=0.0, help="dropout of the base model; 0, because dropout doubled the training time on two cores with AMX, and did not "
-        "help in the study"
+        default=0.0,
+        help="dropout of the base model; 0, because dropout doubled the training time on two cores with AMX, and did not "
+        "help in the study",
     )
 
     # --- data --------------------------------------------------------------------------------------------------------
@@ -150,7 +151,8 @@ class Config:
         "bitsandbytes",
     )
     lora_r: int = HfArg(
-        default=16, help="rank of the update; for labels no difference between 4, 16 and 64 was visible, one seed; translation wants more"
+        default=16,
+        help="rank of the update; for labels no difference between 4, 16 and 64 was visible, one seed; translation wants more",
     )
     lora_alpha: int = HfArg(default=32, help="the update is scaled by lora_alpha / lora_r")
     lora_dropout: float = HfArg(default=0.0, help="dropout on the adapter's input; 0 for the same reason as `dropout`")
@@ -166,8 +168,8 @@ class Config:
     )
     use_rslora: bool = HfArg(default=False, help="scale by lora_alpha / sqrt(lora_r) instead (arXiv 2312.03732)")
     use_dora: bool = HfArg(
-        default=False, help="DoRA: learn magnitude and direction separately (arXiv 2402.09353); three times as slow on two cores "
-        "with AMX"
+        default=False,
+        help="DoRA: learn magnitude and direction separately (arXiv 2402.09353); three times as slow on two cores with AMX",
     )
     init_lora_weights: Literal["default", "pissa"] = HfArg(
         default="default",
@@ -178,7 +180,8 @@ class Config:
 
     # --- training ----------------------------------------------------------------------------------------------------
     learning_rate: float = HfArg(
-        default=1e-3, help="try this first; on IMDb ten to twenty times that of full fine-tuning, elsewhere five to ten; 4e-3 failed in the study"
+        default=1e-3,
+        help="try this first; on IMDb ten to twenty times that of full fine-tuning, elsewhere five to ten; 4e-3 failed in the study",
     )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"] = HfArg(
         default="linear", help="how the learning rate changes after the warm-up"

@@ -277,7 +277,7 @@ STUDIES = {
     "goemotions-recipe": Study(
         "validation",
         GOEMOTIONS,
-        both(("1e-3", "2e-3"), ("1e-4", "2e-4")) | {"LoRA, without first bias": {}},
+        both(("1e-3", "2e-3"), ("1e-4",)) | {"LoRA, without first bias": {}},
         reference="LoRA, 1e-3",
     ),
     "goemotions": Study("test", GOEMOTIONS, {"LoRA": {}}),
@@ -327,7 +327,10 @@ STUDIES = {
     "e2e": Study(
         "test",
         E2E,
-        {"LoRA": dict(learning_rate=1e-3), "no training": dict(train_samples=16, learning_rate=1e-9)},
+        {
+            "LoRA, 2,000 pairs": dict(train_samples=2_000, learning_rate=1e-3),
+            "no training": dict(train_samples=16, learning_rate=1e-9),
+        },
         reference="LoRA",
     ),
 }

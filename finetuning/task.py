@@ -59,6 +59,10 @@ class Metric:
     in_validation: bool = True  # whether the predictions of `Task.validate` suffice for it
     interval: bool = True  # whether it has a 95 % interval, and a difference when two runs are compared
 
+    @property
+    def title(self) -> str:
+        return self.label or self.name
+
     def of(self, statistics: Statistics) -> float:
         """Return the value of the metric on all rows of `statistics`."""
         return float(self.value({name: values.sum(axis=0) for name, values in statistics.items()}))
@@ -320,6 +324,13 @@ class Task:
     def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], "pd.DataFrame"]]:
         """Return the numbers of the errors, the worst first, and a function that gives the lines of errors.csv for such numbers."""
         raise NotImplementedError
+
+    def lines_of(self, evaluation: Evaluation, columns: dict[str, Any]) -> Callable[[np.ndarray], "pd.DataFrame"]:
+        """Return the function of `errors`: its lines have the row, `columns`, which are `prediction_columns`, and the texts."""
+        import pandas as pd
+
+        table = pd.DataFrame({"row": evaluation.split.rows} | columns)
+        return lambda rows: table.iloc[rows].assign(**self.readable(evaluation.split.select(rows).columns()))
 
     def files(self, evaluation: Evaluation) -> dict[str, str]:
         """Return further files for the run folder: name -> text, such as curves.json."""

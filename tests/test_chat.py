@@ -52,7 +52,9 @@ def tokenizer(chat_model):
         {"instruction": "a film", "input": "", "output": "great", "text": "a film great"},
         {"messages": [{"role": "user", "content": "a film"}, {"role": "assistant", "content": "great"}]},
         {"messages": json.dumps([{"role": "user", "content": "a film"}, {"role": "assistant", "content": "great"}])},
-        {"messages": str([{"role": "user", "content": "a film"}, {"role": "assistant", "content": "great"}])},  # as pandas writes it
+        {
+            "messages": str([{"role": "user", "content": "a film"}, {"role": "assistant", "content": "great"}])
+        },  # as pandas writes it
         {"conversations": [{"from": "human", "value": "a film"}, {"from": "gpt", "value": "great"}]},
         {"instruction": "a film", "input": " ", "output": "great"},
         {"prompt": [{"role": "user", "content": "a film"}], "completion": [{"role": "assistant", "content": "great"}]},

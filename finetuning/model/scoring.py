@@ -66,6 +66,15 @@ def padded(rows: list[list[int]], value: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": (torch.arange(width) < lengths[:, None]).long()}
 
 
+def targets_batch(examples: list[dict], padding: int) -> dict[str, torch.Tensor]:
+    """Return a batch, (rows, tokens), of examples with `input_ids` and `targets`, which may have other lengths.
+
+    The loss does not count targets of -100. `labels`, which the Trainer counts, are the targets.
+    """
+    targets = padded([example["targets"] for example in examples], -100)["input_ids"]
+    return padded([example["input_ids"] for example in examples], padding) | {"targets": targets, "labels": targets}
+
+
 def next_token_batch(examples: list[dict], targets: list[list[int]], padding: int) -> dict[str, torch.Tensor]:
     """Return a batch, (rows, tokens). `targets` has the token ids that the loss counts, -100 for others, per token of an example.
 

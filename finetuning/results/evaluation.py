@@ -120,7 +120,7 @@ def show_headline(task: Task, results: dict) -> tuple[str, str]:
     """Return the task's first metric and its interval as text."""
     metric = task.metrics[0]
     interval = metric.show_interval(results[f"{metric.name}_ci95"])
-    return f"{metric.label or metric.name} {metric.show(results[metric.name])}", interval
+    return f"{metric.title} {metric.show(results[metric.name])}", interval
 
 
 def _write_table(path: Path, columns: dict) -> None:

@@ -269,13 +269,9 @@ class Chat(Task):
 
     def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
         """Return the first row of each prompt, those with the lowest chrF first."""
-        table = pd.DataFrame({"row": evaluation.split.rows} | self.prediction_columns(evaluation))
+        columns = self.prediction_columns(evaluation)
         _, first_rows = np.unique(evaluation.predictions.prompts, return_index=True)
-
-        def lines_of(positions: np.ndarray) -> pd.DataFrame:
-            return table.iloc[positions].assign(**self.readable(evaluation.split.select(positions).columns()))
-
-        return first_rows[np.argsort(table.chrf.to_numpy()[first_rows], kind="stable")], lines_of
+        return first_rows[np.argsort(np.array(columns["chrf"])[first_rows], kind="stable")], self.lines_of(evaluation, columns)
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         measured, (order, lines_of) = evaluation.metrics, self.errors(evaluation)
@@ -288,7 +284,7 @@ class Chat(Task):
 
         sample = np.sort(np.random.default_rng(0).permutation(order)[:MAX_EXAMPLES])
         numbers = [
-            (metric.label or metric.name, metric.show(measured[metric.name]), metric.show_interval(measured[f"{metric.name}_ci95"]))
+            (metric.title, metric.show(measured[metric.name]), metric.show_interval(measured[f"{metric.name}_ci95"]))
             for metric in self.metrics
         ]
         validation = measured["validation"]

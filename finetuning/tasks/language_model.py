@@ -141,12 +141,8 @@ class LanguageModel(Task):
 
     def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
         """Return all documents, those with the highest loss first."""
-        documents = pd.DataFrame({"row": evaluation.split.rows} | self.prediction_columns(evaluation))
-
-        def lines_of(positions: np.ndarray) -> pd.DataFrame:
-            return documents.iloc[positions].assign(**self.readable(evaluation.split.select(positions).columns()))
-
-        return np.argsort(-documents.loss.to_numpy(), kind="stable"), lines_of
+        columns = self.prediction_columns(evaluation)
+        return np.argsort(-columns["loss"], kind="stable"), self.lines_of(evaluation, columns)
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         metrics = evaluation.metrics

@@ -13,7 +13,7 @@ from finetuning.data.blocks import mask_tokens, masked_blocks, special_ids, toke
 from finetuning.data.text import clean, shortened
 from finetuning.errors import UserError
 from finetuning.model.generation import fill_masks
-from finetuning.model.scoring import padded
+from finetuning.model.scoring import targets_batch
 from finetuning.results.report import Example
 from finetuning.tasks.language_model import LanguageModel, first_texts
 
@@ -47,10 +47,8 @@ class MaskedLM(LanguageModel):
     block_columns = ("input_ids", "targets")
 
     def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
-        """Return a batch, (blocks, tokens). Targets are -100 where no token is masked. The Trainer counts them as `labels`."""
-        targets = padded([example["targets"] for example in examples], -100)["input_ids"]
-        inputs = padded([example["input_ids"] for example in examples], tokenizer.pad_token_id)
-        return inputs | {"targets": targets, "labels": targets}
+        """Return a batch, (blocks, tokens). Targets are -100 where no token is masked."""
+        return targets_batch(examples, tokenizer.pad_token_id)
 
     def count_targets(self, train: "Tokens") -> int:
         return train.count_targets("targets")

@@ -25,7 +25,7 @@ from finetuning.data.splits import Split
 from finetuning.data.text import LINE_BREAK, TEXT_COLUMNS, check_texts, clean, find_column, listed_columns, renamed
 from finetuning.data.tokens import Tokens, by_characters, encode_batch, special_tokens, truncate
 from finetuning.errors import UserError
-from finetuning.model.scoring import padded, scoring
+from finetuning.model.scoring import scoring, targets_batch
 from finetuning.results import bleu, metrics
 from finetuning.results.report import MAX_EXAMPLES, Example, Section
 from finetuning.task import Evaluation, Metric, Rows, Statistics, Task
@@ -187,10 +187,7 @@ class Translation(Task):
         return scoring(model, model.get_decoder(), scores_of, inputs_of)
 
     def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
-        """Return a batch, (rows, tokens). Targets are padded with -100. The Trainer counts them as `labels`."""
-        targets = padded([example["targets"] for example in examples], -100)["input_ids"]
-        sources = padded([example["input_ids"] for example in examples], tokenizer.pad_token_id)
-        return sources | {"targets": targets, "labels": targets}
+        return targets_batch(examples, tokenizer.pad_token_id)
 
     def count_targets(self, train: Tokens) -> int:
         return train.count_targets("targets")
@@ -267,12 +264,8 @@ class Translation(Task):
 
     def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
         """Return all rows, those with the lowest chrF first."""
-        table = pd.DataFrame({"row": evaluation.split.rows} | self.prediction_columns(evaluation))
-
-        def lines_of(positions: np.ndarray) -> pd.DataFrame:
-            return table.iloc[positions].assign(**self.readable(evaluation.split.select(positions).columns()))
-
-        return np.argsort(table.chrf.to_numpy(), kind="stable"), lines_of
+        columns = self.prediction_columns(evaluation)
+        return np.argsort(columns["chrf"], kind="stable"), self.lines_of(evaluation, columns)
 
     def files(self, evaluation: Evaluation) -> dict[str, str]:
         """Return sources, references and translations with a text per line, for other tools."""
@@ -301,7 +294,7 @@ class Translation(Task):
         for metric in self.metrics:
             note = measured.get(f"{metric.name}_signature") or f"nats per token of the references; {measured['tokens']:,} tokens"
             interval = metric.show_interval(measured[f"{metric.name}_ci95"])
-            numbers.append((metric.label or metric.name, metric.show(measured[metric.name]), f"{interval}; {note}"))
+            numbers.append((metric.title, metric.show(measured[metric.name]), f"{interval}; {note}"))
         greedy, validation = bleu.GREEDY_BLEU, measured["validation"]
         numbers.append((greedy.label, greedy.show(measured["greedy"]["bleu"]), "takes the most probable token at each step"))
         numbers.append(("validation BLEU", greedy.show(validation["bleu"]), f"{validation['n']:,} pairs, greedy search"))

@@ -259,7 +259,9 @@ class FineTuner(Trainer):
         predictor = Predictor(self.task, self.model, self.processing_class, self.config, show_progress=False, trainer=self)
         predictions = self.task.validate(predictor, self.eval_dataset)
         best = self.state.best_global_step
-        self.validated = {step: kept for step, kept in self.validated.items() if step == best} | {self.state.global_step: predictions}
+        self.validated = {step: kept for step, kept in self.validated.items() if step == best} | {
+            self.state.global_step: predictions
+        }
         statistics = self.task.statistics(predictions, self.data.validation, {})
         metrics = {f"eval_{metric.name}": metric.of(statistics) for metric in self.task.metrics if metric.in_validation}
         self._require_finite(torch.tensor(metrics["eval_loss"]))
