@@ -328,9 +328,9 @@ STUDIES = {
         "test",
         E2E,
         {
-            "LoRA, 2,000 pairs": dict(train_samples=2_000, learning_rate=1e-3),
+            "LoRA, 1,000 pairs": dict(train_samples=1_000, learning_rate=1e-3),
             "no training": dict(train_samples=16, learning_rate=1e-9),
         },
-        reference="LoRA",
+        reference="LoRA, 1,000 pairs",
     ),
 }
