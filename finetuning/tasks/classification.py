@@ -304,7 +304,7 @@ class MultiLabel(Labels):
         From zero, the first steps would only lower all probabilities to these. With 28 labels, of which a text has one or two, they
         spoiled the rest of the training (results/several-labels.md).
         """
-        if config.class_weights == "balanced":
+        if config:
             return None
         frequency = (train_labels.sum(axis=0) + 1) / (len(train_labels) + 2)  # plus one text with the label, and one without
         return np.log(frequency / (1 - frequency))
