@@ -114,9 +114,11 @@ def temporary() -> Path:
         with suppress(FileExistsError):  # its process is running
             reserve(lock_file.with_suffix(""))
             _remove(lock_file.with_suffix(""))
-    folder = of_user / uuid.uuid4().hex
-    reserve(folder)
-    return folder
+    while True:
+        folder = of_user / uuid.uuid4().hex
+        with suppress(FileExistsError):  # another process took the new lock for one that a killed process left
+            reserve(folder)
+            return folder
 
 
 def keep_reserved(folder: Path, name: Path) -> None:

@@ -55,10 +55,10 @@ def bad(tmp_path, data_file):
         (["--learning_rate", "fast"], ["--learning_rate", "float"]),
         (["--learning_rate", "-0.001"], ["learning_rate=-0.001", "above 0"]),
         (["--learning_rate", "nan"], ["learning_rate=nan", "above 0"]),
-        (["--lora_r", "0"], ["lora_r=0", "at least 1"]),
+        (["--lora_r", "0"], ["lora_r=0", "from 1 to 2,147,483,647"]),
         (["--dropout", "1"], ["dropout=1.0", "below 1"]),
         (["--max_length", "65"], ["max_length=65", "64 positions"]),
-        (["--max_length", "4"], ["max_length=4", "at least 8"]),
+        (["--max_length", "4"], ["max_length=4", "from 8 to"]),
         (["--context", "neighbours"], ["context=neighbours", "leave it out"]),
         (["--val_samples", "900"], ["val_samples=900", "8 rows", "validation_fraction"]),
         (["--val_samples=500"], ["val_samples=500", "8 rows", "validation_fraction"]),  # the translation preset's number

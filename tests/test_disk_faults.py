@@ -16,6 +16,7 @@ import transformers
 from filelock import FileLock
 from forked import Kill, run
 
+from finetuning import disk
 from finetuning.data import reading
 from finetuning.data.cache import map_once
 from finetuning.disk import temporary
@@ -150,6 +151,21 @@ def test_what_a_killed_predict_left_is_removed_by_the_next_one(call, trained, da
     assert result.code == 0, result.err
     assert {file.name for file in of_user.iterdir()} - {"running.lock"} == {"running"}
     assert [*tmp_path.glob("labelled/*")] == [tmp_path / "labelled" / "rows.csv"]
+
+
+def test_a_new_lock_that_another_process_took_is_no_error(tmp_path, monkeypatch):
+    """A process that removes what killed ones left may lock the new file before its own process does."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    taken, reserve = [], disk.reserve
+
+    def taken_once(folder: Path) -> None:
+        taken.append(folder)
+        if len(taken) == 1:
+            raise FileExistsError(folder)
+        reserve(folder)
+
+    monkeypatch.setattr(disk, "reserve", taken_once)
+    assert temporary() == taken[1] and taken[1].is_dir()
 
 
 def test_a_folder_of_another_user_is_not_used(tmp_path, monkeypatch):
