@@ -1,5 +1,5 @@
 #!/bin/bash
-# Check and measure the project on one GPU, offline, in about five minutes: what only a GPU shows first, then a run, then speed.
+# Check and measure the project on one GPU, offline: what only a GPU shows first, then a run, then speed.
 #
 #     bash benchmarks/gpu.sh NAME IMDB      NAME: of the records; IMDB: folder with train.parquet and test.parquet
 #

@@ -131,9 +131,8 @@ class Task:
     answer_features: "Features"  # the columns of `answers`, with their types
     converses = False  # whether it has `stream`, for predict.py --chat and the page of app.py
     examples: tuple[str, ...] = ()  # texts to try in app.py
-    widgets: tuple[
-        tuple[str, str], ...
-    ]  # outputs of app.py, unless it `converses`: (kind, caption); a kind is label, highlight, text or json
+    # Outputs of app.py, unless it `converses`: (kind, caption). A kind is label, highlight, text or json.
+    widgets: tuple[tuple[str, str], ...]
     code_template = "numbers.py.jinja"  # the template of the model card's code, in results/templates/
 
     def fits(self, config: Config) -> bool:
