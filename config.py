@@ -94,6 +94,12 @@ class Config:
     validation_fraction: float = HfArg(
         default=0.1, help="fraction of train held out for validation, if there is no validation split"
     )
+    folds: int = HfArg(
+        default=0,
+        help="cut the rows of train into so many folds, and test on one of them instead of the test split; 0: no folds. "
+        "label_errors.py trains once for each fold",
+    )
+    fold: int = HfArg(default=1, help="the fold to test on, from 1 to `folds`; the model does not learn from it")
     split_seed: int = HfArg(
         default=13,
         help="decides which rows are held out or sampled; separate from `seed`, so that runs with different seeds use the same "

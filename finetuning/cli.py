@@ -264,6 +264,8 @@ def check(config: Config) -> None:
     require(8 <= config.max_length < 2**31, "max_length", f"from 8 to {2**31 - 1:,} tokens")
     require(0 < config.num_train_epochs < float("inf"), "num_train_epochs", "above 0")
     require(config.weight_decay >= 0, "weight_decay", "0 or more")
+    require(config.folds == 0 or 2 <= config.folds < 2**31, "folds", "0, or at least 2")
+    require(1 <= config.fold <= max(1, config.folds), "fold", "from 1 to folds")
     require(config.test_fraction + config.validation_fraction < 1, "validation_fraction", "below 1 - test_fraction")
     for name, value in vars(config).items():
         require(not isinstance(value, int | float) or abs(value) < 1e300, name, "a number that is not so large")

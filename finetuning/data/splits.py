@@ -108,6 +108,8 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     remarks = [*source.remarks, *all_rows.remarks, *left_out]
     if all_rows.label_names:
         remarks += contradictions(frames)
+    if config.folds:
+        check_labels_of_folds(task, frames["train"], all_rows, config.folds)
     frames = split(frames, config)
     remarks += check_sample_sizes(frames, config, given)
     frames = {name: sample(frame, name, config) for name, frame in frames.items()}
@@ -116,6 +118,8 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
         remarks += absent(splits, all_rows.label_names)
     remarks += overlaps(splits)
     names = {name: f"official {official_names[name]}" if name in raw else "held out from train" for name in SPLITS}
+    if config.folds:
+        names["test"] = f"fold {config.fold} of {config.folds} of train"
     return Data(
         **splits,
         task=task,
@@ -161,6 +165,8 @@ def official_splits(dataset: DatasetDict, config: Config) -> dict[str, str]:
         config.validation_split == config.test_split
     ):  # the test split must not choose a checkpoint, so validation rows are held out from train
         del names["validation"]
+    if config.folds:  # the test rows are a fold of train
+        del names["test"]
     return {name: official_name for name, official_name in names.items() if official_name in dataset}
 
 
@@ -279,7 +285,7 @@ def overlaps(splits: dict[str, Split]) -> list[str]:
 
 
 def split(frames: dict[str, pd.DataFrame], config: Config) -> dict[str, pd.DataFrame]:
-    """Make the splits that the data set lacks: hold out stratified rows of train. Only `split_seed` decides which rows.
+    """Make the splits that the data set lacks: hold out stratified rows of train, or a fold. Only `split_seed` decides which rows.
 
     `frames` are from `scan`, indexed by row numbers. If a held-out text has copies, they leave train and are not used. So do the
     other rows of a group that is held out in part. Rows without a label are never held out. Only language models read such rows, so
@@ -291,8 +297,11 @@ def split(frames: dict[str, pd.DataFrame], config: Config) -> dict[str, pd.DataF
     n_rows, min_strata = len(labelled), min(2, labelled.stratum.nunique())
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if name not in frames:
-            rows = labelled if "group" in labelled else labelled.drop_duplicates("hash")
-            frames[name] = draw(rows, round(n_rows * fraction), config.split_seed)
+            if name == "test" and config.folds:
+                frames[name] = labelled[folds(labelled, config) == config.fold]
+            else:
+                rows = labelled if "group" in labelled else labelled.drop_duplicates("hash")
+                frames[name] = draw(rows, round(n_rows * fraction), config.split_seed)
             for column in {"hash", "group"} & {*labelled}:
                 labelled = labelled[~labelled[column].isin(frames[name][column])]
                 unlabelled = unlabelled[~unlabelled[column].isin(frames[name][column])]
@@ -302,6 +311,29 @@ def split(frames: dict[str, pd.DataFrame], config: Config) -> dict[str, pd.DataF
                 )
     frames["train"] = pd.concat([labelled, unlabelled]).sort_index()
     return {name: frames[name] for name in SPLITS}
+
+
+def folds(frame: pd.DataFrame, config: Config) -> pd.Series:
+    """Return the fold of each row, from 1 to `folds`. Rows with an equal text, or of one group, are in the same fold.
+
+    The folds keep the fractions of the strata. Raise `UserError` if there are fewer texts or groups than folds.
+    """
+    unit = "group" if "group" in frame else "hash"
+    shuffled = frame.drop_duplicates(unit).sample(frac=1, random_state=config.split_seed).sort_values("stratum", kind="stable")
+    if len(shuffled) < config.folds:
+        raise UserError(f"folds={config.folds}: train has only {len(shuffled)} different {'groups' if unit == 'group' else 'texts'}")
+    return frame[unit].map(pd.Series(1 + np.arange(len(shuffled)) % config.folds, index=shuffled[unit]))
+
+
+def check_labels_of_folds(task: Task, train: pd.DataFrame, all_rows: Rows, n_folds: int) -> None:
+    """Raise `UserError` for a label that occurs less often in train than there are folds: a fold or its training would lack it."""
+    counts = task.label_counts(_rows_of(train, "train", all_rows), all_rows.label_names)
+    if rare := {label: count for label, count in counts.items() if count < n_folds}:
+        label, count = min(rare.items(), key=lambda item: item[1])
+        more = f" ({len(rare)} labels are as rare)" if len(rare) > 1 else ""
+        raise UserError(
+            f"folds={n_folds}: the label {label!r} occurs only {count} times in train{more}: lower folds, add rows, or remove the label"
+        )
 
 
 def draw(frame: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
