@@ -10,14 +10,14 @@ a model card into the adapter's folder. All settings come from the run folder, s
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from finetuning.cli import Parser, exit_cleanly
 from finetuning.errors import UserError
 
 
-@exit_cleanly
-def main() -> None:
+def main(flags: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
     parser.add_argument(
         "runs", nargs="*", type=Path, metavar="RUN", help="a run folder, or two to compare; not given: the run that finished last"
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the run that finished last")
     parser.add_argument("--push_to_hub", metavar="REPO", help="upload the adapter and its model card to this repository, ME/NAME")
     parser.add_argument("--private", action="store_true", help="with --push_to_hub: make the repository private")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(flags)
 
     from finetuning import console, processes, tasks
     from finetuning.data import splits, tokens
@@ -75,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_cleanly(main)()

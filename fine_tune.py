@@ -16,14 +16,15 @@ python fine_tune.py --search 20                      search for better settings,
 """
 
 import time
+from collections.abc import Sequence
 
+from config import PRESETS
 from finetuning.cli import exit_cleanly, parse_config, resumable
 
 
-@exit_cleanly
-def main() -> None:
+def main(flags: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
-    config, arguments = parse_config(about=__doc__)
+    config, arguments = parse_config(flags, about=__doc__)
 
     # Importing the libraries takes seconds. It comes after the check of the flags, so that a wrong flag is reported at once.
     from finetuning import console, processes, tasks
@@ -41,6 +42,7 @@ def main() -> None:
     # A resumed run takes its model and data set from the same origins as before: local path, Hub or stand-in.
     run = run_folder.find_earlier(config, arguments.resume, arguments.resume_if_exists, tasks.pick)  # None: start a new run
     if run and run.training:
+        run_folder.check_same_settings(run, config, {*arguments.given, *PRESETS[arguments.preset]})
         return print(f"run folder  {run.folder}: this run is finished")
     if arguments.resume is not None:
         config = run.config
@@ -55,7 +57,7 @@ def main() -> None:
     task, config = data.task, data.config
     if run:
         run_folder.check_same_data(run, data)
-        run_folder.check_same_settings(run, config)
+        run_folder.check_same_settings(run, config, vars(config))
     console.show_sources(model_source, data)
     tokenizer = base.load_tokenizer(task, model_source, config)
     encoded = {name: tokens.encode(task, getattr(data, name), tokenizer, config) for name in ("train", "validation")}
@@ -107,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_cleanly(main)()

@@ -192,3 +192,13 @@ def show_exports(exports: list[dict], folder: Path) -> None:
         f"\nThe table is for float32 and batches of 16. predict.py --engine torch reaches {usual_speed:.1f} rows/s on this machine."
     )
     show(f"written to {folder}; the same numbers are in export.json")
+
+
+def show_label_errors(judged, folder: Path) -> None:
+    """Print how many labels may be wrong (`Judged`), which ones, and where they are listed."""
+    n_wrong = len(judged.wrong())
+    print(f"\nlabels      {n_wrong:,} of {len(judged.rows):,} may be wrong ({n_wrong / len(judged.rows):.1%})")
+    for given, likely, n in judged.pairs()[:MAX_LABELS]:
+        show(f"            {n:,}: given {given}, likely {likely}")
+    show(f"judged by   {judged.source}; {judged.headline}")
+    show(f"lists       {folder / 'label_errors.html'}, label_errors.csv and label_quality.parquet")

@@ -129,6 +129,7 @@ class Task:
     int8_tolerance = 0.005  # by this fraction of the first metric, an export with 8-bit weights may be worse
     options: dict = {}  # flags of predict.py that the task accepts, with their defaults
     answer_features: "Features"  # the columns of `answers`, with their types
+    judges_labels = False  # whether it has the methods for labels that may be wrong, for label_errors.py
     converses = False  # whether it has `stream`, for predict.py --chat and the page of app.py
     examples: tuple[str, ...] = ()  # texts to try in app.py
     # Outputs of app.py, unless it `converses`: (kind, caption). A kind is label, highlight, text or json.
@@ -342,6 +343,28 @@ class Task:
     def remark(self, metrics: dict) -> str:
         """Return one or two sentences that a reader needs to understand the metrics."""
         return ""
+
+    # --- labels that may be wrong ----------------------------------------------------------------------------------------
+
+    def stored_predictions(self, table: "pd.DataFrame", label_names: list[str]):
+        """Return predictions as `predict` returned them, from the columns of predictions.parquet."""
+        return np.stack(table["logits"])
+
+    def show_predictions(self, predictions, split: "Split", label_names: list[str], calibration: dict) -> list[str]:
+        """Return each row's predicted label in the form of `show_labels`."""
+        raise NotImplementedError
+
+    def probabilities(self, predictions, calibration: dict) -> Sequence[np.ndarray]:
+        """Return the probabilities of all labels for each row, (labels,), or of all tags for each word of the row, (words, tags)."""
+        raise NotImplementedError
+
+    def label_quality(self, probabilities: list[np.ndarray], split: "Split") -> tuple[np.ndarray, np.ndarray]:
+        """Return how plausible each row's label is, (rows,), from 0 to 1, and whether it may be wrong, (rows,) bool.
+
+        The method is confident learning (arXiv 1911.00068), as cleanlab implements it. `probabilities` are from models that did not
+        learn from the rows.
+        """
+        raise NotImplementedError
 
     # --- use -------------------------------------------------------------------------------------------------------------
 

@@ -321,7 +321,9 @@ def folds(frame: pd.DataFrame, config: Config) -> pd.Series:
     unit = "group" if "group" in frame else "hash"
     shuffled = frame.drop_duplicates(unit).sample(frac=1, random_state=config.split_seed).sort_values("stratum", kind="stable")
     if len(shuffled) < config.folds:
-        raise UserError(f"folds={config.folds}: train has only {len(shuffled)} different {'groups' if unit == 'group' else 'texts'}")
+        raise UserError(
+            f"folds={config.folds}: train has only {len(shuffled)} different {'groups' if unit == 'group' else 'texts'}"
+        )
     return frame[unit].map(pd.Series(1 + np.arange(len(shuffled)) % config.folds, index=shuffled[unit]))
 
 

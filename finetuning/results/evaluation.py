@@ -155,25 +155,24 @@ def compare(a: Run, b: Run, test: Split) -> tuple[list[dict], Path]:
     if its evaluation has changed, or if the runs have different tasks or test rows.
     """
     results = [_read_metrics(run) for run in (a, b)]
-    predictions = [pd.read_parquet(run.folder / PREDICTIONS) for run in (a, b)]
+    (predictions_a, statistics_a), (predictions_b, statistics_b) = read_tables(a), read_tables(b)
     same_data = a.task is b.task and a.record["dataset"]["sha256"] == b.record["dataset"]["sha256"]
-    if not same_data or not predictions[0].row.equals(predictions[1].row):
+    if not same_data or not predictions_a.row.equals(predictions_b.row):
         raise UserError(f"{a.folder} and {b.folder} were tested on different rows: only runs on the same rows can be compared")
     signatures = [_signatures(run_metrics) for run_metrics in results]
     if signatures[0] != signatures[1]:
         raise UserError(
             f"{a.folder} and {b.folder} were scored in different ways, {signatures[0]} and {signatures[1]}: evaluate both again"
         )
-    statistics = [_read_statistics(run.folder / STATISTICS) for run in (a, b)]
     results = []
     for metric in a.task.metrics:
         if metric.interval:
-            values = [metric.of(run_statistics) for run_statistics in statistics]
-            difference = metrics.difference(metric, statistics[:1], statistics[1:])
+            values = [metric.of(statistics_a), metric.of(statistics_b)]
+            difference = metrics.difference(metric, [statistics_a], [statistics_b])
             results.append({"metric": metric.name, "values": values, "n": len(test)} | difference)
     file = a.folder / f"against-{b.folder.name}.csv"
     file.unlink(missing_ok=True)
-    report.write_csv(file, *_differing(a.task, predictions, test))
+    report.write_csv(file, *_differing(a.task, [predictions_a, predictions_b], test))
     return results, file
 
 
@@ -206,6 +205,9 @@ def _signatures(results: dict) -> list[str]:
     return [text.partition("|version")[0] for name, text in results.items() if name.endswith("_signature")]
 
 
-def _read_statistics(path: Path) -> Statistics:
-    frame = pd.read_parquet(path)
-    return {name: np.stack(frame[name]) if frame[name].dtype == object else frame[name].to_numpy() for name in frame}
+def read_tables(run: Run) -> tuple[pd.DataFrame, Statistics]:
+    """Return predictions.parquet and the per-row statistics of a run. Raise `UserError` as `_read_metrics` does."""
+    _read_metrics(run)
+    frame = pd.read_parquet(run.folder / STATISTICS)
+    statistics = {name: np.stack(frame[name]) if frame[name].dtype == object else frame[name].to_numpy() for name in frame}
+    return pd.read_parquet(run.folder / PREDICTIONS), statistics

@@ -17,7 +17,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from itertools import chain, count
@@ -249,10 +249,10 @@ def check_same_data(run: Run, data: Data) -> None:
         )
 
 
-def check_same_settings(run: Run, config: Config) -> None:
-    """Raise `UserError` if `run` was started with other settings than `config`. It may lie in another folder now."""
+def check_same_settings(run: Run, config: Config, names: Collection[str]) -> None:
+    """Raise `UserError` if one of the settings `names` is another one than in `run`. The run may lie in another folder now."""
     for name, value in asdict(config).items():
-        if name != "output_dir" and value != getattr(run.config, name):
+        if name in names and name != "output_dir" and value != getattr(run.config, name):
             raise UserError(
                 f"{name}={value}: {run.folder} was started with {getattr(run.config, name)}; use that, or another run_name"
             )

@@ -35,6 +35,8 @@ MAX_LINE_CHARACTERS = 120  # of a text, on a line of the report page
 class Labels(TextClassification):
     """Base class for one label and for several labels per text."""
 
+    judges_labels = True
+
     def one_hot(self, labels: np.ndarray, n: int) -> np.ndarray:
         """Return True where a row has a label, (rows, n) bool; `n` is the number of labels."""
         raise NotImplementedError
@@ -53,6 +55,9 @@ class Labels(TextClassification):
     def show_labels(self, split: Split, label_names: list[str]) -> list[str]:
         names = np.array(label_names, dtype=object)
         return [", ".join(names[row]) or "none" for row in self.one_hot(split.labels, len(names)).astype(bool)]
+
+    def show_predictions(self, predictions: np.ndarray, split: Split, label_names: list[str], calibration: dict) -> list[str]:
+        return self.show_labels(replace(split, labels=self.decide(predictions, calibration)), label_names)
 
     def model_settings(self, label_names: list[str]) -> dict:
         return {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
@@ -165,6 +170,14 @@ class SingleLabel(Labels):
     def decide(self, predictions: np.ndarray, calibration: dict) -> np.ndarray:
         """Return the label with the highest logit, (rows,)."""
         return predictions.argmax(axis=-1)
+
+    def label_quality(self, probabilities: list[np.ndarray], split: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Return the probability of each row's label as its quality."""
+        from cleanlab.filter import find_label_issues  # delayed: it takes seconds to import
+        from cleanlab.rank import get_label_quality_scores
+
+        labels, stacked = split.labels, np.stack(probabilities)
+        return get_label_quality_scores(labels, stacked), find_label_issues(labels, stacked, n_jobs=1)
 
     # --- results ---------------------------------------------------------------------------------------------------------
 
@@ -353,6 +366,14 @@ class MultiLabel(Labels):
     def decide(self, predictions: np.ndarray, calibration: dict) -> np.ndarray:
         """Return True for each predicted label, (rows, labels) bool."""
         return self.probabilities(predictions, calibration) >= calibration["threshold"]
+
+    def label_quality(self, probabilities: list[np.ndarray], split: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Judge each label of a row alone. A row's quality is a mean in which its least plausible label counts most."""
+        from cleanlab.multilabel_classification import get_label_quality_scores  # delayed: it takes seconds to import
+        from cleanlab.multilabel_classification.filter import find_label_issues
+
+        labels, stacked = [np.flatnonzero(row).tolist() for row in split.labels], np.stack(probabilities)
+        return get_label_quality_scores(labels, stacked), find_label_issues(labels, stacked, n_jobs=1)
 
     def statistics(self, predictions: np.ndarray, split: Split, calibration: dict) -> Statistics:
         """Return the statistics. During training, the threshold is fitted at each validation, as it is for the finished run."""

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from datasets import Dataset, Features, List, Value
 from peft import TaskType
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification, PreTrainedTokenizerBase
 
@@ -69,6 +69,7 @@ class Entities(Task):
     input_types = (str, list, dict)
     cuda_graphs = True
     truncates = False
+    judges_labels = True
     rows_are_neighbours = True
     length_edges = (0, 8, 16, 32, 64)
     export_formats = ("merged", "onnx", "int8")
@@ -114,16 +115,10 @@ class Entities(Task):
         return {name: int(np.sum(codes == 1 + 2 * i)) for i, name in enumerate(types_of(label_names))}
 
     def show_labels(self, split: Split, label_names: list[str]) -> list[str]:
-        rows, types = split.columns(), types_of(label_names)
-        places = [
-            place_entities({"starts": starts, "ends": ends}, entities(codes), types)
-            for starts, ends, codes in zip(rows["starts"], rows["ends"], actual_codes(split), strict=True)
-        ]
-        lines = (
-            ", ".join(f"{text[start:end]} ({name})" for start, end, name in spans)
-            for text, spans in zip(rows["text"], places, strict=True)
-        )
-        return [line or "no entity" for line in lines]
+        return show_entities(actual_codes(split), split, label_names)
+
+    def show_predictions(self, predictions: list[np.ndarray], split: Split, label_names: list[str], calibration: dict) -> list[str]:
+        return show_entities(self.decide(predictions, calibration), split, label_names)
 
     # --- tokens and model ------------------------------------------------------------------------------------------------
 
@@ -177,6 +172,21 @@ class Entities(Task):
     def decide(self, predictions: list[np.ndarray], calibration: dict) -> list[np.ndarray]:
         """Return the most probable valid sequence of tags for each row, (words,)."""
         return decode(predictions)
+
+    def stored_predictions(self, table: pd.DataFrame, label_names: list[str]) -> list[np.ndarray]:
+        return [values.reshape(-1, len(label_names)) for values in table["logits"]]
+
+    def probabilities(self, predictions: list[np.ndarray], calibration: dict) -> list[np.ndarray]:
+        return [softmax(logits / calibration["temperature"], axis=-1) for logits in predictions]
+
+    def label_quality(self, probabilities: list[np.ndarray], split: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Judge each tag alone. A row's quality is the lowest probability of its tags; it may be wrong if one of its tags is."""
+        from cleanlab.token_classification.filter import find_label_issues  # delayed: it takes seconds to import
+
+        codes = actual_codes(split)
+        wrong = np.zeros(len(codes), dtype=bool)
+        wrong[[row for row, _ in find_label_issues(codes, probabilities, n_jobs=1)]] = True
+        return np.array([words[np.arange(len(tags)), tags].min() for words, tags in zip(probabilities, codes, strict=True)]), wrong
 
     def compare(self, predictions: list[np.ndarray], split: Split) -> Comparison:
         """Return the comparison of predicted and actual entities."""
@@ -240,6 +250,7 @@ class Entities(Task):
             "label": [[names[code] for code in codes] for codes in comparison.actual_codes],
             "prediction": [[names[code] for code in codes] for codes in comparison.predicted_codes],
             "probability": [words.tolist() for words in comparison.word_probabilities(evaluation.calibration["temperature"])],
+            "logits": [words.ravel() for words in evaluation.predictions],
         }
 
     def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
@@ -320,3 +331,17 @@ def actual_codes(split: Split) -> list[np.ndarray]:
     """Return for each row the codes of its tags, (words,). A code is a position in the label names."""
     tags = read_columns(split.raw.select(split.rows), "tags")["tags"].combine_chunks()
     return np.split(tags.flatten().to_numpy(), tags.value_lengths().to_numpy().cumsum()[:-1])
+
+
+def show_entities(codes_of_rows: list[np.ndarray], split: Split, label_names: list[str]) -> list[str]:
+    """Return the entities of each row as text, with their types."""
+    rows, types = split.columns(), types_of(label_names)
+    places = [
+        place_entities({"starts": starts, "ends": ends}, entities(codes), types)
+        for starts, ends, codes in zip(rows["starts"], rows["ends"], codes_of_rows, strict=True)
+    ]
+    lines = (
+        ", ".join(f"{text[start:end]} ({name})" for start, end, name in spans)
+        for text, spans in zip(rows["text"], places, strict=True)
+    )
+    return [line or "no entity" for line in lines]

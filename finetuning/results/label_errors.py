@@ -1,0 +1,112 @@
+"""Judge labels by confident learning, and write those that may be wrong into files."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from finetuning.data.splits import Split, load_data
+from finetuning.disk import as_utf8
+from finetuning.errors import UserError
+from finetuning.processes import by_first
+from finetuning.results import evaluation, metrics, report
+from finetuning.results.report import Example, Section, Table
+from finetuning.results.run_folder import Run, check_same_data
+from finetuning.task import Task
+
+MAX_EXAMPLES = 100  # on the page
+MAX_PAIRS = 20  # pairs of a given and a likely label, on the page
+CSV, PAGE, ALL_ROWS = "label_errors.csv", "label_errors.html", "label_quality.parquet"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rows whose labels were judged by models that did not learn from them."""
+
+    task: Task
+    split: Split
+    # A line per row, in the order of the file. `row`: its number. `run`: the run whose model judged it. `given`, `likely`: the label in
+    # the data, and the model's. `quality`: from 0 to 1, low if the label is not plausible. `may_be_wrong`: by confident learning.
+    # `probabilities`: of all labels. For named entities: of all tags of the first word, then of the second word, and so on.
+    rows: pd.DataFrame
+    headline: str  # the first metric on all rows, with its interval
+    source: str  # the model and the data
+
+    def wrong(self) -> np.ndarray:
+        """Return the positions of the rows whose label may be wrong, the lowest quality first."""
+        positions = np.flatnonzero(self.rows.may_be_wrong)
+        return positions[np.argsort(self.rows.quality.to_numpy()[positions], kind="stable")]
+
+    def pairs(self) -> list[tuple[str, str, int]]:
+        """Return the most frequent pairs of a given and a likely label among those that may be wrong, and how often they occur."""
+        wrong = self.rows.iloc[self.wrong()]
+        return [(*pair, n) for pair, n in Counter(zip(wrong.given, wrong.likely, strict=True)).most_common(MAX_PAIRS)]
+
+
+def judge(runs: list[Run]) -> Judged:
+    """Judge the labels of the test rows of evaluated runs.
+
+    Raise `UserError` if the task has no labels to judge, if a run is not evaluated, or if two runs have different data or the same row.
+    """
+    task, splits, frames, probabilities, statistics = runs[0].task, [], [], [], []
+    for run in runs:
+        if run.task is not task or run.record["dataset"]["sha256"] != runs[0].record["dataset"]["sha256"]:
+            raise UserError(f"{runs[0].folder} and {run.folder} have different tasks or data: give runs on the same data")
+        table, statistics_of_run = evaluation.read_tables(run)
+        data = load_data(task, run.config, run.origins["dataset"])
+        check_same_data(run, data)
+        predictions = task.stored_predictions(table, data.label_names)
+        given = task.show_labels(data.test, data.label_names)
+        likely = task.show_predictions(predictions, data.test, data.label_names, run.calibration)
+        probabilities += [*task.probabilities(predictions, run.calibration)]
+        frames.append(pd.DataFrame({"row": table.row, "run": run.folder.name, "given": given, "likely": likely}))
+        splits.append(data.test)
+        statistics.append(statistics_of_run)
+    rows = pd.concat(frames, ignore_index=True)
+    if rows.row.duplicated().any():
+        raise UserError(f"{runs[0].folder} and the other runs have test rows in common: give runs of different folds, or one run")
+    split = Split(
+        splits[0].raw, *(np.concatenate([getattr(part, name) for part in splits]) for name in ("rows", "labels", "hashes"))
+    )
+    quality, wrong = task.label_quality(probabilities, split)
+    rows = rows.assign(quality=quality, may_be_wrong=wrong, probabilities=[array.ravel() for array in probabilities])
+    order = np.argsort(split.rows, kind="stable")
+    metric, summed = task.metrics[0], {name: np.concatenate([part[name] for part in statistics]) for name in statistics[0]}
+    headline = f"{metric.title} {metric.show(metric.of(summed))} ({metric.show_interval(metrics.interval(metric, summed))})"
+    source = f"{runs[0].record['model']['name']} ({runs[0].record['model']['origin']}), {len(runs)} run{'s' * (len(runs) > 1)}; "
+    source += f"{len(rows):,} rows of {runs[0].record['dataset']['name']} ({runs[0].record['dataset']['origin']})"
+    return Judged(task, split.select(order), rows.iloc[order].reset_index(drop=True), headline, source)
+
+
+@by_first
+def write(judged: Judged, folder: Path) -> None:
+    """Write label_quality.parquet, label_errors.csv and label_errors.html into a folder."""
+    wrong, lines_of = judged.wrong(), lines(judged)
+    judged.rows.to_parquet(folder / ALL_ROWS, index=False)
+    (folder / CSV).unlink(missing_ok=True)
+    report.write_csv(folder / CSV, wrong, lines_of)
+    html = report.render_label_errors(sections(judged), n_wrong=len(wrong), judged=judged)
+    (folder / PAGE).write_text(as_utf8(html), encoding="utf-8")
+
+
+def lines(judged: Judged):
+    """Return a function that maps positions of rows to the lines of label_errors.csv."""
+    columns = ["row", "quality", "given", "likely"]
+
+    def lines_of(positions: np.ndarray) -> pd.DataFrame:
+        texts = judged.task.readable(judged.split.select(positions).columns())
+        return judged.rows[columns].iloc[positions].assign(**texts).round({"quality": 4})
+
+    return lines_of
+
+
+def sections(judged: Judged) -> list[Section]:
+    """Return the sections of the page: how often a label was given in place of another, and the texts."""
+    wrong = judged.wrong()
+    shown = lines(judged)(wrong[:MAX_EXAMPLES])
+    examples = [Example(f"row {row.row}: given {row.given}; likely {row.likely}", row.text) for row in shown.itertuples()]
+    pairs = Table(("given", "likely", "rows"), [(given, likely, f"{n:,}") for given, likely, n in judged.pairs()])
+    text = f"The lowest quality comes first. {CSV} has all {len(wrong):,}."
+    return [Section(tables=(pairs,)), Section("Labels that may be wrong", text, examples=(("", examples),))]
