@@ -1,0 +1,131 @@
+"""Measure other ways to read texts that are longer than `max_length`, with models that were trained with head+tail.
+
+    python label_errors.py && python benchmarks/long_texts.py outputs/label-errors-imdb/fold-1 outputs/label-errors-imdb/fold-2
+
+Each run predicts the long texts of its test rows in each way. Short texts are read in the same way by all. Writes
+results/long-texts.json: accuracy and seconds of each way, and its difference to head+tail.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from common import RESULTS
+from datasets import Dataset
+from scipy.special import softmax
+
+from finetuning import console, tasks
+from finetuning.data.splits import Split, load_data
+from finetuning.data.tokens import Tokens, encode, special_tokens
+from finetuning.disk import write_json
+from finetuning.results import metrics
+from finetuning.results.evaluation import read_tables
+from finetuning.results.label_report import ACCURACY
+from finetuning.results.run_folder import environment, find_base_model, load_predictor, open_run
+from finetuning.training.prediction import Predictor
+
+READS_ALL = 1_000_000  # tokens: no text is longer
+WINDOWS, WITH_HEAD_AND_TAIL = "windows, mean probability", "windows and head+tail, mean probability"
+
+
+def windows(ids: list[int], size: int, first: int, last: int) -> list[list[int]]:
+    """Return windows of `size` tokens that together cover a longer text, at equal distances, with its special tokens."""
+    start, inner, end = ids[:first], ids[first : len(ids) - last], ids[len(ids) - last :]
+    room = size - first - last
+    positions = np.linspace(0, len(inner) - room, -(-len(inner) // room)).round().astype(int)
+    return [[*start, *inner[position : position + room], *end] for position in positions]
+
+
+def predict_windows(predictor: Predictor, long: Split) -> np.ndarray:
+    """Return the mean probabilities of each text's windows, (texts, labels)."""
+    task, tokenizer, config = predictor.task, predictor.tokenizer, predictor.config
+    whole = encode(task, long, tokenizer, replace(config, max_length=READS_ALL, truncation="head"))
+    pieces = [windows(ids, config.max_length, *special_tokens(tokenizer)) for ids in whole.inputs["input_ids"]]
+    inputs = Dataset.from_dict({"input_ids": [piece for text in pieces for piece in text]})
+    probabilities = softmax(task.predict(predictor, Tokens(inputs, np.full(len(inputs), config.max_length))), axis=-1)
+    starts = np.cumsum([0, *(len(text) for text in pieces[:-1])])
+    return np.add.reduceat(probabilities, starts) / np.array([len(text) for text in pieces])[:, None]
+
+
+def predict_cut(predictor: Predictor, long: Split, **settings) -> np.ndarray:
+    """Return the probabilities of texts that are cut by other settings, (texts, labels)."""
+    other = Predictor(predictor.task, predictor.model, predictor.tokenizer, replace(predictor.config, **settings), False)
+    return softmax(other.task.predict(other, encode(other.task, long, other.tokenizer, other.config)), axis=-1)
+
+
+WAYS: dict[str, Callable] = {
+    "head+tail": predict_cut,
+    "head": lambda predictor, long: predict_cut(predictor, long, truncation="head"),
+    "tail": lambda predictor, long: predict_cut(predictor, long, truncation="tail"),
+    "head+tail, twice the tokens": lambda predictor, long: predict_cut(predictor, long, max_length=2 * predictor.config.max_length),
+    WINDOWS: predict_windows,
+}
+
+
+def measure(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, float], int]:
+    """Return for each way whether each test row is right, (rows,), and the seconds for the long rows; and the number of these."""
+    run = open_run(folder, tasks.pick)
+    data = load_data(run.task, run.config, run.origins["dataset"])
+    table, _ = read_tables(run)
+    is_long, labels = table.tokens.to_numpy() > run.config.max_length, data.test.labels
+    long = data.test.select(np.flatnonzero(is_long))
+    predictor = load_predictor(run, find_base_model(run), show_progress=False)
+    right, seconds, probabilities = {}, {}, {}
+    for way, predict in WAYS.items():
+        started = time.perf_counter()
+        probabilities[way] = predict(predictor, long)
+        seconds[way] = time.perf_counter() - started
+        print(
+            f"{folder.name}  {way:<32} {seconds[way]:6.0f} s  {(probabilities[way].argmax(-1) == long.labels).mean():.4f}",
+            flush=True,
+        )
+    probabilities[WITH_HEAD_AND_TAIL] = probabilities[WINDOWS] + probabilities["head+tail"]
+    seconds[WITH_HEAD_AND_TAIL] = seconds[WINDOWS] + seconds["head+tail"]
+    stored = np.stack(table.logits).argmax(axis=-1) == labels
+    for way, values in probabilities.items():
+        right[way] = stored.copy()
+        right[way][is_long] = values.argmax(axis=-1) == long.labels
+    return right, seconds, int(is_long.sum())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="evaluated run folders of text classification, with different test rows")
+    arguments = parser.parse_args()
+    console.quiet_libraries()
+    measured = [measure(folder) for folder in arguments.runs]
+    ways = []
+    for way in measured[0][0]:
+        statistics = [
+            {
+                "rows": np.ones(sum(len(right[name]) for right, _, _ in measured)),
+                "correct": np.concatenate([right[name] for right, _, _ in measured]),
+            }
+            for name in (way, "head+tail")
+        ]
+        difference = metrics.difference(ACCURACY, statistics[:1], statistics[1:])
+        by_run = [float(right[way].mean() - right["head+tail"].mean()) for right, _, _ in measured]
+        seconds = sum(seconds[way] for _, seconds, _ in measured)
+        ways.append(
+            {"way": way, "accuracy": ACCURACY.of(statistics[0]), "seconds": seconds, "difference_by_run": by_run} | difference
+        )
+    run = open_run(arguments.runs[0], tasks.pick)
+    record = {
+        "n": sum(len(right["head+tail"]) for right, _, _ in measured),
+        "long": sum(n for _, _, n in measured),
+        "runs": len(measured),
+        "split": "folds of train",
+        "max_length": run.config.max_length,
+        "model": run.record["model"],
+        "dataset": run.record["dataset"]["name"],
+        "ways": ways,
+        "environment": environment(),
+    }
+    write_json(RESULTS / "long-texts.json", record)
+
+
+if __name__ == "__main__":
+    main()
