@@ -169,6 +169,18 @@ def test_an_encoder_is_refused(call, chat_flags, model_dir):
     assert refused.code == 2 and "has neither a chat template nor a token for the end of a text" in refused.err
 
 
+def test_a_template_that_changes_earlier_answers_trains_on_the_last_one(tokenizer):
+    """Qwen3's template puts an empty thought before an answer, and leaves it out as soon as another turn follows."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}[CLS]{{ 'great ' + ('loud ' if loop.last else '') if m.role == 'assistant' else 'we ' }}"
+        "{{ m.content }}[SEP]{% endfor %}{% if add_generation_prompt %}[CLS]great loud {% endif %}"
+    )
+    messages = say(("user", "a film"), ("assistant", "dull"), ("user", "long"), ("assistant", "thin"))
+    assert trained(messages, tokenizer)[1] == "thin [SEP]"
+    assert chats.encode(messages, tokenizer, Config(task="causal-lm"))["skipped"] == 1
+    assert chats.encode(messages[:2], tokenizer, Config(task="causal-lm"))["skipped"] == 0
+
+
 def test_a_template_that_loses_the_beginning_or_the_system_message_is_refused(tokenizer):
     tokenizer.chat_template = "{% for m in messages[-2:] %}[CLS]{{ m.content }}[SEP]{% endfor %}"
     with pytest.raises(UserError, match="does not render a conversation from its beginning on"):

@@ -187,6 +187,8 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
 
     input_ids       token ids, at most `max_length`
     targets         the same ids where the loss counts, else -100: the answers, each with the token that ends it
+    skipped         the number of earlier answers that the loss does not count, because the template renders them in another form
+                    than that in which the model writes them (Qwen3)
     prompt          the ids that the model reads before it writes the last answer
     length          the number of tokens before the conversation was cut
     answer_cut      whether the end of the last answer is missing
@@ -202,12 +204,15 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
         )
     messages = shorten(messages, tokenizer, config.max_length)
     ids = render(messages, tokenizer, answer_follows=False)
-    targets = [-100] * len(ids)
+    targets, skipped = [-100] * len(ids), 0
     for number, message in enumerate(messages):
         if message["role"] == "assistant":
             before = render(messages[:number], tokenizer, answer_follows=True)
             through = render(messages[: number + 1], tokenizer, answer_follows=False)
             if through[: len(before)] != before or ids[: len(through)] != through:
+                if number < len(messages) - 1:
+                    skipped += 1
+                    continue
                 raise UserError(
                     f"the chat template of {tokenizer.name_or_path} does not render a conversation from its beginning on, so its "
                     f"answers can't be found; in the one that begins {as_text(messages)[:60]!r}: set model_name to another model"
@@ -224,6 +229,7 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
         "prompt": prompt_ids(split_last_answer(full)[0], tokenizer, config.max_length),
         "length": length,
         "answer_cut": len(ids) > config.max_length,
+        "skipped": skipped,
     }
 
 

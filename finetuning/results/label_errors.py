@@ -70,7 +70,10 @@ def judge(runs: list[Run]) -> Judged:
     split = Split(
         splits[0].raw, *(np.concatenate([getattr(part, name) for part in splits]) for name in ("rows", "labels", "hashes"))
     )
-    quality, wrong = task.label_quality(probabilities, split)
+    try:
+        quality, wrong = task.label_quality(probabilities, split)
+    except ValueError as error:  # of cleanlab, for example if all rows have the same label
+        raise UserError(f"{runs[0].folder}: the labels of its rows can't be judged: {error}") from error
     rows = rows.assign(quality=quality, may_be_wrong=wrong, probabilities=[array.ravel() for array in probabilities])
     order = np.argsort(split.rows, kind="stable")
     metric, summed = task.metrics[0], {name: np.concatenate([part[name] for part in statistics]) for name in statistics[0]}

@@ -160,7 +160,7 @@ class Chat(Task):
 
     def features(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Features:
         ids = {name: List(Value("int32")) for name in ("input_ids", "targets", "prompt")}
-        return Features({**ids, "length": Value("int32"), "answer_cut": Value("bool")})
+        return Features({**ids, "length": Value("int32"), "answer_cut": Value("bool"), "skipped": Value("int32")})
 
     def tokenize(self, batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, list]:
         examples = [encode(conversation(row), tokenizer, config) for row in rows_of(batch)]
@@ -174,11 +174,16 @@ class Chat(Task):
             part = tokenizer.decode([token for token, _ in group])
             text += f"[[{part}]]" if is_trained else part
         text = f"...{text[-MAX_EXAMPLE_CHARACTERS:]}" if len(text) > MAX_EXAMPLE_CHARACTERS else text
-        columns = read_columns(tokens.inputs, "targets", "answer_cut")
+        columns = read_columns(tokens.inputs, "targets", "answer_cut", "skipped")
         targets = pyarrow.compute.list_flatten(columns["targets"]).to_numpy()
-        trained, cut = int((targets >= 0).sum()), int(pyarrow.compute.sum(columns["answer_cut"]).as_py())
+        trained = int((targets >= 0).sum())
+        cut, skipped = (pyarrow.compute.sum(columns[name]).as_py() for name in ("answer_cut", "skipped"))
         lines = [f"reads  {text.strip()}".replace("\n", "\n       ")]
         lines.append(f"       the loss counts the tokens in [[ ]]: {trained:,} of {len(targets):,} ({trained / len(targets):.1%})")
+        if skipped:
+            lines.append(
+                f"       it leaves out {skipped:,} answers that others follow: the chat template renders these in another form"
+            )
         return lines + ([f"cut    the answers of {cut:,} rows at their end, which max_length cuts off"] if cut else [])
 
     def truncation_note(self, config: Config) -> str:
