@@ -291,6 +291,25 @@ PRESETS: dict[str, dict] = {
         train_samples=50_000,
         max_length=128,
     ),
+    # Several of 28 labels, and the similarity of two sentences: measured in results/several-labels.md and results/similarity.md.
+    "go_emotions": dict(
+        dataset_name="google-research-datasets/go_emotions",
+        problem_type="multi_label_classification",
+        **ALL_ROWS,
+        max_length=64,
+    ),
+    "stsb": dict(
+        dataset_name="mteb/stsbenchmark-sts",
+        problem_type="regression",
+        text_column="sentence1",
+        text_pair_column="sentence2",
+        label_column="score",
+        **ALL_ROWS,
+        max_length=128,
+        num_train_epochs=3.0,
+        learning_rate=2e-3,
+        metric_for_best_model="spearman",
+    ),
     # Further pre-training on IMDb's training reviews, without their labels.
     "pretrain": dict(task="masked-lm", **ALL_ROWS, max_length=128, batch_size=64, eval_batch_size=64),
     # Answers to prompts: descriptions of restaurants from their properties.

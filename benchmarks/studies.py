@@ -110,14 +110,13 @@ PASSES = {"LoRA, 1 pass": lora(64, learning_rate=1e-3), "full, 1 pass": full(3e-
 PASSES |= {"full, 3 passes": full(3e-4, num_train_epochs=3)}
 PRETRAINED = {"no further pre-training": {}} | {name: pretrained("pretraining", name) for name in PASSES}
 # GoEmotions: several of 28 labels. The settings are the defaults, with all rows and fewer tokens. `--dataset_name` names its folder.
-GOEMOTIONS = dict(**ALL_ROWS, max_length=64, **NO_EARLY_STOP)
+GOEMOTIONS = PRESETS["go_emotions"] | NO_EARLY_STOP
 # A decoder: SmolLM2-135M-Instruct. The records have it with weights rounded to 4 bits, stored as float32.
 SMOLLM2 = dict(model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
 # Answers to prompts: descriptions of restaurants (E2E).
 E2E = PRESETS["instruct"] | dict(num_train_epochs=1, **NO_EARLY_STOP)
 # STS-B: the similarity of two sentences, from 0 to 5. `--dataset_name` names its folder.
-STSB = dict(problem_type="regression", text_column="sentence1", text_pair_column="sentence2", label_column="score", **ALL_ROWS)
-STSB |= dict(max_length=128, batch_size=32, num_train_epochs=3, eval_steps=0.25, metric_for_best_model="spearman", **NO_EARLY_STOP)
+STSB = PRESETS["stsb"] | NO_EARLY_STOP
 
 STUDIES = {
     # Does fast training cost accuracy? Three steps change what is computed: no dropout, batches of similar length, bf16.

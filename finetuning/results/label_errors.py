@@ -1,5 +1,6 @@
 """Judge labels by confident learning, and write those that may be wrong into files."""
 
+import textwrap
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from finetuning.results.run_folder import Run, check_same_data
 from finetuning.task import Task
 
 MAX_EXAMPLES = 100  # on the page
+MAX_LINE_CHARACTERS = 100  # of a text, on the line that opens it
 MAX_PAIRS = 20  # pairs of a given and a likely label, on the page
 CSV, PAGE, ALL_ROWS = "label_errors.csv", "label_errors.html", "label_quality.parquet"
 
@@ -109,7 +111,13 @@ def sections(judged: Judged) -> list[Section]:
     """Return the sections of the page: how often a label was given in place of another, and the texts."""
     wrong = judged.wrong()
     shown = lines(judged)(wrong[:MAX_EXAMPLES])
-    examples = [Example(f"row {row.row}: given {row.given}; likely {row.likely}", row.text) for row in shown.itertuples()]
+    examples = [show(row) for row in shown.itertuples()]
     pairs = Table(("given", "likely", "rows"), [(given, likely, f"{n:,}") for given, likely, n in judged.pairs()])
-    text = f"The lowest quality comes first. {CSV} has all {len(wrong):,}."
+    text = f"The first number is the quality of the label, from 0 to 100 %. {CSV} has all {len(wrong):,}."
     return [Section(tables=(pairs,)), Section("Labels that may be wrong", text, examples=(("", examples),))]
+
+
+def show(row) -> Example:
+    """Return a line of label_errors.csv as an example for the page."""
+    start = textwrap.shorten(row.text, MAX_LINE_CHARACTERS, placeholder=" …")
+    return Example(f"row {row.row}, given {row.given}, likely {row.likely}: {start}", row.text, probability=row.quality)
