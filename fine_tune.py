@@ -87,14 +87,14 @@ def main(flags: Sequence[str] | None = None) -> None:
     predictions = fine_tuner.validated.get(fine_tuner.state.best_global_step)
     if predictions is None:  # the best checkpoint is from before an interruption
         predictions = task.validate(predictor, encoded["validation"])
-    statistics = metrics.of_rows(task, predictions, data.validation, {})
+    statistics = metrics.of_rows(task, predictions, data.validation, fine_tuner.label_scale)
     best_validation = trainer.best_validation(fine_tuner) | {
         "ci95": metrics.interval(metric, statistics),
         "n": len(data.validation),
         "split": data.validation_split,
     }
     training = {
-        "calibration": task.calibrate(predictions, data.validation),
+        "calibration": fine_tuner.label_scale | task.calibrate(predictions, data.validation),
         "validation": best_validation,
         "seconds": {"before_training": seconds_before_training, "training": training_seconds},
         "precision": precision,

@@ -126,6 +126,7 @@ class Task:
     length_edges: tuple[int, ...] = (0, 64, 128, 256, 512)  # borders of the groups in "metrics by length"
     prediction_column = "prediction"  # two runs differ in a row if they differ in this column of predictions.parquet
     export_formats: tuple[str, ...] = ("merged",)
+    export_calibration: dict = {"temperature": 1.0}  # the calibration of exports, after `output_scale` was merged into them
     int8_tolerance = 0.005  # by this fraction of the first metric, an export with 8-bit weights may be worse
     options: dict = {}  # flags of predict.py that the task accepts, with their defaults
     answer_features: "Features"  # the columns of `answers`, with their types
@@ -261,6 +262,14 @@ class Task:
         """Return weights to add to an export: those in the base model's file that the merged model lacks."""
         return {}
 
+    def output_scale(self, calibration: dict) -> tuple[float, float]:
+        """Return a factor and an offset for the outputs of exports. They are merged into the last layer's weights and bias."""
+        return 1 / calibration.get("temperature", 1.0), 0.0
+
+    def exported(self, calibration: dict) -> dict:
+        """Return the calibration of exports, into which `output_scale` is merged."""
+        return calibration | {name: value for name, value in self.export_calibration.items() if name in calibration}
+
     def prepare_export(self, merged: "torch.nn.Module", calibration: dict) -> None:
         """Change a merged model before it is saved, such as its settings for `generate`."""
 
@@ -284,6 +293,13 @@ class Task:
         """Return predictions for validation during training: those of `predict`, perhaps without a slow part."""
         return self.predict(predictor, tokens)
 
+    def label_scale(self, train_labels: np.ndarray) -> dict:
+        """Return the scale in which the model learns the labels, such as their mean and standard deviation; {}: the labels' own.
+
+        It is part of the `calibration`, already during training.
+        """
+        return {}
+
     def calibrate(self, predictions, validation: "Split") -> dict:
         """Return values that are fitted on validation, such as {"temperature": 1.3}, for training.json."""
         return {}
@@ -295,7 +311,7 @@ class Task:
     def statistics(self, predictions, split: "Split", calibration: dict) -> Statistics:
         """Return the per-row statistics from which all of `metrics` are computed. One of them is `rows`, a 1 for each row.
 
-        `calibration` is {} during training.
+        During training, `calibration` is only the `label_scale`.
         """
         raise NotImplementedError
 

@@ -295,6 +295,17 @@ def test_regression_goes_through_all_the_scripts(ratings, call, tiny_flags, tmp_
     assert values == pytest.approx(expected, abs=0.05) and merged.config.problem_type == "regression"
 
 
+def test_numbers_of_any_size_are_learned_alike(ratings, call, tiny_flags, tmp_path):
+    """Years, for example, or prices: the mean and the standard deviation of the labels do not matter."""
+    rows, rmse = pd.read_csv(ratings), {}
+    for name, factor, offset in (("small", 1, 0), ("large", 1000, 1_000_000)):
+        rows.assign(score=rows.score * factor + offset).to_csv(tmp_path / f"{name}.csv", index=False)
+        flags = [*tiny_flags, "--dataset_name", f"{name}.csv", "--problem_type", "regression", "--label_column", "score"]
+        assert call("fine_tune.py", *flags, "--run_name", name, "--num_train_epochs", 2, "--precision", "float32").code == 0
+        rmse[name] = json.loads((tmp_path / "outputs" / name / "training.json").read_text())["validation"]["rmse"]
+    assert rmse["large"] == pytest.approx(1000 * rmse["small"], rel=1e-2)
+
+
 def test_rows_without_a_number_are_refused_or_left_out(ratings, tmp_path, call, tiny_flags):
     rows = pd.read_csv(ratings)
     rows.loc[[0, 7], "score"] = None

@@ -36,12 +36,11 @@ def of_adapter(run: Run, metrics: dict) -> ModelCard:
 def of_export(run: Run, exports: dict) -> ModelCard:
     """Return the merged model's README.md, with test metrics if the run is evaluated. `exports` is the content of export.json."""
     load = _render("load_merged.py.jinja", auto_class=run.task.auto_class.__name__)
-    calibration = run.calibration | ({"temperature": None} if "temperature" in run.calibration else {})  # merged into the weights
     pipeline = run.task.pipeline(run.config)
     variables = dict(exports=exports, pipeline=pipeline, pipeline_tag=run.task.pipeline_tag)
     file = run.folder / "metrics.json"
     metrics = read_json(file) if file.is_file() else None
-    code = _code(run, load, calibration)
+    code = _code(run, load, run.task.exported(run.calibration))
     return _card(run, metrics, code, library_name="transformers", tags=None, variables=variables)
 
 

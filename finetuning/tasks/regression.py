@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset
 from scipy.stats import rankdata
 from torch.nn.functional import mse_loss
@@ -41,7 +42,10 @@ def _moments(prefix: str, x: np.ndarray, y: np.ndarray) -> Statistics:
 
 
 class Regression(TextClassification):
-    """Predict one number for each text: the single output of the model. The loss is the squared error."""
+    """Predict one number for each text: the single output of the model, times the labels' standard deviation, plus their mean.
+
+    The loss is the squared error of the output. So the model learns numbers near 0, whether the labels are stars, years or prices.
+    """
 
     problem_type = "regression"
     widgets = (("text", "Predicted value"),)
@@ -52,8 +56,9 @@ class Regression(TextClassification):
         Metric("mae", lambda sums: sums["absolute_error"] / sums["rows"], better="lower"),
         Metric("pearson", _correlation("values"), limits=(-1, 1)),
         Metric("spearman", _correlation("ranks"), limits=(-1, 1)),  # a row keeps its rank among all rows when a subset is measured
-        Metric("loss", lambda sums: sums["squared_error"] / sums["rows"], better="lower", interval=False),
+        Metric("loss", lambda sums: sums["loss"] / sums["rows"], better="lower", interval=False),
     )
+    export_calibration = {"label_mean": 0.0, "label_std": 1.0}
 
     def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Encoded:
         """Return the numbers of each split, (rows,) float32, NaN where a number is missing. The labels have no names."""
@@ -73,17 +78,37 @@ class Regression(TextClassification):
         return {"num_labels": 1, "problem_type": "regression"}
 
     def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
-        return lambda logits, labels: mse_loss(logits[:, 0].float(), labels.float(), reduction="sum")
+        scale = self.label_scale(train_labels)
+
+        def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return mse_loss(
+                logits[:, 0].float(), (labels.float() - scale["label_mean"]) / scale["label_std"], reduction="sum"
+            )
+
+        return loss
+
+    def label_scale(self, train_labels: np.ndarray) -> dict:
+        labels = train_labels.astype(np.float64)
+        return {"label_mean": float(labels.mean()), "label_std": float(labels.std()) or 1.0}
+
+    def output_scale(self, calibration: dict) -> tuple[float, float]:
+        return calibration.get("label_std", 1.0), calibration.get("label_mean", 0.0)
+
+    def numbers(self, predictions: np.ndarray, calibration: dict) -> np.ndarray:
+        """Return the predicted numbers, (rows,); `predictions` are the model's outputs, (rows, 1)."""
+        factor, offset = self.output_scale(calibration)
+        return offset + factor * predictions[:, 0].astype(np.float64)
 
     # --- predictions and results -----------------------------------------------------------------------------------------
 
     def statistics(self, predictions: np.ndarray, split: Split, calibration: dict) -> Statistics:
-        predicted, actual = predictions[:, 0].astype(np.float64), split.labels.astype(np.float64)
+        predicted, actual = self.numbers(predictions, calibration), split.labels.astype(np.float64)
         error, mean = predicted - actual, actual.mean()  # subtracting the mean from the values keeps their sums precise
         return {
             "rows": np.ones(len(error)),
             "squared_error": error**2,
             "absolute_error": abs(error),
+            "loss": (error / self.output_scale(calibration)[0]) ** 2,
             **_moments("values", predicted - mean, actual - mean),
             **_moments("ranks", rankdata(predicted), rankdata(actual)),
         }
@@ -97,7 +122,7 @@ class Regression(TextClassification):
         return {"rmse_of_mean": float(evaluation.split.labels.std())}
 
     def answer_columns(self, evaluation: Evaluation) -> dict:
-        predicted, actual = evaluation.predictions[:, 0], evaluation.split.labels
+        predicted, actual = self.numbers(evaluation.predictions, evaluation.calibration), evaluation.split.labels
         return {"label": actual, "prediction": predicted, "error": predicted - actual}
 
     def worst(self, evaluation: Evaluation) -> np.ndarray:
@@ -109,7 +134,7 @@ class Regression(TextClassification):
         numbers.append(
             ("RMSE of the mean", f"{metrics['rmse_of_mean']:.4f}", "if every prediction were the mean of the test labels")
         )
-        draw = partial(_plot_scatter, evaluation.split.labels, evaluation.predictions[:, 0])
+        draw = partial(_plot_scatter, evaluation.split.labels, self.numbers(evaluation.predictions, evaluation.calibration))
         examples = show_examples(
             self.errors(evaluation)[1], positions, lambda row: f"row {row.row}: {row.actual:.3g}, predicted {row.predicted:.3g}"
         )
@@ -123,7 +148,7 @@ class Regression(TextClassification):
 
     def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
         """Return `prediction`, a number for each row."""
-        return {"prediction": [round(float(value), 6) for value in self.logits_of(predictor, batch)[:, 0]]}
+        return {"prediction": [round(value, 6) for value in self.numbers(self.logits_of(predictor, batch), calibration).tolist()]}
 
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
         return f"{answer['prediction']:>8.4g}  {shortened(inputs)}"

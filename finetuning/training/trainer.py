@@ -119,6 +119,7 @@ class FineTuner(Trainer):
         super().__init__(**arguments)
         self.data, self.task, self.config, self.keeper = data, data.task, data.config, Keeper()
         self.loss_of = self.task.loss_function(data.train.labels, len(data.label_names), self.config)
+        self.label_scale = self.task.label_scale(data.train.labels)
         self.target_count = self.task.count_targets(self.train_dataset.tokens)
         self.compute_loss_func = self._loss_of_step
         self.validated = {}  # step -> predictions on the validation rows: of the best checkpoint and of the last validation
@@ -262,7 +263,7 @@ class FineTuner(Trainer):
         self.validated = {step: kept for step, kept in self.validated.items() if step == best} | {
             self.state.global_step: predictions
         }
-        statistics = self.task.statistics(predictions, self.data.validation, {})
+        statistics = self.task.statistics(predictions, self.data.validation, self.label_scale)
         metrics = {f"eval_{metric.name}": metric.of(statistics) for metric in self.task.metrics if metric.in_validation}
         self._require_finite(torch.tensor(metrics["eval_loss"]))
         metrics["eval_runtime"] = time.perf_counter() - started

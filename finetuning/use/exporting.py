@@ -103,7 +103,6 @@ class _Comparison:
         self.run, self.predictor, self.test = run, predictor, test
         self.tokens = encode(run.task, test, predictor.tokenizer, run.config)
         self.input_names = [*self.tokens.unlabelled().inputs.column_names, "attention_mask"]
-        self.temperature = run.calibration.get("temperature", 1.0)  # merged into the weights of exports
         self.metric, self.results = run.task.metrics[0], []
 
     def add(self, name: str, model: torch.nn.Module, file: Path) -> None:
@@ -112,9 +111,7 @@ class _Comparison:
         predictor = Predictor(task, model, self.predictor.tokenizer, self.predictor.config, show_progress=False)
         predictions = task.predict(predictor, self.tokens)
         seconds = time.perf_counter() - started
-        calibration = self.run.calibration
-        if self.results and "temperature" in calibration:
-            calibration = calibration | {"temperature": 1.0}
+        calibration = task.exported(self.run.calibration) if self.results else self.run.calibration
         statistics = task.statistics(predictions, self.test, calibration)
         decisions = task.decide(predictions, calibration)
         result = {"format": name, "rows_per_s": len(self.test) / seconds, "mib": file.stat().st_size / 2**20}
@@ -135,9 +132,10 @@ class _Comparison:
         if len(decisions):
             pairs = zip(decisions, self.reference_decisions, strict=True)
             result["equal_labels"] = float(np.mean([np.array_equal(a, b) for a, b in pairs]))
+        factor, offset = self.run.task.output_scale(self.run.calibration)
         pairs = zip(predictions, self.reference, strict=True)
         # np.max keeps a NaN, which then does not agree; Python's max may lose it.
-        result["largest_difference"] = float(np.max([abs(a - b / self.temperature).max() for a, b in pairs]))
+        result["largest_difference"] = float(np.max([abs((a - offset) / factor - b).max() for a, b in pairs]))
         if "int8" not in name:
             allowed = LARGEST_DIFFERENCE if self.run.config.quantization == "none" else sys.float_info.max
             return result | {"agrees": result["largest_difference"] <= allowed}
@@ -156,10 +154,10 @@ class _Comparison:
 
 
 def _write_merged(predictor: Predictor, run: Run, source_path: str, folder: Path) -> None:
-    """Merge the adapter into the base model, and the temperature into its last layer. Save the model for plain transformers."""
+    """Merge the adapter into the base model, and `output_scale` into its last layer. Save the model for plain transformers."""
     merged = predictor.model.merge_and_unload().eval()
-    if "temperature" in run.calibration:
-        _divide_logits(merged, run.calibration["temperature"])
+    if (scale := run.task.output_scale(run.calibration)) != (1.0, 0.0):
+        _scale_outputs(merged, *scale)
     if run.config.problem_type:  # a pipeline needs it to choose softmax or sigmoid
         merged.config.problem_type = run.config.problem_type
     run.task.prepare_export(merged, run.calibration)
@@ -168,12 +166,16 @@ def _write_merged(predictor: Predictor, run: Run, source_path: str, folder: Path
     save_tokenizer(predictor.tokenizer, run.task, run.config, folder)
 
 
-def _divide_logits(model: torch.nn.Module, temperature: float) -> None:
-    """Divide the weights of the last layer by the temperature. Its logits then give the probabilities of predict.py."""
+def _scale_outputs(model: torch.nn.Module, factor: float, offset: float) -> None:
+    """Multiply the outputs of the last layer by `factor` and add `offset`, by its weights. They are then those of predict.py."""
     *_, head = (layer for layer in model.modules() if isinstance(layer, torch.nn.Linear))
+    if offset and head.bias is None:
+        raise UserError("the head of this model has no bias for the mean of the numbers, so it can't be exported: train an encoder")
     with torch.no_grad():
         for weights in head.parameters():
-            weights /= temperature
+            weights *= factor
+        if offset:
+            head.bias += offset
 
 
 def _remove_unwanted(partial: Path, wanted: set[str]) -> None:
