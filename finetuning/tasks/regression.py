@@ -81,9 +81,7 @@ class Regression(TextClassification):
         scale = self.label_scale(train_labels)
 
         def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            return mse_loss(
-                logits[:, 0].float(), (labels.float() - scale["label_mean"]) / scale["label_std"], reduction="sum"
-            )
+            return mse_loss(logits[:, 0].float(), (labels.float() - scale["label_mean"]) / scale["label_std"], reduction="sum")
 
         return loss
 
