@@ -43,17 +43,18 @@ def main() -> None:
 
 def train_folds(flags: list[str]) -> list[Path]:
     """Train and evaluate a run for each fold, unless it is finished. Return the run folders."""
-    from finetuning import tasks  # delayed: a wrong flag is reported at once
-
-    evaluate = run_path(str(Path(__file__).with_name("evaluate.py")))["main"]  # `import evaluate` would take the library's name
     flags = ["--folds", "5", "--train_samples", "0", *flags]
     config, arguments = parse_config(flags)
     if refused := sorted({*OWN_FLAGS} & arguments.given):
         raise UserError(f"--{refused[0]} is not for label_errors.py: leave it out")
-    if not tasks.pick(config).judges_labels:
-        raise UserError(f"task={config.task}: label_errors.py judges labels of texts and named entities only")
     if config.folds < 2:
         raise UserError(f"folds={config.folds}: label_errors.py needs at least 2")
+
+    from finetuning import tasks  # delayed: a wrong flag is reported at once
+    from finetuning.results import label_errors
+
+    evaluate = run_path(str(Path(__file__).with_name("evaluate.py")))["main"]  # `import evaluate` would take the library's name
+    label_errors.check(tasks.pick(config))
     folder = Path(config.output_dir) / (config.run_name or f"label-errors-{Path(config.dataset_name).name.split('.')[0]}")
     for fold in range(1, config.folds + 1):
         own = dict(fold=fold, test_samples=0, output_dir=folder, run_name=f"fold-{fold}")

@@ -101,8 +101,8 @@ def test_too_few_rows_or_labels_for_the_folds_are_an_error(tmp_path):
     [
         (("--fold", 2), "--fold is not for label_errors.py"),
         (("--search", 2), "--search is not for label_errors.py"),
-        (("--task", "translation"), "judges labels of texts and named entities only"),
-        (("--problem_type", "regression"), "judges labels of texts and named entities only"),
+        (("--task", "translation"), "judges labels of texts and named entities, not translation"),
+        (("--problem_type", "regression"), "judges labels of texts and named entities, not regression"),
         (("--folds", 1), "folds=1 is out of range: it must be 0, or at least 2"),
         (("--folds", 0), "folds=0: label_errors.py needs at least 2"),
         (("--max_lenght", 8), "did you mean --max_length?"),

@@ -47,12 +47,19 @@ class Judged:
         return [(*pair, n) for pair, n in Counter(zip(wrong.given, wrong.likely, strict=True)).most_common(MAX_PAIRS)]
 
 
+def check(task: Task) -> None:
+    """Raise `UserError` if the labels of a task can't be judged."""
+    if not task.judges_labels:
+        raise UserError(f"label_errors.py judges labels of texts and named entities, not {task.problem_type or task.name}")
+
+
 def judge(runs: list[Run]) -> Judged:
     """Judge the labels of the test rows of evaluated runs.
 
     Raise `UserError` if the task has no labels to judge, if a run is not evaluated, or if two runs have different data or the same row.
     """
     task, splits, frames, probabilities, statistics = runs[0].task, [], [], [], []
+    check(task)
     for run in runs:
         if run.task is not task or run.record["dataset"]["sha256"] != runs[0].record["dataset"]["sha256"]:
             raise UserError(f"{runs[0].folder} and {run.folder} have different tasks or data: give runs on the same data")
