@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 from scipy.special import softmax
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
 from finetuning.results import plots
 from finetuning.results.metrics import reliability
@@ -58,6 +57,9 @@ def details(logits: np.ndarray, labels: np.ndarray, names: list[str], probabilit
     `logits` and both arrays of `probabilities` have shape (rows, labels), `labels` has (rows,). With two labels, precision, recall
     and ROC AUC are those of the second label. With more, they are macro averages. ROC AUC is None if a label occurs in no row.
     """
+    # delayed: it takes half a second, and predict.py does without
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
+
     predicted, n_labels = logits.argmax(axis=-1), len(names)
     average = {"average": "binary"} if n_labels == 2 else {"average": "macro", "labels": list(range(n_labels))}
     precision, recall, _, _ = precision_recall_fscore_support(labels, predicted, zero_division=0, **average)
@@ -80,6 +82,8 @@ def details_of_several(predicted: np.ndarray, labels: np.ndarray, names: list[st
 
     All arrays have shape (rows, labels). Calibration is that of the predicted labels, whose probabilities predict.py prints.
     """
+    from sklearn.metrics import precision_recall_fscore_support  # delayed, as above
+
     precision, recall, _, _ = precision_recall_fscore_support(labels, predicted, average="micro", zero_division=0)
     scores = precision_recall_fscore_support(labels, predicted, average=None, zero_division=0)
     calibration = {}

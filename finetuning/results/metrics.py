@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
+import scipy  # loads scipy.stats, which takes a third of a second, only where it is used
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
-from scipy.stats import binomtest
-from scipy.stats import t as student_t
-from scipy.stats.distributions import rv_frozen
-from sklearn.metrics import accuracy_score
 
 from finetuning.task import Metric, Statistics, Task
 
 if TYPE_CHECKING:
+    from scipy.stats.distributions import rv_frozen
+
     from finetuning.data.splits import Split
 
 RESAMPLES = 2_000
@@ -141,7 +140,7 @@ def _resampled(metric: Metric, statistics: Statistics) -> np.ndarray:
     return np.concatenate(values)
 
 
-def _student(center: float, resampled: np.ndarray, n: int, *seeds: Sequence[float]) -> rv_frozen:
+def _student(center: float, resampled: np.ndarray, n: int, *seeds: Sequence[float]) -> "rv_frozen":
     """Return Student's t distribution of the true value around the estimate `center`.
 
     The variance is the sum of two parts: that of the `n` rows or groups, as `resampled`, and for each list in `seeds` that of the
@@ -151,7 +150,7 @@ def _student(center: float, resampled: np.ndarray, n: int, *seeds: Sequence[floa
     parts += [(np.var(values, ddof=1) / len(values), len(values) - 1) for values in seeds if len(values) > 1]
     variance = sum(part for part, _ in parts)
     freedom = variance**2 / sum(part**2 / n for part, n in parts) if variance else 1
-    return student_t(freedom, loc=center, scale=np.sqrt(variance) or np.finfo(float).tiny)
+    return scipy.stats.t(freedom, loc=center, scale=np.sqrt(variance) or np.finfo(float).tiny)
 
 
 def _randomisation(metric: Metric, a: Statistics, b: Statistics) -> float:
@@ -173,12 +172,12 @@ def _mcnemar(metric: Metric, a: Statistics, b: Statistics) -> float:
     """Return the two-sided p value of McNemar's exact test."""
     correct_a, correct_b = (np.asarray(metric.value(run)) > 0.5 for run in (a, b))  # (rows,)
     only_a, only_b = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
-    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def wilson_interval(correct: int, n: int) -> list[float]:
     """Return the 95 % confidence interval [low, high] of the proportion `correct` / `n`, by Wilson's method (1927)."""
-    interval = binomtest(correct, n).proportion_ci(method="wilson")
+    interval = scipy.stats.binomtest(correct, n).proportion_ci(method="wilson")
     return [float(interval.low), float(interval.high)]
 
 
@@ -227,6 +226,8 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Return the fraction of predictions that equal their labels, both (rows,), computed by Hugging Face's library `evaluate`."""
+    from sklearn.metrics import accuracy_score  # delayed: it takes half a second, and predict.py does without
+
     folder = importlib.metadata.distribution("evaluate").locate_file("")  # import would find the script evaluate.py
     spec = PathFinder.find_spec("evaluate", [str(folder)])
     if getattr(sys.modules.get("evaluate"), "__file__", None) != spec.origin:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from finetuning.task import Metric
 
@@ -99,6 +98,9 @@ def curves(by_label: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict:
     `by_label` has two arrays for each label, both (rows,): whether a row has the label, and the label's score. A label that no row
     or every row has is left out, as it has no curve.
     """
+    # delayed: it takes half a second, and predict.py does without
+    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+
     by_name = {}
     for name, (actual, score) in by_label.items():
         if actual.any() and not actual.all():

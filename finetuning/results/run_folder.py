@@ -29,7 +29,6 @@ import accelerate
 import datasets
 import peft
 import psutil
-import sklearn
 import torch
 import transformers
 from huggingface_hub.dataclasses import type_validator
@@ -329,6 +328,8 @@ def load_predictor(run: Run, source: Source, show_progress: bool = True) -> Pred
 
 def environment() -> dict:
     """Return the machine, library versions and commit, which times and memory depend on."""
+    import sklearn  # delayed: it takes half a second, and predict.py does without
+
     if torch.cuda.is_available():
         hardware = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     else:

@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import scipy
 import torch
 from datasets import Dataset
-from scipy.stats import rankdata
 from torch.nn.functional import mse_loss
 
 from config import Config
@@ -108,7 +108,7 @@ class Regression(TextClassification):
             "absolute_error": abs(error),
             "loss": (error / self.output_scale(calibration)[0]) ** 2,
             **_moments("values", predicted - mean, actual - mean),
-            **_moments("ranks", rankdata(predicted), rankdata(actual)),
+            **_moments("ranks", scipy.stats.rankdata(predicted), scipy.stats.rankdata(actual)),
         }
 
     def learned_nothing(self, statistics: Statistics, label_names: list[str]) -> str:
