@@ -10,7 +10,7 @@ import functools
 import logging
 from pathlib import Path
 
-from finetuning.cli import Parser, exit_cleanly
+from finetuning.cli import Parser, exit_cleanly, importing
 from finetuning.errors import UserError, printable
 
 MAX_CHARACTERS = 20_000  # of a text: while a very long one is read, all clients wait
@@ -42,10 +42,11 @@ def main() -> None:
     except ImportError as error:
         raise UserError("app.py needs Gradio, which is not installed: pip install -r requirements-extras.txt") from error
 
-    from finetuning import console, disk, processes, tasks
-    from finetuning.results import run_folder
-    from finetuning.results.cards import METHODS
-    from finetuning.use.predicting import load_engine
+    with importing():
+        from finetuning import console, disk, processes, tasks
+        from finetuning.results import run_folder
+        from finetuning.results.cards import METHODS
+        from finetuning.use.predicting import load_engine
 
     console.quiet_libraries()
     logging.getLogger("uvicorn.error").addFilter(shorten)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetuning.cli import Parser, exit_cleanly
+from finetuning.cli import Parser, exit_cleanly, importing
 from finetuning.errors import UserError
 
 
@@ -27,11 +27,12 @@ def main(flags: Sequence[str] | None = None) -> None:
     parser.add_argument("--private", action="store_true", help="with --push_to_hub: make the repository private")
     arguments = parser.parse_args(flags)
 
-    from finetuning import console, processes, tasks
-    from finetuning.data import splits, tokens
-    from finetuning.results import cards, evaluation, run_folder
-    from finetuning.task import Evaluation
-    from finetuning.training import trackers
+    with importing():
+        from finetuning import console, processes, tasks
+        from finetuning.data import splits, tokens
+        from finetuning.results import cards, evaluation, run_folder
+        from finetuning.task import Evaluation
+        from finetuning.training import trackers
 
     console.quiet_libraries()
     processes.start()

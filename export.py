@@ -16,7 +16,7 @@ test split. If they do not agree, the format is not written, and the exit code i
 import sys
 from pathlib import Path
 
-from finetuning.cli import Parser, exit_cleanly
+from finetuning.cli import Parser, exit_cleanly, importing
 from finetuning.errors import UserError
 
 FORMATS = ("merged", "onnx", "int8", "ctranslate2", "ctranslate2-int8")
@@ -35,9 +35,10 @@ def main() -> None:
     if arguments.push_to_hub and "merged" not in (arguments.formats or ["merged"]):
         raise UserError("--push_to_hub needs the merged model: add merged to --formats")
 
-    from finetuning import console, processes, tasks
-    from finetuning.results import cards, run_folder
-    from finetuning.use import exporting
+    with importing():
+        from finetuning import console, processes, tasks
+        from finetuning.results import cards, run_folder
+        from finetuning.use import exporting
 
     console.quiet_libraries()
     processes.start()

@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 
 from config import PRESETS
-from finetuning.cli import exit_cleanly, parse_config, resumable
+from finetuning.cli import exit_cleanly, importing, parse_config, resumable
 
 
 def main(flags: Sequence[str] | None = None) -> None:
@@ -27,13 +27,14 @@ def main(flags: Sequence[str] | None = None) -> None:
     config, arguments = parse_config(flags, about=__doc__)
 
     # Importing the libraries takes seconds. It comes after the check of the flags, so that a wrong flag is reported at once.
-    from finetuning import console, processes, tasks
-    from finetuning.data import sources, splits, tokens
-    from finetuning.model import base, lora
-    from finetuning.results import metrics, run_folder
-    from finetuning.speed.precision import pick_precision
-    from finetuning.training import batches, search, trainer
-    from finetuning.training.prediction import Predictor
+    with importing():
+        from finetuning import console, processes, tasks
+        from finetuning.data import sources, splits, tokens
+        from finetuning.model import base, lora
+        from finetuning.results import metrics, run_folder
+        from finetuning.speed.precision import pick_precision
+        from finetuning.training import batches, search, trainer
+        from finetuning.training.prediction import Predictor
 
     console.quiet_libraries()
     processes.start()

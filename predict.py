@@ -17,7 +17,7 @@ import json
 import sys
 from pathlib import Path
 
-from finetuning.cli import Parser, check_encoding, exit_cleanly, shows_unicode
+from finetuning.cli import Parser, check_encoding, exit_cleanly, importing, shows_unicode
 from finetuning.errors import UserError, printable
 
 ENGINE_HELP = (
@@ -34,9 +34,10 @@ TASK_OPTIONS = ("max_new_tokens", "temperature", "top_p", "seed", "num_beams", "
 def main() -> None:
     arguments = read_arguments()
 
-    from finetuning import console, disk, processes, tasks
-    from finetuning.results import run_folder
-    from finetuning.use import chatting, predicting
+    with importing():
+        from finetuning import console, disk, processes, tasks
+        from finetuning.results import run_folder
+        from finetuning.use import chatting, predicting
 
     console.quiet_libraries()
     processes.start()

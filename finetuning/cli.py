@@ -6,6 +6,7 @@ import codecs
 import difflib
 import errno
 import functools
+import gc
 import inspect
 import io
 import os
@@ -73,6 +74,20 @@ def _exit_code(main: Callable[[], None]) -> int:
     except KeyboardInterrupt as error:
         return _report("stopped", getattr(error, "exit_code", 130))
     return 0
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import libraries in the `with` block. Python's garbage collector pauses, and leaves the imported objects alone from then on.
+
+    Otherwise it searches them again and again while they become more. This takes a second, and finds nothing to free.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def shows_unicode(stream: TextIO) -> bool:
