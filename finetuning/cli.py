@@ -86,7 +86,8 @@ def importing() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
+        if not gc.get_freeze_count():  # once per process: later, it would also keep what an earlier run in the process has left
+            gc.freeze()
         gc.enable()
 
 

@@ -1,6 +1,5 @@
 """Fixtures: tiny models, small data sets, and a function that runs a script in this process."""
 
-import gc
 import itertools
 import json
 import os
@@ -172,7 +171,6 @@ def call(capsys, monkeypatch, tmp_path):
 
     def run(script: str, *flags) -> SimpleNamespace:
         monkeypatch.setattr(sys, "argv", [script, *map(str, flags)])
-        monkeypatch.setattr(gc, "freeze", lambda: None)  # the objects of earlier tests would never be freed
         capsys.readouterr()
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
