@@ -58,8 +58,6 @@ def predict_cut(predictor: Predictor, long: Split, **settings) -> np.ndarray:
 
 WAYS: dict[str, Callable] = {
     "head+tail": predict_cut,
-    "head": lambda predictor, long: predict_cut(predictor, long, truncation="head"),
-    "tail": lambda predictor, long: predict_cut(predictor, long, truncation="tail"),
     "head+tail, twice the tokens": lambda predictor, long: predict_cut(predictor, long, max_length=2 * predictor.config.max_length),
     WINDOWS: predict_windows,
 }
@@ -109,9 +107,8 @@ def main() -> None:
         difference = metrics.difference(ACCURACY, statistics[:1], statistics[1:])
         by_run = [float(right[way].mean() - right["head+tail"].mean()) for right, _, _ in measured]
         seconds = sum(seconds[way] for _, seconds, _ in measured)
-        ways.append(
-            {"way": way, "accuracy": ACCURACY.of(statistics[0]), "seconds": seconds, "difference_by_run": by_run} | difference
-        )
+        points = [100 * value for value in (difference["difference"], *difference["difference_ci95"])]
+        ways.append({"way": way, "accuracy": ACCURACY.of(statistics[0]), "seconds": seconds, "points": points, "by_run": by_run})
     run = open_run(arguments.runs[0], tasks.pick)
     record = {
         "n": sum(len(right["head+tail"]) for right, _, _ in measured),

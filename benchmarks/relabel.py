@@ -67,7 +67,8 @@ def main() -> None:
     results = []
     for way, (n_train, statistics) in measured.items():
         difference = metrics.difference(ACCURACY, [statistics], [measured["as given"][1]])
-        results.append({"way": way, "train": n_train, "accuracy": ACCURACY.of(statistics)} | difference)
+        points = [100 * value for value in (difference["difference"], *difference["difference_ci95"])]
+        results.append({"way": way, "train": n_train, "accuracy": ACCURACY.of(statistics), "points": points, "p": difference["p"]})
     record = {
         "ways": results,
         "listed": int(train.index.isin(listed.index).sum()),
