@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
+MACHINE_SETTINGS = ("dataset_name", "output_dir", "run_name", "report_to")  # not part of a record
 sys.path.insert(0, str(ROOT))
 
 

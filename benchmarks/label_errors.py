@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from common import RESULTS
+from common import MACHINE_SETTINGS, RESULTS
 
 from finetuning import console, tasks
 from finetuning.disk import write_json
@@ -33,7 +33,7 @@ def main() -> None:
         "metric": judged.headline,
         "source": judged.source,
         "split": [run.record["dataset"]["test_split"] for run in runs],
-        "config": runs[0].record["config"],
+        "config": {name: value for name, value in runs[0].record["config"].items() if name not in MACHINE_SETTINGS},
         "model": runs[0].record["model"],
         "dataset": runs[0].record["dataset"],
         "environment": runs[0].record["environment"],

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from common import RESULTS, ROOT, flags, python
+from common import MACHINE_SETTINGS, RESULTS, ROOT, flags, python
 from studies import STUDIES, TFIDF, TFIDF_OF_TOKENS, pretrained
 
 from config import Config
@@ -35,8 +35,6 @@ from finetuning.model.base import load_tokenizer
 from finetuning.results import evaluation, run_folder
 from finetuning.task import Evaluation, Statistics
 from finetuning.use import exporting
-
-MACHINE_SETTINGS = ("dataset_name", "output_dir", "run_name", "report_to")  # not part of a record
 
 
 class Run(NamedTuple):
