@@ -306,9 +306,9 @@ def split(frames: dict[str, pd.DataFrame], config: Config) -> dict[str, pd.DataF
                 labelled = labelled[~labelled[column].isin(frames[name][column])]
                 unlabelled = unlabelled[~unlabelled[column].isin(frames[name][column])]
             if any(part.stratum.nunique() < min_strata for part in (frames[name], labelled)):
-                raise UserError(
-                    f"{n_rows} rows are too few to hold out {fraction:.0%} for {name}: raise {name}_fraction, or add rows"
-                )
+                is_fold = name == "test" and config.folds
+                part, remedy = ("a fold", "lower folds") if is_fold else (f"{fraction:.0%}", f"raise {name}_fraction")
+                raise UserError(f"{n_rows} rows are too few to hold out {part} for {name}: {remedy}, or add rows")
     frames["train"] = pd.concat([labelled, unlabelled]).sort_index()
     return {name: frames[name] for name in SPLITS}
 
