@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from common import RESULTS
@@ -29,6 +30,14 @@ from finetuning.training.prediction import Predictor
 
 READS_ALL = 1_000_000  # tokens: no text is longer
 WINDOWS, WITH_HEAD_AND_TAIL = "windows, mean probability", "windows and head+tail, mean probability"
+
+
+class Measured(NamedTuple):
+    """What a run gives. The keys of both dictionaries are the ways to read a text."""
+
+    correct: dict[str, np.ndarray]  # (rows,) bool, whether the label of each test row is right
+    seconds: dict[str, float]  # for the long rows
+    n_long: int
 
 
 def windows(ids: list[int], size: int, first: int, last: int) -> list[list[int]]:
@@ -63,15 +72,15 @@ WAYS: dict[str, Callable] = {
 }
 
 
-def measure(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, float], int]:
-    """Return for each way whether each test row is right, (rows,), and the seconds for the long rows; and the number of these."""
+def measure(folder: Path) -> Measured:
+    """Predict the long test rows of a run in each way."""
     run = open_run(folder, tasks.pick)
     data = load_data(run.task, run.config, run.origins["dataset"])
     table, _ = read_tables(run)
     is_long, labels = table.tokens.to_numpy() > run.config.max_length, data.test.labels
     long = data.test.select(np.flatnonzero(is_long))
     predictor = load_predictor(run, find_base_model(run), show_progress=False)
-    right, seconds, probabilities = {}, {}, {}
+    correct, seconds, probabilities = {}, {}, {}
     for way, predict in WAYS.items():
         started = time.perf_counter()
         probabilities[way] = predict(predictor, long)
@@ -84,9 +93,9 @@ def measure(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, float], int]
     seconds[WITH_HEAD_AND_TAIL] = seconds[WINDOWS] + seconds["head+tail"]
     stored = np.stack(table.logits).argmax(axis=-1) == labels
     for way, values in probabilities.items():
-        right[way] = stored.copy()
-        right[way][is_long] = values.argmax(axis=-1) == long.labels
-    return right, seconds, int(is_long.sum())
+        correct[way] = stored.copy()
+        correct[way][is_long] = values.argmax(axis=-1) == long.labels
+    return Measured(correct, seconds, int(is_long.sum()))
 
 
 def main() -> None:
@@ -94,30 +103,27 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="evaluated run folders of text classification, with different test rows")
     arguments = parser.parse_args()
     console.quiet_libraries()
-    measured = [measure(folder) for folder in arguments.runs]
+    runs = [measure(folder) for folder in arguments.runs]
+    n = sum(len(run.correct["head+tail"]) for run in runs)
     ways = []
-    for way in measured[0][0]:
+    for way in runs[0].correct:
         statistics = [
-            {
-                "rows": np.ones(sum(len(right[name]) for right, _, _ in measured)),
-                "correct": np.concatenate([right[name] for right, _, _ in measured]),
-            }
-            for name in (way, "head+tail")
+            {"rows": np.ones(n), "correct": np.concatenate([run.correct[name] for run in runs])} for name in (way, "head+tail")
         ]
         difference = metrics.difference(ACCURACY, statistics[:1], statistics[1:])
-        by_run = [float(right[way].mean() - right["head+tail"].mean()) for right, _, _ in measured]
-        seconds = sum(seconds[way] for _, seconds, _ in measured)
+        by_run = [float(run.correct[way].mean() - run.correct["head+tail"].mean()) for run in runs]
+        seconds = sum(run.seconds[way] for run in runs)
         points = [100 * value for value in (difference["difference"], *difference["difference_ci95"])]
         ways.append({"way": way, "accuracy": ACCURACY.of(statistics[0]), "seconds": seconds, "points": points, "by_run": by_run})
-    run = open_run(arguments.runs[0], tasks.pick)
+    first = open_run(arguments.runs[0], tasks.pick)
     record = {
-        "n": sum(len(right["head+tail"]) for right, _, _ in measured),
-        "long": sum(n for _, _, n in measured),
-        "runs": len(measured),
+        "n": n,
+        "long": sum(run.n_long for run in runs),
+        "runs": len(runs),
         "split": "folds of train",
-        "max_length": run.config.max_length,
-        "model": run.record["model"],
-        "dataset": run.record["dataset"]["name"],
+        "max_length": first.config.max_length,
+        "model": first.record["model"],
+        "dataset": first.record["dataset"]["name"],
         "ways": ways,
         "environment": environment(),
     }

@@ -41,6 +41,11 @@ class Judged:
         positions = np.flatnonzero(self.rows.may_be_wrong)
         return positions[np.argsort(self.rows.quality.to_numpy()[positions], kind="stable")]
 
+    def lines(self, positions: np.ndarray) -> pd.DataFrame:
+        """Return the lines of label_errors.csv for the rows at these positions."""
+        texts = self.task.readable(self.split.select(positions).columns())
+        return self.rows[["row", "quality", "given", "likely"]].iloc[positions].assign(**texts).round({"quality": 4})
+
     def pairs(self) -> list[tuple[str, str, int]]:
         """Return the most frequent pairs of a given and a likely label among those that may be wrong, and how often they occur."""
         wrong = self.rows.iloc[self.wrong()]
@@ -95,30 +100,18 @@ def judge(runs: list[Run]) -> Judged:
 @by_first
 def write(judged: Judged, folder: Path) -> None:
     """Write label_quality.parquet, label_errors.csv and label_errors.html into a folder."""
-    wrong, lines_of = judged.wrong(), lines(judged)
+    wrong = judged.wrong()
     judged.rows.to_parquet(folder / ALL_ROWS, index=False)
     (folder / CSV).unlink(missing_ok=True)
-    report.write_csv(folder / CSV, wrong, lines_of)
+    report.write_csv(folder / CSV, wrong, judged.lines)
     html = report.render_label_errors(sections(judged), n_wrong=len(wrong), judged=judged)
     (folder / PAGE).write_text(as_utf8(html), encoding="utf-8")
-
-
-def lines(judged: Judged):
-    """Return a function that maps positions of rows to the lines of label_errors.csv."""
-    columns = ["row", "quality", "given", "likely"]
-
-    def lines_of(positions: np.ndarray) -> pd.DataFrame:
-        texts = judged.task.readable(judged.split.select(positions).columns())
-        return judged.rows[columns].iloc[positions].assign(**texts).round({"quality": 4})
-
-    return lines_of
 
 
 def sections(judged: Judged) -> list[Section]:
     """Return the sections of the page: how often a label was given in place of another, and the texts."""
     wrong = judged.wrong()
-    shown = lines(judged)(wrong[:MAX_EXAMPLES])
-    examples = [show(row) for row in shown.itertuples()]
+    examples = [show(row) for row in judged.lines(wrong[:MAX_EXAMPLES]).itertuples()]
     pairs = Table(("given", "likely", "rows"), [(given, likely, f"{n:,}") for given, likely, n in judged.pairs()])
     text = f"The first number is the quality of the label, from 0 to 100 %. {CSV} has all {len(wrong):,}."
     return [Section(tables=(pairs,)), Section("Labels that may be wrong", text, examples=(("", examples),))]

@@ -148,6 +148,10 @@ class Regression(TextClassification):
         """Return `prediction`, a number for each row."""
         return {"prediction": [round(value, 6) for value in self.numbers(self.logits_of(predictor, batch), calibration).tolist()]}
 
+    def code_variables(self, config: Config, calibration: dict) -> dict:
+        factor, offset = self.output_scale(calibration)
+        return super().code_variables(config, calibration) | {"factor": factor, "offset": offset}
+
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
         return f"{answer['prediction']:>8.4g}  {shortened(inputs)}"
 
