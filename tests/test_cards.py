@@ -14,10 +14,12 @@ from conftest import BAD, GOOD, as_flags, make_model, make_pairs, make_rows
 from huggingface_hub import ModelCard
 from test_tasks import KINDS, pairs, ratings, sentences, tagged  # noqa: F401  (fixtures)
 
+from config import Config
 from finetuning import tasks
 from finetuning.data.sources import find_model
 from finetuning.data.splits import load_data
-from finetuning.results import run_folder
+from finetuning.results import report, run_folder
+from finetuning.tasks.regression import Regression
 from finetuning.use.predicting import Answers
 
 RUN_CODE = """
@@ -220,3 +222,9 @@ def test_the_model_card_names_the_test_split(call, tiny_flags, tmp_path):
     card = ModelCard.load("outputs/run/adapter/README.md")
     assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
     assert "(official validation)" in card.text and "on 40 rows of" in card.text
+
+
+def test_the_code_for_numbers_adds_their_mean_even_if_their_standard_deviation_is_1():
+    variables = Regression().code_variables(Config(problem_type="regression"), {"label_mean": 3.0, "label_std": 1.0})
+    code = report.template("numbers.py.jinja").render(config=Config(), load="", **variables)
+    assert "return (3.0 + 1.0 * logits).tolist()\n\n\nprint(" in code
