@@ -1,4 +1,4 @@
-"""Measure what it brings to leave out, or to change, the labels that label_errors.py lists.
+"""Measure whether it helps to leave out, or to change, the labels that label_errors.py lists.
 
     python label_errors.py --dataset_name IMDB
     python benchmarks/relabel.py outputs/label-errors-imdb IMDB/train.parquet

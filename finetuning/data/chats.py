@@ -187,11 +187,11 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
 
     input_ids       token ids, at most `max_length`
     targets         the same ids where the loss counts, else -100: the answers, each with the token that ends it
-    skipped         the number of earlier answers that the loss does not count, because the template renders them in another form
-                    than that in which the model writes them (Qwen3)
     prompt          the ids that the model reads before it writes the last answer
     length          the number of tokens before the conversation was cut
     answer_cut      whether the end of the last answer is missing
+    skipped         the number of earlier answers that the loss does not count, because the template renders them in another form
+                    than that in which the model writes them (Qwen3)
     """
     while messages[-1]["role"] != "assistant":  # nothing to learn from a question without an answer
         messages = messages[:-1]

@@ -57,7 +57,7 @@ def details(logits: np.ndarray, labels: np.ndarray, names: list[str], probabilit
     `logits` and both arrays of `probabilities` have shape (rows, labels), `labels` has (rows,). With two labels, precision, recall
     and ROC AUC are those of the second label. With more, they are macro averages. ROC AUC is None if a label occurs in no row.
     """
-    # delayed: it takes half a second, and predict.py does without
+    # delayed: it is slow to import, and predict.py does without it
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
     predicted, n_labels = logits.argmax(axis=-1), len(names)

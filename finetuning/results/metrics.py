@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import datasets
 import numpy as np
-import scipy  # loads scipy.stats, which takes a third of a second, only where it is used
+import scipy  # scipy.stats is slow to import: it is loaded at its first use
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
@@ -226,7 +226,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Return the fraction of predictions that equal their labels, both (rows,), computed by Hugging Face's library `evaluate`."""
-    from sklearn.metrics import accuracy_score  # delayed: it takes half a second, and predict.py does without
+    from sklearn.metrics import accuracy_score  # delayed: it is slow to import, and predict.py does without it
 
     folder = importlib.metadata.distribution("evaluate").locate_file("")  # import would find the script evaluate.py
     spec = PathFinder.find_spec("evaluate", [str(folder)])

@@ -98,7 +98,7 @@ def curves(by_label: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict:
     `by_label` has two arrays for each label, both (rows,): whether a row has the label, and the label's score. A label that no row
     or every row has is left out, as it has no curve.
     """
-    # delayed: it takes half a second, and predict.py does without
+    # delayed: it is slow to import, and predict.py does without it
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
     by_name = {}

@@ -328,7 +328,7 @@ def load_predictor(run: Run, source: Source, show_progress: bool = True) -> Pred
 
 def environment() -> dict:
     """Return the machine, library versions and commit, which times and memory depend on."""
-    import sklearn  # delayed: it takes half a second, and predict.py does without
+    import sklearn  # delayed: it is slow to import, and predict.py does without it
 
     if torch.cuda.is_available():
         hardware = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"

@@ -182,7 +182,7 @@ class Chat(Task):
         lines.append(f"       the loss counts the tokens in [[ ]]: {trained:,} of {len(targets):,} ({trained / len(targets):.1%})")
         if skipped:
             lines.append(
-                f"       it leaves out {skipped:,} answers that others follow: the chat template renders these in another form"
+                f"       it leaves out {skipped:,} earlier answers, because the chat template renders them in another form"
             )
         return lines + ([f"cut    the answers of {cut:,} rows at their end, which max_length cuts off"] if cut else [])
 

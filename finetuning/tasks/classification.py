@@ -173,7 +173,7 @@ class SingleLabel(Labels):
 
     def label_quality(self, probabilities: list[np.ndarray], split: Split) -> tuple[np.ndarray, np.ndarray]:
         """Return the probability of each row's label as its quality."""
-        from cleanlab.filter import find_label_issues  # delayed: it takes seconds to import
+        from cleanlab.filter import find_label_issues  # delayed: it is slow to import
         from cleanlab.rank import get_label_quality_scores
 
         labels, stacked = split.labels, np.stack(probabilities)
@@ -369,7 +369,7 @@ class MultiLabel(Labels):
 
     def label_quality(self, probabilities: list[np.ndarray], split: Split) -> tuple[np.ndarray, np.ndarray]:
         """Judge each label of a row alone. A row's quality is a mean in which its least plausible label counts most."""
-        from cleanlab.multilabel_classification import get_label_quality_scores  # delayed: it takes seconds to import
+        from cleanlab.multilabel_classification import get_label_quality_scores  # delayed: it is slow to import
         from cleanlab.multilabel_classification.filter import find_label_issues
 
         labels, stacked = [np.flatnonzero(row).tolist() for row in split.labels], np.stack(probabilities)

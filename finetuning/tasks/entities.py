@@ -181,7 +181,7 @@ class Entities(Task):
 
     def label_quality(self, probabilities: list[np.ndarray], split: Split) -> tuple[np.ndarray, np.ndarray]:
         """Judge each tag alone. A row's quality is the lowest probability of its tags; it may be wrong if one of its tags is."""
-        from cleanlab.token_classification.filter import find_label_issues  # delayed: it takes seconds to import
+        from cleanlab.token_classification.filter import find_label_issues  # delayed: it is slow to import
 
         codes = actual_codes(split)
         wrong = np.zeros(len(codes), dtype=bool)
