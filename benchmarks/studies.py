@@ -109,14 +109,38 @@ AUGMENTATIONS = each("{}", "augmentation", "none", "token-dropout", "crop", "sen
 PASSES = {"LoRA, 1 pass": lora(64, learning_rate=1e-3), "full, 1 pass": full(3e-4)}
 PASSES |= {"full, 3 passes": full(3e-4, num_train_epochs=3)}
 PRETRAINED = {"no further pre-training": {}} | {name: pretrained("pretraining", name) for name in PASSES}
-# GoEmotions: several of 28 labels. The settings are the defaults, with all rows and fewer tokens. `--dataset_name` names its folder.
-GOEMOTIONS = PRESETS["go_emotions"] | NO_EARLY_STOP
+# Other kinds of labels. `--dataset_name` names the folder of each.
+GOEMOTIONS = PRESETS["go_emotions"] | NO_EARLY_STOP  # several of 28 labels
+BANKING77 = PRESETS["banking77"] | dict(label_column="label", **ALL_ROWS, **NO_EARLY_STOP)  # one of 77 labels
+SNLI = dict(
+    text_column="premise", text_pair_column="hypothesis", **ALL_ROWS, **NO_EARLY_STOP
+)  # pairs of texts, one of three labels
+SNLI |= dict(max_length=128, num_train_epochs=3)
+STSB = PRESETS["stsb"] | NO_EARLY_STOP  # pairs of texts, a number from 0 to 5
 # A decoder: SmolLM2-135M-Instruct. The records have it with weights rounded to 4 bits, stored as float32.
 SMOLLM2 = dict(model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
 # Answers to prompts: descriptions of restaurants (E2E).
 E2E = PRESETS["instruct"] | dict(num_train_epochs=1, **NO_EARLY_STOP)
-# STS-B: the similarity of two sentences, from 0 to 5. `--dataset_name` names its folder.
-STSB = PRESETS["stsb"] | NO_EARLY_STOP
+DECODER_RATES = ("2e-4", "5e-4", "1e-3"), ("2e-5", "5e-5", "1e-4", "2e-4")
+CRITICS = LANGUAGE | SMOLLM2 | dict(dataset_name="cornell-movie-review-data/rotten_tomatoes", max_length=64, num_train_epochs=3)
+# The learning rates of LoRA and of full fine-tuning that were best on validation, in the study of this name that ends in "-recipe".
+CHOSEN = {
+    "banking77": (1e-3, 1e-4),
+    "snli": (1e-3, 1e-4),
+    "stsb": (2e-3, 2e-4),
+    "goemotions": (1e-3, 1e-4),
+    "e2e": (1e-3, 1e-4),
+    "critics": (1e-3, 1e-4),
+    "decoder-reviews": (5e-4, 1e-4),
+    "decoder-intents": (5e-4, 1e-4),
+    "decoder-entities": (5e-4, 1e-4),
+}
+
+
+def chosen(study: str) -> dict[str, dict]:
+    """Return LoRA and full fine-tuning at their learning rates of `CHOSEN`."""
+    return beside_full(CHOSEN[study][1], learning_rate=CHOSEN[study][0])
+
 
 STUDIES = {
     # Does fast training cost accuracy? Three steps change what is computed: no dropout, batches of similar length, bf16.
@@ -169,8 +193,23 @@ STUDIES = {
     "rank-labels": Study(
         "validation",
         SHORT | dict(train_samples=5000, num_train_epochs=2),
-        ranks((4, 8), (4, 32), (16, 32), (64, 32), (64, 128), texts=("5e-4", "1e-3")),
+        ranks((4, 8), (4, 32), (16, 32), (64, 32), (64, 128), texts=("5e-4", "1e-3", "2e-3")),
+        (0, 1),
         reference="rank 16, alpha 32, 1e-3",
+    ),
+    "rank-entities": Study(
+        "validation",
+        SENTENCES | dict(num_train_epochs=3, eval_steps=0.5),
+        ranks((16, 32), (64, 32), (64, 128), texts=("5e-4", "1e-3", "2e-3")),
+        (0, 1),
+        reference="rank 16, alpha 32, 1e-3",
+    ),
+    "rank-translation": Study(
+        "validation",
+        ADAPTED | PAIRS["5,000"] | DE_EN,
+        ranks((16, 32), (64, 32), (64, 128), (128, 32), (128, 256), texts=("1e-3", "3e-3", "6e-3")),
+        (0, 1),
+        reference="rank 128, alpha 256, 3e-3",
     ),
     # The best changes on all the reviews, with the settings of `--preset full`.
     "confirm": Study(
@@ -202,6 +241,7 @@ STUDIES = {
         FULL | dict(val_samples=500),
         {f"LoRA, {n} reviews": some for n, some in SMALL.items()}
         | {f"TF-IDF, {n} reviews": dict(train_samples=n, method=TFIDF) for n in SMALL},
+        SEEDS,
     ),
     "augmentation-500": Study("validation", FULL | SMALL[500], AUGMENTATIONS, SEEDS, reference="none"),
     "augmentation-8000": Study("validation", FULL | SMALL[8_000], AUGMENTATIONS, SEEDS, reference="none"),
@@ -263,23 +303,36 @@ STUDIES = {
         {"random weights": SMALL_GPT2, "after 1 pass over the reviews": GPT2},
         reference="random weights",
     ),
-    # Regression: one learning rate at a time, then the best of each method on the official test.
+    # Other kinds of labels: the learning rate of each method on validation, then both methods on the official test.
+    "banking77-recipe": Study(
+        "validation",
+        BANKING77,
+        both(("5e-4", "1e-3", "2e-3", "4e-3"), ("1e-4", "2e-4", "4e-4")) | each("LoRA, 1e-3, {} epochs", "num_train_epochs", 2, 10),
+        reference="LoRA, 1e-3",
+    ),
+    "banking77": Study("test", BANKING77, chosen("banking77"), SEEDS, reference="full fine-tuning"),
+    "snli-recipe": Study(
+        "validation",
+        SNLI,
+        both(("5e-4", "1e-3", "2e-3"), ("5e-5", "1e-4", "2e-4")) | each("LoRA, 1e-3, {} epochs", "num_train_epochs", 1, 6),
+        reference="LoRA, 1e-3",
+    ),
+    "snli": Study("test", SNLI, chosen("snli"), SEEDS, reference="full fine-tuning"),
     "stsb-recipe": Study(
         "validation",
         STSB,
-        rates("LoRA, learning rate {}", "5e-4", "1e-3", "2e-3")
-        | rates("full, learning rate {}", "5e-5", "1e-4", "2e-4", method="full"),
-        reference="{0}, ",
+        both(("5e-4", "1e-3", "2e-3", "4e-3"), ("5e-5", "1e-4", "2e-4", "4e-4")),
+        reference="LoRA, 1e-3",
     ),
-    "stsb": Study("test", STSB, beside_full(2e-4, learning_rate=2e-3), SEEDS, reference="full fine-tuning"),
-    # Several labels per text. In "without first bias" the head's bias starts at zero: its record names a commit before `first_bias`.
+    "stsb": Study("test", STSB, chosen("stsb"), SEEDS, reference="full fine-tuning"),
+    # In "without first bias" the head's bias starts at zero: its record names a commit before `first_bias`.
     "goemotions-recipe": Study(
         "validation",
         GOEMOTIONS,
-        both(("1e-3", "2e-3"), ("1e-4",)) | {"LoRA, without first bias": {}},
+        both(("5e-4", "1e-3", "2e-3"), ("1e-4", "2e-4", "4e-4")) | {"LoRA, without first bias": {}},
         reference="LoRA, 1e-3",
     ),
-    "goemotions": Study("test", GOEMOTIONS, {"LoRA": {}}),
+    "goemotions": Study("test", GOEMOTIONS, chosen("goemotions"), SEEDS, reference="full fine-tuning"),
     "translation-recipe": Study("validation", FROM_SCRATCH | EN_DE, {"no dropout": {}}),
     # A translation model from scratch: the random weights of small_translator.py. Multi30k's official test of 2016.
     "translation-base": Study("test", FROM_SCRATCH | dict(dropout=0.1), {"English to German": EN_DE}, SEEDS, keep=True),
@@ -314,22 +367,43 @@ STUDIES = {
     ),
     # A base model of a common size.
     "model": Study("test", FULL, MPNET),
-    # A pre-trained decoder with a head.
+    # A pre-trained decoder with a head: reviews, then 77 labels, then entities.
     "decoder-reviews-recipe": Study(
         "validation",
         SHORT | SMOLLM2 | dict(train_samples=5000, num_train_epochs=2),
-        both(("2e-4", "5e-4", "1e-3"), ("2e-5", "5e-5", "1e-4")),
+        both(*DECODER_RATES),
         reference="LoRA, 5e-4",
     ),
-    # The decoder answers prompts. "no training" is the model as it is: its learning rate is next to nothing.
-    "e2e-recipe": Study("validation", E2E | dict(train_samples=1_000), both(("1e-3",), ("1e-4",)), reference="LoRA, 1e-3"),
-    "e2e": Study(
-        "test",
-        E2E,
-        {
-            "LoRA, 1,000 pairs": dict(train_samples=1_000, learning_rate=1e-3),
-            "no training": dict(train_samples=16, learning_rate=1e-9),
-        },
-        reference="LoRA, 1,000 pairs",
+    "decoder-reviews": Study("test", FULL | SMOLLM2, chosen("decoder-reviews"), reference="full fine-tuning"),
+    "decoder-intents-recipe": Study("validation", BANKING77 | SMOLLM2, both(*DECODER_RATES), reference="LoRA, 5e-4"),
+    "decoder-intents": Study("test", BANKING77 | SMOLLM2, chosen("decoder-intents"), reference="full fine-tuning"),
+    "decoder-entities-recipe": Study(
+        "validation", SENTENCES | SMOLLM2 | dict(num_train_epochs=3), both(*DECODER_RATES), reference="LoRA, 5e-4"
     ),
+    "decoder-entities": Study(
+        "test", SENTENCES | SMOLLM2 | dict(num_train_epochs=3), chosen("decoder-entities"), reference="full fine-tuning"
+    ),
+    # The decoder answers prompts.
+    "e2e-recipe": Study(
+        "validation",
+        E2E,
+        both(("5e-4", "1e-3", "2e-3"), ("5e-5", "1e-4", "2e-4"))
+        | {"LoRA, 1e-3, 3 epochs": dict(num_train_epochs=3)}
+        | {"full, 1e-4, 3 epochs": full(1e-4, num_train_epochs=3)},
+        reference="LoRA, 1e-3",
+    ),
+    "e2e": Study("test", E2E, chosen("e2e"), SEEDS, reference="full fine-tuning"),
+    # Fewer pairs. "no training" is the model as it is: its learning rate is next to nothing.
+    "e2e-size": Study(
+        "test",
+        E2E | dict(learning_rate=CHOSEN["e2e"][0]),
+        {"no training": dict(train_samples=16, learning_rate=1e-9)} | {f"{n:,} pairs": dict(train_samples=n) for n in (250, 1_000)},
+    ),
+    # `--dataset_name` names a copy of the data whose prompts begin with an instruction.
+    "e2e-instruction": Study("test", E2E, {"no training": dict(train_samples=16, learning_rate=1e-9)}),
+    # The decoder learns a style: short sentences of critics.
+    "critics-recipe": Study(
+        "validation", CRITICS, both(("5e-4", "1e-3", "2e-3"), ("5e-5", "1e-4", "2e-4")), reference="LoRA, 1e-3"
+    ),
+    "critics": Study("test", CRITICS, chosen("critics"), SEEDS, reference="full fine-tuning"),
 }
