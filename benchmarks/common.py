@@ -1,17 +1,26 @@
 """Shared by the benchmarks: the import path, runs in processes of their own, callbacks for the Trainer, names of records."""
 
 import json
+import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 MACHINE_SETTINGS = ("dataset_name", "output_dir", "run_name", "report_to")  # not part of a record
 sys.path.insert(0, str(ROOT))
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # to ask for a GPU must not start CUDA in a process that forks
+
+
+def new_processes(n: int = 1, folder: Path | str = ROOT) -> ProcessPoolExecutor:
+    """Return `n` processes at a time, a new one for each call, in `folder`. They are forked from one that has imported the script."""
+    forks = multiprocessing.get_context("forkserver")
+    return ProcessPoolExecutor(n, forks, initializer=os.chdir, initargs=(folder,), max_tasks_per_child=1)
 
 
 def flags(**settings) -> list[str]:

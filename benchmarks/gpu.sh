@@ -1,21 +1,40 @@
 #!/bin/bash
-# Check and measure the project on one GPU, offline: what only a GPU shows first, then a run, then speed.
+# Check and measure the project on one GPU, offline: the tests that need one, a whole run, the speed, then the studies of studies.PLANNED.
 #
-#     bash benchmarks/gpu.sh NAME IMDB      NAME: of the records; IMDB: folder with train.parquet and test.parquet
+#     timeout 400 bash benchmarks/gpu.sh NAME DATA
 #
-# It leaves results/run-NAME.json and results/gpu-NAME.json. A part whose record exists is not run again.
+# NAME is part of the names of the records. DATA is a folder with copies of the data sets: imdb, conll2003, banking77 and the others
+# below. SmolLM2 is read from ./HuggingFaceTB/SmolLM2-135M-Instruct. Given again, the command continues: what has a record is not run
+# again.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export HF_HUB_OFFLINE=1
-name=$1 imdb=$2
+name=$1 data=$2
+mkdir -p outputs
 
-python -m pytest -q -n 8 tests/test_gpu.py tests/test_four_bits.py tests/test_speedups.py tests/test_chat.py
+if [ ! -e "outputs/tests-$name.log" ]; then
+    python -m pytest -q -n 8 tests/test_gpu.py tests/test_four_bits.py tests/test_speedups.py tests/test_chat.py 2>&1 |
+        tee "outputs/tests-$name.log"
+fi
 
 if [ ! -e "results/run-$name.json" ]; then
-    python fine_tune.py --preset full --dataset_name "$imdb" --run_name "gpu-$name" &&
+    python fine_tune.py --preset full --dataset_name "$data/imdb" --run_name "gpu-$name" --resume_if_exists &&
         python evaluate.py "outputs/gpu-$name" && cp "outputs/gpu-$name/metrics.json" "results/run-$name.json"
 fi
 
-if [ ! -e "results/gpu-$name.json" ]; then
-    python benchmarks/speed.py --device cuda --quick --rows 1600 --name "$name"
-fi
+python benchmarks/speed.py --device cuda --quick --rows 1600 --name "$name"
+
+# The data sets side by side, two runs of each at a time: alone, one run leaves most of a GPU idle.
+studies() {
+    for study in "${@:2}"; do
+        python benchmarks/quality.py --jobs 2 --dataset_name "$data/$1" "$study"
+    done
+}
+export OMP_NUM_THREADS=1
+studies imdb rank-labels growth decoder-reviews-recipe decoder-reviews &
+studies banking77 banking77-recipe banking77 decoder-intents-recipe decoder-intents &
+studies snli-cad snli-recipe snli &
+studies goemotions goemotions-recipe goemotions &
+studies e2e e2e-all-recipe e2e-all &
+studies conll2003 rank-entities decoder-entities-recipe decoder-entities &
+wait

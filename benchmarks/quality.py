@@ -2,28 +2,31 @@
 
     python benchmarks/quality.py --list            list the experiments, with the minutes and the result of each run
     python benchmarks/quality.py recipe            run a study, an experiment of it (recipe/base), or one seed (recipe/base/0)
+    python benchmarks/quality.py recipe --jobs 4   four runs at a time, for a GPU that one run does not fill
     python benchmarks/tables.py                    fill in the tables of the pages from the records
 
-A finished run leaves a record in results/quality/ and is not run again.
+Each run is a process of its own. A finished run leaves a record in results/quality/ and is not run again.
 """
 
 import argparse
+import contextlib
+import io
 import json
-import multiprocessing
 import pickle
 import shutil
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from common import MACHINE_SETTINGS, RESULTS, ROOT, flags, python
+from common import MACHINE_SETTINGS, RESULTS, ROOT, flags, new_processes
 from studies import STUDIES, TFIDF, TFIDF_OF_TOKENS, pretrained
 
+import fine_tune
 from config import Config
 from finetuning import console, tasks
 from finetuning.data.sources import find_model
@@ -63,6 +66,11 @@ def runs(names: list[str]) -> list[Run]:
     return [run for run in known if not names or names_of(run) & set(names)]
 
 
+def headline(record: dict) -> str:
+    """Return the name of a record's main metric."""
+    return next(name for name in record if name in ("accuracy", "f1", "perplexity", "bleu", "spearman"))
+
+
 def record_file(study: str, name: str, seed: int) -> Path:
     return RESULTS / "quality" / study / f"{name.replace(', ', '_').replace(' ', '-')}-{seed}.json"
 
@@ -70,7 +78,22 @@ def record_file(study: str, name: str, seed: int) -> Path:
 def settings_of(study: str, name: str) -> dict:
     """Return the settings of an experiment. Without `length_warmup`: texts have their full length from the first step on."""
     settings = STUDIES[study].common | STUDIES[study].experiments[name]
+    if "best_of" in settings:
+        settings |= best_settings(*settings.pop("best_of").split("/"))
     return dict(dataset_name="stanfordnlp/imdb") | ({} if "task" in settings else dict(length_warmup=0.0)) | settings
+
+
+def best_settings(study: str, method: str) -> dict:
+    """Return the settings of the study's experiment with the best main metric, among those whose name begins with `method`."""
+    names = [name for name in STUDIES[study].experiments if name.startswith(f"{method},")]
+    if missing := [name for name in names if not record_file(study, name, 0).exists()]:
+        sys.exit(f"run the experiments of {study} first: {'; '.join(missing)}")
+
+    def quality(name: str) -> float:
+        record = json.loads(record_file(study, name, 0).read_text(encoding="utf-8"))
+        return -record["perplexity"] if "perplexity" in record else record[headline(record)]
+
+    return STUDIES[study].experiments[max(names, key=quality)]
 
 
 def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
@@ -79,8 +102,7 @@ def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
     settings |= dict(dataset_name=str(Path(dataset_name).resolve())) if dataset_name else {}
     started, environment, split = time.perf_counter(), run_folder.environment(), STUDIES[study].split
     if settings.get("method") in (TFIDF, TFIDF_OF_TOKENS):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:  # for a peak of memory of its own
-            data, evaluated, about = process.submit(tfidf, settings, split).result()
+        data, evaluated, about = tfidf(settings, split)
     else:
         kept = ROOT / pretrained(study, name)["model_name"] if STUDIES[study].keep and seed == 0 else None
         data, evaluated, about = fine_tuned(settings, split, kept)
@@ -126,7 +148,8 @@ def lower_cased_bleu(evaluated: Evaluation) -> dict:
 def fine_tuned(settings: dict, split: str, kept: Path | None = None) -> Measured:
     """Train with fine_tune.py and predict as evaluate.py does; copy the merged model to `kept`."""
     with tempfile.TemporaryDirectory() as folder:
-        python(str(ROOT / "fine_tune.py"), *flags(**settings, output_dir=folder, run_name="run"))
+        with contextlib.redirect_stdout(io.StringIO()):
+            fine_tune.main(flags(**settings, output_dir=folder, run_name="run"))
         run = run_folder.open_run(Path(folder) / "run", tasks.pick)
         data = load_data(run.task, run.config, run.origins["dataset"])
         source = run_folder.find_base_model(run)
@@ -230,25 +253,46 @@ def statistics_of(records: list[dict]) -> list[Statistics]:
     return [{"rows": np.ones(record["n"])} | read(record) for record in records]
 
 
+def measure_and_record(run: Run, dataset_name: str | None) -> None:
+    console.quiet_libraries()
+    record, file = measure(*run, dataset_name), record_file(*run)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, record)
+
+
+def show(run: Run) -> None:
+    """Print a run with its result, if it has one."""
+    result = "not run yet"
+    if (file := record_file(*run)).exists():
+        record = json.loads(file.read_text(encoding="utf-8"))
+        metric = headline(record)
+        result = (
+            f"{record['minutes']:5.1f} min  {STUDIES[run.study].split} {metric} {record[metric]:.4f}, loss {record['loss']:.4f}"
+        )
+    print(f"{f'{run.study}/{run.experiment}':<42} seed {run.seed}  {result}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="STUDY, STUDY/EXPERIMENT or STUDY/EXPERIMENT/SEED (default: all)")
     parser.add_argument("--list", action="store_true", help="list the runs with their results, and run nothing")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs at a time")
     parser.add_argument("--dataset_name", help="folder of a copy of the study's data with its official splits")
     arguments = parser.parse_args()
-    for study, name, seed in runs(arguments.names):
-        file, result = record_file(study, name, seed), "not run yet"
-        if not file.exists() and not arguments.list:
-            console.quiet_libraries()
-            record = measure(study, name, seed, arguments.dataset_name)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, record)
-        if file.exists():
-            record = json.loads(file.read_text(encoding="utf-8"))
-            metric = next(name for name in record if name in ("accuracy", "f1", "perplexity", "bleu", "spearman"))
-            split, minutes = STUDIES[study].split, f"{record['minutes']:5.1f} min"
-            result = f"{minutes}  {split} {metric} {record[metric]:.4f}, loss {record['loss']:.4f}"
-        print(f"{f'{study}/{name}':<42} seed {seed}  {result}", flush=True)
+    chosen = runs(arguments.names)
+    if arguments.list:
+        for run in chosen:
+            show(run)
+        return
+    with new_processes(arguments.jobs) as processes:
+        to_run = [run for run in chosen if not record_file(*run).exists()]
+        futures = {processes.submit(measure_and_record, run, arguments.dataset_name): run for run in to_run}
+        for future in as_completed(futures):
+            if error := future.exception():
+                print(f"{'/'.join(map(str, futures[future]))} failed: {error!r}", flush=True)
+            else:
+                show(futures[future])
+    sys.exit(any(future.exception() for future in futures))
 
 
 if __name__ == "__main__":

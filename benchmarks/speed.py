@@ -2,7 +2,8 @@
 
     python benchmarks/speed.py --name NAME     writes results/speed-NAME.json; 12 minutes per repeat on two cores
     python benchmarks/speed.py --repeats 1     fewer repeats
-    python benchmarks/speed.py --device cuda --quick --name NAME    results/gpu-NAME.json: three models at 512 tokens, some minutes
+    python benchmarks/speed.py --device cuda --quick --name NAME    results/gpu-NAME.json: three models at 512 tokens, some minutes;
+                                                                    given again, it continues
 
 On a CPU each variant adds a step to the one before (STEPS). On a GPU the variants run the same steps in different ways (WAYS).
 
@@ -27,7 +28,7 @@ import numpy as np
 import psutil
 import torch
 import transformers
-from common import flags, machine_file, run_script, worker
+from common import flags, machine_file, new_processes, run_script, worker
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers.pytorch_utils import Conv1D
@@ -242,21 +243,31 @@ def save_shape(model_type: str, folder: str) -> str:
     return path
 
 
-def measure_all(arguments: argparse.Namespace) -> Iterator[dict]:
-    """Yield the record after each measurement: the medians of each variant so far. Each measurement is a process of its own."""
+def measure_all(arguments: argparse.Namespace, earlier: list[dict]) -> Iterator[dict]:
+    """Yield the record after each measurement: the medians of each variant so far. Each measurement is a process of its own.
+
+    `earlier`: the rows of a record of one repeat that was cut off; they are not measured again.
+    """
     models, steps = (MODELS, STEPS) if arguments.device == "cpu" else (SHAPES, WAYS)
     repeats, lengths = (1, LENGTHS[:1]) if arguments.quick else (arguments.repeats, LENGTHS)
     variants = itertools.product(arguments.models or models, lengths, arguments.variants or steps)
     if steps is STEPS:
         variants = [variant for variant in variants if variant[2] in ("baseline", "ours") or variant[:2] == LADDER]
     measured, starts = {variant: [] for variant in variants}, []
-    with tempfile.TemporaryDirectory() as folder:
+    for row in earlier:
+        model = next(name for name, title in models.items() if title == row["model"])
+        measured[model, row["max_length"], row["variant"]] = [
+            {key: value for key, value in row.items() if isinstance(value, float)}
+        ]
+    with tempfile.TemporaryDirectory() as folder, new_processes(folder=folder) as processes:
         paths = {model: save_shape(model, folder) for model in {model for model, _, _ in measured}}
         for repeat in range(repeats):
             if steps is STEPS:
                 starts.append(worker(__file__, "start-up")["seconds_to_first_step"])
             for (model, length, step), results in measured.items():
-                results.append(worker(__file__, step, paths[model], str(length), str(arguments.rows)))
+                if len(results) > repeat:
+                    continue
+                results.append(processes.submit(measure, step, paths[model], length, arguments.rows).result())
                 values = "  ".join(f"{key} {value:.3g}" for key, value in results[-1].items())
                 print(f"{repeat + 1}  {models[model]:<36} {length}  {step:<13}  {values}", flush=True)
                 rows = [
@@ -278,17 +289,16 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", help=f"any of {', '.join(MODELS | SHAPES)}")
     parser.add_argument("--variants", nargs="+", help=f"any of {', '.join(STEPS | WAYS)}")
     parser.add_argument("--rows", type=int, default=3200, help="number of reviews")
-    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=["start-up"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.name and arguments.variants:
         parser.error("a record has all variants: give --name or --variants, not both")
     if arguments.worker:
-        step, *rest = arguments.worker
-        print(json.dumps(start_up() if step == "start-up" else measure(step, rest[0], *map(int, rest[1:]))))
-        return
-    for record in measure_all(arguments):
+        return print(json.dumps(start_up()))
+    file, record = machine_file("speed" if arguments.device == "cpu" else "gpu", arguments.name), {}
+    earlier = json.loads(file.read_text(encoding="utf-8"))["rows"] if arguments.quick and file.exists() else []
+    for record in measure_all(arguments, earlier):
         if arguments.name:  # after each measurement, so that a run that is cut off leaves what it has measured
-            file = machine_file("speed" if arguments.device == "cpu" else "gpu", arguments.name)
             write_json(file, record | {"environment": environment()})
     if "seconds_to_first_step" in record:
         print(f"from the start of the process to the first training step: {record['seconds_to_first_step']:.1f} s")

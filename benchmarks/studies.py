@@ -44,6 +44,12 @@ def beside_full(rate: float, **settings) -> dict[str, dict]:
     return {"LoRA on all linear layers": settings, "full fine-tuning": full(rate)}
 
 
+def best(study: str) -> dict[str, dict]:
+    """Return LoRA and full fine-tuning, each with the settings that were best in another study, on validation; quality.py finds them."""
+    methods = {"LoRA on all linear layers": "LoRA", "full fine-tuning": "full"}
+    return {name: dict(best_of=f"{study}/{method}") for name, method in methods.items()}
+
+
 def rates(name: str, *texts: str, **more) -> dict[str, dict]:
     """Return an experiment for each learning rate."""
     return {name.format(text): dict(learning_rate=float(text)) | more for text in texts}
@@ -111,36 +117,24 @@ PASSES |= {"full, 3 passes": full(3e-4, num_train_epochs=3)}
 PRETRAINED = {"no further pre-training": {}} | {name: pretrained("pretraining", name) for name in PASSES}
 # Other kinds of labels. `--dataset_name` names the folder of each.
 GOEMOTIONS = PRESETS["go_emotions"] | NO_EARLY_STOP  # several of 28 labels
-BANKING77 = PRESETS["banking77"] | dict(label_column="label", **ALL_ROWS, **NO_EARLY_STOP)  # one of 77 labels
-SNLI = dict(
-    text_column="premise", text_pair_column="hypothesis", **ALL_ROWS, **NO_EARLY_STOP
-)  # pairs of texts, one of three labels
-SNLI |= dict(max_length=128, num_train_epochs=3)
+BANKING77 = PRESETS["banking77"] | dict(label_column="label", **ALL_ROWS) | NO_EARLY_STOP  # one of 77 labels
+SNLI = dict(text_column="premise", text_pair_column="hypothesis", **ALL_ROWS)  # pairs of texts, one of three labels
+SNLI |= dict(max_length=128, num_train_epochs=3) | NO_EARLY_STOP
 STSB = PRESETS["stsb"] | NO_EARLY_STOP  # pairs of texts, a number from 0 to 5
 # A decoder: SmolLM2-135M-Instruct. The records have it with weights rounded to 4 bits, stored as float32.
 SMOLLM2 = dict(model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
 # Answers to prompts: descriptions of restaurants (E2E).
 E2E = PRESETS["instruct"] | dict(num_train_epochs=1, **NO_EARLY_STOP)
-DECODER_RATES = ("2e-4", "5e-4", "1e-3"), ("2e-5", "5e-5", "1e-4", "2e-4")
+DECODER_RATES = both(("2e-4", "5e-4", "1e-3"), ("2e-5", "5e-5", "1e-4", "2e-4"))
+INTENTS, WORDS = BANKING77 | SMOLLM2, SENTENCES | SMOLLM2 | dict(num_train_epochs=3)
 CRITICS = LANGUAGE | SMOLLM2 | dict(dataset_name="cornell-movie-review-data/rotten_tomatoes", max_length=64, num_train_epochs=3)
-# The learning rates of LoRA and of full fine-tuning that were best on validation, in the study of this name that ends in "-recipe".
-CHOSEN = {
-    "banking77": (1e-3, 1e-4),
-    "snli": (1e-3, 1e-4),
-    "stsb": (2e-3, 2e-4),
-    "goemotions": (1e-3, 1e-4),
-    "e2e": (1e-3, 1e-4),
-    "critics": (1e-3, 1e-4),
-    "decoder-reviews": (5e-4, 1e-4),
-    "decoder-intents": (5e-4, 1e-4),
-    "decoder-entities": (5e-4, 1e-4),
-}
-
-
-def chosen(study: str) -> dict[str, dict]:
-    """Return LoRA and full fine-tuning at their learning rates of `CHOSEN`."""
-    return beside_full(CHOSEN[study][1], learning_rate=CHOSEN[study][0])
-
+# Studies that were not run yet, or not all of them; benchmarks/gpu.sh runs most of these.
+PLANNED = (
+    *("rank-labels", "rank-entities", "rank-translation", "growth"),
+    *("banking77-recipe", "banking77", "snli-recipe", "snli", "goemotions-recipe", "goemotions"),
+    *("decoder-reviews-recipe", "decoder-reviews", "decoder-intents-recipe", "decoder-intents"),
+    *("decoder-entities-recipe", "decoder-entities", "e2e-all-recipe", "e2e-all", "e2e-instruction", "critics-recipe", "critics"),
+)
 
 STUDIES = {
     # Does fast training cost accuracy? Three steps change what is computed: no dropout, batches of similar length, bf16.
@@ -310,21 +304,22 @@ STUDIES = {
         both(("5e-4", "1e-3", "2e-3", "4e-3"), ("1e-4", "2e-4", "4e-4")) | each("LoRA, 1e-3, {} epochs", "num_train_epochs", 2, 10),
         reference="LoRA, 1e-3",
     ),
-    "banking77": Study("test", BANKING77, chosen("banking77"), SEEDS, reference="full fine-tuning"),
+    "banking77": Study("test", BANKING77, best("banking77-recipe"), SEEDS, reference="full fine-tuning"),
     "snli-recipe": Study(
         "validation",
         SNLI,
         both(("5e-4", "1e-3", "2e-3"), ("5e-5", "1e-4", "2e-4")) | each("LoRA, 1e-3, {} epochs", "num_train_epochs", 1, 6),
         reference="LoRA, 1e-3",
     ),
-    "snli": Study("test", SNLI, chosen("snli"), SEEDS, reference="full fine-tuning"),
+    "snli": Study("test", SNLI, best("snli-recipe"), SEEDS, reference="full fine-tuning"),
     "stsb-recipe": Study(
         "validation",
         STSB,
-        both(("5e-4", "1e-3", "2e-3", "4e-3"), ("5e-5", "1e-4", "2e-4", "4e-4")),
-        reference="LoRA, 1e-3",
+        rates("LoRA, learning rate {}", "5e-4", "1e-3", "2e-3")
+        | rates("full, learning rate {}", "5e-5", "1e-4", "2e-4", method="full"),
+        reference="{0}, ",
     ),
-    "stsb": Study("test", STSB, chosen("stsb"), SEEDS, reference="full fine-tuning"),
+    "stsb": Study("test", STSB, beside_full(2e-4, learning_rate=2e-3), SEEDS, reference="full fine-tuning"),
     # In "without first bias" the head's bias starts at zero: its record names a commit before `first_bias`.
     "goemotions-recipe": Study(
         "validation",
@@ -332,7 +327,7 @@ STUDIES = {
         both(("5e-4", "1e-3", "2e-3"), ("1e-4", "2e-4", "4e-4")) | {"LoRA, without first bias": {}},
         reference="LoRA, 1e-3",
     ),
-    "goemotions": Study("test", GOEMOTIONS, chosen("goemotions"), SEEDS, reference="full fine-tuning"),
+    "goemotions": Study("test", GOEMOTIONS, best("goemotions-recipe"), SEEDS, reference="full fine-tuning"),
     "translation-recipe": Study("validation", FROM_SCRATCH | EN_DE, {"no dropout": {}}),
     # A translation model from scratch: the random weights of small_translator.py. Multi30k's official test of 2016.
     "translation-base": Study("test", FROM_SCRATCH | dict(dropout=0.1), {"English to German": EN_DE}, SEEDS, keep=True),
@@ -371,39 +366,39 @@ STUDIES = {
     "decoder-reviews-recipe": Study(
         "validation",
         SHORT | SMOLLM2 | dict(train_samples=5000, num_train_epochs=2),
-        both(*DECODER_RATES),
+        DECODER_RATES,
         reference="LoRA, 5e-4",
     ),
-    "decoder-reviews": Study("test", FULL | SMOLLM2, chosen("decoder-reviews"), reference="full fine-tuning"),
-    "decoder-intents-recipe": Study("validation", BANKING77 | SMOLLM2, both(*DECODER_RATES), reference="LoRA, 5e-4"),
-    "decoder-intents": Study("test", BANKING77 | SMOLLM2, chosen("decoder-intents"), reference="full fine-tuning"),
-    "decoder-entities-recipe": Study(
-        "validation", SENTENCES | SMOLLM2 | dict(num_train_epochs=3), both(*DECODER_RATES), reference="LoRA, 5e-4"
+    "decoder-reviews": Study("test", FULL | SMOLLM2, best("decoder-reviews-recipe"), reference="full fine-tuning"),
+    "decoder-intents-recipe": Study("validation", INTENTS, DECODER_RATES, reference="LoRA, 5e-4"),
+    "decoder-intents": Study("test", INTENTS, best("decoder-intents-recipe"), reference="full fine-tuning"),
+    "decoder-entities-recipe": Study("validation", WORDS, DECODER_RATES, reference="LoRA, 5e-4"),
+    "decoder-entities": Study("test", WORDS, best("decoder-entities-recipe"), reference="full fine-tuning"),
+    # The decoder answers prompts. "no training" is the model as it is: its learning rate is next to nothing.
+    "e2e-recipe": Study("validation", E2E | dict(train_samples=1_000), both(("1e-3",), ("1e-4",)), reference="LoRA, 1e-3"),
+    "e2e": Study(
+        "test",
+        E2E,
+        {
+            "LoRA, 1,000 pairs": dict(train_samples=1_000, learning_rate=1e-3),
+            "no training": dict(train_samples=16, learning_rate=1e-9),
+        },
+        reference="LoRA, 1,000 pairs",
     ),
-    "decoder-entities": Study(
-        "test", SENTENCES | SMOLLM2 | dict(num_train_epochs=3), chosen("decoder-entities"), reference="full fine-tuning"
-    ),
-    # The decoder answers prompts.
-    "e2e-recipe": Study(
+    "e2e-all-recipe": Study(
         "validation",
         E2E,
         both(("5e-4", "1e-3", "2e-3"), ("5e-5", "1e-4", "2e-4"))
-        | {"LoRA, 1e-3, 3 epochs": dict(num_train_epochs=3)}
+        | each("LoRA, 1e-3, {} epochs", "num_train_epochs", 3)
         | {"full, 1e-4, 3 epochs": full(1e-4, num_train_epochs=3)},
         reference="LoRA, 1e-3",
     ),
-    "e2e": Study("test", E2E, chosen("e2e"), SEEDS, reference="full fine-tuning"),
-    # Fewer pairs. "no training" is the model as it is: its learning rate is next to nothing.
-    "e2e-size": Study(
-        "test",
-        E2E | dict(learning_rate=CHOSEN["e2e"][0]),
-        {"no training": dict(train_samples=16, learning_rate=1e-9)} | {f"{n:,} pairs": dict(train_samples=n) for n in (250, 1_000)},
-    ),
+    "e2e-all": Study("test", E2E, best("e2e-all-recipe"), SEEDS, reference="full fine-tuning"),
     # `--dataset_name` names a copy of the data whose prompts begin with an instruction.
     "e2e-instruction": Study("test", E2E, {"no training": dict(train_samples=16, learning_rate=1e-9)}),
     # The decoder learns a style: short sentences of critics.
     "critics-recipe": Study(
         "validation", CRITICS, both(("5e-4", "1e-3", "2e-3"), ("5e-5", "1e-4", "2e-4")), reference="LoRA, 1e-3"
     ),
-    "critics": Study("test", CRITICS, chosen("critics"), SEEDS, reference="full fine-tuning"),
+    "critics": Study("test", CRITICS, best("critics-recipe"), SEEDS, reference="full fine-tuning"),
 }

@@ -89,7 +89,23 @@ def sizes(record: Record) -> list[dict]:
     ]
 
 
-ROWS = {function.__name__: function for function in (list, growth, pretrained, first_and_last, steps, sizes)} | {
+def parts(record: Record) -> list[dict]:
+    """Return the parts of the first command, with the seconds of each script and their fraction of all."""
+    seconds = {}
+    for row in record["rows"]:
+        seconds.setdefault(row["part"], dict.fromkeys(("fine_tune.py", "evaluate.py"), 0.0))[row["script"]] += row["seconds"]
+    order = sorted(seconds, key=lambda part: -sum(seconds[part].values()))
+    return [
+        {
+            "part": part,
+            "seconds": {script: f"{value:.1f} s" if value else "" for script, value in seconds[part].items()},
+            "fraction": sum(seconds[part].values()) / record["seconds"],
+        }
+        for part in order
+    ]
+
+
+ROWS = {function.__name__: function for function in (list, growth, pretrained, first_and_last, steps, sizes, parts)} | {
     "seeds": lambda records: map(Record, records[0]["runs"]),
     "variants": lambda record: record["rows"],
     "ways": lambda record: [
