@@ -18,7 +18,6 @@ python fine_tune.py --search 20                      search for better settings,
 import time
 from collections.abc import Sequence
 
-from config import PRESETS
 from finetuning.cli import exit_cleanly, importing, parse_config, resumable
 
 
@@ -42,9 +41,6 @@ def main(flags: Sequence[str] | None = None) -> None:
     # Find the task, the base model and the run folder. Wrong settings are reported here, before anything slow starts.
     # A resumed run takes its model and data set from the same origins as before: local path, Hub or stand-in.
     run = run_folder.find_earlier(config, arguments.resume, arguments.resume_if_exists, tasks.pick)  # None: start a new run
-    if run and run.training:
-        run_folder.check_same_settings(run, config, {*arguments.given, *PRESETS[arguments.preset]})
-        return print(f"run folder  {run.folder}: this run is finished")
     if arguments.resume is not None:
         config = run.config
     task = tasks.pick(config, arguments.given)
@@ -59,9 +55,11 @@ def main(flags: Sequence[str] | None = None) -> None:
     if run:
         run_folder.check_same_data(run, data)
         run_folder.check_same_settings(run, config, vars(config))
+        if run.training:
+            return print(f"run folder  {run.folder}: this run is finished")
     console.show_sources(model_source, data)
     tokenizer = base.load_tokenizer(task, model_source, config)
-    encoded = {name: tokens.encode(task, getattr(data, name), tokenizer, config) for name in ("train", "validation")}
+    encoded = {name: tokens.encode(task, getattr(data, name), tokenizer, config) for name in ("train", "validation", "test")}
     console.show_example(data, encoded["train"], tokenizer)
     console.show_truncated(task, encoded["train"].lengths, config)
     batches.check_step_size(len(encoded["train"]), config)
@@ -88,14 +86,15 @@ def main(flags: Sequence[str] | None = None) -> None:
     predictions = fine_tuner.validated.get(fine_tuner.state.best_global_step)
     if predictions is None:  # the best checkpoint is from before an interruption
         predictions = task.validate(predictor, encoded["validation"])
-    statistics = metrics.of_rows(task, predictions, data.validation, fine_tuner.label_scale)
+    calibration = fine_tuner.label_scale | task.calibrate(predictions, data.validation)
+    statistics = metrics.of_rows(task, predictions, data.validation, calibration)
     best_validation = trainer.best_validation(fine_tuner) | {
         "ci95": metrics.interval(metric, statistics),
         "n": len(data.validation),
         "split": data.validation_split,
     }
     training = {
-        "calibration": fine_tuner.label_scale | task.calibrate(predictions, data.validation),
+        "calibration": calibration,
         "validation": best_validation,
         "seconds": {"before_training": seconds_before_training, "training": training_seconds},
         "precision": precision,

@@ -44,8 +44,10 @@ def main() -> None:
     if arguments.out:
         predicting.check_out(arguments.out)
     options = {name: getattr(arguments, name) for name in TASK_OPTIONS if getattr(arguments, name) is not None}
+    run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir), tasks.pick)
+    if wrong := [name for name in options if name not in run.task.options]:
+        raise UserError(f"--{wrong[0]} is not for {run.config.task}: leave it out")
     if arguments.chat:
-        run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir), tasks.pick)
         return chatting.chat(predicting.Answers(run, **options), chatting.typed_lines())
     if arguments.file:
         rows, remarks = predicting.read_file(arguments.file, arguments.encoding, disk.temporary())
@@ -55,7 +57,6 @@ def main() -> None:
         rows = predicting.rows_of(texts)
     for remark in remarks:
         print(printable(f"note: {remark}"), file=sys.stderr)
-    run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir), tasks.pick)
     columns = run.task.input_columns(rows.column_names, run.config, arguments.text_column)
     if arguments.out:
         predicting.check_names(run.task, rows.column_names)
@@ -67,6 +68,7 @@ def main() -> None:
         print(f"engine {engine} (--engine torch: as the run was evaluated)", file=sys.stderr)
     if not arguments.file and "context" in run.task.options:
         options.setdefault("context", "sentence")  # texts of the command line are not neighbours
+    predicting.check_rows(run.task, rows, columns)
     answers = predicting.Answers(run, engine, **options)
     if arguments.out:
         predicting.write_file(answers.add_to(rows, columns, show_progress=True), arguments.out)

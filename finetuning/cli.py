@@ -113,7 +113,8 @@ def resumable(folder: Path) -> Iterator[AfterCheckpoint]:
         raise
     except BaseException as error:
         if _is_first_process() or _lost_other_process(error):
-            print(f"\ninterrupted: python fine_tune.py --resume {folder} continues from the last checkpoint", file=sys.stderr)
+            how = "the same command" if Path(sys.argv[0]).stem == "label_errors" else f"python fine_tune.py --resume {folder}"
+            print(f"\ninterrupted: {how} continues from the last checkpoint", file=sys.stderr)
         raise
 
 
@@ -203,7 +204,7 @@ def parse_config(args: Sequence[str] | None = None, about: str | None = None) ->
     for the newest run), `resume_if_exists` and `search`. Its `given` has the names of the settings that were given as flags. Raise
     `UserError` for an unknown flag, and for a value of the wrong type or out of range.
     """
-    usage = "python fine_tune.py [--preset NAME] [--any_setting VALUE ...]"
+    usage = "python fine_tune.py [--preset NAME] [--SETTING VALUE ...]"
     parser = _ConfigParser(Config, usage=usage, allow_abbrev=False, **_help_arguments(about))
     parser.add_argument("--preset", choices=PRESETS, default="laptop", help="a named set of defaults, see config.py")
     resume_help = "continue the interrupted run in this folder, with its own settings; without RUN: the newest one in outputs/"
@@ -238,6 +239,8 @@ def parse_config(args: Sequence[str] | None = None, about: str | None = None) ->
         raise UserError(
             "--search needs a number of trials, at least 1, and no --resume: the same command, given again, continues a search"
         )
+    if extra.search is not None and config.report_to != "none":
+        raise UserError("--search stores its trials itself, in search.db: leave report_to out")
     if extra.resume_if_exists and (config.run_name is None or extra.resume is not None):
         raise UserError("--resume_if_exists needs the run's name: give it with --run_name, and leave --resume out")
     check(config)
@@ -291,7 +294,9 @@ def check(config: Config) -> None:
         if value is not None:
             is_high_enough = value >= 0 if name == "warmup_steps" else value > 0
             require(is_high_enough and (value < 1 or value == int(value)), name, "a whole number of steps, or a fraction below 1")
-    if config.eval_strategy == "steps" and config.save_steps is not None:
+    if config.eval_strategy == "epoch" and config.save_steps is not None:
+        raise UserError("save_steps is for eval_strategy steps, and this run saves after each epoch: leave it out")
+    if config.save_steps is not None:
         validations_per_save = config.save_steps / config.eval_steps
         same_unit = (config.save_steps < 1) == (config.eval_steps < 1)
         whole_number = abs(validations_per_save - round(validations_per_save)) <= 1e-9

@@ -126,7 +126,6 @@ class Task:
     length_edges: tuple[int, ...] = (0, 64, 128, 256, 512)  # borders of the groups in "metrics by length"
     prediction_column = "prediction"  # two runs differ in a row if they differ in this column of predictions.parquet
     export_formats: tuple[str, ...] = ("merged",)
-    export_calibration: dict = {"temperature": 1.0}  # the calibration of exports, after `output_scale` was merged into them
     int8_tolerance = 0.005  # by this fraction of the first metric, an export with 8-bit weights may be worse
     options: dict = {}  # flags of predict.py that the task accepts, with their defaults
     answer_features: "Features"  # the columns of `answers`, with their types
@@ -227,8 +226,10 @@ class Task:
     # --- model -----------------------------------------------------------------------------------------------------------
 
     def model_settings(self, label_names: list[str]) -> dict:
-        """Return fields for the model's config, such as label names and the problem type."""
-        return {}
+        """Return fields for the model's config: the names of the labels, if there are labels, and the problem type."""
+        if not label_names:
+            return {}
+        return {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
 
     def adapt(self, model: "torch.nn.Module") -> "torch.nn.Module":
         """Return the loaded model. Change it if its output must be something other than logits."""
@@ -268,7 +269,8 @@ class Task:
 
     def exported(self, calibration: dict) -> dict:
         """Return the calibration of exports, into which `output_scale` is merged."""
-        return calibration | {name: value for name, value in self.export_calibration.items() if name in calibration}
+        merged = {"temperature": 1.0, "label_mean": 0.0, "label_std": 1.0}
+        return calibration | {name: value for name, value in merged.items() if name in calibration}
 
     def prepare_export(self, merged: "torch.nn.Module", calibration: dict) -> None:
         """Change a merged model before it is saved, such as its settings for `generate`."""
@@ -387,6 +389,10 @@ class Task:
     def answers(self, predictor: "Predictor", batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
         """Return the columns of the answers to new texts, a value per row. `predictor.options` has the flags of predict.py."""
         raise NotImplementedError
+
+    def refusal(self, inputs: dict) -> str:
+        """Return why a new text can't be answered, "" if it can. `inputs` has its values in the input columns."""
+        return ""
 
     empty_answer: dict | None = None  # the answer to an empty text; None: an empty text is an error
 

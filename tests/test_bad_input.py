@@ -68,6 +68,8 @@ def bad(tmp_path, data_file):
         (["--gradient_accumulation_steps", "100"], ["gradient_accumulation_steps=100", "56 training rows", "raise batch_size"]),
         (["--eval_steps", "10", "--save_steps", "15"], ["save_steps=15", "eval_steps=10", "multiple"]),
         (["--eval_steps", "0.5", "--save_steps", "15"], ["save_steps=15", "eval_steps=0.5"]),
+        (["--eval_strategy", "epoch", "--save_steps", "15"], ["save_steps", "saves after each epoch"]),
+        (["--search", "2", "--report_to", "tensorboard"], ["--search", "report_to"]),
         (["--eval_steps", "0"], ["eval_steps=0", "whole number of steps"]),
         (["--truncation", "middle"], ["--truncation", "head+tail"]),
         (["--target_modules", "q_proj"], ["target_modules=q_proj", "q_lin", "all-linear"]),
@@ -202,14 +204,11 @@ def test_evaluate_refuses_missing_damaged_and_unfinished_runs(call, tiny_flags, 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--file", "nowhere.txt"], "--file nowhere.txt"),
-        (["--file", "latin.txt"], "UTF-8"),
         (["a text", "--file", "nowhere.txt"], "not both"),
         (["a text"], "no finished run"),
     ],
 )
-def test_predict_names_the_mistake(arguments, words, call, tmp_path):
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+def test_predict_names_the_mistake(arguments, words, call):
     result = call("predict.py", *arguments)
     assert result.code == 2 and words in result.err
 
@@ -219,3 +218,13 @@ def test_a_data_set_smaller_than_the_default_sample_sizes_is_used_completely(cal
     make_rows().assign(other=None).to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
     result = call("fine_tune.py", *tiny_flags, "--dataset_name", "rows.jsonl", "--num_train_epochs", "1")
     assert result.code == 0 and "56 train, 8 validation (held out from train), 16 test" in result.out
+
+
+def test_a_test_text_that_may_not_be_cut_is_refused_before_training(call, tiny_flags, tmp_path):
+    make_rows().to_csv(tmp_path / "train.csv", index=False)
+    make_rows(20).assign(review="film " * 100).to_csv(tmp_path / "test.csv", index=False)
+    (tmp_path / "data").mkdir()
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).rename(tmp_path / "data" / name)
+    result = call("fine_tune.py", *tiny_flags, "--dataset_name", "data", "--truncation", "error", "--max_length", 64)
+    assert result.code == 2 and "is longer than max_length=64" in result.err and not list(tmp_path.glob("outputs/*"))

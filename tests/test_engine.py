@@ -93,5 +93,5 @@ def test_an_engine_that_cannot_run_is_refused(run, monkeypatch):
     with pytest.raises(UserError, match="nncf missing: pip install -r requirements-extras.txt"):
         pick_engine("int8", opened, 10)
     monkeypatch.setattr(predicting, "on_cpu", lambda: False)
-    with pytest.raises(UserError, match="--engine openvino is only for labels and entities, on a CPU"):
+    with pytest.raises(UserError, match="--engine openvino is only for labels, numbers and entities, on a CPU"):
         pick_engine("openvino", opened, 10)

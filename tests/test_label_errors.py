@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import as_flags, make_rows
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, DatasetDict
 
 from config import Config
 from finetuning import tasks
@@ -96,6 +96,13 @@ def test_too_few_rows_or_labels_for_the_folds_are_an_error(tmp_path):
         load_folds(tmp_path / "rows.csv", 3)
 
 
+def test_a_label_that_no_row_has_does_not_prevent_folds(tmp_path):
+    names = ClassLabel(names=["bad", "good", "unused"])
+    rows = Dataset.from_pandas(make_rows(40)).cast_column("sentiment", names)
+    DatasetDict(train=rows).save_to_disk(tmp_path / "rows")
+    assert len(load_folds(tmp_path / "rows", 2)) == 2
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -164,3 +171,7 @@ def test_entities_and_several_labels_are_judged_by_the_same_command(call, entity
     assert (out.code, out.err) == (0, "")
     rows = pd.read_parquet(tmp_path / "outputs" / "several" / "label_quality.parquet")
     assert len(rows) == 80 and {"bad, long", "good"} < {*rows.given} and len(rows.probabilities[0]) == 3
+    assert not (rows.may_be_wrong & (rows.given == rows.likely)).any()
+    position = flags.index("--batch_size")
+    other = call("label_errors.py", *flags[:position], *flags[position + 2 :], "--folds", 2)
+    assert other.code == 2 and "batch_size=32: " in other.err and "fold-1 was started with 8" in other.err

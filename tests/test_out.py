@@ -168,9 +168,9 @@ def test_the_first_rows_may_have_no_answer(task, monkeypatch):
     empty = {name: [] if isinstance(feature, List) else answer[name] for name, feature in task.answer_features.items()}
     answers = predicting.Answers.__new__(predicting.Answers)
     answers.run = SimpleNamespace(task=task)
-    answers.answer_batch = lambda inputs, start: {name: [(answer if start else empty)[name]] * 2 for name in answer}
-    rows = answers.add_to(Dataset.from_dict({"note": ["1"] * 4, "text": ["a"] * 4}), {"text": "text"})
-    assert rows.to_list() == [{"note": "1", "text": "a"} | answers for answers in (empty, empty, answer, answer)]
+    answers.answer_batch = lambda inputs: {name: [(answer if text else empty)[name] for text in inputs["text"]] for name in answer}
+    rows = answers.add_to(Dataset.from_dict({"note": ["1"] * 4, "text": ["", "", "a", "a"]}), {"text": "text"})
+    assert rows.to_list() == [{"note": "1"} | row for row in 2 * [{"text": ""} | empty] + 2 * [{"text": "a"} | answer]]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def trackio(folder) -> tuple[dict, dict, set]:
 def test_settings_losses_and_test_metrics_arrive_in_a_single_tracker_run(tracker, call, tiny_flags, tmp_path, monkeypatch):
     pytest.importorskip(tracker.__name__)
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "an earlier run in this process"))
     trained = call("fine_tune.py", *tiny_flags, "--num_train_epochs", "2", "--report_to", tracker.__name__)
     assert trained.code == 0, trained.err
     evaluated = call("evaluate.py")

@@ -288,6 +288,9 @@ def test_the_same_command_starts_continues_and_then_leaves_a_run(model_dir, data
     assert (tmp_path / "outputs/run/training.json").read_bytes() == before
     other = call("fine_tune.py", *flags, "--learning_rate", 0.001)
     assert other.code == 2 and "learning_rate=0.001: outputs/run was started with 0.003" in other.err
+    position = flags.index("--learning_rate")
+    without = call("fine_tune.py", *flags[:position], *flags[position + 2 :])
+    assert without.code == 2 and "learning_rate=0.001: outputs/run was started with 0.003" in without.err
 
 
 def test_a_run_is_not_resumed_with_another_base_model(killed, model_dir, call, tmp_path):

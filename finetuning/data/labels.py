@@ -114,7 +114,7 @@ def _of_one_kind(labels: dict[str, Distinct], column: str) -> dict[str, Distinct
     kinds = {kind_of(value) for value in values}  # {float} if all are numbers
     if kinds == {float} and any(value % 1 for value in values):
         raise UserError(
-            f"label_column={column} holds decimal numbers, which are no classes: to predict the numbers set problem_type to "
+            f"label_column={column} holds decimal numbers, which are not classes: to predict the numbers set problem_type to "
             "regression, or set label_column to a column with classes"
         )
 

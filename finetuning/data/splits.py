@@ -322,7 +322,8 @@ def folds(frame: pd.DataFrame, config: Config) -> pd.Series:
     shuffled = frame.drop_duplicates(unit).sample(frac=1, random_state=config.split_seed).sort_values("stratum", kind="stable")
     if len(shuffled) < config.folds:
         raise UserError(
-            f"folds={config.folds}: train has only {len(shuffled)} different {'groups' if unit == 'group' else 'texts'}"
+            f"folds={config.folds}: train has only {len(shuffled)} different {'groups' if unit == 'group' else 'texts'}: "
+            "lower folds, or add rows"
         )
     return frame[unit].map(pd.Series(1 + np.arange(len(shuffled)) % config.folds, index=shuffled[unit]))
 
@@ -330,7 +331,7 @@ def folds(frame: pd.DataFrame, config: Config) -> pd.Series:
 def check_labels_of_folds(task: Task, train: pd.DataFrame, all_rows: Rows, n_folds: int) -> None:
     """Raise `UserError` for a label that occurs less often in train than there are folds: a fold or its training would lack it."""
     counts = task.label_counts(_rows_of(train, "train", all_rows), all_rows.label_names)
-    if rare := {label: count for label, count in counts.items() if count < n_folds}:
+    if rare := {label: count for label, count in counts.items() if 0 < count < n_folds}:
         label, count = min(rare.items(), key=lambda item: item[1])
         more = f" ({len(rare)} labels are as rare)" if len(rare) > 1 else ""
         raise UserError(

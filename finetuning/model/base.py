@@ -30,7 +30,8 @@ def read_model_config(task: Task, source: Source, config: Config) -> PretrainedC
     if type(model_config) not in task.auto_class._model_mapping:
         model_type = model_config.model_type
         raise UserError(
-            f"model_name: {source.name} is of type {model_type}, and transformers has no {config.task} model of this type"
+            f"model_name: {source.name} is of type {model_type}, and transformers has no {config.task} model of this type: "
+            "choose another model_name or task"
         )
     if config.quantization == "4bit":
         four_bits.check_installed()

@@ -5,12 +5,14 @@ from functools import partial
 from finetuning.data.spans import types_of
 from finetuning.results import plots
 from finetuning.results.entities import F1, Comparison, Error, mark, place_entities
-from finetuning.results.label_report import by_chance
+from finetuning.results.label_report import calibration_section
 from finetuning.results.report import MAX_EXAMPLES, Example, Picture, Section, Table
 from finetuning.task import Evaluation
 
 MARKED = ("actual_marked", "predicted_marked")
 COLUMNS = ["row", "error", "actual", "actual_text", "predicted", "predicted_text", "probability", *MARKED]  # of errors.csv
+MEANING = "The probability of an entity is the lowest probability of its words."  # for the section about calibration
+CAPTION = "fraction of right entities by their probability"
 
 
 def sections(evaluation: Evaluation, comparison: Comparison) -> list[Section]:
@@ -19,7 +21,7 @@ def sections(evaluation: Evaluation, comparison: Comparison) -> list[Section]:
     return [
         _summary(results),
         *([_groups(results)] if results["by_type"] else []),
-        *([_calibration(results)] if results["calibration"]["scaled"]["bins"] else []),
+        *([calibration_section(results, MEANING, CAPTION)] if results["calibration"]["scaled"]["bins"] else []),
         _examples(evaluation, comparison),
     ]
 
@@ -79,20 +81,6 @@ def _groups(results: dict) -> Section:
         pictures.append(Picture("by_length", "F1 by length of the sentence", draw))
     table = Table(("type", "F1", "precision", "recall", "entities"), rows, in_terminal=True)
     return Section("Results by type and by length", tables=(table,), pictures=tuple(pictures))
-
-
-def _calibration(results: dict) -> Section:
-    sides = results["calibration"]["as_trained"], results["calibration"]["scaled"]
-    before, after = (f"{100 * side['expected_calibration_error']:.2f} %" for side in sides)
-    return Section(
-        "Calibration",
-        "The probability of an entity is the lowest probability of its words. The expected calibration error is "
-        f"{before} as trained and {after} after dividing the logits by the temperature {results['temperature']:.3f}, "
-        f"which was fitted on validation. {by_chance(sides[1])} predict.py gives the scaled probabilities.",
-        pictures=(
-            Picture("reliability", "fraction of right entities by their probability", partial(plots.plot_reliability, *sides)),
-        ),
-    )
 
 
 def _examples(evaluation: Evaluation, comparison: Comparison) -> Section:

@@ -88,12 +88,15 @@ def judge(runs: list[Run]) -> Judged:
         quality, wrong = task.label_quality(probabilities, split)
     except ValueError as error:  # of cleanlab, for example if all rows have the same label
         raise UserError(f"{runs[0].folder}: the labels of its rows can't be judged: {error}") from error
+    wrong &= (rows.given != rows.likely).to_numpy()  # the library decides at one half, the run at its own threshold
     rows = rows.assign(quality=quality, may_be_wrong=wrong, probabilities=[array.ravel() for array in probabilities])
     order = np.argsort(split.rows, kind="stable")
     metric, summed = task.metrics[0], {name: np.concatenate([part[name] for part in statistics]) for name in statistics[0]}
     headline = f"{metric.title} {metric.show(metric.of(summed))} ({metric.show_interval(metrics.interval(metric, summed))})"
     source = f"{runs[0].record['model']['name']} ({runs[0].record['model']['origin']}), {len(runs)} run{'s' * (len(runs) > 1)}; "
-    source += f"{len(rows):,} rows of {runs[0].record['dataset']['name']} ({runs[0].record['dataset']['origin']})"
+    dataset = runs[0].record["dataset"]
+    measured = dataset["test_split"] if len(runs) == 1 else "folds of train"
+    source += f"{len(rows):,} rows of {dataset['name']} ({dataset['origin']}), {measured}"
     return Judged(task, split.select(order), rows.iloc[order].reset_index(drop=True), headline, source)
 
 

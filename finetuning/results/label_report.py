@@ -139,13 +139,16 @@ def by_chance(calibration: dict) -> str:
     return "" if error is None else f"With as many predictions, a perfectly calibrated model would show {100 * error:.2f} %."
 
 
-def calibration_section(metrics: dict) -> Section:
+def calibration_section(
+    metrics: dict,
+    meaning: str = "In a calibrated model, 90 % of the predictions with a probability of 90 % are correct.",
+    caption: str = "fraction of correct predictions by probability",
+) -> Section:
     as_trained, scaled = metrics["calibration"]["as_trained"], metrics["calibration"]["scaled"]
     errors = [f"{100 * calibration['expected_calibration_error']:.2f} %" for calibration in (as_trained, scaled)]
     text = (
-        "In a calibrated model, 90 % of the predictions with a probability of 90 % are correct. The expected calibration error is "
-        f"{errors[0]} as trained and {errors[1]} after dividing the logits by the temperature {metrics['temperature']:.3f}, "
-        f"which was fitted on validation. {by_chance(scaled)} predict.py gives the scaled probabilities."
+        f"{meaning} The expected calibration error is {errors[0]} as trained and {errors[1]} after dividing the logits "
+        f"by the temperature {metrics['temperature']:.3f}, which was fitted on validation. {by_chance(scaled)} predict.py gives the scaled probabilities."
     )
     draw = partial(plots.plot_reliability, as_trained, scaled)
-    return Section("Calibration", text, pictures=(Picture("reliability", "fraction of correct predictions by probability", draw),))
+    return Section("Calibration", text, pictures=(Picture("reliability", caption, draw),))

@@ -239,15 +239,10 @@ class Chat(Task):
         return [predictions.answers[prompt] for prompt in predictions.prompts]
 
     def statistics(self, predictions: Written, split: Split, calibration: dict) -> Statistics:
-        """Return the loss and number of the tokens of each row. The first row of each prompt also has the answer's statistics.
-
-        Rows with the same prompt are a `group`.
-        """
+        """Return the loss and number of the tokens of each row. The first row of each prompt also has the answer's statistics."""
         means, counts = predictions.scores.T
         result = {"rows": np.ones(len(means)), "loss": -means * counts, "tokens": counts}
         _, first_rows = np.unique(predictions.prompts, return_index=True)
-        if len(first_rows) < len(means):
-            result["group"] = predictions.prompts
         if predictions.answers is not None:
             for name, values in written.statistics(predictions.answers, _references(predictions, split)).items():
                 result[name] = np.zeros((len(means), *values.shape[1:]))
@@ -311,17 +306,17 @@ class Chat(Task):
 
     # --- use -------------------------------------------------------------------------------------------------------------
 
+    def refusal(self, inputs: dict) -> str:
+        if problem := _problem(inputs):
+            return problem
+        messages = _without_answer(inputs)
+        is_answerable = messages and messages[-1]["content"] and messages[-1]["role"] == "user"
+        return "" if is_answerable else "it has no message of the user to answer"
+
     def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
-        """Return the `answer` to each prompt or conversation. If a conversation ends with an answer, that one is written anew."""
-        options, prompts = self._options(predictor), []
-        for number, row in enumerate(rows_of(batch), 1):
-            if problem := _problem(row):
-                raise UserError(f"text {number} can't be answered: {problem}")
-            messages = conversation(row)
-            messages = messages[:-1] if messages[-1:] and messages[-1]["role"] == "assistant" else messages
-            if not messages or not messages[-1]["content"] or messages[-1]["role"] != "user":
-                raise UserError(f"text {number} can't be answered: it has no message of the user to answer")
-            prompts.append(prompt_ids(messages, predictor.tokenizer, predictor.config.max_length))
+        """Return the `answer` to each prompt or conversation. If a conversation ends with an answer, that one is written again."""
+        options, tokenizer, max_length = self._options(predictor), predictor.tokenizer, predictor.config.max_length
+        prompts = [prompt_ids(_without_answer(row), tokenizer, max_length) for row in rows_of(batch)]
         set_seed(options["seed"])
         return {"answer": self._write(predictor, prompts, options)}
 
@@ -355,6 +350,12 @@ def _problem(row: dict) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def _without_answer(row: dict) -> list[dict[str, str]]:
+    """Return the conversation of a row, without the answer that it may end with."""
+    messages = conversation(row)
+    return messages[:-1] if messages[-1:] and messages[-1]["role"] == "assistant" else messages
 
 
 def _problems(rows: Dataset) -> np.ndarray:

@@ -59,9 +59,6 @@ class Labels(TextClassification):
     def show_predictions(self, predictions: np.ndarray, split: Split, label_names: list[str], calibration: dict) -> list[str]:
         return self.show_labels(replace(split, labels=self.decide(predictions, calibration)), label_names)
 
-    def model_settings(self, label_names: list[str]) -> dict:
-        return {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
-
     def statistics(self, predictions: np.ndarray, split: Split, calibration: dict) -> Statistics:
         """Return the statistics that the metrics sum.
 

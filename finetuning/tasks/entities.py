@@ -131,9 +131,6 @@ class Entities(Task):
         """Return windows. With the context "neighbours", a window may have several rows. Without tags, each word's label is 0."""
         return windows.tokenize(batch, tokenizer, config.max_length, together=config.context == "neighbours")
 
-    def model_settings(self, label_names: list[str]) -> dict:
-        return {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
-
     def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
         multiple = None if config.padding == "max_length" else 8
         pad = DataCollatorForTokenClassification(

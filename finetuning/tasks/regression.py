@@ -58,7 +58,6 @@ class Regression(TextClassification):
         Metric("spearman", _correlation("ranks"), limits=(-1, 1)),  # a row keeps its rank among all rows when a subset is measured
         Metric("loss", lambda sums: sums["loss"] / sums["rows"], better="lower", interval=False),
     )
-    export_calibration = {"label_mean": 0.0, "label_std": 1.0}
 
     def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Encoded:
         """Return the numbers of each split, (rows,) float32, NaN where a number is missing. The labels have no names."""
@@ -134,7 +133,7 @@ class Regression(TextClassification):
         )
         draw = partial(_plot_scatter, evaluation.split.labels, self.numbers(evaluation.predictions, evaluation.calibration))
         examples = show_examples(
-            self.errors(evaluation)[1], positions, lambda row: f"row {row.row}: {row.actual:.3g}, predicted {row.predicted:.3g}"
+            self.errors(evaluation)[1], positions, lambda row: f"row {row.row}: {row.actual:.7g}, predicted {row.predicted:.5g}"
         )
         return [
             Section(pictures=(Picture("scatter", "predicted against actual value", draw),), numbers=tuple(numbers)),
@@ -145,19 +144,19 @@ class Regression(TextClassification):
     # --- use -------------------------------------------------------------------------------------------------------------
 
     def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
-        """Return `prediction`, a number for each row."""
-        return {"prediction": [round(value, 6) for value in self.numbers(self.logits_of(predictor, batch), calibration).tolist()]}
+        """Return `prediction`, a number with seven digits for each row: a model's float32 has no more."""
+        return {"prediction": [float(f"{value:.7g}") for value in self.numbers(self.logits_of(predictor, batch), calibration)]}
 
     def code_variables(self, config: Config, calibration: dict) -> dict:
         factor, offset = self.output_scale(calibration)
         return super().code_variables(config, calibration) | {"factor": factor, "offset": offset}
 
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
-        return f"{answer['prediction']:>8.4g}  {shortened(inputs)}"
+        return f"{answer['prediction']:>10.7g}  {shortened(inputs)}"
 
     def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
         (value,) = self.answers(predictor, {"text": [text]}, label_names, calibration)["prediction"]
-        return [f"{value:.4g}"]
+        return [f"{value:.7g}"]
 
 
 def _plot_scatter(actual: np.ndarray, predicted: np.ndarray, path: Path) -> None:

@@ -29,6 +29,7 @@ from finetuning.model.scoring import scoring, targets_batch
 from finetuning.results import bleu, metrics
 from finetuning.results.report import MAX_EXAMPLES, Example, Section
 from finetuning.task import Evaluation, Metric, Rows, Statistics, Task
+from finetuning.tasks.language_model import check_method
 from finetuning.training.prediction import Predictor
 from finetuning.training.translating import translate
 from finetuning.use.ctranslate2 import CTranslate2
@@ -75,8 +76,7 @@ class Translation(Task):
     empty_answer = {"translation": "", "score": 0.0}
 
     def check(self, config: Config) -> None:
-        if config.method == "head":
-            raise UserError(f"method=head is not for {self.name}, which has no new head to train alone: set it to lora or full")
+        check_method(self, config)
 
     # --- rows ------------------------------------------------------------------------------------------------------------
 

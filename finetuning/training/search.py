@@ -23,10 +23,15 @@ _NAMES = [field.name for field in fields(Config)]
 SEARCHABLE = {"dropout", "augmentation", *_NAMES[_NAMES.index("method") : _NAMES.index("seed")]} - {"eval_batch_size"}
 
 
+def space(config: Config) -> dict[str, tuple | list]:
+    """Return `SEARCH_SPACE` without the settings that `config` does not use: full fine-tuning and the head alone have no LoRA."""
+    return {name: values for name, values in SEARCH_SPACE.items() if config.method == "lora" or not name.startswith("lora")}
+
+
 def draw(trial, config: Config) -> Config:
     """Return `config` with the settings that an Optuna trial draws from `SEARCH_SPACE`. lora_alpha keeps its ratio to lora_r."""
     settings = {}
-    for name, values in SEARCH_SPACE.items():
+    for name, values in space(config).items():
         if isinstance(values, tuple):
             settings[name] = trial.suggest_float(name, *values, log=True)
         else:
@@ -50,7 +55,7 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
         raise UserError("--search runs its trials in one process: start it with python, not with torchrun")
     if fixed := sorted({*SEARCH_SPACE} - SEARCHABLE):
         raise UserError(
-            f"SEARCH_SPACE in config.py has {', '.join(fixed)}: all trials share their rows, tokens and base model. Take it out"
+            f"SEARCH_SPACE in config.py has {', '.join(fixed)}: all trials share their rows, tokens and base model, so remove it"
         )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     config, metric = data.config, chosen_metric(data.task, data.config)
@@ -95,12 +100,13 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
 
 def _study_name(config: Config, source: Source, data: Data) -> str:
     """Return a name that is equal for searches with the same space, model, data and other settings. These have the same trials."""
-    fixed = {name: value for name, value in asdict(config).items() if name not in (*SEARCH_SPACE, "output_dir", "run_name")}
-    return hashlib.sha256(json.dumps([fixed, SEARCH_SPACE, source.sha256, data.sha256]).encode()).hexdigest()[:12]
+    searched = space(config)
+    fixed = {name: value for name, value in asdict(config).items() if name not in (*searched, "output_dir", "run_name")}
+    return hashlib.sha256(json.dumps([fixed, searched, source.sha256, data.sha256]).encode()).hexdigest()[:12]
 
 
 def _settings(trial_config: Config, config: Config) -> str:
     """Return a trial's settings as a preset has them: those of the search space, and those that follow from them."""
     before, after = asdict(config), asdict(trial_config)
-    values = {name: value for name, value in after.items() if name in SEARCH_SPACE or value != before[name]}
+    values = {name: value for name, value in after.items() if name in space(config) or value != before[name]}
     return ", ".join(f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())

@@ -8,6 +8,7 @@ metrics only.
 import importlib.util
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -25,9 +26,14 @@ IDS_FILE = "trackers.json"  # in the run folder: name of a tracker -> id of the 
 
 def prepare(folder: Path, config: Config) -> None:
     """Make the Trainer's callbacks write into the run folder, and continue the tracker run if the run was interrupted."""
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / "logs"))
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
     if "wandb" in config.report_to:
-        os.environ |= {"WANDB_RUN_ID": _ids(folder).get("wandb", folder.name), "WANDB_RESUME": "allow"}
+        os.environ |= {"WANDB_RUN_ID": _ids(folder).get("wandb", run_name(folder)), "WANDB_RESUME": "allow"}
+
+
+def run_name(folder: Path) -> str:
+    """Return the name of the tracker run: fold-1 of one data set must not continue fold-1 of another."""
+    return folder.name if not re.fullmatch(r"fold-\d+", folder.name) else f"{folder.parent.name}-{folder.name}"
 
 
 class Settings(TrainerCallback):
@@ -53,8 +59,7 @@ class Settings(TrainerCallback):
                 import trackio
 
                 trackio.config.update(settings, allow_val_change=True)
-        if (self.folder / "config.json").is_file():  # a search has no run folder
-            write_json(self.folder / IDS_FILE, ids)
+        write_json(self.folder / IDS_FILE, ids)
 
 
 def _ids(folder: Path) -> dict[str, str]:
@@ -97,9 +102,9 @@ def _wandb(folder: Path, numbers: dict[str, float], pictures: dict[str, Path], s
 def _trackio(folder: Path, numbers: dict[str, float], pictures: dict[str, Path], step: int) -> None:
     import trackio
 
-    (stored,) = (run.config for run in trackio.Api().runs("huggingface") if run.name == folder.name)
+    (stored,) = (run.config for run in trackio.Api().runs("huggingface") if run.name == run_name(folder))
     settings = {name: value for name, value in stored.items() if not name.startswith("_")}  # `init` drops those not given again
-    trackio.init(project="huggingface", name=folder.name, resume="allow", config=settings)
+    trackio.init(project="huggingface", name=run_name(folder), resume="allow", config=settings)
     trackio.log(numbers | {f"test/{name}": trackio.Image(str(file)) for name, file in pictures.items()})
     trackio.finish()
 

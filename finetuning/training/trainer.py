@@ -101,7 +101,7 @@ def training_arguments(task: Task, config: Config, checkpoints: Path) -> Trainin
         eval_do_concat_batches=False,  # concatenating after each batch takes time quadratic in the number of rows
         seed=config.seed,
         report_to=config.report_to.split(","),
-        run_name=checkpoints.parent.name,
+        run_name=trackers.run_name(checkpoints.parent),
         ddp_find_unused_parameters=False,
         **machine_arguments(config),
     )

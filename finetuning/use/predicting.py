@@ -51,7 +51,7 @@ def pick_engine(wanted: str, run: Run, texts: int) -> str:
     if wanted == "torch":
         return wanted
     if not possible:
-        raise UserError(f"--engine {wanted} is only for labels and entities, on a CPU, in one process; leave it out")
+        raise UserError(f"--engine {wanted} is only for labels, numbers and entities, on a CPU, in one process; leave it out")
     libraries = ("openvino",) if wanted == "openvino" else ("openvino", "nncf")
     if missing := [library for library in libraries if not importlib.util.find_spec(library)]:
         raise UserError(f"--engine {wanted}: {', '.join(missing)} missing: pip install -r requirements-extras.txt")
@@ -103,21 +103,19 @@ class Answers:
         for start in range(0, len(rows), ROWS_IN_MEMORY):
             batch = rows[start : start + ROWS_IN_MEMORY]
             inputs = {name: batch[column] for name, column in columns.items()}
-            answers = self.answer_batch(inputs, start)
+            answers = self.answer_batch(inputs)
             yield from zip(_rows(inputs), _rows(answers), strict=True)
 
     def add_to(self, rows: Dataset, columns: dict[str, str], show_progress: bool = False) -> Dataset:
         """Return `rows` with the task's answers as further columns. The result is on disk, with some rows at a time in memory."""
         inputs = rows.select_columns([*dict.fromkeys(columns.values())])
 
-        def answer(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
-            return self.answer_batch({name: batch[column] for name, column in columns.items()}, positions[0])
+        def answer(batch: dict[str, list]) -> dict[str, list]:
+            return self.answer_batch({name: batch[column] for name, column in columns.items()})
 
         if show_progress and sys.stderr.isatty():
             datasets.enable_progress_bars()
-        options = dict(
-            with_indices=True, batched=True, batch_size=ROWS_IN_MEMORY, remove_columns=inputs.column_names, desc="predicted"
-        )
+        options = dict(batched=True, batch_size=ROWS_IN_MEMORY, remove_columns=inputs.column_names, desc="predicted")
         # Without features, their types would come from the first rows, which may have no labels or entities.
         options["features"] = self.run.task.answer_features
         fingerprint = datasets.fingerprint.generate_random_fingerprint()  # otherwise `map` would pickle the model for one
@@ -125,12 +123,10 @@ class Answers:
             answers = inputs.map(answer, new_fingerprint=fingerprint, **options)
         return concatenate_datasets([rows, answers], axis=1)
 
-    def answer_batch(self, inputs: dict[str, list], rows_before: int = 0) -> dict[str, list]:
-        """Return columns of answers. `inputs` has the task's input columns, `rows_before` the number of rows in earlier batches."""
+    def answer_batch(self, inputs: dict[str, list]) -> dict[str, list]:
+        """Return columns of answers. `inputs` has the task's input columns, with values that `check_rows` lets pass."""
         task, empty = self.run.task, self.run.task.empty_answer
         arguments = self.run.label_names, self.run.calibration
-        for values in (values for name, values in inputs.items() if name not in task.optional_inputs):
-            _check_values(values, task.input_types, rows_before, may_be_empty=empty is not None)
         if empty is None:
             return task.answers(self.predictor, inputs, *arguments)
         (texts,) = inputs.values()
@@ -141,13 +137,19 @@ class Answers:
         return {name: [answers[name].get(i, value) for i in range(len(texts))] for name, value in empty.items()}
 
 
-def _check_values(values: list, types: tuple[type, ...], rows_before: int, may_be_empty: bool) -> None:
-    """Raise `UserError` for a value that is not a text (of one of `types`), and for an empty text unless it may be empty."""
-    for number, value in enumerate(values, rows_before + 1):
-        if value is not None and not isinstance(value, types):
-            raise UserError(f"text {number} is {value!r}, which is no text: set --text_column to the column with the texts")
-        if not may_be_empty and (not value or (isinstance(value, str) and not value.strip())):
-            raise UserError(f"text {number} is empty: every text gets an answer, so remove the empty ones")
+def check_rows(task: Task, rows: Dataset, columns: dict[str, str]) -> None:
+    """Raise `UserError` for the first row without an answer: a value is no text, or is empty where it must not be, or `refusal`."""
+    rows, may_be_empty = rows.select_columns([*dict.fromkeys(columns.values())]), task.empty_answer is not None
+    for start in range(0, len(rows), ROWS_IN_MEMORY):
+        batch = rows[start : start + ROWS_IN_MEMORY]
+        for number, inputs in enumerate(_rows({name: batch[column] for name, column in columns.items()}), start + 1):
+            for value in (value for name, value in inputs.items() if name not in task.optional_inputs):
+                if value is not None and not isinstance(value, task.input_types):
+                    raise UserError(f"text {number} is {value!r}, which is no text: set --text_column to the column with the texts")
+                if not may_be_empty and (not value or (isinstance(value, str) and not value.strip())):
+                    raise UserError(f"text {number} is empty: every text gets an answer, so remove the empty ones")
+            if reason := task.refusal(inputs):
+                raise UserError(f"text {number} can't be answered: {reason}")
 
 
 def _rows(columns: dict[str, list]) -> list[dict]:
