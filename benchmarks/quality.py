@@ -280,12 +280,11 @@ def main() -> None:
     parser.add_argument("--dataset_name", help="folder of a copy of the study's data with its official splits")
     arguments = parser.parse_args()
     chosen = runs(arguments.names)
-    if arguments.list:
-        for run in chosen:
+    to_run = [run for run in chosen if not (arguments.list or record_file(*run).exists())]
+    for run in chosen:
+        if run not in to_run:
             show(run)
-        return
     with new_processes(arguments.jobs) as processes:
-        to_run = [run for run in chosen if not record_file(*run).exists()]
         futures = {processes.submit(measure_and_record, run, arguments.dataset_name): run for run in to_run}
         for future in as_completed(futures):
             if error := future.exception():

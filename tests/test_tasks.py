@@ -22,6 +22,7 @@ from finetuning.data.sources import find_model
 from finetuning.data.splits import load_data
 from finetuning.model.base import build_base, load_tokenizer
 from finetuning.results import run_folder
+from finetuning.tasks.regression import Regression
 
 BRIEFLY = ["--learning_rate", 0.001, "--num_train_epochs", 2]  # the tiny network can still tell texts apart
 
@@ -402,3 +403,14 @@ def test_row_numbers_are_those_of_the_file_even_if_rows_are_left_out(kind, call,
     column = "source" if kind == "translation" else "text"
     assert errors[column].tolist() == rows[column][errors.row].tolist()
     assert kind == "single label" or len(errors) == len(predictions) == 16
+
+
+@pytest.mark.parametrize(
+    "mean, std, numbers, shown", [(3e-7, 1e-8, [3.1e-7, 2.9e-7], "3.1e-07"), (249_998, 1, [249_999, 249_997], "249999")]
+)
+def test_predicted_numbers_of_any_size_keep_their_digits(mean, std, numbers, shown, monkeypatch):
+    task = Regression()
+    monkeypatch.setattr(task, "logits_of", lambda predictor, batch: np.array([[1], [-1]], dtype=np.float32))
+    answers = task.answers(None, {"text": ["a", "b"]}, [], {"label_mean": mean, "label_std": std})["prediction"]
+    assert answers == pytest.approx(numbers, rel=1e-6)
+    assert task.as_line({"text": "a"}, {"prediction": answers[0]}, []).split() == [shown, "a"]

@@ -133,7 +133,7 @@ class Regression(TextClassification):
         )
         draw = partial(_plot_scatter, evaluation.split.labels, self.numbers(evaluation.predictions, evaluation.calibration))
         examples = show_examples(
-            self.errors(evaluation)[1], positions, lambda row: f"row {row.row}: {row.actual:.7g}, predicted {row.predicted:.5g}"
+            self.errors(evaluation)[1], positions, lambda row: f"row {row.row}: {row.actual:.6g}, predicted {row.predicted:.6g}"
         )
         return [
             Section(pictures=(Picture("scatter", "predicted against actual value", draw),), numbers=tuple(numbers)),
@@ -152,11 +152,11 @@ class Regression(TextClassification):
         return super().code_variables(config, calibration) | {"factor": factor, "offset": offset}
 
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
-        return f"{answer['prediction']:>10.7g}  {shortened(inputs)}"
+        return f"{answer['prediction']:>9.6g}  {shortened(inputs)}"
 
     def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
         (value,) = self.answers(predictor, {"text": [text]}, label_names, calibration)["prediction"]
-        return [f"{value:.7g}"]
+        return [f"{value:.6g}"]
 
 
 def _plot_scatter(actual: np.ndarray, predicted: np.ndarray, path: Path) -> None:
