@@ -45,7 +45,7 @@ def main(flags: Sequence[str] | None = None) -> None:
         config = run.config
     task = tasks.pick(config, arguments.given)
     model_source = run_folder.find_base_model(run) if run else sources.find_model(config.model_name)
-    base.read_model_config(task, model_source, config)
+    base.read_model_config(task, model_source, config)  # refuses a model that the task cannot use
     folder = run.folder if run else run_folder.choose_folder(config, model_source)
     precision, precision_reason = pick_precision(config.precision)
 

@@ -7,13 +7,12 @@ loading. Writes results/answering-NAME.json.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import machine_file
+from common import machine_file, speeds
 
 from finetuning import console, tasks
 from finetuning.data import splits, tokens
@@ -65,14 +64,13 @@ def main() -> None:
 
 def measure(way: str, write: Callable[[], list[str]], reference: list[str], tokenizer) -> dict:
     """Return the speed of a way to write answers, and the fraction of its answers that equal those of `reference`."""
-    started = time.perf_counter()
-    texts = write()
-    seconds = time.perf_counter() - started
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    texts, measured = speeds(write, tokenizer)
     equal = sum(map(str.__eq__, texts, reference)) / len(texts)
-    speeds = {"rows_per_s": len(texts) / seconds, "tokens_per_s": sum(map(len, ids)) / seconds}
-    print(f"{way:<56}{speeds['rows_per_s']:>8.2f} prompts/s{speeds['tokens_per_s']:>9.1f} tokens/s   equal {equal:.1%}", flush=True)
-    return {"way": way, **speeds, "equal_answers": equal}
+    print(
+        f"{way:<56}{measured['rows_per_s']:>8.2f} prompts/s{measured['tokens_per_s']:>9.1f} tokens/s   equal {equal:.1%}",
+        flush=True,
+    )
+    return {"way": way, **measured, "equal_answers": equal}
 
 
 if __name__ == "__main__":

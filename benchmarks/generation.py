@@ -9,13 +9,12 @@ results/generation-NAME.json.
 import argparse
 import importlib.metadata
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from common import machine_file
+from common import machine_file, speeds
 from sacrebleu.metrics import BLEU
 
 from finetuning import console, tasks
@@ -87,14 +86,10 @@ def build_translators(run, encoded, folder: Path) -> dict[str, Translator]:
 def measure(way: str, translate: Translator, tokenizer, test) -> dict:
     """Return the speed of a translator and the BLEU of its translations."""
     translate()  # warm-up
-    started = time.perf_counter()
-    texts = translate()
-    seconds = time.perf_counter() - started
-    ids = tokenizer(texts, add_special_tokens=False, padding=False, truncation=False)["input_ids"]
-    speeds = {"rows_per_s": len(texts) / seconds, "tokens_per_s": sum(map(len, ids)) / seconds}
+    texts, measured = speeds(translate, tokenizer)
     bleu = BLEU().corpus_score(texts, [references(test)]).score
-    print(f"{way:<46}{speeds['rows_per_s']:>9.1f} rows/s{speeds['tokens_per_s']:>10.1f} tokens/s   BLEU {bleu:.2f}", flush=True)
-    return {"way": way, **speeds, "bleu": bleu}
+    print(f"{way:<46}{measured['rows_per_s']:>9.1f} rows/s{measured['tokens_per_s']:>10.1f} tokens/s   BLEU {bleu:.2f}", flush=True)
+    return {"way": way, **measured, "bleu": bleu}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import as_flags, make_model, make_pairs, make_rows
+from peft import LoraModel
 
 from finetuning import speed
 from finetuning.speed import attention, beam_search, cuda_graphs, fused_lora, openvino
@@ -17,6 +18,7 @@ PARTS = [
     (speed, "store_frozen_in_bf16"),
     (speed, "fuse_lora"),
     (speed, "keep_freed_memory"),
+    (LoraModel, "merge_adapter"),
     (trainer, "_GiveBackMemory"),
     (prediction, "give_back_freed_memory"),
     (translating, "give_back_freed_memory"),

@@ -157,6 +157,55 @@ def test_files_are_predicted_in_their_order_some_rows_at_a_time(ending, run, cal
     }[ending]()
     done = call("predict.py", "--run", run.folder, "--file", f"in.{ending}", "--out", "out.parquet")
     assert done.code == 0, done.err
+    assert {file.name for file in tmp_path.iterdir()} == {f"in.{ending}", "out.parquet"}, "nothing is left behind"
+    answers = pd.read_parquet("out.parquet")
+    assert answers["text" if ending == "txt" else "review"].tolist() == rows.review.tolist()
+    if ending != "txt":
+        assert answers.other.tolist() == (rows.other.astype(str) if ending in ("csv", "tsv") else rows.other).tolist()
+    alone = [json.loads(line) for line in call("predict.py", "--run", run.folder, "--json", *rows.review).out.splitlines()]
+    assert answers.prediction.tolist() == [answer["label"] for answer in alone]
+    assert answers.probability.tolist() == pytest.approx([answer["probability"] for answer in alone], abs=0.02)
+    if ending == "csv":
+        for out in ("out.csv", "out.jsonl"):
+            assert call("predict.py", "--run", run.folder, "--file", "in.csv", "--out", out).code == 0
+        assert pd.read_csv("out.csv").prediction.tolist() == answers.prediction.tolist()
+        assert pd.read_json("out.jsonl", lines=True).prediction.tolist() == answers.prediction.tolist()
+
+
+def test_json_is_one_list_and_jsonl_is_lines(run, call, tmp_path):
+    rows = make_rows(1100).assign(note='a "word"\nand \u00e9\u2028')  # the library writes 1,000 rows at a time
+    rows.to_parquet("in.parquet")
+    for out in ("out.json", "out.jsonl"):
+        done = call("predict.py", "--run", run.folder, "--file", "in.parquet", "--out", out)
+        assert done.code == 0, done.err
+    content = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_bytes().splitlines()]
+    assert isinstance(content, list) and content == lines and len(lines) == 1100
+    assert [*content[0]] == ["review", "sentiment", "note", "prediction", "probability"]
+    assert [row["review"] for row in content] == rows.review.tolist() and {row["note"] for row in content} == {*rows.note}
+
+
+def test_a_bad_file_is_refused_and_nothing_is_written(run, call, tmp_path):
+    make_rows(10).to_csv("in.csv", index=False)
+    make_rows(10).assign(review=lambda rows: rows.review.where(rows.index != 6, " ")).to_csv("gap.csv", index=False)
+    make_rows(10).assign(n=range(10)).to_parquet("numbers.parquet", index=False)
+    make_rows(10).assign(probability=1, prediction="good").to_csv("human.csv", index=False)
+    (tmp_path / "existing.csv").write_text("")
+    for arguments, words in (
+        (["--file", "in.csv", "--out", "existing.csv"], "use another name"),
+        (["--file", "in.csv", "--out", "out.xlsx"], ".parquet"),
+        (["--file", "in.csv", "--out", "nowhere/out.csv"], "no folder nowhere"),
+        (["--file", "in.csv", "--text_column", "words", "--out", "out.csv"], "review, sentiment"),
+        (["--file", "gap.csv", "--out", "out.csv"], "text 7 is empty"),
+        (["--file", "human.csv", "--out", "out.csv"], "probability, prediction: --out adds columns with these names"),
+        (["a text", " "], "text 2 is empty"),
+        (["--file", "numbers.parquet", "--text_column", "n"], "text 1 is 0, which is no text: set --text_column"),
+        (["--file", "nowhere.txt"], "--file nowhere.txt: there is no such file"),
+        (["--num_beams", "2", "--file", "in.csv"], "--num_beams is not for text-classification"),
+        (["--out", "out.csv", "a text"], "--out writes the answers to a --file"),
+    ):
+        result = call("predict.py", "--run", run.folder, *arguments)
+        assert result.code == 2 and words in result.err, (arguments, result.err)
     assert {file.name for file in tmp_path.iterdir()} == {"in.csv", "gap.csv", "numbers.parquet", "human.csv", "existing.csv"}
 
 

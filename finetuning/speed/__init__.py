@@ -5,6 +5,7 @@ precision      choose bf16 or float32, and settings for the machine  everywhere
 frozen_bf16    store frozen weights in bf16                          `prepare` in this file
 fused_lora     compute LoRA's update in one autograd node            `prepare` in this file
 memory         keep freed memory from step to step                   `prepare` in this file
+merge          add LoRA's update to float32 weights, to predict      results/run_folder.py, `load_predictor`
 attention      attention with a fast backward pass on a CPU          model/base.py, `build_base`
 cuda_graphs    record training steps as CUDA graphs                  training/trainer.py, `build_trainer`
 beam_search    beam search for translation                           training/translating.py, `translate`
@@ -37,3 +38,13 @@ def prepare(model: PeftModel, config: Config) -> None:
         store_frozen_in_bf16(model)
     if not torch.backends.mps.is_available():  # never tried on Apple's GPU
         fuse_lora(model, bias_as_rank=on_cpu())
+
+
+def merge(model: PeftModel, config: Config) -> None:
+    """Add LoRA's update to the frozen weights of a model that only predicts, in place: a layer then has one product instead of three.
+
+    Weights in bf16 or 4 bits stay as they are: rounded to these, the sum would lose a part of the update.
+    """
+    is_exact = config.quantization == "none" and pick_precision(config.precision)[0] == "float32"
+    if config.speedups and config.method == "lora" and is_exact:
+        model.merge_adapter()
