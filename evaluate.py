@@ -28,7 +28,7 @@ def main(flags: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(flags)
 
     with importing():
-        from finetuning import console, processes, tasks
+        from finetuning import console, processes, speed, tasks
         from finetuning.data import splits, tokens
         from finetuning.results import cards, evaluation, run_folder
         from finetuning.task import Evaluation
@@ -51,6 +51,7 @@ def main(flags: Sequence[str] | None = None) -> None:
 
     model_source = run_folder.find_base_model(run)
     predictor = run_folder.load_predictor(run, model_source)
+    speed.merge(predictor.model, run.config)
     console.show_sources(model_source, data)
 
     # Predict the rows of the test split, in their order.

@@ -22,6 +22,7 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # to ask for a GPU 
 def new_processes(n: int = 1, folder: Path | str = ROOT) -> ProcessPoolExecutor:
     """Return `n` processes at a time, a new one for each call, in `folder`. They are forked from one that has imported the script."""
     forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload([Path(sys.argv[0]).stem])
     return ProcessPoolExecutor(n, forks, initializer=os.chdir, initargs=(folder,), max_tasks_per_child=1)
 
 

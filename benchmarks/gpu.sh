@@ -14,7 +14,7 @@ mkdir -p outputs
 
 if [ ! -e "outputs/tests-$name.log" ]; then
     python -m pytest -q -n 8 tests/test_gpu.py tests/test_four_bits.py tests/test_speedups.py tests/test_chat.py 2>&1 |
-        tee "outputs/tests-$name.log"
+        tee outputs/tests.partial && mv outputs/tests.partial "outputs/tests-$name.log"
 fi
 
 if [ ! -e "results/run-$name.json" ]; then

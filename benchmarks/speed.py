@@ -296,8 +296,9 @@ def main() -> None:
     if arguments.worker:
         return print(json.dumps(start_up()))
     file, record = machine_file("speed" if arguments.device == "cpu" else "gpu", arguments.name), {}
-    earlier = json.loads(file.read_text(encoding="utf-8"))["rows"] if arguments.quick and file.exists() else []
-    for record in measure_all(arguments, earlier):
+    earlier = json.loads(file.read_text(encoding="utf-8")) if arguments.quick and file.exists() else {}
+    continues = (earlier.get("repeats"), earlier.get("reviews")) == (1, arguments.rows)
+    for record in measure_all(arguments, earlier["rows"] if continues else []):
         if arguments.name:  # after each measurement, so that a run that is cut off leaves what it has measured
             write_json(file, record | {"environment": environment()})
     if "seconds_to_first_step" in record:

@@ -241,6 +241,8 @@ def parse_config(args: Sequence[str] | None = None, about: str | None = None) ->
         )
     if extra.search is not None and config.report_to != "none":
         raise UserError("--search stores its trials itself, in search.db: leave report_to out")
+    if config.eval_strategy == "epoch" and config.save_steps is not None:
+        raise UserError("save_steps is for eval_strategy steps, and this run saves after each epoch: leave it out")
     if extra.resume_if_exists and (config.run_name is None or extra.resume is not None):
         raise UserError("--resume_if_exists needs the run's name: give it with --run_name, and leave --resume out")
     check(config)
@@ -294,9 +296,7 @@ def check(config: Config) -> None:
         if value is not None:
             is_high_enough = value >= 0 if name == "warmup_steps" else value > 0
             require(is_high_enough and (value < 1 or value == int(value)), name, "a whole number of steps, or a fraction below 1")
-    if config.eval_strategy == "epoch" and config.save_steps is not None:
-        raise UserError("save_steps is for eval_strategy steps, and this run saves after each epoch: leave it out")
-    if config.save_steps is not None:
+    if config.eval_strategy == "steps" and config.save_steps is not None:
         validations_per_save = config.save_steps / config.eval_steps
         same_unit = (config.save_steps < 1) == (config.eval_steps < 1)
         whole_number = abs(validations_per_save - round(validations_per_save)) <= 1e-9

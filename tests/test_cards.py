@@ -57,6 +57,7 @@ VARIANTS += [
     ("single label", dict(truncation="head", method="head", model_name="gpt2")),
     ("pairs", dict(truncation="tail", model_name="bert")),
     ("masked-lm", dict(method="full")),
+    ("masked-lm", dict(train_embeddings=True, model_name="bert")),
     ("causal-lm", dict(method="full")),
     ("causal-lm", dict(train_embeddings=True)),
     ("translation", dict(method="full")),

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, Json, LargeList, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Json, LargeList, List, Value
 
 from config import Config
 from finetuning import tasks
+from finetuning.data.splits import load_data
 from finetuning.errors import UserError
 from finetuning.task import Rows
 
@@ -223,3 +224,28 @@ def test_spaces_around_column_names_do_not_matter():
     assert read({"train": columns}, label_column="label", text_column="Text")[0].label_names == ["x", "y"]
     with pytest.raises(UserError, match=r"the columns are ' Text', 'label\\xa0': set label_column"):
         read({"train": columns}, label_column="tag")
+
+
+@pytest.mark.parametrize("is_list", [False, True], ids=["one label", "several labels"])
+def test_a_number_that_means_another_class_elsewhere_is_refused(is_list, tmp_path):
+    def rows(names: list[str]) -> Dataset:
+        label = ClassLabel(names=names)
+        values = [[i % 2] if is_list else i % 2 for i in range(40)]
+        features = Features({"text": Value("string"), "label": List(label) if is_list else label})
+        return Dataset.from_dict({"text": [f"text {i} of {names}" for i in range(40)], "label": values}, features)
+
+    def load(name: str):
+        config = Config(dataset_name=str(tmp_path / name), train_samples=0, val_samples=0, test_samples=0)
+        return load_data(tasks.pick(config), config)
+
+    train, other, longer = rows(["neg", "pos"]), rows(["pos", "neg"]), rows(["neg", "pos", "mixed"])
+    DatasetDict(train=train, test=other).save_to_disk(tmp_path / "splits")
+    with pytest.raises(UserError, match="split test: class 0 of column label is 'pos', and 'neg' elsewhere"):
+        load("splits")
+    (tmp_path / "files").mkdir()
+    train.to_parquet(tmp_path / "files" / "train-0.parquet")
+    other.to_parquet(tmp_path / "files" / "train-1.parquet")
+    with pytest.raises(UserError, match="train-1.parquet: class 0 of column label is 'pos', and 'neg' elsewhere"):
+        load("files")
+    DatasetDict(train=longer, test=train).save_to_disk(tmp_path / "shorter")
+    assert len(load("shorter").test) == 40

@@ -5,10 +5,16 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import as_flags, make_model, make_pairs, make_rows
 from peft import LoraModel
+from peft.tuners.lora import LoraLayer
 
-from finetuning import speed
+from config import Config
+from finetuning import speed, tasks
+from finetuning.data.sources import find_model
+from finetuning.model.base import build_base
+from finetuning.model.lora import add_lora
 from finetuning.speed import attention, beam_search, cuda_graphs, fused_lora, openvino
 from finetuning.training import prediction, trainer, translating
 from finetuning.use import predicting
@@ -88,3 +94,20 @@ def test_translations_are_the_same_without_speedups(call, tmp_path, without_spee
         assert evaluated.code == 0, evaluated.err
         translations.append((tmp_path / "outputs" / name / "translations.txt").read_text())
     assert translations[0] == translations[1]
+
+
+@pytest.mark.parametrize(("modules", "is_merged"), [("c_attn", True), ("c_attn,lm_head", False)])
+def test_an_update_of_a_layer_that_shares_its_weights_is_not_merged(modules, is_merged, tmp_path):
+    model = str(make_model(tmp_path / "gpt2", "gpt2"))
+    config = Config(task="causal-lm", model_name=model, max_length=16, precision="float32", target_modules=modules)
+    task = tasks.pick(config)
+    adapted = add_lora(task, build_base(task, find_model(model), [], config), config).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    ids = torch.arange(8)[None] + 5
+    with torch.no_grad():
+        before = adapted(input_ids=ids).logits
+        speed.merge(adapted, config)
+        torch.testing.assert_close(adapted(input_ids=ids).logits, before, rtol=1e-3, atol=1e-3)
+    assert any(layer.merged for layer in adapted.modules() if isinstance(layer, LoraLayer)) == is_merged

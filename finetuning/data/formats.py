@@ -20,7 +20,7 @@ import pycountry
 from datasets import ClassLabel, Features, List
 from pyarrow.parquet import ParquetFile, read_schema
 
-from finetuning.data.content import ROWS_PER_TABLE, STRING, Content, Reader, batched, string_content
+from finetuning.data.content import ROWS_PER_TABLE, STRING, Content, Reader, batched, check_classes, class_names, string_content
 from finetuning.data.delimited import read_csv, read_tsv
 from finetuning.data.files import ending, lines_of, read_bytes, split_of, stem
 from finetuning.data.json_rows import read_json
@@ -83,6 +83,9 @@ def read_parquet(files: list[Path], encoding: str | None, remarks: list[str]) ->
                 f"{file}: its columns are {', '.join(schema.names)}, but those of {files[0].name} are "
                 f"{', '.join(schemas[0].names)}: use the same columns"
             )
+        check_classes(
+            str(file), class_names(Features.from_arrow_schema(schemas[0])), class_names(Features.from_arrow_schema(schema))
+        )
     features = Features.from_arrow_schema(schemas[0])
     batches = (batch for file in opened for batch in ParquetFile(file).iter_batches(batch_size=ROWS_PER_TABLE))
     return Content(features, (pyarrow.Table.from_batches([batch]) for batch in batches))

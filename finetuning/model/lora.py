@@ -153,7 +153,9 @@ def _tied_output_layer(base: torch.nn.Module) -> torch.nn.Module | None:
 
 def _embeddings(base: torch.nn.Module) -> list[str]:
     """Return the names of the word embeddings and the output layer. peft copies tied ones twice; `_tie_weights` ties the copies."""
-    tied = {name.rpartition(".")[0] for pair in base.all_tied_weights_keys.items() for name in pair}
+    tied = {
+        name.removesuffix(".weight") for pair in base.all_tied_weights_keys.items() for name in pair if name.endswith(".weight")
+    }
     layers = (base.get_input_embeddings(), base.get_output_embeddings())
     return [name for name, module in base.named_modules() if name in tied or any(module is layer for layer in layers)]
 

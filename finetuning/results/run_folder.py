@@ -34,7 +34,7 @@ import transformers
 from huggingface_hub.dataclasses import type_validator
 
 from config import Config
-from finetuning import fingerprints, speed
+from finetuning import fingerprints
 from finetuning.cli import check
 from finetuning.data.sources import Source, find_model
 from finetuning.data.splits import Data
@@ -323,7 +323,6 @@ def load_predictor(run: Run, source: Source, show_progress: bool = True) -> Pred
     """Load the base model and the adapter that training ended with, and return a predictor."""
     base = build_base(run.task, source, run.label_names, run.config)
     model = load_adapter(base, run.folder / "adapter", run.config)
-    speed.merge(model, run.config)
     return Predictor(run.task, model, load_tokenizer(run.task, source, run.config), run.config, show_progress)
 
 

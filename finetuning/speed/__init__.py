@@ -5,7 +5,7 @@ precision      choose bf16 or float32, and settings for the machine  everywhere
 frozen_bf16    store frozen weights in bf16                          `prepare` in this file
 fused_lora     compute LoRA's update in one autograd node            `prepare` in this file
 memory         keep freed memory from step to step                   `prepare` in this file
-merge          add LoRA's update to float32 weights, to predict      results/run_folder.py, `load_predictor`
+merge          add LoRA's update to float32 weights, to predict      evaluate.py; use/predicting.py, `load_engine`
 attention      attention with a fast backward pass on a CPU          model/base.py, `build_base`
 cuda_graphs    record training steps as CUDA graphs                  training/trainer.py, `build_trainer`
 beam_search    beam search for translation                           training/translating.py, `translate`
@@ -15,6 +15,7 @@ openvino       predict with OpenVINO instead of PyTorch              use/predict
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 
 from config import Config
 from finetuning.speed.frozen_bf16 import store_frozen_in_bf16
@@ -43,8 +44,11 @@ def prepare(model: PeftModel, config: Config) -> None:
 def merge(model: PeftModel, config: Config) -> None:
     """Add LoRA's update to the frozen weights of a model that only predicts, in place: a layer then has one product instead of three.
 
-    Weights in bf16 or 4 bits stay as they are: rounded to these, the sum would lose a part of the update.
+    Weights in bf16 or 4 bits stay as they are: rounded to these, the sum would lose a part of the update. So do those of a model
+    whose output layer is adapted and tied to the embeddings: the update would change the embeddings too.
     """
-    is_exact = config.quantization == "none" and pick_precision(config.precision)[0] == "float32"
+    base = model.get_base_model()
+    is_shared = base.config.get_text_config().tie_word_embeddings and isinstance(base.get_output_embeddings(), LoraLayer)
+    is_exact = config.quantization == "none" and pick_precision(config.precision)[0] == "float32" and not is_shared
     if config.speedups and config.method == "lora" and is_exact:
         model.merge_adapter()

@@ -20,6 +20,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, Json, concatenate_datasets
 
+from finetuning import speed
 from finetuning.data.files import UTF_16, guess_encoding
 from finetuning.data.formats import READERS, read_lines
 from finetuning.data.reading import read
@@ -62,7 +63,9 @@ def load_engine(run: Run, engine: str) -> Predictor:
     """Return a predictor with the run's model, computed by PyTorch or by OpenVINO. `engine` is a result of `pick_engine`."""
     source = find_base_model(run)
     if engine == "torch":
-        return load_predictor(run, source, show_progress=False)
+        predictor = load_predictor(run, source, show_progress=False)
+        speed.merge(predictor.model, run.config)
+        return predictor
     in_float32 = replace(run, config=replace(run.config, precision="float32"))
     predictor = load_predictor(in_float32, source, show_progress=False)
     merged = predictor.model.merge_and_unload().eval()
