@@ -56,7 +56,13 @@ class Measured(NamedTuple):
 
 def runs(names: list[str]) -> list[Run]:
     """Return the runs with these names: "study", "study/experiment" or "study/experiment/seed"; all runs for []."""
-    known = [Run(study, name, seed) for study, s in STUDIES.items() for seed in s.seeds for name in s.experiments]
+    known = [
+        Run(study, name, seed)
+        for study, s in STUDIES.items()
+        for seed in s.seeds
+        for name, settings in s.experiments.items()
+        if seed == s.seeds[0] or settings.get("method") not in (TFIDF, TFIDF_OF_TOKENS)  # these have no seed
+    ]
 
     def names_of(run: Run) -> set[str]:
         return {"/".join(map(str, run[:length])) for length in (1, 2, 3)}
