@@ -23,7 +23,8 @@ def new_processes(n: int = 1, folder: Path | str = ROOT) -> ProcessPoolExecutor:
     """Return `n` processes at a time, a new one for each call, in `folder`. They are forked from one that has imported the script."""
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload([Path(sys.argv[0]).stem])
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT)])  # where that one finds the script
+    folders = [str(ROOT / "benchmarks"), str(ROOT), os.environ.get("PYTHONPATH")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))  # where that one finds the script
     return ProcessPoolExecutor(n, forks, initializer=os.chdir, initargs=(folder,), max_tasks_per_child=1)
 
 

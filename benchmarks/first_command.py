@@ -19,6 +19,7 @@ from common import ROOT, machine_file, python
 
 from finetuning.cli import importing
 
+START = "start Python, import libraries"
 PARTS = {  # part -> where its functions are, relative to the package
     "read the rows": ("data.splits:load_data", "data.sources:find_model"),
     "tokenize": ("model.base:load_tokenizer", "data.tokens:encode"),
@@ -39,7 +40,7 @@ class Clock:
     """Adds up the seconds of each part. One part runs at a time; parts within "train" interrupt it, all others have what they call."""
 
     def __init__(self) -> None:
-        self.seconds = {"start Python, import libraries": time.time() - psutil.Process().create_time()}
+        self.seconds = {START: time.time() - psutil.Process().create_time()}
         self.part, self.began = "rest", time.time()
 
     def switch(self, part: str) -> str:
@@ -91,10 +92,8 @@ def main() -> None:
             printed = python(str(Path(__file__).resolve()), "--worker", script, folder=folder, PYTHONPATH=str(ROOT))
             seconds = json.loads(printed.splitlines()[-1])
             seconds["rest"] += time.time() - started - sum(seconds.values())
-            rows += [
-                {"script": f"{script}.py", "part": part, "seconds": seconds[part]} for part in (*PARTS, "rest") if part in seconds
-            ]
-            rows.insert(-len(seconds) + 1, {"script": f"{script}.py", "part": [*seconds][0], "seconds": [*seconds.values()][0]})
+            parts = [part for part in (START, *PARTS, "rest") if part in seconds]
+            rows += [{"script": f"{script}.py", "part": part, "seconds": seconds[part]} for part in parts]
         metrics = json.loads(next(Path(folder).glob("outputs/*/metrics.json")).read_text(encoding="utf-8"))
     total = sum(row["seconds"] for row in rows)
     for row in rows:
@@ -103,8 +102,9 @@ def main() -> None:
         from finetuning.disk import write_json
         from finetuning.results.run_folder import environment
 
-        about = {"accuracy": metrics["accuracy"], "n": metrics["n"], "environment": environment()}
-        write_json(machine_file("first-command", arguments.name), {"rows": rows, "seconds": total, "minutes": total / 60} | about)
+        about = {name: metrics[name] for name in ("accuracy", "n", "split")} | {"model": metrics["run"]["model"]}
+        record = {"rows": rows, "seconds": total, **about, "environment": environment()}
+        write_json(machine_file("first-command", arguments.name), record)
 
 
 if __name__ == "__main__":

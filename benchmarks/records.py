@@ -183,6 +183,7 @@ DERIVED |= {
     "behind_first": lambda r: ", ".join(r["parts"][1:]),
     "behind_second": lambda r: ", ".join(r["parts"][2:]),
     "score_in_lines": lambda r: r["score"].replace(" (", "<br>("),
+    "minutes_in_all": lambda r: r["seconds"] / 60,
     "seeds": lambda r: ", ".join(metric_of(r).show(run[metric_of(r).name]) for run in r["runs"]),
     "p": lambda r: ("< 0.001" if r["compared"]["p"] < 0.001 else f"{r['compared']['p']:.3f}") if r["compared"] else "",
     "difference_p": lambda r: r["difference"] and f"{r['difference']}<br>p {r['p']}",

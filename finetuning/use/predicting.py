@@ -87,9 +87,7 @@ class Answers:
     """The answers of a run's model to new texts."""
 
     def __init__(self, run: Run, engine: str = "torch", **options) -> None:
-        """`engine` is a result of `pick_engine`, `options` are the task's. Raise `UserError` for an option that the task lacks."""
-        if unknown := [name for name in options if name not in run.task.options]:
-            raise UserError(f"--{unknown[0]} is not for {run.config.task}: leave it out")
+        """`engine` is a result of `pick_engine`, `options` are the task's."""
         self.run, self.predictor = run, load_engine(run, engine)
         self.predictor.options = run.task.options | options
 
