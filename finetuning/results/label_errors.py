@@ -88,7 +88,7 @@ def judge(runs: list[Run]) -> Judged:
         quality, wrong = task.label_quality(probabilities, split)
     except ValueError as error:  # of cleanlab, for example if all rows have the same label
         raise UserError(f"{runs[0].folder}: the labels of its rows can't be judged: {error}") from error
-    if probabilities[0].ndim == 1:  # several labels: the library decides at one half, the run at its own threshold
+    if probabilities[0].ndim == 1:  # a text: with several labels, the library decides at one half, the run at its own threshold
         wrong &= (rows.given != rows.likely).to_numpy()
     rows = rows.assign(quality=quality, may_be_wrong=wrong, probabilities=[array.ravel() for array in probabilities])
     order = np.argsort(split.rows, kind="stable")

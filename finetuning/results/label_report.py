@@ -148,7 +148,8 @@ def calibration_section(
     errors = [f"{100 * calibration['expected_calibration_error']:.2f} %" for calibration in (as_trained, scaled)]
     text = (
         f"{meaning} The expected calibration error is {errors[0]} as trained and {errors[1]} after dividing the logits "
-        f"by the temperature {metrics['temperature']:.3f}, which was fitted on validation. {by_chance(scaled)} predict.py gives the scaled probabilities."
+        f"by the temperature {metrics['temperature']:.3f}, which was fitted on validation. {by_chance(scaled)} "
+        "predict.py gives the scaled probabilities."
     )
     draw = partial(plots.plot_reliability, as_trained, scaled)
     return Section("Calibration", text, pictures=(Picture("reliability", caption, draw),))
