@@ -207,7 +207,7 @@ def matrix_rate() -> float:
 
     It is in the precision that the product uses on this machine: without instructions for bf16, bf16 is far slower than float32.
     """
-    dtype = torch.bfloat16 if pick_precision("auto")[0] == "bf16" else torch.float32
+    dtype = torch.bfloat16 if precision.pick_precision("auto")[0] == "bf16" else torch.float32
     a, b = torch.randn(2, 4096, 4096, device="cuda" if torch.cuda.is_available() else "cpu", dtype=dtype)
     return 4096**3 / min(timed(lambda: a @ b) for _ in range(5))
 

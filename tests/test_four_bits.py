@@ -4,13 +4,16 @@ import importlib.util
 import json
 
 import pytest
+import torch
 from conftest import as_flags, make_model, make_rows
 
 from config import Config
 from finetuning import tasks
 from finetuning.data.sources import find_model
+from finetuning.model import four_bits
 from finetuning.model.base import build_base, read_model_config
 from finetuning.model.lora import add_lora, count_parameters
+from finetuning.speed import precision
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +68,19 @@ def test_a_quantized_run_trains_predicts_and_is_merged_into_the_plain_model(task
     (own, merged) = json.loads((tmp_path / "outputs/run/export/export.json").read_text())["exports"]
     assert exported.code == 0 and merged["agrees"] and merged["largest_difference"] > 0 and merged["mib"] > own["mib"]
     assert "stores the base model in 4 bits" in (tmp_path / "outputs/run/adapter/README.md").read_text()
+
+
+def test_products_are_in_the_precision_of_the_run(monkeypatch):
+    pytest.importorskip("bitsandbytes")
+
+    def compute_dtype(**settings):
+        return four_bits.four_bits(Config(quantization="4bit", **settings)).bnb_4bit_compute_dtype
+
+    monkeypatch.setattr(precision.torch.cpu, "get_capabilities", dict)  # a CPU without bf16
+    monkeypatch.setattr(precision.torch.cuda, "is_available", lambda: False)
+    assert compute_dtype() == compute_dtype(precision="float32") == torch.float32
+    monkeypatch.setattr(four_bits, "pick_precision", lambda wanted: ("bf16", ""))
+    assert compute_dtype() == torch.bfloat16
 
 
 def test_without_bitsandbytes_four_bits_are_refused(decoder, call, tiny_flags, monkeypatch):

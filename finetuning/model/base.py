@@ -117,7 +117,7 @@ def build_base(
     dropouts.append("classifier_dropout")  # some models use 0.1 if it is not set
     for name, value in (task.model_settings(label_names) | dict.fromkeys(dropouts, config.dropout)).items():
         setattr(model_config, name, value)
-    # Other architectures may pass arguments that our attention does not accept, and layers in 4 bits mix bf16 and float32.
+    # Other architectures may pass arguments that our attention does not accept, and layers in 4 bits may mix bf16 and float32.
     known = model_config.model_type in ARCHITECTURES and config.quantization == "none"
     use_our_attention = config.speedups and on_cpu() and known and attention.has_sdpa(task.auto_class, model_config)
     set_seed(config.seed)
@@ -129,7 +129,7 @@ def build_base(
             dtype=torch.float32,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
-            quantization_config=four_bits.four_bits() if config.quantization == "4bit" else None,
+            quantization_config=four_bits.four_bits(config) if config.quantization == "4bit" else None,
             attn_implementation=attention.ATTENTION if use_our_attention else None,
         )
     except Exception as error:  # damaged weights, or values in config.json that do not fit together

@@ -5,7 +5,9 @@ import importlib.util
 import torch
 from transformers import BitsAndBytesConfig
 
+from config import Config
 from finetuning.errors import UserError
+from finetuning.speed.precision import pick_precision
 
 NOT_QUANTIZED = ["classifier", "pre_classifier", "score", "pooler", "head", "lm_head", "qa_outputs"]  # heads, which may be new
 
@@ -16,13 +18,17 @@ def check_installed() -> None:
         raise UserError("quantization=4bit needs bitsandbytes, which is not installed: pip install -r requirements-extras.txt")
 
 
-def four_bits() -> BitsAndBytesConfig:
-    """Return QLoRA's settings: NF4, the scales quantized too, products in bf16."""
+def four_bits(config: Config) -> BitsAndBytesConfig:
+    """Return QLoRA's settings: NF4, the scales quantized too, products in the precision of the run.
+
+    QLoRA's products are in bf16. On a CPU or GPU without instructions for bf16, that takes many times as long as float32.
+    """
+    bf16 = pick_precision(config.precision)[0] == "bf16"
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=torch.bfloat16 if bf16 else torch.float32,
         llm_int8_skip_modules=NOT_QUANTIZED,
     )
 
