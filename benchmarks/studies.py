@@ -301,7 +301,7 @@ STUDIES = {
     "banking77-recipe": Study(
         "validation",
         BANKING77,
-        both(("5e-4", "1e-3", "2e-3", "4e-3"), ("1e-4", "2e-4", "4e-4")) | each("LoRA, 1e-3, {} epochs", "num_train_epochs", 2, 10),
+        both(("1e-3", "2e-3"), ("2e-4", "4e-4")),
         reference="LoRA, 1e-3",
     ),
     "banking77": Study("test", BANKING77, best("banking77-recipe"), SEEDS, reference="full fine-tuning"),
@@ -384,6 +384,13 @@ STUDIES = {
             "no training": dict(train_samples=16, learning_rate=1e-9),
         },
         reference="LoRA, 1,000 pairs",
+    ),
+    # Frozen weights in 4 bits (QLoRA), and as they are.
+    "four-bits": Study(
+        "validation",
+        E2E | dict(train_samples=1_000, learning_rate=1e-3),
+        {"LoRA": {}, "LoRA, frozen weights in 4 bits": dict(quantization="4bit")},
+        reference="LoRA",
     ),
     "e2e-all-recipe": Study(
         "validation",
