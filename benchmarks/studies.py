@@ -301,7 +301,7 @@ STUDIES = {
     "banking77-recipe": Study(
         "validation",
         BANKING77,
-        both(("1e-3", "2e-3"), ("2e-4", "4e-4")),
+        both(("5e-4", "1e-3", "2e-3"), ("1e-4", "2e-4", "4e-4")),
         reference="LoRA, 1e-3",
     ),
     "banking77": Study("test", BANKING77, best("banking77-recipe"), SEEDS, reference="full fine-tuning"),
