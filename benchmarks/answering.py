@@ -20,7 +20,7 @@ from finetuning.data.chats import end_tokens
 from finetuning.disk import write_json
 from finetuning.results import run_folder
 from finetuning.tasks.chat import number_prompts
-from finetuning.training.answering import write_answers
+from finetuning.training.writing import write_answers
 
 BATCH_SIZE = 8  # prompts in the order of the file, as a plain `generate` has them
 

@@ -37,7 +37,7 @@ from finetuning.results.entities import (
 )
 from finetuning.task import Evaluation
 from finetuning.tasks.entities import Entities, actual_codes
-from finetuning.training.prediction import by_length
+from finetuning.training.prediction import longest_first
 
 NER = Config(task="token-classification", max_length=32)
 TASK = Entities()
@@ -124,7 +124,7 @@ def test_predictions_come_in_the_order_of_the_rows_whatever_the_order_of_the_win
     def outputs(tokens):
         """Yield the logits of correct predictions for batches of three windows, sorted by length as a Predictor does."""
         for start in range(0, len(tokens), 6):
-            positions = by_length(tokens)[start : start + 6]
+            positions = longest_first(tokens.lengths)[start : start + 6]
             logits = [np.eye(n_tags)[np.clip(tokens.inputs[int(position)]["labels"], 0, None)] for position in positions]
             yield positions, [logits[:3], logits[3:]]
 

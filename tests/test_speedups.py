@@ -16,7 +16,7 @@ from finetuning.data.sources import find_model
 from finetuning.model.base import build_base
 from finetuning.model.lora import add_lora
 from finetuning.speed import attention, beam_search, cuda_graphs, fused_lora, openvino
-from finetuning.training import prediction, trainer, translating
+from finetuning.training import prediction, trainer, writing
 from finetuning.use import predicting
 
 # The functions and classes that replace code of the libraries, in the modules that call them.
@@ -27,7 +27,7 @@ PARTS = [
     (LoraModel, "merge_adapter"),
     (trainer, "_GiveBackMemory"),
     (prediction, "give_back_freed_memory"),
-    (translating, "give_back_freed_memory"),
+    (writing, "give_back_freed_memory"),
     (fused_lora._FusedLora, "forward"),
     (attention._Attention, "forward"),
     (attention, "has_sdpa"),

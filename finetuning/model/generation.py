@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextIteratorStreamer, set_seed
@@ -17,19 +17,11 @@ def continue_text(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, pr
     prompt is longer than the model can read, only its end is read. Raise `UserError` for options out of range.
     """
     check_options(options)
-    ids = torch.tensor([prompt[-longest_prompt(model, options) :]], device=model.device)
+    batch = _batch(model, prompt, options)
     set_seed(options["seed"])
     with torch.no_grad():
-        generated = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=options["max_new_tokens"],
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            use_cache=True,
-            **sampling(options),
-        )
-    return tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True)
+        generated = generate(model, tokenizer, batch, tokenizer.eos_token_id, options)
+    return tokenizer.decode(generated[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def stream_text(
@@ -40,22 +32,13 @@ def stream_text(
     `ends` are the tokens that end the answer; otherwise as `continue_text`. If the caller stops early, so does the model.
     """
     streamer, stopped, errors = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), threading.Event(), []
-    ids = torch.tensor([prompt[-longest_prompt(model, options) :]], device=model.device)
+    batch = _batch(model, prompt, options)
+    stopping = StoppingCriteriaList([lambda ids, _: torch.full_like(ids[:, 0], stopped.is_set()).bool()])
 
     def write() -> None:
         try:
             with torch.no_grad():
-                model.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=options["max_new_tokens"],
-                    pad_token_id=tokenizer.pad_token_id,
-                    eos_token_id=ends,
-                    use_cache=True,
-                    streamer=streamer,
-                    stopping_criteria=StoppingCriteriaList([lambda ids, _: torch.full_like(ids[:, 0], stopped.is_set()).bool()]),
-                    **sampling(options),
-                )
+                generate(model, tokenizer, batch, ends, options, streamer=streamer, stopping_criteria=stopping)
         except BaseException as error:
             errors.append(error)
             streamer.end()
@@ -72,19 +55,39 @@ def stream_text(
         raise errors[0]
 
 
+def generate(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: Mapping[str, torch.Tensor],
+    ends: int | list[int] | None,
+    options: dict,
+    **arguments,
+) -> torch.Tensor:
+    """Return the prompts of a batch, each with its continuation: token ids, (rows, tokens), padded.
+
+    `ends` are the tokens that end a continuation, `options` are those of `continue_text`, and `arguments` are passed to the model's
+    `generate`.
+    """
+    if options["temperature"]:
+        sampling = dict(do_sample=True, temperature=options["temperature"], top_p=options["top_p"], top_k=0)
+    else:
+        sampling = dict(do_sample=False)
+    settings = dict(max_new_tokens=options["max_new_tokens"], pad_token_id=tokenizer.pad_token_id, eos_token_id=ends)
+    return model.generate(**batch, **settings, **sampling, use_cache=True, **arguments)
+
+
+def _batch(model: torch.nn.Module, prompt: list[int], options: dict) -> dict[str, torch.Tensor]:
+    """Return a batch with one prompt, of which only the end is read if it is too long."""
+    ids = torch.tensor([prompt[-longest_prompt(model, options) :]], device=model.device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
 def longest_prompt(model: torch.nn.Module, options: dict) -> int:
     """Return the number of tokens that a prompt may have, so that the model has positions for `max_new_tokens` more."""
     positions = getattr(model.config, "max_position_embeddings", None)  # models with relative positions have none
     if positions and positions <= options["max_new_tokens"]:
         raise UserError(f"--max_new_tokens {options['max_new_tokens']} exceeds the model's {positions} positions: lower it")
     return positions - options["max_new_tokens"] if positions else sys.maxsize
-
-
-def sampling(options: dict) -> dict:
-    """Return the arguments of `generate` that choose the next token: at random, or the most probable one at temperature 0."""
-    if not options["temperature"]:
-        return dict(do_sample=False)
-    return dict(do_sample=True, top_k=0) | {name: options[name] for name in ("temperature", "top_p")}
 
 
 def check_options(options: dict) -> None:

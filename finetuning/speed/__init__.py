@@ -8,8 +8,8 @@ memory         keep freed memory from step to step                   `prepare` i
 merge          add LoRA's update to float32 weights, to predict      evaluate.py; use/predicting.py, `load_engine`
 attention      attention with a fast backward pass on a CPU          model/base.py, `build_base`
 cuda_graphs    record training steps as CUDA graphs                  training/trainer.py, `build_trainer`
-beam_search    beam search for translation                           training/translating.py, `translate`
-greedy_search  greedy search for answers to prompts                  training/answering.py, `write_answers`
+beam_search    beam search for translation                           training/writing.py, `translate`
+greedy_search  greedy search for answers to prompts                  training/writing.py, `write_answers`
 openvino       predict with OpenVINO instead of PyTorch              use/predicting.py, `pick_engine`
 """
 

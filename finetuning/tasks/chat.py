@@ -42,8 +42,8 @@ from finetuning.results import bleu
 from finetuning.results.report import MAX_EXAMPLES, Example, Section
 from finetuning.task import Evaluation, Rows, Statistics, Task
 from finetuning.tasks.language_model import PERPLEXITY, check_method
-from finetuning.training.answering import write_answers
 from finetuning.training.prediction import Predictor
+from finetuning.training.writing import write_answers
 
 MAX_LINE_CHARACTERS = 100  # of a prompt, on a line of the report page
 MAX_EXAMPLE_CHARACTERS = 1_200  # of the conversation that is printed before training

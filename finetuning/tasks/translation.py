@@ -31,7 +31,7 @@ from finetuning.results.report import MAX_EXAMPLES, Example, Section
 from finetuning.task import Evaluation, Metric, Rows, Statistics, Task
 from finetuning.tasks.language_model import check_method
 from finetuning.training.prediction import Predictor
-from finetuning.training.translating import translate
+from finetuning.training.writing import translate
 from finetuning.use.ctranslate2 import CTranslate2
 
 SOURCE_COLUMNS = ("source", "src", "source_text", "source_sentence", "input")

@@ -1,1 +1,1 @@
-"""Training with the Trainer: trainer, batches, checkpoints, progress, trackers, search. Prediction: prediction, answering, translating."""
+"""Training with the Trainer: trainer, batches, checkpoints, progress, trackers, search. Prediction: prediction, writing."""

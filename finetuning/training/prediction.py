@@ -41,7 +41,7 @@ class Predictor:
 
         Each process computes a part of the outputs and gets all of them.
         """
-        order, unlabelled = by_length(tokens), tokens.unlabelled()
+        order, unlabelled = longest_first(tokens.lengths), tokens.unlabelled()
         trainer = self.trainer or self._new_trainer(np.minimum(tokens.lengths[order], self.config.max_length))
         examples_at_a_time = BATCHES_AT_A_TIME * trainer.args.per_device_eval_batch_size * trainer.args.world_size
         for start in range(0, len(order), examples_at_a_time):
@@ -75,6 +75,6 @@ class Predictor:
         return trainer
 
 
-def by_length(tokens: Tokens) -> np.ndarray:
-    """Return the positions of examples, longest first: little padding, and the same batches for any number of processes."""
-    return np.argsort(-tokens.lengths.astype(np.int64), kind="stable")
+def longest_first(lengths: np.ndarray) -> np.ndarray:
+    """Return the positions of `lengths` in falling order: little padding, and the same batches for any number of processes."""
+    return np.argsort(-lengths.astype(np.int64), kind="stable")
