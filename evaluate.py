@@ -50,7 +50,7 @@ def main(flags: Sequence[str] | None = None) -> None:
         return console.show_comparison(task, (str(runs[0].folder), str(runs[1].folder)), results, differences_file)
 
     model_source = run_folder.find_base_model(run)
-    predictor = run_folder.load_predictor(run, model_source)
+    predictor = run_folder.load_predictor(run, model_source, show_progress=True)
     speed.merge(predictor.model, run.config)
     console.show_sources(model_source, data)
 

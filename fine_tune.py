@@ -83,7 +83,8 @@ def main(flags: Sequence[str] | None = None) -> None:
         training_seconds = trainer.train(fine_tuner, signals)
 
     # Calibrate on validation, and save the adapter with the facts about its training.
-    predictor, metric = Predictor(task, model, tokenizer, config), trainer.chosen_metric(task, config)
+    predictor = Predictor(task, model, tokenizer, config, show_progress=True)
+    metric = trainer.chosen_metric(task, config)
     predictions = fine_tuner.validated.get(fine_tuner.state.best_global_step)
     if predictions is None:  # the best checkpoint is from before an interruption
         predictions = task.validate(predictor, encoded["validation"])

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
-from itertools import chain, count
+from itertools import count
 from operator import getitem
 from pathlib import Path
 from typing import Any
@@ -96,32 +96,33 @@ def choose_folder(config: Config, model: Source) -> Path:
             raise UserError(f"{setting}={as_utf8(value)}: it is not UTF-8, so the tokenizer can't be saved there: use another name")
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     name = config.run_name or as_utf8(f"{Path(model.name).name}-{Path(config.dataset_name).name.split('.')[0]}-{stamp}")
-    names = chain([name], () if config.run_name else (f"{name}-{number}" for number in count(2)))
     try:
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-        return next(folder for name in names if (folder := _reserve(Path(config.output_dir) / name, bool(config.run_name))))
+        for number in count(1):
+            folder = Path(config.output_dir) / (name if number == 1 else f"{name}-{number}")
+            if not (problem := _reserve(folder)):
+                return folder
+            if config.run_name:
+                raise UserError(f"run_name={name}: {problem}; use another name")
     except OSError as error:
         is_name = error.errno == errno.ENAMETOOLONG and os.path.isdir(config.output_dir)
         setting = "run_name" if is_name else "output_dir"
         raise UserError(f"{setting}={getattr(config, setting)}: cannot write there ({error})") from error
 
 
-def _reserve(folder: Path, is_given: bool) -> Path | None:
-    """Reserve `folder` and return it. If its name is taken, return None, or raise `UserError` if the user gave the name."""
+def _reserve(folder: Path) -> str:
+    """Reserve the name `folder`, and check that there is room to write. Return why the name is taken, "" if it was free."""
     try:
         reserve(_partial(folder))
     except FileExistsError:
-        problem = "another run with this name is starting; use another name"
-    else:
-        if not folder.exists():
-            probe = _partial(folder) / "probe"
-            probe.write_bytes(b"\0" * 2**20)
-            probe.unlink()
-            return folder
+        return "another run with this name is starting"
+    if folder.exists():
         remove_reserved()
-        problem = f"{folder} exists and is never overwritten; use another name"
-    if is_given:
-        raise UserError(f"run_name={folder.name}: {problem}")
+        return f"{folder} exists and is never overwritten"
+    probe = _partial(folder) / "probe"
+    probe.write_bytes(b"\0" * 2**20)
+    probe.unlink()
+    return ""
 
 
 def _partial(folder: Path) -> Path:
@@ -208,23 +209,19 @@ def find_earlier(config: Config, resume: str | None, resume_if_exists: bool, pic
     """Return the run that --resume or --resume_if_exists continue, locked; None to start a new one.
 
     `resume` names its folder, "" means the unfinished run that was started last. The run of --resume_if_exists has the settings'
-    `run_name`, and may be finished.
+    `run_name`, and may be finished. Raise `UserError` if the folder is no run folder, if the run of --resume is finished, or if
+    another process trains it.
     """
     if resume is not None:
-        return reopen(Path(resume) if resume else newest_unfinished(Path(config.output_dir)), pick)
-    if not resume_if_exists:
+        folder = Path(resume) if resume else newest_unfinished(Path(config.output_dir))
+    elif resume_if_exists:
+        folder = Path(config.output_dir) / config.run_name
+        if not by_first(folder.is_dir)():
+            return None
+        if by_first((folder / "training.json").is_file)():
+            return open_run(folder, pick)
+    else:
         return None
-    folder = Path(config.output_dir) / config.run_name
-    if not by_first(folder.is_dir)():
-        return None
-    return open_run(folder, pick) if by_first((folder / "training.json").is_file)() else reopen(folder, pick)
-
-
-def reopen(folder: Path, pick: Callable[[Config], Task]) -> Run:
-    """Open and lock an unfinished run folder to continue it.
-
-    Raise `UserError` if it is no run folder, if the run is finished, or if another process trains it.
-    """
     record, config = _read_config(folder)
     if "sha256" not in record:
         _note_older_version(folder, "it can't be checked whether its settings have changed")
@@ -319,7 +316,7 @@ def local_base(record: dict, config: Config) -> str | None:
     return as_utf8(str(Path(config.model_name).expanduser())) if record["model"]["origin"] == "local path" else None
 
 
-def load_predictor(run: Run, source: Source, show_progress: bool = True) -> Predictor:
+def load_predictor(run: Run, source: Source, show_progress: bool = False) -> Predictor:
     """Load the base model and the adapter that training ended with, and return a predictor."""
     base = build_base(run.task, source, run.label_names, run.config)
     model = load_adapter(base, run.folder / "adapter", run.config)
@@ -338,11 +335,7 @@ def environment() -> dict:
         cores = torch.get_num_threads()
         hardware = f"{cores} CPU core{'s' * (cores > 1)} ({', '.join([platform.machine(), *bf16])})"
     if (processes := accelerate.PartialState().num_processes) > 1:
-        hardware = (
-            f"{processes} processes, each with {hardware}"
-            if not torch.cuda.is_available()
-            else f"{processes} processes, {hardware}"
-        )
+        hardware = f"{processes} processes, {'' if torch.cuda.is_available() else 'each with '}{hardware}"
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     git = shutil.which("git") and subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
     libraries = (torch, transformers, peft, datasets, accelerate, sklearn)

@@ -5,7 +5,6 @@ each file and the seconds of training so far. A checkpoint without whole.json is
 have changed, or whose best checkpoint is gone: its weights are those that training ends with.
 """
 
-import json
 import shutil
 import sys
 import time
@@ -21,6 +20,7 @@ from finetuning.disk import read_json, sha256, to_disk, write_json
 from finetuning.errors import UserError
 from finetuning.processes import by_first
 from finetuning.signals import AfterCheckpoint, Stopped
+from finetuning.training.progress import is_best
 
 COMPLETE = "whole.json"
 STEPS_BETWEEN_AGREEMENTS = 10  # so many steps apart, the processes of a run ask each other for signals: a GPU has to be waited for
@@ -44,7 +44,7 @@ class Keeper(TrainerCallback):
     def on_train_begin(self, args, state, control, **_) -> None:
         self.started = time.perf_counter()
         if state.global_step:
-            self.seconds_before = json.loads((_folder(args, state.global_step) / COMPLETE).read_text(encoding="utf-8"))["seconds"]
+            self.seconds_before = read_json(_folder(args, state.global_step) / COMPLETE)["seconds"]
         if state.best_global_step and (best := _folder(args, state.best_global_step)).is_dir():
             state.best_model_checkpoint = str(best)  # the run folder may have been moved
 
@@ -66,9 +66,7 @@ class Keeper(TrainerCallback):
         control.should_log |= control.should_evaluate or control.should_save
 
     def on_evaluate(self, args, state, control, metrics, **_) -> None:
-        value, best = metrics[f"eval_{args.metric_for_best_model}"], state.best_metric
-        if best is None or (value > best if args.greater_is_better else value < best):
-            control.should_save |= args.save_strategy != "no"
+        control.should_save |= args.save_strategy != "no" and is_best(args, state, metrics)
 
     def on_save(self, args, state, control, **_) -> None:
         PartialState().wait_for_everyone()  # each process saves the state of its random generators

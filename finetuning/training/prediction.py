@@ -14,7 +14,7 @@ from finetuning.data.tokens import Tokens
 from finetuning.speed.memory import give_back_freed_memory
 from finetuning.speed.precision import machine_arguments
 from finetuning.task import Task
-from finetuning.training import progress
+from finetuning.training.progress import RowBar
 
 BATCHES_AT_A_TIME = 32  # The Trainer keeps a small tensor of each batch. Many of them fragment the memory that larger tensors need.
 
@@ -28,7 +28,7 @@ class Predictor:
         model: torch.nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         config: Config,
-        show_progress: bool = True,
+        show_progress: bool = False,
         trainer: Trainer | None = None,
     ) -> None:
         """`trainer` is the one that trains the model, for validation during training. Without it, a new one is made."""
@@ -71,7 +71,7 @@ class Predictor:
         )
         collate = partial(self.task.collate, tokenizer=self.tokenizer, config=self.config)
         trainer = Trainer(model=self.model, args=arguments, data_collator=collate, processing_class=self.tokenizer)
-        trainer.add_callback(progress.Prediction(progress.RowBar(lengths, self.show_progress)))
+        trainer.add_callback(RowBar(lengths, self.show_progress))
         return trainer
 
 

@@ -26,6 +26,12 @@ def work(tokens: np.ndarray) -> np.ndarray:
     return tokens * (1 + tokens / ATTENTION_TOKENS)
 
 
+def is_best(args, state, metrics: dict[str, float]) -> bool:
+    """Return whether a validation's metric is better than those of all earlier ones of the run."""
+    value, best = metrics[f"eval_{args.metric_for_best_model}"], state.best_metric
+    return best is None or (value > best if args.greater_is_better else value < best)
+
+
 class Training(TrainerCallback):
     """The bar and the table of validations, in place of the Trainer's own callbacks, which print dictionaries."""
 
@@ -83,8 +89,6 @@ class Training(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics, **_) -> None:
         now = time.perf_counter()
         self.validation, self.since = now - self.since, now
-        value, best = metrics[f"eval_{args.metric_for_best_model}"], state.best_metric
-        better = best is None or (value > best if args.greater_is_better else value < best)
         if not self.show:
             return
         if not self.header:
@@ -95,7 +99,7 @@ class Training(TrainerCallback):
         score = self.metric.show(metrics[f"eval_{self.metric.name}"]) if self.metric.name != "loss" else ""
         step = f"{state.global_step:,}/{state.max_steps:,}"
         line = f"{step:>14}{state.epoch:>8.2f}{loss:>16}{metrics['eval_loss']:>18.4f}{score:>12}"
-        self.write(line + ("  best so far" if better else ""))
+        self.write(line + ("  best so far" if is_best(args, state, metrics) else ""))
 
     def on_save(self, args, state, control, **_) -> None:
         self.since = time.perf_counter()
@@ -108,8 +112,11 @@ class Training(TrainerCallback):
         sys.stdout.flush()
 
 
-class RowBar:
-    """A bar over the rows to predict. A file or a pipe gets one line with the remaining time instead, if prediction takes long."""
+class RowBar(TrainerCallback):
+    """A bar over the rows to predict. A file or a pipe gets one line with the remaining time instead, if prediction takes long.
+
+    The Trainer updates it after each batch. Other code calls `update`.
+    """
 
     def __init__(self, lengths: np.ndarray, show: bool, action: str = "predicting") -> None:
         """`lengths` (rows,) in tokens, in the order of prediction. `show`: False keeps the terminal as it is."""
@@ -132,12 +139,5 @@ class RowBar:
             left = spent * (self.work[-1] - done) / (done - self.warm[1])
             print(f"{self.action} {self.bar.total:,} rows: about {duration(left)} left on this machine", flush=True)
 
-
-class Prediction(TrainerCallback):
-    """Updates a `RowBar` after each batch."""
-
-    def __init__(self, bar: RowBar) -> None:
-        self.bar = bar
-
     def on_prediction_step(self, args, *_, **__) -> None:
-        self.bar.update(args.per_device_eval_batch_size * args.world_size)
+        self.update(args.per_device_eval_batch_size * args.world_size)

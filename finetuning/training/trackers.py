@@ -10,12 +10,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from transformers import TrainerCallback
-from transformers.integrations import TensorBoardCallback
 
 from config import Config
 from finetuning.disk import read_json, write_json
@@ -39,8 +37,8 @@ def run_name(folder: Path) -> str:
 class Settings(TrainerCallback):
     """Sends the settings of config.py to the trackers, and stores the ids of the tracker runs."""
 
-    def __init__(self, folder: Path, config: Config, callbacks: Callable[[], list[TrainerCallback]]) -> None:
-        self.folder, self.config, self.callbacks = folder, config, callbacks
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder, self.config = folder, config
 
     def on_train_begin(self, args, state, control, **_) -> None:
         if not state.is_world_process_zero or self.config.report_to == "none":
@@ -48,8 +46,10 @@ class Settings(TrainerCallback):
         settings, ids = {f"config/{name}": value for name, value in asdict(self.config).items()}, {}
         for name in self.config.report_to.split(","):
             if name == "tensorboard":
-                (writer,) = (callback.tb_writer for callback in self.callbacks() if isinstance(callback, TensorBoardCallback))
-                writer.add_text("config", f"```\n{json.dumps(asdict(self.config), indent=1)}\n```")
+                from torch.utils.tensorboard import SummaryWriter
+
+                with SummaryWriter(self.folder / "logs") as writer:
+                    writer.add_text("config", f"```\n{json.dumps(asdict(self.config), indent=1)}\n```")
             if name == "wandb":
                 import wandb
 

@@ -61,7 +61,7 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     for callback in (
         progress.Training(trainer, chosen_metric(task, config)),
-        trackers.Settings(checkpoints.parent, config, lambda: trainer.callback_handler.callbacks),
+        trackers.Settings(checkpoints.parent, config),
         trainer.keeper,
     ):
         trainer.add_callback(callback)
@@ -257,7 +257,7 @@ class FineTuner(Trainer):
     def evaluate(self, *_, **__) -> dict[str, float]:
         """Return the task's metrics on the validation rows. Their names have the Trainer's prefix `eval_`."""
         started = time.perf_counter()
-        predictor = Predictor(self.task, self.model, self.processing_class, self.config, show_progress=False, trainer=self)
+        predictor = Predictor(self.task, self.model, self.processing_class, self.config, trainer=self)
         predictions = self.task.validate(predictor, self.eval_dataset)
         best = self.state.best_global_step
         self.validated = {step: kept for step, kept in self.validated.items() if step == best} | {
