@@ -71,11 +71,11 @@ def main() -> None:
     predicting.check_rows(run.task, rows, columns)
     answers = predicting.Answers(run, engine, **options)
     if arguments.out:
-        predicting.write_file(answers.add_to(rows, columns, show_progress=True), arguments.out)
+        predicting.write_file(answers.add_to(rows, columns), arguments.out)
         print(f"{len(rows):,} rows written to {arguments.out}")
         return
     for inputs, answer in answers.each(rows, columns):
-        words = answers.explain(inputs.get("text")) if arguments.explain else []
+        words = run.task.explain(answers.predictor, inputs.get("text")) if arguments.explain else []
         if arguments.json:
             content = run.task.as_json(inputs, answer) | ({"words": words} if words else {})
             print(json.dumps(content, ensure_ascii=not shows_unicode(sys.stdout)))

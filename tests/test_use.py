@@ -275,6 +275,6 @@ def test_contributions_sum_to_the_difference_from_a_blank_text(run, monkeypatch)
             end, start = (model(input_ids=x).logits[0] for x in (ids, blank))
         label = int(end.argmax())
         changes.append(float((end[label] - end[1 - label]) - (start[label] - start[1 - label])))
-        contributions = [contribution for _, contribution in answers.explain(text)]
+        contributions = [contribution for _, contribution in answers.run.task.explain(answers.predictor, text)]
         assert sum(contributions) == pytest.approx(changes[-1], rel=0.05, abs=0.05)
     assert max(changes) > 0.5, "at least one of the two labels is not that of padding alone"

@@ -6,7 +6,6 @@ Training and evaluation always use PyTorch, so that results do not depend on wha
 import contextlib
 import sys
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,18 +19,15 @@ class OpenVino(torch.nn.Module):
     """`model` computed by OpenVINO. It is compiled for the inputs of the first batch, and its logits for that batch are checked."""
 
     def __init__(
-        self, model: torch.nn.Module, precision: str, calibration_batches: Callable[[], list[dict[str, torch.Tensor]]] | None = None
+        self, model: torch.nn.Module, precision: str, calibration_batches: list[dict[str, torch.Tensor]] | None = None
     ) -> None:
-        """`precision` is bf16 or float32. `calibration_batches` returns batches to calibrate 8-bit weights and activations on.
-
-        Without it, weights are not quantized.
-        """
+        """`precision` is bf16 or float32. With `calibration_batches`, weights and activations have 8 bits, calibrated on these."""
         super().__init__()
         self.model, self.precision, self.calibration_batches, self.compiled = model, precision, calibration_batches, None
 
     @torch.no_grad()
     def forward(self, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        if self.compiled is None and self.model is not None:
+        if self.compiled is None:  # the first batch
             self.compiled = self._build([*batch])
             expected = self.model(**batch).logits
             if self.calibration_batches or np.allclose(self._compute(batch), expected, atol=TOLERANCE):
@@ -55,7 +51,7 @@ class OpenVino(torch.nn.Module):
             warnings.simplefilter("ignore")  # they are about code that tracing can't follow; the tests compare other shapes
             converted = openvino.convert_model(_Logits(self.model), example_input=example)
         if self.calibration_batches:
-            converted = _to_int8(converted, self.calibration_batches())
+            converted = _to_int8(converted, self.calibration_batches)
         hints = {
             "INFERENCE_PRECISION_HINT": "bf16" if self.precision == "bf16" else "f32",
             "PERFORMANCE_HINT": "LATENCY",

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import functools
 import importlib.util
 import json
 import re
@@ -63,15 +62,15 @@ def load_engine(run: Run, engine: str) -> Predictor:
     """Return a predictor with the run's model, computed by PyTorch or by OpenVINO. `engine` is a result of `pick_engine`."""
     source = find_base_model(run)
     if engine == "torch":
-        predictor = load_predictor(run, source, show_progress=False)
+        predictor = load_predictor(run, source)
         speed.merge(predictor.model, run.config)
         return predictor
     in_float32 = replace(run, config=replace(run.config, precision="float32"))
-    predictor = load_predictor(in_float32, source, show_progress=False)
+    predictor = load_predictor(in_float32, source)
     merged = predictor.model.merge_and_unload().eval()
-    batches = functools.partial(_calibration_batches, run, predictor) if engine == "int8" else None
+    batches = _calibration_batches(run, predictor) if engine == "int8" else None
     model = openvino.OpenVino(merged, pick_precision(run.config.precision)[0], batches)
-    return Predictor(run.task, model, predictor.tokenizer, run.config, show_progress=False)
+    return Predictor(run.task, model, predictor.tokenizer, run.config)
 
 
 def _calibration_batches(run: Run, predictor: Predictor) -> list[dict[str, torch.Tensor]]:
@@ -91,30 +90,22 @@ class Answers:
         self.run, self.predictor = run, load_engine(run, engine)
         self.predictor.options = run.task.options | options
 
-    def explain(self, text: str) -> list[tuple[str, float]]:
-        """Return (word, contribution) for the words of a text. Raise `UserError` if the task has no explanations."""
-        return self.run.task.explain(self.predictor, text)
-
     def each(self, rows: Dataset, columns: dict[str, str]) -> Iterator[tuple[dict, dict]]:
         """Yield (inputs, answer) for each row, in the order of the rows, as soon as they are computed.
 
         `columns` maps the task's names of the input columns to those of `rows`.
         """
-        rows = rows.select_columns([*dict.fromkeys(columns.values())])
-        for start in range(0, len(rows), ROWS_IN_MEMORY):
-            batch = rows[start : start + ROWS_IN_MEMORY]
-            inputs = {name: batch[column] for name, column in columns.items()}
-            answers = self.answer_batch(inputs)
-            yield from zip(_rows(inputs), _rows(answers), strict=True)
+        for inputs in _batches(rows, columns):
+            yield from zip(_rows(inputs), _rows(self.answer_batch(inputs)), strict=True)
 
-    def add_to(self, rows: Dataset, columns: dict[str, str], show_progress: bool = False) -> Dataset:
+    def add_to(self, rows: Dataset, columns: dict[str, str]) -> Dataset:
         """Return `rows` with the task's answers as further columns. The result is on disk, with some rows at a time in memory."""
         inputs = rows.select_columns([*dict.fromkeys(columns.values())])
 
         def answer(batch: dict[str, list]) -> dict[str, list]:
             return self.answer_batch({name: batch[column] for name, column in columns.items()})
 
-        if show_progress and sys.stderr.isatty():
+        if sys.stderr.isatty():
             datasets.enable_progress_bars()
         options = dict(batched=True, batch_size=ROWS_IN_MEMORY, remove_columns=inputs.column_names, desc="predicted")
         # Without features, their types would come from the first rows, which may have no labels or entities.
@@ -140,17 +131,21 @@ class Answers:
 
 def check_rows(task: Task, rows: Dataset, columns: dict[str, str]) -> None:
     """Raise `UserError` for the first row without an answer: a value is no text, or is empty where it must not be, or `refusal`."""
-    rows, may_be_empty = rows.select_columns([*dict.fromkeys(columns.values())]), task.empty_answer is not None
-    for start in range(0, len(rows), ROWS_IN_MEMORY):
-        batch = rows[start : start + ROWS_IN_MEMORY]
-        for number, inputs in enumerate(_rows({name: batch[column] for name, column in columns.items()}), start + 1):
-            for value in (value for name, value in inputs.items() if name not in task.optional_inputs):
-                if value is not None and not isinstance(value, task.input_types):
-                    raise UserError(f"text {number} is {value!r}, which is no text: set --text_column to the column with the texts")
-                if not may_be_empty and (not value or (isinstance(value, str) and not value.strip())):
-                    raise UserError(f"text {number} is empty: every text gets an answer, so remove the empty ones")
-            if reason := task.refusal(inputs):
-                raise UserError(f"text {number} can't be answered: {reason}")
+    may_be_empty = task.empty_answer is not None
+    for number, inputs in enumerate(chain.from_iterable(map(_rows, _batches(rows, columns))), 1):
+        for value in (value for name, value in inputs.items() if name not in task.optional_inputs):
+            if value is not None and not isinstance(value, task.input_types):
+                raise UserError(f"text {number} is {value!r}, which is no text: set --text_column to the column with the texts")
+            if not may_be_empty and (not value or (isinstance(value, str) and not value.strip())):
+                raise UserError(f"text {number} is empty: every text gets an answer, so remove the empty ones")
+        if reason := task.refusal(inputs):
+            raise UserError(f"text {number} can't be answered: {reason}")
+
+
+def _batches(rows: Dataset, columns: dict[str, str]) -> Iterator[dict[str, list]]:
+    """Yield the task's input columns of some rows at a time. `columns` is as in `Answers.each`."""
+    for batch in rows.select_columns([*dict.fromkeys(columns.values())]).iter(ROWS_IN_MEMORY):
+        yield {name: batch[column] for name, column in columns.items()}
 
 
 def _rows(columns: dict[str, list]) -> list[dict]:
