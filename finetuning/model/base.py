@@ -1,5 +1,6 @@
 """The pre-trained model and its tokenizer: check them, load them, and add the task's head."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -78,20 +79,13 @@ def _not_loaded(source: Source, what: str, error: Exception) -> UserError:
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, config: Config, folder: Path) -> None:
     """Save the tokenizer. A program that reads only its tokenizer.json truncates a text as the run did, and does not pad it."""
-    fast = tokenizer.backend_tokenizer if tokenizer.is_fast else None
-    settings_before = (fast.truncation, fast.padding) if fast else None
-    if fast:
-        fast.no_padding()
-        fast.no_truncation()
+    tokenizer = copy.deepcopy(tokenizer)
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
         if task.truncates:
-            fast.enable_truncation(config.max_length, direction=tokenizer.truncation_side)
+            tokenizer.backend_tokenizer.enable_truncation(config.max_length, direction=tokenizer.truncation_side)
     tokenizer.save_pretrained(str(folder))
-    if fast:
-        fast.no_truncation()
-        if settings_before[0]:
-            fast.enable_truncation(**settings_before[0])
-        if settings_before[1]:
-            fast.enable_padding(**settings_before[1])
     file = folder / "tokenizer_config.json"
     settings = json.loads(file.read_text(encoding="utf-8"))
     for name in ("is_local", "local_files_only", "max_length", "pad_to_multiple_of", "stride"):

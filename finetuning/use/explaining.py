@@ -21,7 +21,9 @@ def explain(model: PeftModel, tokenizer: PreTrainedTokenizerBase, text: str, con
     first, last = special_tokens(tokenizer)
     kept = truncate(list(range(len(encoded["input_ids"]))), config.max_length, config.truncation, first, last)
     ids = torch.tensor([encoded["input_ids"][i] for i in kept], device=model.device)
-    contributions = _integrated_gradients(model, ids, _blank(ids, tokenizer.pad_token_id, first, last))
+    blank = ids.clone()  # with padding in place of all tokens but the special ones at the start and the end
+    blank[first : len(ids) - last] = tokenizer.pad_token_id
+    contributions = _integrated_gradients(model, ids, blank)
     words = {}
     for position, contribution in zip(kept, contributions, strict=True):
         if (word := encoded.word_ids()[position]) is not None:
@@ -29,13 +31,6 @@ def explain(model: PeftModel, tokenizer: PreTrainedTokenizerBase, text: str, con
             word_start, _, word_contribution = words.get(word, (start, end, 0.0))
             words[word] = (word_start, end, word_contribution + contribution)
     return [(text[start:end], contribution) for start, end, contribution in words.values()]
-
-
-def _blank(ids: torch.Tensor, pad_token_id: int, first: int, last: int) -> torch.Tensor:
-    """Return the ids, (tokens,), with all tokens but the `first` and `last` special ones replaced by padding."""
-    blank = torch.full_like(ids, pad_token_id)
-    blank[:first], blank[len(ids) - last :] = ids[:first], ids[len(ids) - last :]
-    return blank
 
 
 def _integrated_gradients(model: PeftModel, ids: torch.Tensor, blank: torch.Tensor) -> list[float]:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from finetuning.data.splits import Data, Split, draw, load_data
+from finetuning.data.splits import Split, draw, load_data
 from finetuning.data.tokens import encode
 from finetuning.disk import lock, move, write_json
 from finetuning.errors import UserError
@@ -26,6 +26,7 @@ from finetuning.training.prediction import Predictor
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 NEEDED_LIBRARIES = {"merged": (), "onnx": ONNX, "int8": ONNX, "ctranslate2": ("ctranslate2",), "ctranslate2-int8": ("ctranslate2",)}
+FILES = {"onnx": "model.onnx", "int8": "model.int8.onnx"}  # in the folder `export`; other formats are folders with their name
 LARGEST_DIFFERENCE = 1e-3  # allowed for a logit, in float32
 BATCH_SIZE = 16  # rows per batch in the comparison
 
@@ -48,36 +49,42 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
 
     source = find_base_model(run)
     in_float32 = replace(run, config=replace(run.config, precision="float32", eval_batch_size=BATCH_SIZE))
-    predictor = load_predictor(in_float32, source, show_progress=False)
+    predictor = load_predictor(in_float32, source)
     comparison = _Comparison(run, predictor, test)
     comparison.add("run", predictor.model, run.folder / "adapter" / ADAPTER_FILES[1])
-    comparison.measure_usual_speed(load_predictor(run, source, show_progress=False))
+    comparison.measure_usual_speed(load_predictor(run, source))
     if run.config.quantization != "none":  # the adapter is merged into the weights of the base model's file
-        predictor = load_predictor(
-            replace(run, config=replace(in_float32.config, quantization="none")), source, show_progress=False
-        )
+        predictor = load_predictor(replace(run, config=replace(in_float32.config, quantization="none")), source)
 
     shutil.rmtree(partial, ignore_errors=True)
     _write_merged(predictor, run, source.path, partial / "merged")
     plain = load(run.task, partial / "merged", attn_implementation="eager").eval()
     if "merged" in formats:
         comparison.add("merged", plain, partial / "merged" / "model.safetensors")
+    onnx_file, int8_file = partial / FILES["onnx"], partial / FILES["int8"]
     if {"onnx", "int8"} & {*formats}:
-        write_onnx(plain, comparison.input_names, partial / "model.onnx")
+        write_onnx(plain, comparison.input_names, onnx_file)
     if "onnx" in formats:
-        comparison.add("onnx", OnnxModel(partial / "model.onnx"), partial / "model.onnx")
+        comparison.add("onnx", OnnxModel(onnx_file), onnx_file)
     if "int8" in formats:
         from onnxruntime.quantization import quantize_dynamic
 
-        quantize_dynamic(partial / "model.onnx", partial / "model.int8.onnx", per_channel=True)
-        comparison.add("int8", OnnxModel(partial / "model.int8.onnx"), partial / "model.int8.onnx")
+        quantize_dynamic(onnx_file, int8_file, per_channel=True)
+        comparison.add("int8", OnnxModel(int8_file), int8_file)
     exporters = run.task.exporters()
     for name in [name for name in formats if name in exporters]:
         model = exporters[name](partial / "merged", partial / name, predictor.tokenizer)
         comparison.add(name, model, partial / name / "model.bin")
 
-    _remove_unwanted(partial, {result["format"] for result in comparison.results if result.get("agrees")})
-    content = _record(comparison, data, test)
+    # Delete the exports that were only an intermediate step, or that do not agree with the run's model.
+    kept = {FILES.get(result["format"], result["format"]) for result in comparison.results if result.get("agrees")}
+    for path in [path for path in partial.iterdir() if path.name not in kept]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    content = {"rows": len(test), "split": data.test_split, "label_names": data.label_names}
+    content |= {"metric": comparison.metric.name, "exports": comparison.results}
     write_json(partial / "export.json", content)
     if (partial / "merged").is_dir():
         cards.of_export(run, content).save(partial / "merged" / "README.md")
@@ -108,7 +115,7 @@ class _Comparison:
     def add(self, name: str, model: torch.nn.Module, file: Path) -> None:
         """Predict with a model and add its results. `file` has its weights."""
         task, started = self.run.task, time.perf_counter()
-        predictor = Predictor(task, model, self.predictor.tokenizer, self.predictor.config, show_progress=False)
+        predictor = Predictor(task, model, self.predictor.tokenizer, self.predictor.config)
         predictions = task.predict(predictor, self.tokens)
         seconds = time.perf_counter() - started
         calibration = task.exported(self.run.calibration) if self.results else self.run.calibration
@@ -125,8 +132,9 @@ class _Comparison:
     def _agreement(self, name: str, predictions, statistics, decisions) -> dict:
         """Return how well a model agrees with the run's model: `agrees`, and the numbers that decide it.
 
-        If the run's base model is quantized and the export is not, the numbers only tell how far they are apart. Else logits may differ by `LARGEST_DIFFERENCE`. 8-bit weights may instead lose the fraction `int8_tolerance` of the first metric.
-        They disagree only if the 95 % interval of the paired difference shows a larger loss at both ends.
+        Logits may differ by `LARGEST_DIFFERENCE`, or by any number if the run's base model is quantized, as the export's is not.
+        8-bit weights may instead lose the fraction `int8_tolerance` of the first metric. They disagree only if both ends of the
+        95 % interval of the paired difference are a larger loss.
         """
         result = {}
         if len(decisions):
@@ -178,28 +186,12 @@ def _scale_outputs(model: torch.nn.Module, factor: float, offset: float) -> None
             head.bias += offset
 
 
-def _remove_unwanted(partial: Path, wanted: set[str]) -> None:
-    """Delete the exports that were only an intermediate step, or that do not agree with the run's model."""
-    files = {"merged": "merged", "onnx": "model.onnx", "int8": "model.int8.onnx"}
-    files |= {name: name for name in ("ctranslate2", "ctranslate2-int8")}
-    for path in (partial / file for name, file in files.items() if name not in wanted):
-        if path.is_dir():
-            shutil.rmtree(path)
-        path.unlink(missing_ok=True)
-
-
-def _record(comparison: _Comparison, data: Data, test: Split) -> dict:
-    """Return the content of export.json."""
-    test_info = {"rows": len(test), "split": data.test_split, "label_names": data.label_names, "metric": comparison.metric.name}
-    return test_info | {"exports": comparison.results}
-
-
 def files_for_the_hub(folder: Path) -> dict[str, Path]:
     """Return the files of the exports in `folder`. The keys are their paths in a repository on the Hub.
 
     The files of the merged model are at the top, those of other formats in folders.
     """
-    others = {"onnx/model.onnx": folder / "model.onnx", "onnx/model_int8.onnx": folder / "model.int8.onnx"}
+    others = {"onnx/model.onnx": folder / FILES["onnx"], "onnx/model_int8.onnx": folder / FILES["int8"]}
     others |= {f"{file.parent.name}/{file.name}": file for file in folder.glob("ctranslate2*/*")}
     merged = {file.name: file for file in (folder / "merged").iterdir()}
     return merged | {name: file for name, file in others.items() if file.is_file()}
