@@ -163,15 +163,11 @@ def show_comparison(task: Task, names: tuple[str, str], results: list[dict], dif
     for result in results:
         metric, interval = metrics[result["metric"]], result["difference_ci95"]
         p = "" if result["p"] is None else f"{result['p']:.2g}"
-        low, high = (_signed(metric, end) for end in interval) if interval else ("", "")
+        difference, *ends = (f"{value:+{metric.format}}" for value in (result["difference"], *(interval or ())))
         values = (metric.show(value) for value in result["values"])
-        rows.append((metric.name, *values, _signed(metric, result["difference"]), f"{low} to {high}", p))
+        rows.append((metric.name, *values, difference, " to ".join(ends), p))
     show(f"{format_table(rows)}\n\non the same {results[0]['n']:,} rows; of these two models: another seed can change the sign")
     show(f"rows with different predictions: {differences_file}")
-
-
-def _signed(metric: Metric, value: float) -> str:
-    return ("+" if value >= 0 else "") + metric.show(value)
 
 
 def show_exports(exports: list[dict], folder: Path) -> None:

@@ -1,6 +1,8 @@
 """Metrics compared with cases that were computed by hand or published."""
 
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.image
 import numpy as np
@@ -11,6 +13,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 
+from finetuning import console
 from finetuning.results import metrics, plots
 from finetuning.task import Metric
 
@@ -198,3 +201,10 @@ def test_the_confusion_matrix_is_drawn_with_many_labels_and_empty_rows(tmp_path)
         plots.plot_confusion_matrix(counts, (names, names), title, tmp_path / "p.png")
         picture = matplotlib.image.imread(tmp_path / "p.png")
         assert min(picture.shape[:2]) > 600 and picture[..., :3].std() > 0.05
+
+
+def test_a_comparison_on_one_row_is_printed_without_an_interval(capsys):
+    result = {"metric": "accuracy", "values": [0.0, 1.0], "n": 1} | metrics.difference(ACCURACY, [correct(0)], [correct(1)])
+    console.show_comparison(SimpleNamespace(metrics=(ACCURACY,)), ("a", "b"), [result], Path("differences.csv"))
+    printed = capsys.readouterr().out
+    assert "-1.0000" in printed and " to " not in printed

@@ -103,24 +103,18 @@ def write(run: Run, evaluation: Evaluation, statistics: Statistics, sections: li
     report.write_csv(folder / "errors.csv", *task.errors(evaluation))
     for file_name, text in task.files(evaluation).items():
         (folder / file_name).write_text(text, encoding="utf-8")
-    headline, interval = show_headline(task, evaluation.metrics)
-    html = report.render(folder, sections, m=evaluation.metrics, headline=headline, interval=interval)
+    first, results = task.metrics[0], evaluation.metrics
+    headline, interval = f"{first.title} {first.show(results[first.name])}", first.show_interval(results[f"{first.name}_ci95"])
+    html = report.render(folder, sections, m=results, headline=headline, interval=interval)
     (folder / "report.html").write_text(as_utf8(html), encoding="utf-8")
-    cards.of_adapter(run, evaluation.metrics).save(folder / "README.md")
-    write_json(folder / marker, fingerprints.seal(evaluation.metrics, folder, (PREDICTIONS, STATISTICS)))
+    cards.of_adapter(run, results).save(folder / "README.md")
+    write_json(folder / marker, fingerprints.seal(results, folder, (PREDICTIONS, STATISTICS)))
     (run.folder / marker).unlink(missing_ok=True)
     to_disk(run.folder)
     move(folder / "README.md", run.folder / "adapter" / "README.md")
     for file in sorted(folder.iterdir(), key=lambda file: (file.name == marker, file.name)):
         move(file, run.folder / file.name)
     remove_reserved()
-
-
-def show_headline(task: Task, results: dict) -> tuple[str, str]:
-    """Return the task's first metric and its interval as text."""
-    metric = task.metrics[0]
-    interval = metric.show_interval(results[f"{metric.name}_ci95"])
-    return f"{metric.title} {metric.show(results[metric.name])}", interval
 
 
 def _write_table(path: Path, columns: dict) -> None:
@@ -154,12 +148,11 @@ def compare(a: Run, b: Run, test: Split) -> tuple[list[dict], Path]:
     Write the rows with different predictions into a csv file, and return its path too. Raise `UserError` if a run is not evaluated,
     if its evaluation has changed, or if the runs have different tasks or test rows.
     """
-    results = [_read_metrics(run) for run in (a, b)]
+    signatures = [_signatures(_read_metrics(run)) for run in (a, b)]
     (predictions_a, statistics_a), (predictions_b, statistics_b) = read_tables(a), read_tables(b)
     same_data = a.task is b.task and a.record["dataset"]["sha256"] == b.record["dataset"]["sha256"]
     if not same_data or not predictions_a.row.equals(predictions_b.row):
         raise UserError(f"{a.folder} and {b.folder} were tested on different rows: only runs on the same rows can be compared")
-    signatures = [_signatures(run_metrics) for run_metrics in results]
     if signatures[0] != signatures[1]:
         raise UserError(
             f"{a.folder} and {b.folder} were scored in different ways, {signatures[0]} and {signatures[1]}: evaluate both again"

@@ -108,7 +108,7 @@ def write(judged: Judged, folder: Path) -> None:
     judged.rows.to_parquet(folder / ALL_ROWS, index=False)
     (folder / CSV).unlink(missing_ok=True)
     report.write_csv(folder / CSV, wrong, judged.lines)
-    html = report.render_label_errors(sections(judged), n_wrong=len(wrong), judged=judged)
+    html = report.template("label_errors.html.jinja").render(sections=sections(judged), n_wrong=len(wrong), judged=judged)
     (folder / PAGE).write_text(as_utf8(html), encoding="utf-8")
 
 

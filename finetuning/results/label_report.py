@@ -133,12 +133,6 @@ def ranking_section(curves: dict) -> Section:
     return Section("ROC and precision-recall curves", pictures=(roc, precision_recall))
 
 
-def by_chance(calibration: dict) -> str:
-    """Return a sentence about the calibration error of a perfectly calibrated model; "" for results of older versions."""
-    error = calibration.get("error_by_chance")
-    return "" if error is None else f"With as many predictions, a perfectly calibrated model would show {100 * error:.2f} %."
-
-
 def calibration_section(
     metrics: dict,
     meaning: str = "In a calibrated model, 90 % of the predictions with a probability of 90 % are correct.",
@@ -148,8 +142,8 @@ def calibration_section(
     errors = [f"{100 * calibration['expected_calibration_error']:.2f} %" for calibration in (as_trained, scaled)]
     text = (
         f"{meaning} The expected calibration error is {errors[0]} as trained and {errors[1]} after dividing the logits "
-        f"by the temperature {metrics['temperature']:.3f}, which was fitted on validation. {by_chance(scaled)} "
-        "predict.py gives the scaled probabilities."
+        f"by the temperature {metrics['temperature']:.3f}, which was fitted on validation. With as many predictions, a perfectly "
+        f"calibrated model would show {100 * scaled['error_by_chance']:.2f} %. predict.py gives the scaled probabilities."
     )
     draw = partial(plots.plot_reliability, as_trained, scaled)
     return Section("Calibration", text, pictures=(Picture("reliability", caption, draw),))

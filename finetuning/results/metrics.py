@@ -233,8 +233,14 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
     if getattr(sys.modules.get("evaluate"), "__file__", None) != spec.origin:
         sys.modules["evaluate"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules["evaluate"])
-    features = datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("int32")))
-    info = sys.modules["evaluate"].MetricInfo(description="", citation="", features=features, format="numpy")
-    compute = {"_info": lambda self: info, "_compute": lambda self, **columns: {"accuracy": accuracy_score(*columns.values())}}
-    metric = type("Accuracy", (sys.modules["evaluate"].Metric,), compute)(keep_in_memory=True)
-    return float(metric.compute(predictions=predictions, references=labels)["accuracy"])
+    evaluate = sys.modules["evaluate"]
+
+    class Accuracy(evaluate.Metric):
+        def _info(self):
+            features = datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("int32")))
+            return evaluate.MetricInfo(description="", citation="", features=features, format="numpy")
+
+        def _compute(self, predictions, references) -> dict:
+            return {"accuracy": accuracy_score(references, predictions)}
+
+    return float(Accuracy(keep_in_memory=True).compute(predictions=predictions, references=labels)["accuracy"])

@@ -24,7 +24,7 @@ MAX_INCHES = 13.2  # width and height of a plot: 1,980 pixels
 def title(metric: Metric, metrics: dict) -> str:
     """Return a plot's title, three lines: a metric with its interval, the model, and the test."""
     interval = metrics[f"{metric.name}_ci95"]
-    interval_text = f"  (95 % interval {metric.show(interval[0])} to {metric.show(interval[1])})" if interval else ""
+    interval_text = f"  ({metric.show_interval(interval)})" if interval else ""
     return (
         f"{metric.name} {metric.show(metrics[metric.name])}{interval_text}\n"
         f"{metrics['model']} ({metrics['model_origin']})\n"

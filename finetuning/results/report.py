@@ -70,11 +70,6 @@ def render(folder: Path, sections: list[Section], **variables) -> str:
     return template("report.html.jinja").render(sections=sections, images=images, **variables)
 
 
-def render_label_errors(sections: list[Section], **variables) -> str:
-    """Return the page of label_errors.py, which has no pictures."""
-    return template("label_errors.html.jinja").render(sections=sections, **variables)
-
-
 def template(name: str) -> jinja2.Template:
     """Return the template `name` of results/templates/. Variables are escaped in HTML only."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
