@@ -2,10 +2,10 @@
 
 module         task                                                  called from
 precision      choose bf16 or float32, and settings for the machine  everywhere
-frozen_bf16    store frozen weights in bf16                          `prepare` in this file
+(this file)    store frozen weights in bf16                          `prepare` in this file
 fused_lora     compute LoRA's update in one autograd node            `prepare` in this file
 memory         keep freed memory from step to step                   `prepare` in this file
-merge          add LoRA's update to float32 weights, to predict      evaluate.py; use/predicting.py, `load_engine`
+(this file)    add LoRA's update to float32 weights, to predict      evaluate.py; use/predicting.py, `load_engine`
 attention      attention with a fast backward pass on a CPU          model/base.py, `build_base`
 cuda_graphs    record training steps as CUDA graphs                  training/trainer.py, `build_trainer`
 beam_search    beam search for translation                           training/writing.py, `translate`
@@ -16,9 +16,9 @@ openvino       predict with OpenVINO instead of PyTorch              use/predict
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from peft.utils import ModulesToSaveWrapper
 
 from config import Config
-from finetuning.speed.frozen_bf16 import store_frozen_in_bf16
 from finetuning.speed.fused_lora import fuse_lora
 from finetuning.speed.memory import keep_freed_memory
 from finetuning.speed.precision import on_cpu, pick_precision, uses_autocast
@@ -39,6 +39,22 @@ def prepare(model: PeftModel, config: Config) -> None:
         store_frozen_in_bf16(model)
     if not torch.backends.mps.is_available():  # never tried on Apple's GPU
         fuse_lora(model, bias_as_rank=on_cpu())
+
+
+def store_frozen_in_bf16(model: PeftModel) -> None:
+    """Convert all frozen parameters to bf16, in place. The head, whose weights are all trained, computes in float32.
+
+    Autocast would cast each of them again in every step. Activations between layers are now bf16 too; with autocast they would be
+    float32.
+    """
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
+    if (output_layer := model.get_base_model().get_output_embeddings()) is not None:  # it may follow a head in float32
+        output_layer.register_forward_pre_hook(lambda module, inputs: (inputs[0].to(module.weight.dtype), *inputs[1:]))
 
 
 def merge(model: PeftModel, config: Config) -> None:

@@ -40,7 +40,7 @@ def pick_precision(wanted: str) -> tuple[str, str]:
 
 
 def uses_autocast(config: Config) -> bool:
-    """Return whether autocast computes in bf16. Otherwise frozen weights are stored in bf16 (speed/frozen_bf16.py)."""
+    """Return whether autocast computes in bf16. Otherwise frozen weights are stored in bf16 (`speed.store_frozen_in_bf16`)."""
     return config.method == "full" or config.train_embeddings or config.quantization != "none" or not config.speedups
 
 
