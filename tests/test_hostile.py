@@ -72,7 +72,7 @@ def test_brackets_in_texts_and_many_rows_are_no_nesting(tmp_path):
     text = json.dumps('a "quoted" \\ text ' + "[{" * 200)
     (tmp_path / "rows.json").write_text("[" + ",\n".join([f'{{"text": {text}, "label": [["x"]]}}'] * 200) + "]")
     json_rows.check_file(tmp_path / "rows.json")
-    assert len(next(json_rows.read_json([tmp_path / "rows.json"], None, [])["train"].tables)) == 200
+    assert len(next(json_rows.read_json([tmp_path / "rows.json"], None, [])["train"])) == 200
     (tmp_path / "lines.json").write_text("[\n" * 101 + '"a [{"\n' + "]\n" * 101)
     with pytest.raises(UserError, match="line 101: more than 100 lists"):
         json_rows.check_file(tmp_path / "lines.json")

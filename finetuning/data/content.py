@@ -1,17 +1,20 @@
-"""The result of a reader of files."""
+"""What a reader of files returns: the rows of each split, in tables."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow
-from datasets import ClassLabel, Features, Value
+from datasets import ClassLabel, Features
 
 from finetuning.errors import UserError
 
 ROWS_PER_TABLE = 10_000
-STRING = Value("string")
+
+# (files, encoding, list of notes to add to) -> tables with at most `ROWS_PER_TABLE` rows; for files with several splits, those of
+# each split. The types of the columns are those of the first table.
+Tables = Iterator[pyarrow.Table]
+Reader = Callable[[list[Path], str | None, list[str]], Tables | dict[str, Tables]]
 
 
 def class_names(features: Features) -> dict[str, list[str]]:
@@ -31,17 +34,6 @@ def check_classes(place: str, first: dict[str, list[str]], other: dict[str, list
                 )
 
 
-class Content(NamedTuple):
-    """The columns of a data set, and its rows in tables of at most `ROWS_PER_TABLE`."""
-
-    features: Features
-    tables: Iterator[pyarrow.Table]
-
-
-# (files, encoding, list of notes to add to) -> the content; if one file holds several splits, the content of each.
-Reader = Callable[[list[Path], str | None, list[str]], Content | dict[str, Content]]
-
-
 def batched(rows: Iterable) -> Iterator[list]:
     """Yield lists of at most `ROWS_PER_TABLE` rows."""
     rows = iter(rows)
@@ -49,11 +41,8 @@ def batched(rows: Iterable) -> Iterator[list]:
         yield batch
 
 
-def string_content(names: list[str], rows: Iterable[list[str | None]]) -> Content:
-    """Return rows of strings as content; an empty string becomes None."""
-
-    def table(batch: list[list[str | None]]) -> pyarrow.Table:
+def string_tables(names: list[str], rows: Iterable[list[str | None]]) -> Tables:
+    """Yield rows of strings as tables; an empty string becomes None."""
+    for batch in batched(rows):
         columns = [pyarrow.array([value or None for value in column], pyarrow.string()) for column in zip(*batch, strict=True)]
-        return pyarrow.table(columns, names)
-
-    return Content(Features(dict.fromkeys(names, STRING)), map(table, batched(rows)))
+        yield pyarrow.table(columns, names)

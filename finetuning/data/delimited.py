@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from finetuning.data.content import Content, string_content
+from finetuning.data.content import Tables, string_tables
 from finetuning.data.files import MAX_LINE, SNIFFED_BYTES, lines_of, open_text
 from finetuning.errors import UserError
 
@@ -15,7 +15,7 @@ MAX_DISTINCT_VALUES = 50  # a column with more is not taken for a column of labe
 MIN_SUSPECT_LINES = 4  # so many lines of a quoted field that look like rows are taken for rows
 
 
-def read_csv(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
+def read_csv(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables:
     """Read fields with quotation marks as in RFC 4180. The separator is the one that splits the first lines most evenly."""
     with open_text(files[0], encoding) as opened:
         start = opened.read(SNIFFED_BYTES)
@@ -33,7 +33,7 @@ def read_csv(files: list[Path], encoding: str | None, remarks: list[str]) -> Con
     return _table(files, encoding, [separator] * len(files))
 
 
-def read_tsv(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
+def read_tsv(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables:
     """Read fields separated by tabs. Quotation marks belong to the texts, unless they consistently surround fields."""
     quoted = [_is_quoted(file, encoding) for file in files]
     for file, is_quoted in zip(files, quoted, strict=True):
@@ -42,7 +42,7 @@ def read_tsv(files: list[Path], encoding: str | None, remarks: list[str]) -> Con
     return _table(files, encoding, ["\t" if is_quoted else None for is_quoted in quoted])
 
 
-def _table(files: list[Path], encoding: str | None, separators: list[str | None]) -> Content:
+def _table(files: list[Path], encoding: str | None, separators: list[str | None]) -> Tables:
     """Read files that have the same columns. Separator None: tabs separate fields, and quotation marks belong to the texts."""
     rows_of_files = [_fields(file, encoding, separator) for file, separator in zip(files, separators, strict=True)]
     headers = [[name.strip() for name in next(rows, [])] for rows in rows_of_files]
@@ -57,7 +57,7 @@ def _table(files: list[Path], encoding: str | None, separators: list[str | None]
                 f"{file}: its columns are {', '.join(header)}, but those of {files[0].name} are {', '.join(headers[0])}: use the "
                 "same columns"
             )
-    return string_content(headers[0], itertools.chain.from_iterable(rows_of_files))
+    return string_tables(headers[0], itertools.chain.from_iterable(rows_of_files))
 
 
 def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator[list[str]]:

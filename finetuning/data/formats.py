@@ -17,10 +17,10 @@ from typing import Any
 
 import pyarrow
 import pycountry
-from datasets import ClassLabel, Features, List
+from datasets import ClassLabel, Features, Value
 from pyarrow.parquet import ParquetFile, read_schema
 
-from finetuning.data.content import ROWS_PER_TABLE, STRING, Content, Reader, batched, check_classes, class_names, string_content
+from finetuning.data.content import ROWS_PER_TABLE, Reader, Tables, batched, check_classes, class_names, string_tables
 from finetuning.data.delimited import read_csv, read_tsv
 from finetuning.data.files import ending, lines_of, read_bytes, split_of, stem
 from finetuning.data.json_rows import read_json
@@ -34,7 +34,7 @@ TAG = re.compile(r"O|[BIESLUM][-_].+")
 # --- .xlsx ---------------------------------------------------------------------------------------------------------------
 
 
-def read_excel(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
+def read_excel(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables:
     """Read the first sheet. Its first row has the names of the columns. Numbers, dates and truth values become text."""
     if not importlib.util.find_spec("openpyxl"):
         raise UserError(f"{files[0]}: openpyxl is missing: pip install -r requirements-extras.txt, or save the file as csv")
@@ -60,7 +60,7 @@ def read_excel(files: list[Path], encoding: str | None, remarks: list[str]) -> C
     if len(set(names)) < len(names):
         duplicate = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{files[0]}: several columns are called {duplicate!r}: give each column another name in the first row")
-    return string_content(names, rows[1:])
+    return string_tables(names, rows[1:])
 
 
 def _cell_text(value: Any) -> str | None:
@@ -73,7 +73,7 @@ def _cell_text(value: Any) -> str | None:
 # --- .parquet ------------------------------------------------------------------------------------------------------------
 
 
-def read_parquet(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
+def read_parquet(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables:
     """Read columns with their types."""
     opened = [io.BytesIO(read_bytes(file)) if file.suffix.lower() != ".parquet" else file for file in files]
     schemas = [read_schema(file) for file in opened]
@@ -86,26 +86,26 @@ def read_parquet(files: list[Path], encoding: str | None, remarks: list[str]) ->
         check_classes(
             str(file), class_names(Features.from_arrow_schema(schemas[0])), class_names(Features.from_arrow_schema(schema))
         )
-    features = Features.from_arrow_schema(schemas[0])
-    batches = (batch for file in opened for batch in ParquetFile(file).iter_batches(batch_size=ROWS_PER_TABLE))
-    return Content(features, (pyarrow.Table.from_batches([batch]) for batch in batches))
+    for file in opened:
+        for batch in ParquetFile(file).iter_batches(batch_size=ROWS_PER_TABLE):
+            yield pyarrow.Table.from_batches([batch])
 
 
 # --- plain text ----------------------------------------------------------------------------------------------------------
 
 
-def read_lines(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
+def read_lines(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables:
     """Read a text per line."""
-    return string_content(["text"], ([line] for file in files for line in lines_of(file, encoding)))
+    return string_tables(["text"], ([line] for file in files for line in lines_of(file, encoding)))
 
 
-def read_documents(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
+def read_documents(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables:
     """Read documents. Each of several files is a document, unless the files are named after splits.
 
     In other files empty lines separate the documents; without such lines, each line is a document.
     """
     if len(files) > 1 and not any(split_of(Path(file.name)) for file in files):
-        return string_content(["text"], (["\n".join(lines_of(file, encoding))] for file in files))
+        return string_tables(["text"], (["\n".join(lines_of(file, encoding))] for file in files))
 
     def paragraphs(file: Path) -> Iterator[list[str]]:
         for filled, lines in itertools.groupby(lines_of(file, encoding), key=lambda line: bool(line.strip())):
@@ -123,7 +123,7 @@ def read_documents(files: list[Path], encoding: str | None, remarks: list[str]) 
                 "documents by empty lines or line breaks, or give a folder with a file for each document"
             )
         documents = itertools.chain(first, documents)
-    return string_content(["text"], ([document] for document in documents))
+    return string_tables(["text"], ([document] for document in documents))
 
 
 def in_other_languages(path: Path) -> list[Path]:
@@ -131,7 +131,7 @@ def in_other_languages(path: Path) -> list[Path]:
     return [file for file in sorted(path.parent.iterdir()) if ending(file) in LANGUAGE_ENDINGS and stem(file) == stem(path)]
 
 
-def read_parallel(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
+def read_parallel(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables:
     """Read texts in several languages line by line, such as train.en and train.de. Each ending is a column."""
     by_stem: dict[Path, dict[str, Path]] = {}
     for file in files:
@@ -148,13 +148,13 @@ def read_parallel(files: list[Path], encoding: str | None, remarks: list[str]) -
             lengths = ", ".join(f"{name} has {count:,}" for name, count in counts.items())
             raise UserError(f"{path.parent}: the files must match line by line, but {lengths} lines: correct them")
     rows = (zip(*(lines_of(paths[name], encoding) for name in names), strict=True) for paths in by_stem.values())
-    return string_content(names, itertools.chain.from_iterable(rows))
+    return string_tables(names, itertools.chain.from_iterable(rows))
 
 
 # --- CoNLL ---------------------------------------------------------------------------------------------------------------
 
 
-def read_conll(files: list[Path], encoding: str | None, remarks: list[str]) -> Content:
+def read_conll(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables:
     """Read a word and its tags per line, and an empty line after each sentence. The columns are tokens, column_2, ..., tags.
 
     Lines with -DOCSTART- and comments are skipped. A first column that numbers the words of each sentence is not the word.
@@ -178,13 +178,9 @@ def read_conll(files: list[Path], encoding: str | None, remarks: list[str]) -> C
         remarks.append(f"{files[0].name}: its first column numbers the words, and several columns hold tags")
     if width == 1:
         names = ["tokens"]
-
-    def tables() -> Iterator[pyarrow.Table]:
-        for batch in batched(sentence for file in files for sentence in _sentences(file, encoding, width)):
-            columns = zip(*([list(column) for column in zip(*sentence, strict=True)] for sentence in batch), strict=True)
-            yield pyarrow.table([pyarrow.array(column, pyarrow.list_(pyarrow.string())) for column in columns], names)
-
-    return Content(Features(dict.fromkeys(names, List(STRING))), tables())
+    for batch in batched(sentence for file in files for sentence in _sentences(file, encoding, width)):
+        columns = zip(*([list(column) for column in zip(*sentence, strict=True)] for sentence in batch), strict=True)
+        yield pyarrow.table([pyarrow.array(column, pyarrow.list_(pyarrow.string())) for column in columns], names)
 
 
 def _sentences(file: Path, encoding: str | None, width: int | None = None) -> Iterator[list[list[str]]]:
@@ -212,16 +208,16 @@ def _sentences(file: Path, encoding: str | None, width: int | None = None) -> It
 # --- the original release of IMDb ----------------------------------------------------------------------------------------
 
 
-def acl_imdb(path: Path) -> dict[str, Content]:
+def acl_imdb(path: Path) -> dict[str, Tables]:
     """Read the original Stanford release: {train,test}/{neg,pos}/*.txt in a folder or in its .tar.gz."""
-    features = Features({"text": STRING, "label": ClassLabel(names=["neg", "pos"])})
+    schema = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])}).arrow_schema
 
-    def tables(part: str) -> Iterator[pyarrow.Table]:
+    def tables(part: str) -> Tables:
         for batch in batched(_acl_imdb_rows(path, part)):
             labels, texts = zip(*batch, strict=True)
-            yield pyarrow.table({"text": texts, "label": [("neg", "pos").index(label) for label in labels]})
+            yield pyarrow.table({"text": texts, "label": [("neg", "pos").index(label) for label in labels]}, schema)
 
-    return {part: Content(features, tables(part)) for part in ("train", "test")}
+    return {part: tables(part) for part in ("train", "test")}
 
 
 def _acl_imdb_rows(path: Path, part: str) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow
 from datasets import Features, Json, List, Value
 
-from finetuning.data.content import STRING, Content, batched
+from finetuning.data.content import Tables, batched
 from finetuning.data.files import MAX_UNPACKED, SPLITS, ending, lines_of, open_bytes, open_text, read_all
 from finetuning.errors import UserError
 
@@ -20,7 +20,7 @@ NO_BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[^\[\]{}"]+', re.DOTALL)  
 DECODER = json.JSONDecoder(parse_constant=lambda constant: None)  # NaN becomes None
 
 
-def read_json(files: list[Path], encoding: str | None, remarks: list[str]) -> Content | dict[str, Content]:
+def read_json(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables | dict[str, Tables]:
     """Read rows in the usual forms of JSON.
 
     These are an object per line, a list of objects, an object with the rows under a key or with a key for each split, and an object
@@ -129,8 +129,8 @@ def _tables_of(content: dict, file: Path) -> dict[str, list]:
     return {"train": [content]}
 
 
-def _objects(files: list[Path], rows: Callable[[], Iterator[dict]]) -> Content:
-    """Return objects as content. `rows` is called twice: to find the types of the columns, and to write the rows."""
+def _objects(files: list[Path], rows: Callable[[], Iterator[dict]]) -> Tables:
+    """Yield objects as tables. `rows` is called twice: to find the types of the columns, and to write the rows."""
     kinds: dict[str, set] = {}
     for row in rows():
         for name, value in row.items():
@@ -141,7 +141,12 @@ def _objects(files: list[Path], rows: Callable[[], Iterator[dict]]) -> Content:
     if not kinds:
         raise UserError(f"{files[0]}: it is empty")
     features = Features({name: _feature(column_kinds) for name, column_kinds in kinds.items()})
-    return Content(features, (_object_table(batch, features) for batch in batched(rows())))
+    json_columns = [name for name, feature in features.items() if isinstance(feature, Json)]
+    for batch in batched(rows()):
+        columns = {name: [row.get(name) for row in batch] for name in features}
+        for name in json_columns:
+            columns[name] = [None if value is None else json.dumps(value, ensure_ascii=False) for value in columns[name]]
+        yield pyarrow.table(columns, features.arrow_schema)
 
 
 def _kind(value: Any) -> Any:
@@ -168,18 +173,5 @@ def _feature(kinds: set) -> Any:
         return Json()
     kind = next(iter(kinds), "string")
     if isinstance(kind, tuple):
-        return dict.fromkeys(kind[1:], STRING)
+        return dict.fromkeys(kind[1:], Value("string"))
     return Json() if kind == "json" else Value(kind)
-
-
-def _object_table(rows: list[dict], features: Features) -> pyarrow.Table:
-    """Return objects as a table with the columns `features`."""
-    columns = []
-    for name, feature in features.items():
-        values = [row.get(name) for row in rows]
-        if isinstance(feature, Json):
-            texts = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
-            columns.append(pyarrow.ExtensionArray.from_storage(pyarrow.json_(), pyarrow.array(texts, pyarrow.string())))
-        else:
-            columns.append(pyarrow.array(values, features.arrow_schema.field(name).type))
-    return pyarrow.table(columns, list(features))

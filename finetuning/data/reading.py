@@ -4,7 +4,6 @@ The readers are in data/formats.py. The rows are stored in the cache of the libr
 contents of the files, and are memory-mapped from there.
 """
 
-import hashlib
 import os
 import shutil
 import sys
@@ -18,7 +17,8 @@ from typing import NamedTuple
 import datasets
 import pyarrow
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-from datasets.arrow_writer import ArrowWriter
+from datasets.arrow_writer import ArrowWriter, SchemaInferenceError
+from datasets.fingerprint import Hasher
 from filelock import FileLock
 
 from finetuning import fingerprints
@@ -26,11 +26,10 @@ from finetuning.data import formats, json_rows
 from finetuning.data.cache import reopened, source_of
 from finetuning.data.content import Reader
 from finetuning.data.files import ending, guess_encoding, known_files, split_files
-from finetuning.disk import read_json, room_in, why_full, write_json
+from finetuning.disk import read_json, room_in, sha256, why_full, write_json
 from finetuning.errors import UserError
 
 ROWS_PER_BATCH = 10_000  # in an Arrow file: opening it maps 64 KiB of each batch into memory
-HASHED_BYTES = 2**20  # read at a time
 CONTENTS = "contents.json"  # in the folder of a copy: the notes of its reader and the fingerprints of its files
 
 READING_ERRORS = (  # of the libraries, for a file that can't be read
@@ -155,7 +154,8 @@ def _check_utf8(table: pyarrow.Table | datasets.table.Table, where: str | Path) 
 
 def read_once(files: list[Path], reader: Reader, encoding: str | None, cache: Path) -> tuple[dict[str, Dataset], list[str]]:
     """Return the splits that `reader` reads from files, and its notes; from the cache if it has read the same contents before."""
-    key = _digest(files, [reader.__qualname__, str(encoding), str(source_of(reader)), CONTENTS])
+    hashes = [(file.name, sha256(file)) for file in files]
+    key = Hasher.hash([hashes, reader.__qualname__, encoding, source_of(reader), CONTENTS])
     folder, contents = cache / key, cache / key / CONTENTS
     with FileLock(cache / f"{key}.lock"):  # other processes wait for the copy
         if not fingerprints.is_intact(contents):
@@ -197,24 +197,14 @@ def _write_content(folder: Path, files: list[Path], reader: Reader, encoding: st
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     remarks: list[str] = []
-    contents = reader(files, encoding, remarks)
-    for number, (split, content) in enumerate((contents if isinstance(contents, dict) else {"train": contents}).items()):
-        file = str(folder / f"{number}-{split}.arrow")
-        with ArrowWriter(path=file, features=content.features, writer_batch_size=ROWS_PER_BATCH) as writer:
-            for table in content.tables:
+    splits = reader(files, encoding, remarks)
+    for number, (split, tables) in enumerate((splits if isinstance(splits, dict) else {"train": splits}).items()):
+        with ArrowWriter(path=str(folder / f"{number}-{split}.arrow"), writer_batch_size=ROWS_PER_BATCH) as writer:
+            for table in tables:
                 _check_utf8(table, files[0])
                 writer.write_table(table)
-            if writer.finalize()[0] == 0:
-                raise UserError(f"{files[0]}: it is empty, without rows")
+            try:
+                writer.finalize()
+            except SchemaInferenceError as error:  # no table
+                raise UserError(f"{files[0]}: it is empty, without rows") from error
     return remarks
-
-
-def _digest(files: list[Path], more: list[str]) -> str:
-    """Return a hash of the names and contents of files, and of the strings `more`."""
-    digest = hashlib.sha256("\0".join(more).encode())
-    for file in files:
-        with file.open("rb") as opened:
-            digest.update(f"{file.name} {os.path.getsize(file)} ".encode(errors="surrogateescape"))
-            while chunk := opened.read(HASHED_BYTES):
-                digest.update(chunk)
-    return digest.hexdigest()[:32]
