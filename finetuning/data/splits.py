@@ -100,10 +100,8 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     all_rows = task.read(raw, columns, config)
     frames = {name: scan(task, all_rows, name) for name in all_rows.columns}
     for name, frame in frames.items():
-        if (groups := groups_of(task, raw[name], config)) is not None:
+        if (groups := groups_of(task, raw[name], frame.hash, config)) is not None:
             frame["group"] = groups
-        elif task.groups_equal_texts:
-            frame["group"] = frame.hash.to_numpy().view(np.int64)
     parts = [frame.row for frame in frames.values()]
     if "group" in frames["train"] and len(frames) < len(SPLITS):  # it decides which rows are held out
         parts.append(frames["train"].group)
@@ -166,9 +164,7 @@ def official_splits(dataset: DatasetDict, config: Config) -> dict[str, str]:
                 f"dataset_name={config.dataset_name}: it has no split {official_name}, only {', '.join(dataset)}"
                 + (": a data set needs a split named train" if name == "train" else f": set {name}_split to one of them")
             )
-    if (
-        config.validation_split == config.test_split
-    ):  # the test split must not choose a checkpoint, so validation rows are held out from train
+    if config.validation_split == config.test_split:  # the test split must not choose a checkpoint: validation rows leave train
         del names["validation"]
     if config.folds:  # the test rows are a fold of train
         del names["test"]
@@ -199,11 +195,11 @@ def scan(task: Task, all_rows: Rows, split: str) -> pd.DataFrame:
     return frame.assign(stratum=task.strata(labels), labelled=task.has_label(labels), left_out=left_out)
 
 
-def groups_of(task: Task, rows: Dataset, config: Config) -> np.ndarray | None:
-    """Return the number of each row's group, (rows,) int64; None if each row is alone.
+def groups_of(task: Task, rows: Dataset, hashes: pd.Series, config: Config) -> np.ndarray | None:
+    """Return the number of each row's group, (rows,) int64; None if each row is alone. `hashes` are those of the texts.
 
-    A group has an equal value in `group_column`. Without it, neighbouring rows belong together if they are parts of documents.
-    Raise `UserError` if there is no such column.
+    A group has an equal value in `group_column`. Without it, neighbouring rows belong together if they are parts of documents, or
+    rows with equal texts, as the task says. Raise `UserError` if there is no such column.
     """
     if config.group_column:
         if config.group_column not in rows.column_names:
@@ -212,7 +208,9 @@ def groups_of(task: Task, rows: Dataset, config: Config) -> np.ndarray | None:
         values = [str(value) for value in rows[config.group_column]]
         return pd.util.hash_array(np.array(values, dtype=object)).view(np.int64)
     size = min(NEIGHBOURS, len(rows) // (2 * NEIGHBOURS))  # few rows: small groups
-    return np.arange(len(rows)) // size if task.rows_are_neighbours and size > 1 else None
+    if task.rows_are_neighbours and size > 1:
+        return np.arange(len(rows)) // size
+    return hashes.to_numpy().view(np.int64) if task.groups_equal_texts else None
 
 
 def usable(
@@ -222,7 +220,7 @@ def usable(
 
     Raise `UserError` if rows lack a text or a label and `on_bad_rows` is not "skip", and if no row is left.
     """
-    problems = []
+    problems, kept = [], {}
     for name, frame in frames.items():
         frame = frame[~frame.left_out]
         if frame.blank.all():
@@ -240,12 +238,9 @@ def usable(
                 problems.append(
                     f"{len(rows):,} of {len(frame):,} rows of split {official_names[name]} {problem} (row {listed(rows)})"
                 )
+        kept[name] = frame[~frame.blank & ~lacks_label]
     if problems and config.on_bad_rows == "error":
         raise UserError(f"{'; '.join(problems)}: correct them, or set on_bad_rows to skip, which leaves these rows out")
-    kept = {
-        name: frame[~frame.left_out & ~frame.blank & (frame.labelled | (not task.labels_required))]
-        for name, frame in frames.items()
-    }
     if empty := [official_names[name] for name, frame in kept.items() if frame.empty]:
         raise UserError(f"split {empty[0]} has no row with both a text and a label: check text_column and label_column")
     return kept, [f"{problem}: left out" for problem in problems]
