@@ -65,9 +65,7 @@ def find_model(name: str, origin: str | None = None) -> Source:
     if path := _local_path("model_name", name):
         return _model_source(path.resolve(), Path(name).resolve().name, "local path")
     if origin != "stand-in":
-        if _is_path(name):
-            raise UserError(f"model_name={name}: there is no such folder: give the path of a folder, or a name on the Hub")
-        if folder := _model_from_hub(name):
+        if not _is_path(name) and (folder := _model_from_hub(name)):
             return _model_source(folder, name, "hub")
         if name not in STAND_IN_MODEL or origin == "hub":
             raise UserError(_not_found("model_name", name))
@@ -96,10 +94,7 @@ def find_rows(
         rows, remarks, files = read(path, READERS | (readers or {}), "dataset_name=", encoding, split_names=split_names)
         return rows, Source(path.resolve().name, "local path", str(path.resolve()), "", tuple(remarks), files)
     if origin != "stand-in":
-        if _is_path(name):
-            raise UserError(f"dataset_name={name}: there is no such file or folder: give the path of one, or a name on the Hub")
-        rows = _rows_from_hub(name)
-        if rows is not None:
+        if not _is_path(name) and (rows := _rows_from_hub(name)) is not None:
             return rows, Source(name, "hub", name)
         if name not in STAND_IN_DATA or origin == "hub":
             raise UserError(_not_found("dataset_name", name))
@@ -128,7 +123,10 @@ def _is_path(name: str) -> bool:
 
 
 def _not_found(setting: str, name: str) -> str:
-    """Return the message for a name that is neither a path nor in the Hub's cache, if the Hub does not answer."""
+    """Return the message for a name that is no path, nor in the Hub's cache if the Hub does not answer."""
+    if _is_path(name):
+        kind = "folder" if setting == "model_name" else "file or folder"
+        return f"{setting}={name}: there is no such {kind}: give the path of one, or a name on the Hub"
     problem = "the Hub does not answer (or HF_HUB_OFFLINE is set) and its cache lacks it"
     return f"{setting}={name}: there is no such local path, and {problem}. Check the name, or give the path of a local copy"
 
