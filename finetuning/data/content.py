@@ -34,6 +34,18 @@ def check_classes(place: str, first: dict[str, list[str]], other: dict[str, list
                 )
 
 
+def check_names(file: Path, names: list[str], first_file: Path, first_names: list[str]) -> None:
+    """Raise `UserError` if columns of a file have the same name, or other names than those of the first file of the split."""
+    if len(set(names)) < len(names):
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{file}: two columns are called {duplicate!r}: give each column another name")
+    if names != first_names:
+        raise UserError(
+            f"{file}: its columns are {', '.join(names)}, but those of {first_file.name} are {', '.join(first_names)}: use the same "
+            "columns"
+        )
+
+
 def batched(rows: Iterable) -> Iterator[list]:
     """Yield lists of at most `ROWS_PER_TABLE` rows."""
     rows = iter(rows)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from finetuning.data.content import Tables, string_tables
+from finetuning.data.content import Tables, check_names, string_tables
 from finetuning.data.files import MAX_LINE, SNIFFED_BYTES, lines_of, open_text
 from finetuning.errors import UserError
 
@@ -49,14 +49,7 @@ def _table(files: list[Path], encoding: str | None, separators: list[str | None]
     for file, header in zip(files, headers, strict=True):
         if not header:
             raise UserError(f"{file}: it is empty")
-        if len(set(header)) < len(header):
-            duplicate = next(name for name in header if header.count(name) > 1)
-            raise UserError(f"{file}: two columns are called {duplicate!r}: rename one of them in the first line")
-        if header != headers[0]:
-            raise UserError(
-                f"{file}: its columns are {', '.join(header)}, but those of {files[0].name} are {', '.join(headers[0])}: use the "
-                "same columns"
-            )
+        check_names(file, header, files[0], headers[0])
     return string_tables(headers[0], itertools.chain.from_iterable(rows_of_files))
 
 

@@ -162,7 +162,8 @@ def guess_encoding(files: list[Path]) -> tuple[str, str] | None:
     for file in files:
         with open_bytes(file) as opened:
             for line in opened:
-                sample += b"" if _is_utf8(line) else line
+                if line.decode(errors="ignore").encode() != line:  # not UTF-8
+                    sample += line
                 if len(sample) > BYTES_FOR_GUESS:
                     break
     if not sample:
@@ -171,12 +172,3 @@ def guess_encoding(files: list[Path]) -> tuple[str, str] | None:
     guess = detected["encoding"] if detected["encoding"] and detected["confidence"] > MIN_CONFIDENCE else "Windows-1252"
     words = bytes(sample).decode(guess, errors="replace").split()
     return guess, next((word for word in words if not word.isascii()), "")[:40]
-
-
-def _is_utf8(line: bytes) -> bool:
-    """Return whether a line can be decoded as UTF-8."""
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

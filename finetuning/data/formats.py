@@ -20,7 +20,7 @@ import pycountry
 from datasets import ClassLabel, Features, Value
 from pyarrow.parquet import ParquetFile, read_schema
 
-from finetuning.data.content import ROWS_PER_TABLE, Reader, Tables, batched, check_classes, class_names, string_tables
+from finetuning.data.content import ROWS_PER_TABLE, Reader, Tables, batched, check_classes, check_names, class_names, string_tables
 from finetuning.data.delimited import read_csv, read_tsv
 from finetuning.data.files import ending, lines_of, read_bytes, split_of, stem
 from finetuning.data.json_rows import read_json
@@ -57,9 +57,7 @@ def read_excel(files: list[Path], encoding: str | None, remarks: list[str]) -> T
     width = max(i + 1 for row in rows for i, value in enumerate(row) if value)
     rows = [[*row[:width], *[None] * (width - len(row))] for row in rows]
     names = [(name or "").strip() for name in rows[0]]
-    if len(set(names)) < len(names):
-        duplicate = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{files[0]}: several columns are called {duplicate!r}: give each column another name in the first row")
+    check_names(files[0], names, files[0], names)
     return string_tables(names, rows[1:])
 
 
@@ -78,11 +76,7 @@ def read_parquet(files: list[Path], encoding: str | None, remarks: list[str]) ->
     opened = [io.BytesIO(read_bytes(file)) if file.suffix.lower() != ".parquet" else file for file in files]
     schemas = [read_schema(file) for file in opened]
     for file, schema in zip(files, schemas, strict=True):
-        if schema.names != schemas[0].names:
-            raise UserError(
-                f"{file}: its columns are {', '.join(schema.names)}, but those of {files[0].name} are "
-                f"{', '.join(schemas[0].names)}: use the same columns"
-            )
+        check_names(file, schema.names, files[0], schemas[0].names)
         check_classes(
             str(file), class_names(Features.from_arrow_schema(schemas[0])), class_names(Features.from_arrow_schema(schema))
         )

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow
 from datasets import Features, Json, List, Value
 
@@ -79,13 +78,11 @@ def check_file(file: Path) -> None:
 
 def _nesting(text: bytes, before: int = 0) -> tuple[int, int]:
     """Return how many lists and objects are open at the end of JSON, and at most; `before` of them are open before it."""
-    brackets = NO_BRACKETS.sub(b"", text)
-    opening = brackets.count(b"[") + brackets.count(b"{")
-    after = before + 2 * opening - len(brackets)
-    if before + opening <= MAX_NESTING:
-        return after, before + opening  # or fewer
-    changes = np.where(np.isin(np.frombuffer(brackets, np.uint8), [*b"[{"]), 1, -1)
-    return after, before + changes.cumsum().max()
+    depth = deepest = before
+    for bracket in NO_BRACKETS.sub(b"", text):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return depth, deepest
 
 
 def _without_surrogates(value: Any) -> Any:
