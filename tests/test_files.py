@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import datasets
 import pandas as pd
+import pyarrow.parquet
 import pytest
 from conftest import make_rows
 from hypothesis import given, settings
@@ -255,6 +256,12 @@ def test_any_table_comes_back_from_csv_json_and_excel(tmp_path_factory, rows):
 def test_a_csv_that_would_be_misread_is_refused_with_the_line_number(text, words, tmp_path):
     with pytest.raises(UserError, match=words):
         find_rows(str(write(tmp_path / "rows.csv", text)))
+
+
+def test_a_parquet_file_with_two_columns_of_one_name_is_refused(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table([["a"], ["b"]], ["text", "text"]), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match="two columns are called 'text'"):
+        find_rows(str(tmp_path / "rows.parquet"))
 
 
 def test_a_quoted_text_may_have_several_lines(tmp_path):
