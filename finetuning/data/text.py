@@ -28,15 +28,13 @@ def find_column(setting: str, given: str | None, usual: tuple[str, ...], columns
     Spaces around names are ignored; so are capital letters for usual names. `setting`: the setting in config.py that names the
     column. Raise `UserError` if there is no such column.
     """
-    if given in columns:
-        return given
-    by_name = {
-        (column if given else column.lower()).strip(): column
-        for column in sorted(columns, key=lambda name: name == name.strip().lower())
-    }
-    matches = [by_name[name] for name in ([given.strip()] if given else map(str.lower, usual)) if name in by_name]
-    if matches:
-        return matches[0]
+
+    def plain(name: str) -> str:
+        return name.strip() if given else name.strip().lower()
+
+    for wanted in [given] if given else usual:
+        if matches := [column for column in columns if plain(column) == plain(wanted)]:
+            return wanted if wanted in matches else matches[0]
     problem = f"{setting}={given} is not a column" if given else f"no column has a usual name ({', '.join(usual)})"
     no_names = any(len(column.split()) > 4 or column.replace(".", "", 1).isdigit() for column in columns)
     hint = " (they look like a row of data: is the line with the column names missing?)" if no_names else ""
