@@ -74,33 +74,30 @@ def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator
             yield line
 
     reader = csv.reader(recorded(), delimiter=separator, strict=True)
-    columns, suspects = 0, []
+    first_line, columns, suspects = 1, 0, []
     values: dict[int, set] = {}  # distinct values of each column that has few
-    while True:
-        first_line = reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            raise UserError(
-                f"{file}: line {first_line:,}: {error}: a quoted field must begin and end with a quotation mark, and quotation "
-                "marks inside it must be doubled: write the file with a spreadsheet or a csv library, or save it as .jsonl"
-            ) from error
-        if row is None:
-            break
-        if row:
-            if not columns:
-                columns, values = len(row), {i: set() for i in range(len(row))}
-            elif len(row) != columns:
-                _refuse_fields(file, first_line, len(row), columns, separator)
-            elif len(lines) > 1:
-                suspects.append((first_line, [line.rstrip("\r\n").split(separator) for line in lines]))
-            else:
-                for i in [*values]:
-                    values[i].add(row[i])
-                    if len(values[i]) > MAX_DISTINCT_VALUES:
-                        del values[i]
-            yield row
-        lines.clear()
+    try:
+        for row in reader:
+            if row:
+                if not columns:
+                    columns, values = len(row), {i: set() for i in range(len(row))}
+                elif len(row) != columns:
+                    _refuse_fields(file, first_line, len(row), columns, separator)
+                elif len(lines) > 1:
+                    suspects.append((first_line, [line.rstrip("\r\n").split(separator) for line in lines]))
+                else:
+                    for i in [*values]:
+                        values[i].add(row[i])
+                        if len(values[i]) > MAX_DISTINCT_VALUES:
+                            del values[i]
+                yield row
+            first_line = reader.line_num + 1
+            lines.clear()
+    except csv.Error as error:
+        raise UserError(
+            f"{file}: line {first_line:,}: {error}: a quoted field must begin and end with a quotation mark, and quotation marks "
+            "inside it must be doubled: write the file with a spreadsheet or a csv library, or save it as .jsonl"
+        ) from error
     _check_joined_rows(file, columns, suspects, [*values.values()])
 
 
@@ -137,22 +134,22 @@ def _is_quoted(file: Path, encoding: str | None) -> bool | None:
     They surround fields if a line has another number of fields than the first line, if they surround all fields of a column, or if
     only fields that need them have them.
     """
-    columns, filled, quoted, unneeded, well_formed = 0, [], [], [], True  # lists: number of such fields in each column
+    columns, has_quotes, well_formed = 0, False, True
+    unquoted, needless = set(), set()  # columns with an unquoted field, and with a quoted field that needs no quotation marks
     for line in lines_of(file, encoding):
         fields = line.split("\t")
         if not line:
             continue
         columns = columns or len(fields)
         if len(fields) != columns:
-            return True if any(quoted) or '"' in line else None
-        filled, quoted, unneeded = (counts or [0] * columns for counts in (filled, quoted, unneeded))
+            return True if has_quotes or '"' in line else None
         for i, field in enumerate(fields):
-            filled[i] += bool(field)
             if field.startswith('"'):
                 inside = field[1:-1].replace('""', "")
                 well_formed = well_formed and len(field) > 1 and field.endswith('"') and '"' not in inside
-                quoted[i] += 1
-                unneeded[i] += '""' not in field[1:-1]
-    if not any(quoted):
-        return None
-    return well_formed and all(quoted[i] == filled[i] or not unneeded[i] for i in range(columns))
+                has_quotes = True
+                if '""' not in field[1:-1]:
+                    needless.add(i)
+            elif field:
+                unquoted.add(i)
+    return well_formed and not unquoted & needless if has_quotes else None
