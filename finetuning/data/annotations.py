@@ -5,6 +5,7 @@ import io
 import json
 import re
 import tokenize
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -59,16 +60,14 @@ def accepted_rows(raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dic
     Splits without that column are not in the result. Raise `UserError` if a split has no accepted row.
     """
     answers = {split: _answers(rows) for split, rows in raw.items() if "answer" in rows.column_names}
-    values = {answer for split_answers in answers.values() for answer in split_answers}
-    if not ANSWERS & values or not values <= {*ANSWERS, None} or "answer" in columns.values():
+    counts = Counter(answer for split_answers in answers.values() for answer in split_answers)
+    if not ANSWERS & counts.keys() or not counts.keys() <= {*ANSWERS, None} or "answer" in columns.values():
         return {}, []
     accepted = {split: np.array([answer == "accept" for answer in split_answers]) for split, split_answers in answers.items()}
     if empty := [split for split, mask in accepted.items() if not mask.any()]:
         raise UserError(f"column answer: no row of split {empty[0]} is accepted: accept some, or remove the column")
-    counts = {
-        answer: sum(split_answers.count(answer) for split_answers in answers.values()) for answer in ("reject", "ignore", None)
-    }
-    others = ", ".join(f"{count:,} {answer or 'without an answer'}" for answer, count in counts.items() if count)
+    left_out = [answer for answer in ("reject", "ignore", None) if counts[answer]]
+    others = ", ".join(f"{counts[answer]:,} {answer or 'without an answer'}" for answer in left_out)
     return accepted, [f"column answer, as Prodigy writes it: only rows with accept are used; left out: {others}"] if others else []
 
 

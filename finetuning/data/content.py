@@ -9,7 +9,7 @@ from datasets import ClassLabel, Features
 
 from finetuning.errors import UserError
 
-ROWS_PER_TABLE = 10_000
+ROWS_PER_TABLE = 10_000  # and per batch of an Arrow file: opening the file maps 64 KiB of each batch into memory
 
 # (files, encoding, list of notes to add to) -> tables with at most `ROWS_PER_TABLE` rows; for files with several splits, those of
 # each split. The types of the columns are those of the first table.

@@ -24,12 +24,11 @@ from filelock import FileLock
 from finetuning import fingerprints
 from finetuning.data import formats, json_rows
 from finetuning.data.cache import reopened, source_of
-from finetuning.data.content import Reader
+from finetuning.data.content import ROWS_PER_TABLE, Reader
 from finetuning.data.files import ending, guess_encoding, known_files, split_files
 from finetuning.disk import read_json, room_in, sha256, why_full, write_json
 from finetuning.errors import UserError
 
-ROWS_PER_BATCH = 10_000  # in an Arrow file: opening it maps 64 KiB of each batch into memory
 CONTENTS = "contents.json"  # in the folder of a copy: the notes of its reader and the fingerprints of its files
 
 READING_ERRORS = (  # of the libraries, for a file that can't be read
@@ -199,7 +198,7 @@ def _write_content(folder: Path, files: list[Path], reader: Reader, encoding: st
     remarks: list[str] = []
     splits = reader(files, encoding, remarks)
     for number, (split, tables) in enumerate((splits if isinstance(splits, dict) else {"train": splits}).items()):
-        with ArrowWriter(path=str(folder / f"{number}-{split}.arrow"), writer_batch_size=ROWS_PER_BATCH) as writer:
+        with ArrowWriter(path=str(folder / f"{number}-{split}.arrow"), writer_batch_size=ROWS_PER_TABLE) as writer:
             for table in tables:
                 _check_utf8(table, files[0])
                 writer.write_table(table)

@@ -18,9 +18,10 @@ from accelerate import PartialState
 from datasets import ClassLabel, DatasetDict, load_dataset, load_dataset_builder
 
 from finetuning.data.cache import MOVE_CACHE
+from finetuning.data.content import ROWS_PER_TABLE
 from finetuning.data.formats import READERS
 from finetuning.data.hub import NOT_ON_HUB, download, hub_answers, watched
-from finetuning.data.reading import ROWS_PER_BATCH, in_utf8, read
+from finetuning.data.reading import in_utf8, read
 from finetuning.disk import room_in, sha256
 from finetuning.errors import UserError
 from finetuning.processes import require_same
@@ -100,7 +101,7 @@ def find_rows(
             raise UserError(_not_found("dataset_name", name))
     stand_in = STAND_IN_DATA[name]
     path = _packaged(stand_in)
-    rows = load_dataset("csv", data_files=str(path), split="train", writer_batch_size=ROWS_PER_BATCH).filter(
+    rows = load_dataset("csv", data_files=str(path), split="train", writer_batch_size=ROWS_PER_TABLE).filter(
         lambda source: source == stand_in["source"], input_columns="source"
     )
     rows = rows.remove_columns("source").cast_column("label", ClassLabel(names=stand_in["labels"]))
@@ -172,7 +173,7 @@ def _rows_from_hub(name: str) -> DatasetDict | None:
     with PartialState().local_main_process_first():
         try:
             with watched("dataset_name", name):
-                builder = load_dataset_builder(name, writer_batch_size=ROWS_PER_BATCH)
+                builder = load_dataset_builder(name, writer_batch_size=ROWS_PER_TABLE)
             if not Path(builder.cache_dir).exists():
                 start = f"hf://datasets/{name}@{builder.hash}/"
                 urls = [url for files in (builder.config.data_files or {}).values() for url in files if url.startswith(start)]
