@@ -146,6 +146,10 @@ def test_files_that_cannot_be_read_are_refused_with_the_reason(tmp_path):
         packed.writestr("b.csv", CSV)
     (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(CSV.encode())[:200])
     (tmp_path / "no.zip").write_bytes(b"PK")
+    (tmp_path / "damaged.csv.gz").write_bytes(gzip.compress(CSV.encode())[:10] + b"\xff" * 100)
+    for name, part in (("no_sheet.xlsx", "other.xml"), ("damaged.xlsx", "[Content_Types].xml")):
+        with zipfile.ZipFile(tmp_path / name, "w") as packed:
+            packed.writestr(part, "<")
     (tmp_path / "keys.json").write_text(json.dumps({"a": RECORDS, "b": RECORDS}))
     ROWS.to_csv(tmp_path / "no_names.csv", index=False, header=False)
     ROWS.assign(sentiment=None).to_csv(tmp_path / "no_labels.csv", index=False)
@@ -156,6 +160,9 @@ def test_files_that_cannot_be_read_are_refused_with_the_reason(tmp_path):
         ("two.zip", "it contains 2 files", {}),
         ("cut.csv.gz", "cut short", {}),
         ("no.zip", "cannot be read", {}),
+        ("damaged.csv.gz", "cannot be read", {}),
+        ("no_sheet.xlsx", "cannot be read", {}),
+        ("damaged.xlsx", "cannot be read", {}),
         ("keys.json", "several keys have rows, a, b", {}),
         ("no_names.csv", "names missing", {}),
         ("no_labels.csv", "no labels in it", {}),

@@ -10,6 +10,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,9 @@ READING_ERRORS = (  # of the libraries, for a file that can't be read
     StopIteration,
     tarfile.TarError,
     zipfile.BadZipFile,
+    zlib.error,
+    KeyError,  # a part of an .xlsx is missing
+    SyntaxError,  # of the XML in it
 )
 
 
@@ -88,7 +92,7 @@ def read(
             problem = (
                 f"it is not in {encoding or 'UTF-8'}: set encoding to the right one"
                 if isinstance(error, UnicodeError)
-                else "it is empty or cut short"
+                else "it is empty, damaged or cut short"
             )
             raise UserError(f"{prefix}{path}: cannot be read, {problem} ({error})") from error
 
