@@ -114,8 +114,8 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     if config.folds:
         check_labels_of_folds(task, frames["train"], all_rows, config.folds)
     frames = split(frames, config)
-    remarks += check_sample_sizes(frames, config, given)
-    frames = {name: sample(frame, name, config) for name, frame in frames.items()}
+    frames, notes = samples(frames, config, given)
+    remarks += notes
     splits = {name: _rows_of(frame, name if name in raw else "train", all_rows) for name, frame in frames.items()}
     if task.labels_are_classes:
         remarks += absent(splits, all_rows.label_names)
@@ -355,28 +355,24 @@ def draw(frame: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
     return shuffled.loc[fraction_before.sort_values(kind="stable").index[:n]].sort_index()
 
 
-def check_sample_sizes(frames: dict[str, pd.DataFrame], config: Config, given: Collection[str]) -> list[str]:
-    """Return notes on sample sizes of a preset that exceed their split. Raise `UserError` for such a size given as a flag."""
-    notes = []
+def samples(frames: dict[str, pd.DataFrame], config: Config, given: Collection[str]) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """Return a random sample of each split, of the size that its setting gives (0: all rows), and notes.
+
+    The notes are on sizes of a preset that exceed their split. Raise `UserError` for such a size given as a flag, and for a sample
+    of train with only one class.
+    """
+    frames, notes = dict(frames), []
     for name, frame in frames.items():
         setting, n = SAMPLE_SETTINGS[name], getattr(config, SAMPLE_SETTINGS[name])
-        if n <= len(frame):
-            continue
-        problem = f"{setting}={n:,} is more than the {len(frame):,} rows of split {name}"
-        if setting in given:
-            hint = "" if name == "train" else f" (or raise {name}_fraction)"
-            raise UserError(f"{problem}: lower it, or set it to 0 for all rows{hint}")
-        if n != getattr(Config, setting):  # no note on the defaults: many data sets are smaller
-            notes.append(f"{problem}: all are used")
-    return notes
-
-
-def sample(frame: pd.DataFrame, name: str, config: Config) -> pd.DataFrame:
-    """Return a random sample of a split, of the size that `train_samples`, `val_samples` or `test_samples` gives; 0: all."""
-    setting, n = SAMPLE_SETTINGS[name], getattr(config, SAMPLE_SETTINGS[name])
-    if not 0 < n < len(frame):
-        return frame
-    rows = draw(frame, n, config.split_seed)
-    if name == "train" and rows.stratum.nunique() < min(2, frame.stratum.nunique()):
-        raise UserError(f"{setting}={n} leaves only one class: raise it")
-    return rows
+        if n > len(frame):
+            problem = f"{setting}={n:,} is more than the {len(frame):,} rows of split {name}"
+            if setting in given:
+                hint = "" if name == "train" else f" (or raise {name}_fraction)"
+                raise UserError(f"{problem}: lower it, or set it to 0 for all rows{hint}")
+            if n != getattr(Config, setting):  # no note on the defaults: many data sets are smaller
+                notes.append(f"{problem}: all are used")
+        elif n:
+            frames[name] = draw(frame, n, config.split_seed)
+            if name == "train" and frames[name].stratum.nunique() < min(2, frame.stratum.nunique()):
+                raise UserError(f"{setting}={n} leaves only one class: raise it")
+    return frames, notes
