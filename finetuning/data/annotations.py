@@ -210,8 +210,6 @@ def settle_offsets(text: str, span: Span, unit: str) -> Span:
 
     Raise `UserError` for a span that is outside of the text, or whose `text` differs from the text at its offsets.
     """
-    if unit == "characters" and 0 <= span.start < span.end <= len(text) and span.text in (None, text[span.start : span.end]):
-        return span
     placed = {name: in_characters(text, span, name) for name in sorted(OFFSET_UNITS, key=lambda name: name != unit)}
     inside = {name: candidate for name, candidate in placed.items() if 0 <= candidate.start < candidate.end <= len(text)}
     if span.text is not None:

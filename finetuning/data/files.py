@@ -62,7 +62,7 @@ def split_files(path: Path, files: list[Path], split_names: Collection[str] = ()
         )
     if unknown:
         splits = {"train": unknown} | splits
-    return dict(sorted(splits.items(), key=lambda item: SPLITS.index(item[0]) if item[0] in SPLITS else len(SPLITS)))
+    return {split: splits[split] for split in (*SPLITS, *splits) if split in splits}
 
 
 def split_of(file: Path, split_names: Collection[str] = ()) -> str:
