@@ -17,16 +17,17 @@ Tables = Iterator[pyarrow.Table]
 Reader = Callable[[list[Path], str | None, list[str]], Tables | dict[str, Tables]]
 
 
-def class_names(features: Features) -> dict[str, list[str]]:
+def _class_names(features: Features) -> dict[str, list[str]]:
     """Return the names of the classes of each column that has them; its values, or the items of its lists, are their numbers."""
     items = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
     return {name: item.names for name, item in items.items() if isinstance(item, ClassLabel)}
 
 
-def check_classes(place: str, first: dict[str, list[str]], other: dict[str, list[str]]) -> None:
-    """Raise `UserError` if a number means different classes in two files or splits. `first` and `other`: as `class_names` returns."""
-    for column in first.keys() & other.keys():
-        for number, (name, other_name) in enumerate(zip(first[column], other[column], strict=False)):
+def check_classes(place: str, first: Features, other: Features) -> None:
+    """Raise `UserError` if a number means different classes in two files or splits."""
+    names, other_names = _class_names(first), _class_names(other)
+    for column in names.keys() & other_names.keys():
+        for number, (name, other_name) in enumerate(zip(names[column], other_names[column], strict=False)):
             if name != other_name:
                 raise UserError(
                     f"{place}: class {number} of column {column} is {other_name!r}, and {name!r} elsewhere: store the labels as texts, "

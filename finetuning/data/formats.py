@@ -20,7 +20,7 @@ import pycountry
 from datasets import ClassLabel, Features, Value
 from pyarrow.parquet import ParquetFile, read_schema
 
-from finetuning.data.content import ROWS_PER_TABLE, Reader, Tables, batched, check_classes, check_names, class_names, string_tables
+from finetuning.data.content import ROWS_PER_TABLE, Reader, Tables, batched, check_classes, check_names, string_tables
 from finetuning.data.delimited import read_csv, read_tsv
 from finetuning.data.files import ending, lines_of, read_bytes, split_of, stem
 from finetuning.data.json_rows import read_json
@@ -77,9 +77,7 @@ def read_parquet(files: list[Path], encoding: str | None, remarks: list[str]) ->
     schemas = [read_schema(file) for file in opened]
     for file, schema in zip(files, schemas, strict=True):
         check_names(file, schema.names, files[0], schemas[0].names)
-        check_classes(
-            str(file), class_names(Features.from_arrow_schema(schemas[0])), class_names(Features.from_arrow_schema(schema))
-        )
+        check_classes(str(file), Features.from_arrow_schema(schemas[0]), Features.from_arrow_schema(schema))
     for file in opened:
         for batch in ParquetFile(file).iter_batches(batch_size=ROWS_PER_TABLE):
             yield pyarrow.Table.from_batches([batch])

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def read_json(files: list[Path], encoding: str | None, remarks: list[str]) -> Ta
             raise UserError(
                 f"{files[0].parent}: a split has several .json files, which must then have an object per line: save them as .jsonl"
             )
-        return _objects(files, lambda: (row for file in files for row in _json_lines(file, encoding)))
+        return _objects(files[0], lambda: (row for file in files for row in _json_lines(file, encoding)))
     with open_text(files[0], encoding) as opened:
         text = read_all(opened, files[0])
     if not text.strip():
@@ -41,7 +41,7 @@ def read_json(files: list[Path], encoding: str | None, remarks: list[str]) -> Ta
         number = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
         if number is not None:
             raise UserError(f"{files[0]}: row {number} of {split} is not an object with names and values: {str(rows[number])[:80]}")
-    return {split: _objects(files, lambda rows=rows: iter(rows)) for split, rows in tables.items()}
+    return {split: _objects(files[0], lambda rows=rows: rows) for split, rows in tables.items()}
 
 
 def _has_lines(file: Path, encoding: str | None) -> bool:
@@ -126,7 +126,7 @@ def _tables_of(content: dict, file: Path) -> dict[str, list]:
     return {"train": [content]}
 
 
-def _objects(files: list[Path], rows: Callable[[], Iterator[dict]]) -> Tables:
+def _objects(file: Path, rows: Callable[[], Iterable[dict]]) -> Tables:
     """Yield objects as tables. `rows` is called twice: to find the types of the columns, and to write the rows."""
     kinds: dict[str, set] = {}
     for row in rows():
@@ -136,7 +136,7 @@ def _objects(files: list[Path], rows: Callable[[], Iterator[dict]]) -> Tables:
             elif name not in kinds:
                 kinds[name] = set()
     if not kinds:
-        raise UserError(f"{files[0]}: it is empty")
+        raise UserError(f"{file}: it is empty")
     features = Features({name: _feature(column_kinds) for name, column_kinds in kinds.items()})
     json_columns = [name for name, feature in features.items() if isinstance(feature, Json)]
     for batch in batched(rows()):

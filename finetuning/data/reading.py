@@ -72,8 +72,7 @@ def read(
     folder = Path(cache or datasets.config.HF_DATASETS_CACHE) / "files"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(
             f"cannot write to the cache {folder} ({error}): set the environment variable HF_HOME to another folder"

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, Features, Translation, Value
 
 from config import Config
 from finetuning.data.cache import map_once, read_columns, reopened
-from finetuning.data.content import check_classes, class_names
+from finetuning.data.content import check_classes
 from finetuning.data.files import SPLITS
 from finetuning.data.sources import Source, find_rows
 from finetuning.errors import UserError
@@ -82,9 +82,7 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     official_names = official_splits(dataset, config)
     raw = {name: dataset[official_name] for name, official_name in official_names.items()}
     for name, rows in raw.items():
-        check_classes(
-            f"dataset_name={config.dataset_name}, split {name}", class_names(raw["train"].features), class_names(rows.features)
-        )
+        check_classes(f"dataset_name={config.dataset_name}, split {name}", raw["train"].features, rows.features)
     task, config = task.settle(raw["train"], config)
     columns = task.columns(raw["train"].column_names, config)
     for name, rows in raw.items():
