@@ -52,7 +52,7 @@ def predict_windows(predictor: Predictor, long: Split) -> np.ndarray:
     """Return the mean probabilities of each text's windows, (texts, labels)."""
     task, tokenizer, config = predictor.task, predictor.tokenizer, predictor.config
     whole = encode(task, long, tokenizer, replace(config, max_length=READS_ALL, truncation="head"))
-    pieces = [windows(ids, config.max_length, *special_tokens(tokenizer)) for ids in whole.inputs["input_ids"]]
+    pieces = [windows(ids, config.max_length, *map(len, special_tokens(tokenizer))) for ids in whole.inputs["input_ids"]]
     inputs = Dataset.from_dict({"input_ids": [piece for text in pieces for piece in text]})
     probabilities = softmax(task.predict(predictor, Tokens(inputs, np.full(len(inputs), config.max_length))), axis=-1)
     starts = np.cumsum([0, *(len(text) for text in pieces[:-1])])

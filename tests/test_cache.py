@@ -91,7 +91,7 @@ HELPERS = {  # functions that `tokenize` calls, directly or through others
     "text-classification": [(tokens, "tokenize_texts"), (tokens, "truncate"), (tokens, "special_tokens"), (text, "clean")],
     "token-classification": [(windows, "tokenize"), (windows, "label_sub_words"), (windows, "split"), (tokens, "special_tokens")],
     "causal-lm": [(blocks, "token_ids"), (blocks, "start_token"), (text, "clean")],
-    "masked-lm": [(blocks, "token_ids"), (blocks, "mask_tokens"), (blocks, "special_ids"), (text, "clean")],
+    "masked-lm": [(blocks, "token_ids"), (blocks, "mask_tokens"), (tokens, "special_tokens"), (text, "clean")],
     "translation": [(tokens, "truncate"), (languages, "set_direction"), (languages, "known_languages"), (text, "clean")],
 }
 

@@ -38,18 +38,18 @@ def augmentation(tokenizer: PreTrainedTokenizerBase, config: Config) -> Change |
     """
     if config.augmentation == "none":
         return None
-    first, last = special_tokens(tokenizer)
+    before, after = special_tokens(tokenizer)
     ends = set(tokenizer.convert_tokens_to_ids([".", "!", "?"])) - {tokenizer.unk_token_id}
 
     def change(ids: list[int], epoch: int, row: int) -> list[int]:
         rng = np.random.default_rng([config.seed, epoch, row])
-        text = ids[first : len(ids) - last]
+        text = ids[len(before) : len(ids) - len(after)]
         if config.augmentation == "token-dropout":
             text = drop_tokens(text, rng)
         elif config.augmentation == "crop":
             text = crop(text, rng)
         else:
             text = shuffle_sentences(text, rng, ends)
-        return ids[:first] + text + ids[len(ids) - last :]
+        return [*before, *text, *after]
 
     return change

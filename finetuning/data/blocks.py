@@ -8,27 +8,18 @@ from transformers import PreTrainedTokenizerBase
 
 from config import Config
 from finetuning.data.text import clean
-from finetuning.data.tokens import by_characters, special_tokens
+from finetuning.data.tokens import special_tokens, whole_ids
 from finetuning.errors import UserError
 
 
 def token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Return the token ids of texts, without truncation and without special tokens."""
-    settings = dict(add_special_tokens=False, padding=False, truncation=False, verbose=False)
-    settings |= dict(return_attention_mask=False, return_token_type_ids=False)
-    texts = clean(texts)
-    return [ids for part in by_characters(map(len, texts)) for ids in tokenizer(texts[part], **settings)["input_ids"]]
+    return whole_ids(clean(texts), tokenizer, special=False)
 
 
 def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the token that begins a text for a causal model: the tokenizer's start token, or its end token if it has none."""
     return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-
-
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Return the ids of the special tokens before and after a text."""
-    ids, (first, last) = tokenizer("a")["input_ids"], special_tokens(tokenizer)
-    return ids[:first], ids[len(ids) - last :]
 
 
 def causal_blocks(ids: list[int], tokenizer: PreTrainedTokenizerBase, config: Config) -> Iterator[tuple[list[int]]]:
@@ -50,7 +41,7 @@ def masked_blocks(ids: list[int], tokenizer: PreTrainedTokenizerBase, config: Co
     """Yield the result of `mask_tokens` for each block of a document. The masked tokens depend only on the block."""
     if tokenizer.mask_token_id is None:
         raise UserError(f"task=masked-lm: the tokenizer of {config.model_name} has no mask token: set task to causal-lm")
-    before, after = special_ids(tokenizer)
+    before, after = special_tokens(tokenizer)
     ids = ids or [tokenizer.unk_token_id]  # some texts have no token at all
     width = config.max_length - len(before) - len(after)
     for start in range(0, len(ids), width):

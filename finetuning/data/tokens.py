@@ -85,15 +85,26 @@ def encode_batch(task: Task, batch: dict[str, list], tokenizer: PreTrainedTokeni
 
 def tokenize_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, config: Config) -> tuple[list[list[int]], np.ndarray]:
     """Return the token ids of each text, at most `max_length`, and the number of tokens before truncation, (texts,)."""
-    first, last = special_tokens(tokenizer)
-    settings = dict(return_attention_mask=False, return_token_type_ids=False, padding=False, truncation=False)
+    before, after = special_tokens(tokenizer)
     ids, lengths = [], []
     for part in by_characters(map(len, texts)):
         group = texts[part]
-        rows = tokenizer(group, **settings)["input_ids"] if len(group[0]) <= MAX_CHARACTERS else [_long_ids(group[0], tokenizer)]
-        ids += [truncate(row, config.max_length, config.truncation, first, last) for row in rows]
+        rows = whole_ids(group, tokenizer) if len(group[0]) <= MAX_CHARACTERS else [_long_ids(group[0], tokenizer)]
+        ids += [truncate(row, config.max_length, config.truncation, len(before), len(after)) for row in rows]
         lengths += [len(row) for row in rows]
     return ids, np.array(lengths)
+
+
+def whole_ids(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, argument: str = "text", special: bool = True
+) -> list[list[int]]:
+    """Return the token ids of texts without truncation. `argument` is that of the tokenizer: `text`, or `text_target`.
+
+    `special`: whether the tokenizer adds its special tokens.
+    """
+    settings = dict(add_special_tokens=special, return_attention_mask=False, return_token_type_ids=False, verbose=False)
+    settings |= dict(padding=False, truncation=False)
+    return [ids for part in by_characters(map(len, texts)) for ids in tokenizer(**{argument: texts[part]}, **settings)["input_ids"]]
 
 
 def by_characters(lengths: Iterable[int]) -> Iterator[slice]:
@@ -116,18 +127,17 @@ def _long_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     width = -(-len(text) // -(-len(text) // MAX_CHARACTERS))
     starts = [max(text.rfind(" ", end - MAX_WORD, end), end - MAX_WORD) for end in range(width, len(text), width)]
     parts = [text[start:end] for start, end in pairwise([0, *starts, len(text)])]
-    around, (first, last) = tokenizer("a")["input_ids"], special_tokens(tokenizer)
-    settings = dict(add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
-    ids = [np.array(tokenizer(part, padding=False, truncation=False, **settings)["input_ids"], np.int32) for part in parts]
-    return np.concatenate([around[:first], *ids, around[len(around) - last :]])
+    before, after = special_tokens(tokenizer)
+    ids = [np.array(whole_ids([part], tokenizer, special=False)[0], np.int32) for part in parts]
+    return np.concatenate([np.array(before, np.int32), *ids, np.array(after, np.int32)])
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Return the number of special tokens that the tokenizer puts before and after a text, such as (1, 1) for [CLS] ... [SEP]."""
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the ids of the special tokens that the tokenizer puts before and after a text, such as those of [CLS] and [SEP]."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]
     first = next(i for i in range(len(full)) if full[i : i + len(plain)] == plain)
-    return first, len(full) - first - len(plain)
+    return full[:first], full[first + len(plain) :]
 
 
 def truncate(ids: list[int], max_length: int, side: str, first: int = 1, last: int = 1) -> list[int]:

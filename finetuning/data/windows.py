@@ -29,17 +29,16 @@ def tokenize(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, max_len
     if together:
         sequences = [np.concatenate(sequences, axis=1)]
 
-    text, (first, last) = tokenizer("a")["input_ids"], special_tokens(tokenizer)
-    before, after = text[:first], text[len(text) - last :]
+    before, after = special_tokens(tokenizer)
     windows = {"input_ids": [], "labels": [], "rows": [], "length": []}
     for sequence in sequences:
-        for ids, labels, rows in split(sequence, max_length - first - last):
+        for ids, labels, rows in split(sequence, max_length - len(before) - len(after)):
             if (labels < 0).all():  # inside a very long word: a step of such windows would have a loss of 0 / 0
                 continue
             windows["input_ids"].append([*before, *ids.tolist(), *after])
-            windows["labels"].append([IGNORED] * first + labels.tolist() + [IGNORED] * last)
+            windows["labels"].append([IGNORED] * len(before) + labels.tolist() + [IGNORED] * len(after))
             windows["rows"].append(rows[labels >= 0].tolist())
-            windows["length"].append(first + len(ids) + last)
+            windows["length"].append(len(windows["input_ids"][-1]))
     return windows
 
 

@@ -9,8 +9,9 @@ from datasets import Features, List, Value
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from config import Config
-from finetuning.data.blocks import mask_tokens, masked_blocks, special_ids, token_ids
+from finetuning.data.blocks import mask_tokens, masked_blocks, token_ids
 from finetuning.data.text import clean, shortened
+from finetuning.data.tokens import special_tokens
 from finetuning.errors import UserError
 from finetuning.model.generation import fill_masks
 from finetuning.model.scoring import targets_batch
@@ -79,7 +80,7 @@ class MaskedLM(LanguageModel):
     def samples(self, predictor: "Predictor", split: "Split") -> list[dict]:
         """Return the beginnings of some documents with masked tokens, the guesses of the model, and the actual tokens."""
         samples, tokenizer = [], predictor.tokenizer
-        before, after = special_ids(tokenizer)
+        before, after = special_tokens(tokenizer)
         rows, texts = first_texts(split)
         for row, ids in zip(rows, token_ids(texts, tokenizer), strict=True):
             ids = ids[: min(SAMPLE_TOKENS, predictor.config.max_length - len(before) - len(after))]

@@ -142,7 +142,7 @@ class TextClassification(Task):
         """
         if config.text_pair_column or config.padding == "max_length":
             return None
-        first, last = special_tokens(tokenizer)
+        first, last = map(len, special_tokens(tokenizer))
         side = "head+tail" if config.truncation == "error" else config.truncation
         return lambda example: example | {"input_ids": truncate(example["input_ids"], max_length, side, first, last)}
 

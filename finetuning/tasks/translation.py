@@ -23,7 +23,7 @@ from finetuning.data.languages import SAMPLED_TEXTS, language, set_direction, sp
 from finetuning.data.pairs import check_pairs
 from finetuning.data.splits import Split
 from finetuning.data.text import LINE_BREAK, TEXT_COLUMNS, check_texts, clean, find_column, listed_columns, renamed
-from finetuning.data.tokens import Tokens, by_characters, encode_batch, special_tokens, truncate
+from finetuning.data.tokens import Tokens, encode_batch, special_tokens, truncate, whole_ids
 from finetuning.errors import UserError
 from finetuning.model.scoring import scoring, targets_batch
 from finetuning.results import bleu, metrics
@@ -143,16 +143,9 @@ class Translation(Task):
         Raise `UserError` if the tokenizer does not know most of the tokens.
         """
         prefix = set_direction(tokenizer, config)["prefix"] or ""
-        plain = dict(return_attention_mask=False, return_token_type_ids=False, padding=False, truncation=False, verbose=False)
-
-        def ids_of(texts: list[str], side: str) -> list[list[int]]:
-            return [
-                row for part in by_characters(map(len, texts)) for row in tokenizer(**{side: texts[part]}, **plain)["input_ids"]
-            ]
-
-        ids = {"input_ids": ids_of([prefix + text for text in clean(batch["source"])], "text")}
+        ids = {"input_ids": whole_ids([prefix + text for text in clean(batch["source"])], tokenizer)}
         if "target" in batch:
-            ids["targets"] = ids_of(clean(batch["target"]), "text_target")
+            ids["targets"] = whole_ids(clean(batch["target"]), tokenizer, argument="text_target")
         for column, rows in zip((config.source_column, config.target_column), ids.values(), strict=False):
             tokens = np.concatenate([*rows, []])
             unknown = np.mean(tokens == tokenizer.unk_token_id) if len(tokens) else 0
@@ -161,9 +154,9 @@ class Translation(Task):
                     f"column {column}: the tokenizer of {config.model_name} does not know {unknown:.0%} of its tokens, so it can't "
                     "read this script: set model_name to a model of these languages"
                 )
-        special, lengths = special_tokens(tokenizer), [max(map(len, sides)) for sides in zip(*ids.values(), strict=True)]
-        cut = {name: [truncate(row, config.max_length, config.truncation, *special) for row in rows] for name, rows in ids.items()}
-        return cut | {"length": lengths}
+        lengths = [max(map(len, sides)) for sides in zip(*ids.values(), strict=True)]
+        limits = config.max_length, config.truncation, *map(len, special_tokens(tokenizer))
+        return {name: [truncate(row, *limits) for row in rows] for name, rows in ids.items()} | {"length": lengths}
 
     def truncation_note(self, config: Config) -> str:
         return f"each side, truncation={config.truncation}"

@@ -18,7 +18,7 @@ def explain(model: PeftModel, tokenizer: PreTrainedTokenizerBase, text: str, con
     text and padding. A positive contribution speaks for the predicted label.
     """
     encoded = tokenizer(text, return_offsets_mapping=True)
-    first, last = special_tokens(tokenizer)
+    first, last = map(len, special_tokens(tokenizer))
     kept = truncate(list(range(len(encoded["input_ids"]))), config.max_length, config.truncation, first, last)
     ids = torch.tensor([encoded["input_ids"][i] for i in kept], device=model.device)
     blank = ids.clone()  # with padding in place of all tokens but the special ones at the start and the end
