@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from config import Config
 from finetuning.data.blocks import causal_blocks, start_token, token_ids
 from finetuning.data.chats import find_chat_columns
-from finetuning.data.splits import Split
 from finetuning.data.tokens import Tokens
 from finetuning.errors import UserError
 from finetuning.model.generation import continue_text
@@ -18,7 +17,7 @@ from finetuning.model.scoring import next_token_batch
 from finetuning.results.report import Example
 from finetuning.task import Task
 from finetuning.tasks.chat import Chat
-from finetuning.tasks.language_model import LanguageModel, first_texts
+from finetuning.tasks.language_model import LanguageModel
 from finetuning.training.prediction import Predictor
 
 PROMPT_TOKENS = 24  # tokens at the start of a document that the model continues for the report page
@@ -71,11 +70,10 @@ class CausalLM(LanguageModel):
 
     # --- results ---------------------------------------------------------------------------------------------------------
 
-    def samples(self, predictor: Predictor, split: Split) -> list[dict]:
+    def samples(self, predictor: Predictor, rows: list[int], texts: list[str]) -> list[dict]:
         """Return the beginnings of some documents, with the continuations by the model and the actual ones."""
         samples, tokenizer = [], predictor.tokenizer
-        for row, text in zip(*first_texts(split), strict=True):
-            (ids,) = token_ids([text], tokenizer)
+        for row, ids in zip(rows, token_ids(texts, tokenizer), strict=True):
             n = min(PROMPT_TOKENS, len(ids) // 2)
             prompt, actual = (tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:n], ids[n : 3 * PROMPT_TOKENS]))
             (continuation,) = self.answers(predictor, {"text": [prompt]}, [], {})["continuation"]

@@ -36,12 +36,12 @@ from finetuning.data.text import TEXT_COLUMNS, find_column
 from finetuning.data.tokens import Tokens
 from finetuning.errors import UserError
 from finetuning.model.generation import check_options, longest_prompt, stream_text
-from finetuning.model.scoring import next_token_batch, scoring
+from finetuning.model.scoring import next_token_batch
 from finetuning.results import answers as written
 from finetuning.results import bleu
 from finetuning.results.report import MAX_EXAMPLES, Example, Section
-from finetuning.task import Evaluation, Rows, Statistics, Task
-from finetuning.tasks.language_model import PERPLEXITY, check_method
+from finetuning.task import Evaluation, Rows, Statistics
+from finetuning.tasks.language_model import PERPLEXITY, TokenTask
 from finetuning.training.prediction import Predictor
 from finetuning.training.writing import write_answers
 
@@ -62,7 +62,7 @@ class Written:
         return iter(self.scores)
 
 
-class Chat(Task):
+class Chat(TokenTask):
     """Answers to prompts, and conversations. The loss counts the tokens of the answers. Predictions are `Written`.
 
     A prompt that occurs in several rows has several references. It is answered once.
@@ -77,7 +77,6 @@ class Chat(Task):
     token_settings = ("max_length", "completion_only_loss")
     input_types = (str, list)
     optional_inputs = ("input",)
-    mixed_lengths = True  # as for other language models
     groups_equal_texts = True
     truncates = False  # the tokenizer must not cut: `chats.shorten` does
     prediction_column = "answer"
@@ -92,7 +91,7 @@ class Chat(Task):
         return super().fits(config) and config.prompt_column is not None
 
     def check(self, config: Config) -> None:
-        check_method(self, config)
+        super().check(config)
         for name in ("text_column", "label_column"):
             if getattr(config, name):
                 raise UserError(
@@ -189,21 +188,8 @@ class Chat(Task):
     def truncation_note(self, config: Config) -> str:
         return "the oldest turns are left out first, then the beginning of the prompt is cut, then the end of the answer"
 
-    def adapt(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Return the model, changed so that it returns (rows, 2) in place of logits for a batch with `targets`.
-
-        The two numbers are the sum of the targets' log-likelihoods and the number of targets.
-        """
-        return scoring(model, getattr(model, model.base_model_prefix))
-
     def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
         return next_token_batch(examples, [example["targets"] for example in examples], tokenizer.pad_token_id)
-
-    def count_targets(self, train: Tokens) -> int:
-        return train.count_targets("targets")
-
-    def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
-        return lambda scores, labels: -scores[:, 0].sum()
 
     def prepare_export(self, merged: torch.nn.Module, calibration: dict) -> None:
         """Make `generate` of the merged model end an answer where the run's model does."""
@@ -219,11 +205,9 @@ class Chat(Task):
 
     def validate(self, predictor: Predictor, tokens: Tokens) -> Written:
         """Return predictions without answers, which take long to write."""
-        sums = predictor.array(tokens).astype(np.float64)
-        scores = np.stack([sums[:, 0] / sums[:, 1], sums[:, 1]], axis=1)
         tokenizer = predictor.tokenizer
         calibration = {"ends": end_tokens(tokenizer), "has_template": bool(tokenizer.chat_template)}
-        return Written(scores, number_prompts(tokens)[0], calibration)
+        return Written(self.scores(predictor, tokens), number_prompts(tokens)[0], calibration)
 
     @staticmethod
     def _write(predictor: Predictor, prompts: list[list[int]], options: dict) -> list[str]:

@@ -1,12 +1,11 @@
-"""Base class of language models of texts without labels (causal_lm.py, masked_lm.py).
+"""Base classes of the tasks whose model predicts tokens, and of language models of texts without labels.
 
-A row is a document. It is read in blocks of at most `max_length` tokens, and no block holds tokens of two documents. The model
-returns the log-likelihood of the tokens that it has to predict. Perplexity is the exponential of their mean loss.
+The model returns the log-likelihood of the tokens that it has to predict. Perplexity is the exponential of their mean loss.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,16 +18,14 @@ from finetuning.data.blocks import token_ids
 from finetuning.data.cache import map_once, read_columns
 from finetuning.data.formats import read_documents
 from finetuning.data.labels import encode_labels
+from finetuning.data.splits import Split
 from finetuning.data.text import LABEL_COLUMNS, check_texts, clean, find_column, renamed, text_columns
+from finetuning.data.tokens import Tokens
 from finetuning.errors import UserError
-from finetuning.model.scoring import scoring
+from finetuning.model.scoring import scoring, targets_batch
 from finetuning.results.report import MAX_EXAMPLES, Example, Section
 from finetuning.task import Evaluation, Metric, Rows, Statistics, Task
-
-if TYPE_CHECKING:
-    from finetuning.data.splits import Split
-    from finetuning.data.tokens import Tokens
-    from finetuning.training.prediction import Predictor
+from finetuning.training.prediction import Predictor
 
 SAMPLE_DOCUMENTS = 6  # documents on the report page that the model continues, or whose masks it fills
 MAX_LINE_CHARACTERS = 100  # of a document, on a line of the report page
@@ -39,22 +36,53 @@ PERPLEXITY = (
 )
 
 
-class LanguageModel(Task):
-    """Base class of language models of documents. Predictions are (documents, 3), see `predict`."""
+class TokenTask(Task):
+    """Base class of tasks whose model predicts tokens: those in the column `targets` of an example that are not -100."""
+
+    mixed_lengths = True  # after many steps with only short texts, a model writes long texts badly
+
+    def check(self, config: Config) -> None:
+        if config.method == "head":
+            raise UserError(f"method=head is not for {self.name}, which has no new head to train alone: set it to lora or full")
+
+    def adapt(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Return the model, changed so that it returns (examples, 2) in place of logits for a batch with `targets`.
+
+        The two numbers are the sum of the targets' log-likelihoods and the number of targets.
+        """
+        return scoring(model, getattr(model, model.base_model_prefix))
+
+    def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
+        """Return a batch, (examples, tokens). Targets are -100 where the loss does not count."""
+        return targets_batch(examples, tokenizer.pad_token_id)
+
+    def count_targets(self, train: Tokens) -> int:
+        return train.count_targets("targets")
+
+    def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
+        return lambda scores, labels: -scores[:, 0].sum()
+
+    def scores(self, predictor: Predictor, tokens: Tokens) -> np.ndarray:
+        """Return the mean log-likelihood of the targets of each row, and their number, (rows, 2)."""
+        sums = predictor.array(tokens).astype(np.float64)
+        return np.stack([sums[:, 0] / sums[:, -1], sums[:, -1]], axis=1)
+
+
+class LanguageModel(TokenTask):
+    """Base class of language models of documents (causal_lm.py, masked_lm.py). Predictions are (documents, 3), see `predict`.
+
+    A document is read in blocks of at most `max_length` tokens, and no block has tokens of two documents.
+    """
 
     metrics = PERPLEXITY
     settings = ("text_column", "label_column")
     token_settings = ("max_length",)
     readers = {".txt": read_documents}
     labels_required = False
-    mixed_lengths = True  # after many steps with only short texts, a model continues long texts badly
     truncates = False
     prediction_column = "loss"
     blocks: Callable[..., Iterator[tuple]]  # (token ids of a text, tokenizer, config) -> blocks, each with `block_columns`
     block_columns: tuple[str, ...]  # names of lists of token ids
-
-    def check(self, config: Config) -> None:
-        check_method(self, config)
 
     # --- rows ------------------------------------------------------------------------------------------------------------
 
@@ -91,7 +119,7 @@ class LanguageModel(Task):
     def contents(self, batch: dict[str, list], labels: np.ndarray) -> tuple[list[str], Sequence]:
         return clean(batch["text"]), labels
 
-    # --- tokens and model ------------------------------------------------------------------------------------------------
+    # --- tokens ----------------------------------------------------------------------------------------------------------
 
     def features(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Features:
         """Return the columns of a block: its token ids, its document (`rows`) and its length."""
@@ -106,25 +134,15 @@ class LanguageModel(Task):
                     columns[name].append(value)
         return columns
 
-    def adapt(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Return the model, changed so that it returns (blocks, 2) in place of logits for a batch with `targets`.
-
-        The two numbers are the sum of the targets' log-likelihoods and the number of targets.
-        """
-        return scoring(model, getattr(model, model.base_model_prefix))
-
-    def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
-        return lambda scores, labels: -scores[:, 0].sum()
-
     # --- predictions and results -----------------------------------------------------------------------------------------
 
-    def predict(self, predictor: "Predictor", tokens: "Tokens") -> np.ndarray:
+    def predict(self, predictor: Predictor, tokens: Tokens) -> np.ndarray:
         """Return (documents, 3): mean log-likelihood of the predicted tokens, number of predicted tokens, tokens in all blocks."""
         scores = predictor.array(tokens).astype(np.float64)
         sums, counts, lengths = (np.bincount(tokens.rows, column) for column in (*scores.T, tokens.lengths))
         return np.stack([sums / counts, counts, lengths], axis=1)
 
-    def statistics(self, predictions: np.ndarray, split: "Split", calibration: dict) -> Statistics:
+    def statistics(self, predictions: np.ndarray, split: Split, calibration: dict) -> Statistics:
         """Return `loss`, the negative log-likelihood of each document, and `tokens`, the number of its predicted tokens."""
         means, counts, _ = predictions.T
         return {"rows": np.ones(len(means)), "loss": -means * counts, "tokens": counts}
@@ -159,12 +177,13 @@ class LanguageModel(Task):
             self._hardest(evaluation),
         ]
 
-    def samples(self, predictor: "Predictor", split: "Split") -> list[dict]:
-        """Return the answers of the model for some documents."""
+    def samples(self, predictor: Predictor, rows: list[int], texts: list[str]) -> list[dict]:
+        """Return the answers of the model for some documents; `rows` are their row numbers."""
         raise NotImplementedError
 
-    def more_details(self, predictor: "Predictor", split: "Split") -> dict:
-        return {"samples": self.samples(predictor, split)}
+    def more_details(self, predictor: Predictor, split: Split) -> dict:
+        first = split.select(range(min(SAMPLE_DOCUMENTS, len(split))))
+        return {"samples": self.samples(predictor, first.rows.tolist(), first.columns()["text"])}
 
     def samples_title(self) -> tuple[str, str]:
         """Return the title of the section of samples on the report page, and the text below it."""
@@ -193,15 +212,3 @@ def _blank(texts: Dataset) -> np.ndarray:
         return {"blank": [not text.strip() for text in clean(batch["text"])]}
 
     return read_columns(map_once(texts, blank, Features({"blank": Value("bool")}), []), "blank")["blank"].to_numpy()
-
-
-def first_texts(split: "Split") -> tuple[list[int], list[str]]:
-    """Return the numbers and the texts of the first rows, for samples."""
-    first = split.select(range(min(SAMPLE_DOCUMENTS, len(split))))
-    return first.rows.tolist(), first.columns()["text"]
-
-
-def check_method(task: Task, config: Config) -> None:
-    """Raise `UserError` if only a new head is to be trained, because a language model has none."""
-    if config.method == "head":
-        raise UserError(f"method=head is not for {task.name}, which has no new head to train alone: set it to lora or full")

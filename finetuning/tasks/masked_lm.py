@@ -1,7 +1,6 @@
 """Further pre-training: an encoder predicts masked tokens of texts without labels."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,14 +13,9 @@ from finetuning.data.text import clean, shortened
 from finetuning.data.tokens import special_tokens
 from finetuning.errors import UserError
 from finetuning.model.generation import fill_masks
-from finetuning.model.scoring import targets_batch
 from finetuning.results.report import Example
-from finetuning.tasks.language_model import LanguageModel, first_texts
-
-if TYPE_CHECKING:
-    from finetuning.data.splits import Split
-    from finetuning.data.tokens import Tokens
-    from finetuning.training.prediction import Predictor
+from finetuning.tasks.language_model import LanguageModel
+from finetuning.training.prediction import Predictor
 
 SAMPLE_TOKENS = 48  # tokens at the start of a document that the model reads for the report page
 MASK = "[MASK]"  # the mask in texts for predict.py, for all tokenizers
@@ -47,13 +41,6 @@ class MaskedLM(LanguageModel):
     blocks = staticmethod(masked_blocks)
     block_columns = ("input_ids", "targets")
 
-    def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
-        """Return a batch, (blocks, tokens). Targets are -100 where no token is masked."""
-        return targets_batch(examples, tokenizer.pad_token_id)
-
-    def count_targets(self, train: "Tokens") -> int:
-        return train.count_targets("targets")
-
     def augment(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Callable[[dict, int, int], dict]:
         """Return a function of (block, epoch, row) that masks other tokens of the block in each epoch."""
 
@@ -77,11 +64,10 @@ class MaskedLM(LanguageModel):
 
     # --- results ---------------------------------------------------------------------------------------------------------
 
-    def samples(self, predictor: "Predictor", split: "Split") -> list[dict]:
+    def samples(self, predictor: Predictor, rows: list[int], texts: list[str]) -> list[dict]:
         """Return the beginnings of some documents with masked tokens, the guesses of the model, and the actual tokens."""
         samples, tokenizer = [], predictor.tokenizer
         before, after = special_tokens(tokenizer)
-        rows, texts = first_texts(split)
         for row, ids in zip(rows, token_ids(texts, tokenizer), strict=True):
             ids = ids[: min(SAMPLE_TOKENS, predictor.config.max_length - len(before) - len(after))]
             positions = sorted(np.random.default_rng(row).permutation(len(ids))[: max(1, len(ids) // 8)].tolist())
@@ -111,7 +97,7 @@ class MaskedLM(LanguageModel):
 
     # --- use -------------------------------------------------------------------------------------------------------------
 
-    def answers(self, predictor: "Predictor", batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
+    def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
         """Return `words` for each text: for each [MASK] the most probable tokens, each with `word` and `probability`."""
         words, tokenizer, max_length = [], predictor.tokenizer, predictor.config.max_length
         for text in clean(batch["text"]):
@@ -127,7 +113,7 @@ class MaskedLM(LanguageModel):
         )
         return f"{shortened(inputs)}  ->  {'; '.join(guesses)}"
 
-    def widget_values(self, predictor: "Predictor", text: str, label_names: list[str], calibration: dict) -> list:
+    def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
         return self.answers(predictor, {"text": [text]}, label_names, calibration)["words"]
 
     def pipeline(self, config: Config) -> tuple[str, str]:

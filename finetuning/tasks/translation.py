@@ -25,11 +25,11 @@ from finetuning.data.splits import Split
 from finetuning.data.text import LINE_BREAK, TEXT_COLUMNS, check_texts, clean, find_column, listed_columns, renamed
 from finetuning.data.tokens import Tokens, encode_batch, special_tokens, truncate, whole_ids
 from finetuning.errors import UserError
-from finetuning.model.scoring import scoring, targets_batch
+from finetuning.model.scoring import scoring
 from finetuning.results import bleu, metrics
 from finetuning.results.report import MAX_EXAMPLES, Example, Section
 from finetuning.task import Evaluation, Metric, Rows, Statistics, Task
-from finetuning.tasks.language_model import check_method
+from finetuning.tasks.language_model import TokenTask
 from finetuning.training.prediction import Predictor
 from finetuning.training.writing import translate
 from finetuning.use.ctranslate2 import CTranslate2
@@ -53,7 +53,7 @@ class Translations:
         return iter(self.scores)
 
 
-class Translation(Task):
+class Translation(TokenTask):
     """Translation of the column `source` into the column `target`. Predictions are `Translations`."""
 
     name = pipeline_tag = "translation"
@@ -63,7 +63,6 @@ class Translation(Task):
     token_settings = ("max_length", "truncation", "source_lang", "target_lang")
     settings = ("source_column", "target_column", "source_lang", "target_lang", "num_beams", "truncation", "label_smoothing_factor")
     readers = dict.fromkeys(LANGUAGE_ENDINGS, read_parallel)
-    mixed_lengths = True  # after many steps with only short texts, a model writes long texts badly
     length_edges = (0, 10, 20, 30, 50)
     prediction_column = "translation"
     export_formats = ("merged", "ctranslate2", "ctranslate2-int8")
@@ -74,9 +73,6 @@ class Translation(Task):
     code_template = "translation.py.jinja"
     widgets = (("text", "Translation"),)
     empty_answer = {"translation": "", "score": 0.0}
-
-    def check(self, config: Config) -> None:
-        check_method(self, config)
 
     # --- rows ------------------------------------------------------------------------------------------------------------
 
@@ -179,12 +175,6 @@ class Translation(Task):
 
         return scoring(model, model.get_decoder(), scores_of, inputs_of)
 
-    def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
-        return targets_batch(examples, tokenizer.pad_token_id)
-
-    def count_targets(self, train: Tokens) -> int:
-        return train.count_targets("targets")
-
     def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
         """Return a function of (scores, labels): the loss summed over tokens, with label smoothing (arXiv 1512.00567)."""
         smoothing = config.label_smoothing_factor
@@ -207,11 +197,6 @@ class Translation(Task):
         scores, greedy = self.scores(predictor, tokens), self.translate(predictor, tokens, 1)
         config = predictor.config
         return Translations(scores, greedy, greedy, set_direction(predictor.tokenizer, config), config.target_lang)
-
-    def scores(self, predictor: Predictor, tokens: Tokens) -> np.ndarray:
-        """Return the mean log-likelihood of the targets of each row, and their number, (rows, 2)."""
-        sums = predictor.array(tokens).astype(np.float64)
-        return np.stack([sums[:, 0] / sums[:, 2], sums[:, 2]], axis=1)
 
     def translate(self, predictor: Predictor, tokens: Tokens, num_beams: int) -> list[str]:
         """Return translations in the order of the rows; `num_beams` 1 is greedy search."""
