@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pyarrow.compute
 from datasets import ClassLabel, Dataset, Features, LargeList, List, Value
 
@@ -36,7 +37,6 @@ from finetuning.task import Rows
 WORD_COLUMNS = ("tokens", "words")  # usual names of columns
 TAG_COLUMNS = ("ner_tags", "tags")
 SPAN_COLUMNS = ("spans", "entities", "annotations", "label", "labels")
-MAX_TYPES_NAMED = 5  # in an error message
 MAX_CHARACTERS_SHOWN = 100  # of an entity that can't be read, in an error message
 ROWS_CHECKED = 1_000  # first rows of a table, to see whether each is a single word
 
@@ -124,25 +124,6 @@ def place(value: str | list[str] | dict) -> dict:
     ends = np.cumsum([len(word) + 1 for word in text]) - 1
     starts = ends - [len(word) for word in text]
     return {"text": " ".join(text), "starts": starts.tolist(), "ends": ends.tolist()}
-
-
-def read_row(text: str | list[str], annotation: Annotation, names: list[str] | None, unit: str) -> dict:
-    """Return a row with the columns `FEATURES`.
-
-    `names`: the names of the tags, if tags are numbers. `unit`: the unit of offsets, a key of `OFFSET_UNITS`. Raise `UserError`,
-    `ValueError`, `TypeError` or `IndexError` for a row that can't be read.
-    """
-    marks, placed = annotation.marks, NO_WORDS | place(text)
-    are_spans = isinstance(marks[0], Span) if marks else isinstance(text, str)
-    if are_spans != isinstance(text, str):
-        kinds = ("a text", "a tag for each word") if isinstance(text, str) else ("a list of words", "spans in a text")
-        raise UserError(
-            f"text_column holds {kinds[0]} but label_column {kinds[1]}: give a list of words with a tag for each, or a text with "
-            "spans"
-        )
-    if are_spans:
-        return placed | read_spans(text, annotation, placed["starts"], placed["ends"], unit)
-    return placed | {"tags": read_tags(text, marks, names)}
 
 
 def read_spans(text: str, annotation: Annotation, starts: list[int], ends: list[int], unit: str) -> dict:
@@ -259,15 +240,25 @@ def _map_rows(part: _Part, function: Callable[[str | list[str], Annotation], dic
 
 
 def _reader(feature: object, unit: str) -> Callable[[str | list[str], Annotation], dict]:
-    """Return a function from a text and its annotation to a row with `FEATURES`; `feature` is that of the label column."""
+    """Return a function from a text and its annotation to a row with the columns `FEATURES`.
+
+    `feature` is that of the label column. `unit`: the unit of offsets, a key of `OFFSET_UNITS`. The function raises `UserError`,
+    `ValueError`, `TypeError` or `IndexError` for a row that can't be read.
+    """
     names = feature.feature.names if _are_tags(feature) and isinstance(feature.feature, ClassLabel) else None
 
-    def make_row(text: str | list[str], annotation: Annotation) -> dict:
+    def read_row(text: str | list[str], annotation: Annotation) -> dict:
         if annotation.missing:
             return NO_WORDS | {"left_out": True, "remarks": [remark._asdict() for remark in annotation.remarks]}
-        return read_row(text, annotation, names, unit)
+        marks, placed, is_text = annotation.marks, NO_WORDS | place(text), isinstance(text, str)
+        if marks and isinstance(marks[0], Span) != is_text:
+            kinds = "a text but label_column a tag for each word" if is_text else "a list of words but label_column spans in a text"
+            raise UserError(f"text_column holds {kinds}: give a list of words with a tag for each, or a text with spans")
+        if is_text:
+            return placed | read_spans(text, annotation, placed["starts"], placed["ends"], unit)
+        return placed | {"tags": read_tags(text, marks, names)}
 
-    return make_row
+    return read_row
 
 
 def _are_tags(feature: object) -> bool:
@@ -317,18 +308,20 @@ def count_whole_words(text: str | list[str], annotation: Annotation) -> dict:
 
 def _summarize(rows: dict[str, Dataset]) -> list[str]:
     """Return a note for each kind of remark: how many there are, their first rows, and the first example."""
-    by_kind: dict[str, dict[str, list]] = {}
-    for split, split_rows in rows.items():
-        for number, remarks in enumerate(read_columns(split_rows, "remarks")["remarks"].to_pylist()):
-            for remark in remarks:
-                by_kind.setdefault(remark["kind"], {}).setdefault(split, []).append((number, remark["example"]))
+    remarks = pd.DataFrame(
+        [
+            remark | {"split": split, "row": number}
+            for split, split_rows in rows.items()
+            for number, row_remarks in enumerate(read_columns(split_rows, "remarks")["remarks"].to_pylist())
+            for remark in row_remarks
+        ],
+        columns=["kind", "example", "split", "row"],
+    )
     lines = []
-    for kind, by_split in by_kind.items():
-        places = ", ".join(
-            f"row {listed([*dict.fromkeys(number for number, _ in examples)])} of {split}" for split, examples in by_split.items()
-        )
-        example = next(iter(by_split.values()))[0][1]
-        lines.append(f"{sum(map(len, by_split.values())):,} {kind} ({places}{'; first: ' + example if example else ''})")
+    for kind, group in remarks.groupby("kind", sort=False):
+        places = (f"row {listed(part.row.unique())} of {split}" for split, part in group.groupby("split", sort=False))
+        example = group.example.iloc[0]
+        lines.append(f"{len(group):,} {kind} ({', '.join(places)}{'; first: ' + example if example else ''})")
     return lines
 
 
@@ -346,8 +339,8 @@ def _check_types(rows: dict[str, Dataset], counts: dict[str, Counter], types: li
             row_tags = read_columns(rows[split], "tags")["tags"].to_pylist()
             first = next(i for i, tags in enumerate(row_tags) if any(tag[2:] in unknown for tag in tags))
             raise UserError(
-                f"label_column={column}: split {split} has entities of a type that train lacks: "
-                f"{', '.join(unknown[:MAX_TYPES_NAMED])} (first in row {first}); train has {', '.join(types)}"
+                f"label_column={column}: split {split} has entities of a type that train lacks: {listed(unknown)} (first in row "
+                f"{first}); train has {', '.join(types)}"
             )
 
 

@@ -48,6 +48,9 @@ from finetuning.results.report import Section, show_spans
 from finetuning.task import Evaluation, Metric, Rows, Statistics, Task
 from finetuning.training.prediction import Predictor
 
+# An entity in an answer; `start` and `end` are characters of the text.
+ENTITY = dict(start=Value("int64"), end=Value("int64"), text=Value("string"), label=Value("string"), probability=Value("float64"))
+
 
 class Entities(Task):
     """Named entities. A row is a sentence, or any other text."""
@@ -73,16 +76,7 @@ class Entities(Task):
     rows_are_neighbours = True
     length_edges = (0, 8, 16, 32, 64)
     export_formats = ("merged", "onnx", "int8")
-    answer_features = Features(
-        {
-            "entities": List(
-                {
-                    **dict(start=Value("int64"), end=Value("int64"), text=Value("string")),
-                    **dict(label=Value("string"), probability=Value("float64")),
-                }
-            )
-        }
-    )
+    answer_features = Features({"entities": List(ENTITY)})
     options = {"context": None}  # "sentence" or "neighbours", as in config.py; None: as in training
     examples = (
         "Angela Merkel flew to Paris to meet the president of the European Commission.",
@@ -106,9 +100,6 @@ class Entities(Task):
 
     def contents(self, batch: dict[str, list], labels: np.ndarray) -> tuple[list[str], Sequence]:
         return batch["text"], [" ".join(map(str, tags)) for tags in batch["tags"]]
-
-    def readable(self, batch: dict[str, list]) -> dict[str, list[str]]:
-        return {"text": batch["text"]}
 
     def label_counts(self, split: Split, label_names: list[str]) -> dict[str, int]:
         codes = np.concatenate(actual_codes(split))  # 0 is O; the types follow with two codes each, B- and I-
@@ -286,21 +277,14 @@ class Entities(Task):
         codes, types = self.decide(logits, calibration), types_of(label_names)
         sentences = [entities(tags) for tags in codes]
         probabilities = entity_probabilities(word_probabilities(logits, codes, calibration["temperature"]), sentences)
-        return {
-            "entities": [
-                [
-                    {
-                        "start": start,
-                        "end": end,
-                        "text": row["text"][start:end],
-                        "label": label,
-                        "probability": round(probability, 6),
-                    }
-                    for (start, end, label), probability in zip(place_entities(row, sentence, types), values, strict=True)
-                ]
-                for row, sentence, values in zip(rows, sentences, probabilities, strict=True)
+        answers = [
+            [
+                dict(start=start, end=end, text=row["text"][start:end], label=label, probability=round(probability, 6))
+                for (start, end, label), probability in zip(place_entities(row, sentence, types), values, strict=True)
             ]
-        }
+            for row, sentence, values in zip(rows, sentences, probabilities, strict=True)
+        ]
+        return {"entities": answers}
 
     def as_json(self, inputs: dict[str, str], answer: dict) -> dict:
         return {"text": spans.place(inputs["text"])["text"], "entities": answer["entities"]}
@@ -332,13 +316,8 @@ def actual_codes(split: Split) -> list[np.ndarray]:
 
 def show_entities(codes_of_rows: list[np.ndarray], split: Split, label_names: list[str]) -> list[str]:
     """Return the entities of each row as text, with their types."""
-    rows, types = split.columns(), types_of(label_names)
-    places = [
-        place_entities({"starts": starts, "ends": ends}, entities(codes), types)
-        for starts, ends, codes in zip(rows["starts"], rows["ends"], codes_of_rows, strict=True)
-    ]
-    lines = (
-        ", ".join(f"{text[start:end]} ({name})" for start, end, name in spans)
-        for text, spans in zip(rows["text"], places, strict=True)
-    )
-    return [line or "no entity" for line in lines]
+    rows, types, lines = split.columns(), types_of(label_names), []
+    for text, starts, ends, codes in zip(rows["text"], rows["starts"], rows["ends"], codes_of_rows, strict=True):
+        places = place_entities({"starts": starts, "ends": ends}, entities(codes), types)
+        lines.append(", ".join(f"{text[start:end]} ({name})" for start, end, name in places) or "no entity")
+    return lines
