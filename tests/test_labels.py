@@ -54,6 +54,7 @@ NUMBER_LISTS = List(Value("int64"))
         (["array(['b', 'a'], dtype=object)", "array(['b'], dtype=object)"], TEXT, [["a", "b"], ["b"]], "written as text"),
         (["[b, a c]", "[b]"], TEXT, [["a c", "b"], ["b"]], "written as text"),
         (["{b,a}", "{}"], TEXT, [["a", "b"], []], "written as text"),
+        (["[np.sum, np.mean]", "[np.sum]"], TEXT, [["np.mean", "np.sum"], ["np.sum"]], "written as text"),
     ],
 )  # fmt: skip
 def test_lists_are_read_as_several_labels(values, feature, sets, note):

@@ -18,6 +18,7 @@ from finetuning.errors import UserError
 
 MAX_SHOWN = 60  # characters of a value that a message shows
 OTHER_TASK = "; for entities in the text set task to token-classification"
+WRONG_KIND = f"a label must be a text or a number, or a list of them{OTHER_TASK}"
 
 QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 CONSTANTS = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None, "nan": None, "NaN": None}
@@ -95,12 +96,12 @@ def find_lists(raw: dict[str, Dataset], column: str) -> Lists | None:
     if isinstance(feature, List | LargeList):
         arrays = {split: read_columns(rows, column)[column].combine_chunks() for split, rows in raw.items()}
         if pyarrow.types.is_nested(arrays["train"].type.value_type):
-            refuse(column, "train", 0, raw["train"][:1][column], f"it must be a text or a number, or a list of them{OTHER_TASK}")
+            refuse(column, "train", 0, raw["train"][:1][column], WRONG_KIND)
         return Lists({split: array.cast(pyarrow.list_(array.type.value_type)) for split, array in arrays.items()}, "it holds lists")
     if not isinstance(feature, Json) and getattr(feature, "dtype", None) not in ("string", "large_string"):
         return None
     columns = {split: distinct(rows, column) for split, rows in raw.items()}
-    lists, reason = _lists_in_json(columns, column), "it holds lists"
+    lists, reason = _lists_in_json(columns), "it holds lists"
     if lists is None:
         lists, reason = _lists_in_texts(columns, column), "it holds lists that are written as text"
     if lists is None:
@@ -108,14 +109,9 @@ def find_lists(raw: dict[str, Dataset], column: str) -> Lists | None:
     return Lists(_as_arrays(columns, lists, column), reason)
 
 
-def _lists_in_json(columns: dict[str, Distinct], column: str) -> dict[str, list] | None:
-    """Return each distinct value as a list; a value that is no list becomes a list of one. Return None if no value is a list."""
-    for split in columns:
-        for position, value in enumerate(columns[split].values):
-            if isinstance(value, dict):
-                remedy = f"a label must be a text or a number, or a list of them{OTHER_TASK}"
-                refuse(column, split, columns[split].row_of(position), value, remedy)
-    if not any(isinstance(value, list) for values, _ in columns.values() for value in values):
+def _lists_in_json(columns: dict[str, Distinct]) -> dict[str, list] | None:
+    """Return each distinct value as a list; a value that is no list becomes a list of one. Return None for texts and numbers."""
+    if not any(isinstance(value, list | dict) for values, _ in columns.values() for value in values):
         return None
     return {
         split: [value if isinstance(value, list) or value is None else [value] for value in values]
@@ -166,10 +162,10 @@ def read_list(text: str, words: bool = False) -> list | None:
 
 def _value(item: str, words: bool) -> Any:
     """Return the value of an item of a list; `words` as in `read_list`."""
-    if item.startswith("np."):
+    if item.startswith("np.") and not words:  # such as np.str_('a'); with `words`, np.sum is a label
         item = item.partition("(")[2].removesuffix(")")
     if item[0] not in "'\"":
-        return item if words else CONSTANTS[item] if item in CONSTANTS else json.loads(re.sub(r"\.(?!\d)", ".0", item))
+        return item if words else CONSTANTS[item] if item in CONSTANTS else ast.literal_eval(item)
     try:
         return json.loads(item) if item[0] == '"' else ast.literal_eval(item)
     except (ValueError, SyntaxError):
@@ -183,8 +179,7 @@ def _as_arrays(columns: dict[str, Distinct], lists: dict[str, list], column: str
         for position, labels in enumerate(values):
             kinds |= {kind_of(label) for label in labels or [] if label is not None}
             if kinds & {list, dict}:
-                remedy = f"its labels must be texts or numbers{OTHER_TASK}"
-                refuse(column, split, columns[split].row_of(position), labels, remedy)
+                refuse(column, split, columns[split].row_of(position), columns[split].values[position], WRONG_KIND)
     if len(kinds) > 1 or int in kinds:
         lists = {
             split: [labels and [label if label is None else as_text(label) for label in labels] for labels in values]
