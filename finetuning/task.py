@@ -429,4 +429,4 @@ class Task:
 
     def explain(self, predictor: "Predictor", text: str) -> list[tuple[str, float]]:
         """Return each word with its contribution to the prediction, in order. Raise `UserError` if the task can't explain."""
-        raise UserError(f"--explain works for labels of single texts, not for {self.name}: leave it out")
+        raise UserError("--explain works only if the model gives one label to a single text: leave it out")

@@ -1,6 +1,7 @@
 """Random changes of training texts that keep the label, new in each epoch. They work on token ids and cost almost no time."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -40,16 +41,11 @@ def augmentation(tokenizer: PreTrainedTokenizerBase, config: Config) -> Change |
         return None
     before, after = special_tokens(tokenizer)
     ends = set(tokenizer.convert_tokens_to_ids([".", "!", "?"])) - {tokenizer.unk_token_id}
+    changes = {"token-dropout": drop_tokens, "crop": crop, "sentence-shuffle": partial(shuffle_sentences, ends=ends)}
+    change_text = changes[config.augmentation]
 
     def change(ids: list[int], epoch: int, row: int) -> list[int]:
         rng = np.random.default_rng([config.seed, epoch, row])
-        text = ids[len(before) : len(ids) - len(after)]
-        if config.augmentation == "token-dropout":
-            text = drop_tokens(text, rng)
-        elif config.augmentation == "crop":
-            text = crop(text, rng)
-        else:
-            text = shuffle_sentences(text, rng, ends)
-        return [*before, *text, *after]
+        return [*before, *change_text(ids[len(before) : len(ids) - len(after)], rng), *after]
 
     return change

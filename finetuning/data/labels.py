@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
@@ -15,13 +15,13 @@ import pyarrow.compute
 from datasets import ClassLabel, Dataset
 
 from finetuning.data.label_forms import Distinct, Lists, as_text, distinct, find_lists, kind_of, refuse
+from finetuning.data.splits import listed
 from finetuning.errors import UserError
 
 SEPARATORS = "[,;|]"  # between labels that are written as one text
 HASH = r"(?<=\w)#(?=\w)"  # doccano's separator, as in "a#b"; "C#" is one label
 POSSIBLE_SEPARATORS = rf"[,;|/+&\n，、；]|{HASH}"  # a label with one of these may be several labels; a note says so
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
-MAX_NAMED = 5  # labels in a message
 MAX_CLASSES = 20  # more are allowed if classes have four rows on average, or if the user named the column
 WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]*")
 ZERO_OR_ONE = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
@@ -74,9 +74,8 @@ def encode_labels(raw: dict[str, Dataset], column: str, named: bool = False) -> 
         positions = {value: i for i, value in enumerate(names)}
     codes = {}
     for split, (values, indices) in labels.items():
-        unknown = sorted({str(value) for value in values if value is not None and value not in positions})
-        if unknown and not isinstance(feature, ClassLabel):
-            _refuse_unknown(column, split, unknown, f"; train has {_listed(names)}")
+        if not isinstance(feature, ClassLabel):
+            _refuse_unknown(values, names, split, column)
         codes[split] = np.array([*(positions.get(value, -1) for value in values), -1], dtype=np.int64)[indices]
     present = np.unique(codes["train"][codes["train"] >= 0])
     if len(present) == 0:
@@ -153,14 +152,11 @@ def _single_labels(lists: pyarrow.Array, split: str, column: str) -> Distinct:
     return Distinct(labels.distinct, codes)
 
 
-def _refuse_unknown(column: str, split: str, unknown: list, more: str = "") -> NoReturn:
-    """Raise `UserError` for labels of a split that train lacks; `more` ends the message."""
-    raise UserError(f"label_column={column}: split {split} has labels that train lacks: {_listed(unknown)}{more}")
-
-
-def _listed(labels: list) -> str:
-    """Return the first `MAX_NAMED` labels for a message."""
-    return ", ".join(map(repr, labels[:MAX_NAMED])) + (", ..." if len(labels) > MAX_NAMED else "")
+def _refuse_unknown(values: list, known: list, split: str, column: str) -> None:
+    """Raise `UserError` if a split has labels, its distinct `values`, that train lacks; `known` are those of train."""
+    if unknown := {*values} - {*known, None}:
+        names, train_names = (listed([repr(str(label)) for label in labels]) for labels in (sorted(unknown), known))
+        raise UserError(f"label_column={column}: split {split} has labels that train lacks: {names}; train has {train_names}")
 
 
 def _notes_on_names(names: list[str], column: str) -> list[str]:
@@ -168,7 +164,8 @@ def _notes_on_names(names: list[str], column: str) -> list[str]:
     remarks, normalised = [], {name: " ".join(unicodedata.normalize("NFKC", name).casefold().split()) for name in names}
     counts = Counter(normalised.values())
     if alike := sorted((name for name in names if counts[normalised[name]] > 1), key=normalised.get):
-        remarks.append(f"label_column={column}: labels that differ only in capital letters or spaces: {_listed(alike)}")
+        names_alike = listed([*map(repr, alike)])
+        remarks.append(f"label_column={column}: labels that differ only in capital letters or spaces: {names_alike}")
     parts = {name: {part.strip() for part in re.split(POSSIBLE_SEPARATORS, name)} - {"", name} for name in names}
     part_counts = Counter(part for name in names for part in parts[name])
     for name, name_parts in parts.items():
@@ -209,8 +206,7 @@ def encode_label_lists(raw: dict[str, Dataset], column: str) -> Encoded:
         raise UserError(f"label_column={column}: train has fewer than two labels, {names}: set it to the column with the labels")
     positions, encoded = {label: i for i, label in enumerate(known)}, {}
     for split, (rows, values, codes, _) in labels.items():
-        if unknown := [label for label in values if label not in positions]:
-            _refuse_unknown(column, split, unknown)
+        _refuse_unknown(values, known, split, column)
         encoded[split] = np.zeros((len(raw[split]), len(names)), dtype=np.float32)
         encoded[split][rows, np.array([positions[label] for label in values], dtype=np.int64)[codes]] = 1
     return Encoded(encoded, names, [*remarks, *_notes_on_names(names, column)])
@@ -310,15 +306,12 @@ def encode_label_columns(raw: dict[str, Dataset], columns: list[str]) -> Encoded
         encoded[split] = np.empty((len(rows), len(columns)), dtype=np.float32)
         for i, column in enumerate(columns):
             values, codes = distinct(rows, column)
-            numbers = [ZERO_OR_ONE.get(str(value).lower()) for value in values]
-            valid = np.array([*(number is not None for number in numbers), False])[codes]
-            if not valid.all():
-                row, code = int(np.argmin(valid)), int(codes[np.argmin(valid)])
-                value = values[code] if code >= 0 else None
-                refuse(
-                    column, split, row, value, "each label is a column of 0 and 1: name only such columns, and correct other values"
-                )
-            encoded[split][:, i] = np.array(numbers, dtype=np.float32)[codes]
+            values = [*values, None]  # a missing value has the code -1
+            numbers = np.array([ZERO_OR_ONE.get(str(value).lower(), np.nan) for value in values], dtype=np.float32)[codes]
+            if len(wrong := np.flatnonzero(np.isnan(numbers))):
+                row, remedy = int(wrong[0]), "each label is a column of 0 and 1: name only such columns, and correct other values"
+                refuse(column, split, row, values[codes[row]], remedy)
+            encoded[split][:, i] = numbers
     names = [column.strip() for column in columns]
     return Encoded(encoded, names, ["read as several labels for each text, because label_column names several columns"])
 

@@ -19,7 +19,7 @@ TASKS: tuple[Task, ...] = (SingleLabel(), MultiLabel(), Regression(), Entities()
 def pick(config: Config, given: Collection[str] = ()) -> Task:
     """Return the task that `config` names. Its settings `given` by the user are checked too.
 
-    Raise `UserError` for an unknown task, and for a setting in `given` that the task does not read.
+    Raise `UserError` for an unknown task, for a setting in `given` that only other tasks read, and for a metric of another task.
     """
     candidates = [task for task in TASKS if task.name == config.task]
     if not candidates:
@@ -30,12 +30,7 @@ def pick(config: Config, given: Collection[str] = ()) -> Task:
         kinds = [task.problem_type for task in candidates if task.problem_type]
         remedy = f"set it to {' or '.join(kinds)}" if kinds else "leave it out"
         raise UserError(f"problem_type={config.problem_type} is not for task={config.task}: {remedy}")
-    _check(matches[0], config, given)
-    return matches[0]
-
-
-def _check(task: Task, config: Config, given: Collection[str]) -> None:
-    """Raise `UserError` for given settings that only other tasks read, and for a metric that the task does not have."""
+    task = matches[0]
     unread = {setting for other in TASKS for setting in other.settings} - {*task.settings, "problem_type"}
     for setting in sorted(unread & {*given}):
         if getattr(config, setting) != getattr(Config, setting):
@@ -45,3 +40,4 @@ def _check(task: Task, config: Config, given: Collection[str]) -> None:
         metric = f"metric_for_best_model={config.metric_for_best_model}"
         raise UserError(f"{metric} is not known for {config.task}: set it to one of {', '.join(names)}")
     task.check(config)
+    return task

@@ -121,11 +121,8 @@ class Chat(TokenTask):
         names = {column: name for name, column in columns.items()}
         rows = {split: part.select_columns([*names]).rename_columns(names) for split, part in raw.items()}
         left_out, remarks = {}, [f"prompts and answers are read from {', '.join(columns.values())}"]
-        if (
-            "completion" not in columns
-            and isinstance(rows["train"][0]["prompt"], str)
-            and not conversation_of_text(rows["train"][0]["prompt"])
-        ):
+        first_prompt = rows["train"][0]["prompt"]
+        if "completion" not in columns and isinstance(first_prompt, str) and not conversation_of_text(first_prompt):
             raise UserError(
                 f"prompt_column={columns['prompt']} holds texts, and no column has a usual name for answers "
                 f"({', '.join(ANSWER_COLUMNS)}): set completion_column to the column with the answers"

@@ -203,9 +203,8 @@ class SingleLabel(Labels):
         labels, predicted = evaluation.split.labels, self.decide(evaluation.predictions, {})
         title, counts = plots.title(ACCURACY, metrics), metrics["confusion_matrix"]
         draw = partial(plots.plot_confusion_matrix, counts, (names, names), title)
-        validation, roc_auc = metrics["validation"], "not defined: a label is missing from the test"
-        if metrics["roc_auc"] is not None:
-            roc_auc = f"{metrics['roc_auc']:.4f}"
+        validation, no_auc = metrics["validation"], "not defined: a label is missing from the test"
+        roc_auc = no_auc if metrics["roc_auc"] is None else f"{metrics['roc_auc']:.4f}"
         scores = (metrics["averaged"], f"{metrics['precision']:.4f}", f"{metrics['recall']:.4f}", roc_auc)
         numbers = (
             *([("F1", f"{metrics['f1']:.4f}", metrics["averaged"])] if len(names) == 2 else []),  # else it is the macro F1

@@ -214,9 +214,6 @@ class TextClassification(Task):
             "longer than the model can read raises an error."
         )
 
-    def explain(self, predictor: Predictor, text: str) -> list[tuple[str, float]]:
-        raise UserError("--explain works for one label of a single text, not for pairs, several labels or numbers: leave it out")
-
     def code_variables(self, config: Config, calibration: dict) -> dict:
         return {"inputs": ["text", *(["text_pair"] if config.text_pair_column else [])], "line_break": LINE_BREAK.pattern}
 

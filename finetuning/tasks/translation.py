@@ -86,9 +86,8 @@ class Translation(TokenTask):
         for side, usual in (("source", SOURCE_COLUMNS), ("target", TARGET_COLUMNS)):
             given = getattr(config, f"{side}_column")
             name = given or getattr(config, f"{side}_lang")
-            matches = [
-                column for column in available if name in (column, column.rpartition(".")[2])
-            ]  # "en" matches "translation.en"
+            # "en" matches "translation.en".
+            matches = [column for column in available if name in (column, column.rpartition(".")[2])]
             columns[side] = find_column(f"{side}_column", matches[0] if len(matches) == 1 else given, usual, available)
         if columns["source"] == columns["target"]:
             raise UserError(
@@ -222,9 +221,8 @@ class Translation(TokenTask):
     def lengths(self, evaluation: Evaluation) -> np.ndarray:
         """Return the number of words of each source, or of characters if its language has no spaces between words, (rows,)."""
         sources = clean(evaluation.split.columns()["source"])
-        if _unit_of_length(evaluation.config, sources) == "words":
-            return np.array([len(text.split()) for text in sources])
-        return np.array([len("".join(text.split())) for text in sources])
+        in_words = _unit_of_length(evaluation.config, sources) == "words"
+        return np.array([len(text.split() if in_words else "".join(text.split())) for text in sources])
 
     # --- results ---------------------------------------------------------------------------------------------------------
 
@@ -285,13 +283,8 @@ class Translation(TokenTask):
         unit = _unit_of_length(evaluation.config, clean(evaluation.split.columns()["source"]))
         for group in evaluation.metrics["by_length"]:
             length = f"{group['above'] + 1} to {group['up_to']}" if group["up_to"] else f"{group['above'] + 1} or more"
-            numbers.append(
-                (
-                    f"{length} {unit}",
-                    metric.show(group["bleu"]),
-                    f"{metric.show_interval(group['bleu_ci95'])}; {group['n']:,} pairs",
-                )
-            )
+            note = f"{metric.show_interval(group['bleu_ci95'])}; {group['n']:,} pairs"
+            numbers.append((f"{length} {unit}", metric.show(group["bleu"]), note))
         return Section("By length of the source", f"BLEU by the number of {unit} of the source.", numbers=tuple(numbers))
 
     def remark(self, metrics: dict) -> str:
