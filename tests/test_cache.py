@@ -12,13 +12,14 @@ from entity_files import write_entity_files
 
 from config import Config
 from finetuning import tasks
-from finetuning.data import blocks, languages, text, tokens, windows
+from finetuning.data import languages, text, tokens, windows
 from finetuning.data.cache import source_of
 from finetuning.data.sources import find_model
 from finetuning.data.splits import load_data
 from finetuning.model.base import load_tokenizer
 from finetuning.results import cards, label_report, report
 from finetuning.task import Task
+from finetuning.tasks import language_model, masked_lm
 
 MODELS = {"causal-lm": "gpt2", "translation": "marian"}
 NAMES = ("text-classification", "token-classification", "causal-lm", "masked-lm", "translation")
@@ -90,8 +91,8 @@ def test_a_changed_max_length_tokenizes_again(encode):
 HELPERS = {  # functions that `tokenize` calls, directly or through others
     "text-classification": [(tokens, "tokenize_texts"), (tokens, "truncate"), (tokens, "special_tokens"), (text, "clean")],
     "token-classification": [(windows, "tokenize"), (windows, "label_sub_words"), (windows, "split"), (tokens, "special_tokens")],
-    "causal-lm": [(blocks, "token_ids"), (blocks, "start_token"), (text, "clean")],
-    "masked-lm": [(blocks, "token_ids"), (blocks, "mask_tokens"), (tokens, "special_tokens"), (text, "clean")],
+    "causal-lm": [(language_model, "token_ids"), (tokens, "start_token"), (text, "clean")],
+    "masked-lm": [(language_model, "token_ids"), (masked_lm, "mask_tokens"), (tokens, "special_tokens"), (text, "clean")],
     "translation": [(tokens, "truncate"), (languages, "set_direction"), (languages, "known_languages"), (text, "clean")],
 }
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from config import Config
 from finetuning.data.annotations import parse_list
-from finetuning.data.blocks import start_token
 from finetuning.data.text import find_column
+from finetuning.data.tokens import start_token
 from finetuning.errors import UserError
 
 Messages = list[dict[str, str]]

@@ -140,6 +140,11 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[
     return full[:first], full[first + len(plain) :]
 
 
+def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that begins a text for a causal model: the tokenizer's start token, or its end token if it has none."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+
 def truncate(ids: list[int], max_length: int, side: str, first: int = 1, last: int = 1) -> list[int]:
     """Return at most `max_length` ids: the head, the tail, or both (head+tail: a quarter and the rest, as in arXiv 1905.05583).
 

@@ -1,5 +1,6 @@
 """A decoder continues texts in the style of its training texts. If the data hold prompts and answers, the task is that of chat.py."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -8,16 +9,15 @@ from peft import TaskType
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from config import Config
-from finetuning.data.blocks import causal_blocks, start_token, token_ids
 from finetuning.data.chats import find_chat_columns
-from finetuning.data.tokens import Tokens
+from finetuning.data.tokens import Tokens, start_token
 from finetuning.errors import UserError
 from finetuning.model.generation import continue_text
 from finetuning.model.scoring import next_token_batch
 from finetuning.results.report import Example
 from finetuning.task import Task
 from finetuning.tasks.chat import Chat
-from finetuning.tasks.language_model import LanguageModel
+from finetuning.tasks.language_model import LanguageModel, token_ids
 from finetuning.training.prediction import Predictor
 
 PROMPT_TOKENS = 24  # tokens at the start of a document that the model continues for the report page
@@ -39,7 +39,6 @@ class CausalLM(LanguageModel):
     examples = ("This film", "The worst thing about it is", "I had never heard of the director, but")
     code_template = "causal-lm.py.jinja"
     widgets = (("text", "The text and its continuation"),)
-    blocks = staticmethod(causal_blocks)
     settings = Chat.settings  # the data decide between the two
     block_columns = ("input_ids",)
 
@@ -59,6 +58,17 @@ class CausalLM(LanguageModel):
         config = replace(config, prompt_column=columns["prompt"], completion_column=columns.get("completion"))
         Chat().check(config)
         return Chat(), config
+
+    def blocks(self, ids: list[int], tokenizer: PreTrainedTokenizerBase, config: Config) -> Iterator[tuple[list[int]]]:
+        """Yield the token ids of each block. It begins with the last token of the block before."""
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                f"task=causal-lm: the tokenizer of {config.model_name} has no token for the end of a text: set model_name to a decoder "
+                "such as gpt2, or set task to masked-lm"
+            )
+        ids = [start_token(tokenizer), *ids, tokenizer.eos_token_id]
+        for start in range(0, len(ids) - 1, config.max_length - 1):
+            yield (ids[start : start + config.max_length],)
 
     def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
         """Return a batch, (blocks, tokens). All tokens but the first are predicted."""

@@ -14,13 +14,12 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from config import Config
-from finetuning.data.blocks import token_ids
 from finetuning.data.cache import map_once, read_columns
 from finetuning.data.formats import read_documents
 from finetuning.data.labels import encode_labels
 from finetuning.data.splits import Split
 from finetuning.data.text import LABEL_COLUMNS, check_texts, clean, find_column, renamed, text_columns
-from finetuning.data.tokens import Tokens
+from finetuning.data.tokens import Tokens, whole_ids
 from finetuning.errors import UserError
 from finetuning.model.scoring import scoring, targets_batch
 from finetuning.results.report import MAX_EXAMPLES, Example, Section
@@ -81,8 +80,7 @@ class LanguageModel(TokenTask):
     labels_required = False
     truncates = False
     prediction_column = "loss"
-    blocks: Callable[..., Iterator[tuple]]  # (token ids of a text, tokenizer, config) -> blocks, each with `block_columns`
-    block_columns: tuple[str, ...]  # names of lists of token ids
+    block_columns: tuple[str, ...]  # names of the lists of token ids that a block has
 
     # --- rows ------------------------------------------------------------------------------------------------------------
 
@@ -125,6 +123,10 @@ class LanguageModel(TokenTask):
         """Return the columns of a block: its token ids, its document (`rows`) and its length."""
         token_ids = {name: List(Value("int32")) for name in self.block_columns}
         return Features(token_ids | {"rows": List(Value("int64")), "length": Value("int32")})
+
+    def blocks(self, ids: list[int], tokenizer: PreTrainedTokenizerBase, config: Config) -> Iterator[tuple]:
+        """Yield the `block_columns` of each block of a document with the token ids `ids`. Raise `UserError` if a token is missing."""
+        raise NotImplementedError
 
     def tokenize(self, batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, list]:
         columns = {name: [] for name in (*self.block_columns, "rows", "length")}
@@ -203,6 +205,11 @@ class LanguageModel(TokenTask):
             documents = [Example(title + text[:MAX_LINE_CHARACTERS], text) for title, text in zip(titles, lines.text, strict=True)]
             examples.append((kind, documents))
         return Section("The hardest and the easiest documents", f"All {len(order):,} are in errors.csv.", examples=tuple(examples))
+
+
+def token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the token ids of texts, without truncation and without special tokens."""
+    return whole_ids(clean(texts), tokenizer, special=False)
 
 
 def _blank(texts: Dataset) -> np.ndarray:

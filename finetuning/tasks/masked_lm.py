@@ -1,6 +1,7 @@
 """Further pre-training: an encoder predicts masked tokens of texts without labels."""
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -8,13 +9,12 @@ from datasets import Features, List, Value
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from config import Config
-from finetuning.data.blocks import mask_tokens, masked_blocks, token_ids
 from finetuning.data.text import clean, shortened
 from finetuning.data.tokens import special_tokens
 from finetuning.errors import UserError
 from finetuning.model.generation import fill_masks
 from finetuning.results.report import Example
-from finetuning.tasks.language_model import LanguageModel
+from finetuning.tasks.language_model import LanguageModel, token_ids
 from finetuning.training.prediction import Predictor
 
 SAMPLE_TOKENS = 48  # tokens at the start of a document that the model reads for the report page
@@ -38,8 +38,18 @@ class MaskedLM(LanguageModel):
     answer_features = Features({"words": List(List({"word": Value("string"), "probability": Value("float64")}))})
     code_template = "masked-lm.py.jinja"
     widgets = (("json", f"The most probable tokens for each {MASK}"),)
-    blocks = staticmethod(masked_blocks)
     block_columns = ("input_ids", "targets")
+
+    def blocks(self, ids: list[int], tokenizer: PreTrainedTokenizerBase, config: Config) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the result of `mask_tokens` for each block. The masked tokens depend only on the block."""
+        if tokenizer.mask_token_id is None:
+            raise UserError(f"task=masked-lm: the tokenizer of {config.model_name} has no mask token: set task to causal-lm")
+        before, after = special_tokens(tokenizer)
+        ids = ids or [tokenizer.unk_token_id]  # some texts have no token at all
+        width = config.max_length - len(before) - len(after)
+        for start in range(0, len(ids), width):
+            block = np.array([*before, *ids[start : start + width], *after])
+            yield mask_tokens(block, np.random.default_rng(zlib.crc32(block.tobytes())), tokenizer, config)
 
     def augment(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Callable[[dict, int, int], dict]:
         """Return a function of (block, epoch, row) that masks other tokens of the block in each epoch."""
@@ -121,3 +131,21 @@ class MaskedLM(LanguageModel):
 
     def code_variables(self, config: Config, calibration: dict) -> dict:
         return {"mask": MASK, "guesses": GUESSES_PER_MASK}
+
+
+def mask_tokens(
+    block: np.ndarray, rng: np.random.Generator, tokenizer: PreTrainedTokenizerBase, config: Config
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mask the fraction `mlm_probability` of the tokens, at least one. Return token ids and targets, both (tokens,).
+
+    A masked token becomes the mask token with probability 0.8, a random token with 0.1, and stays as it is with 0.1 (BERT, arXiv
+    1810.04805). Targets are the original tokens, and -100 where no token is masked.
+    """
+    positions = np.flatnonzero(~np.isin(block, tokenizer.all_special_ids))
+    positions = positions if len(positions) else np.arange(len(block))
+    positions = rng.permutation(positions)[: max(1, round(config.mlm_probability * len(positions)))]
+    kind, random_tokens = rng.random(len(positions)), rng.integers(len(tokenizer), size=len(positions))
+    masked, targets = block.copy(), np.full_like(block, -100)
+    targets[positions] = block[positions]
+    masked[positions] = np.select([kind < 0.8, kind < 0.9], [tokenizer.mask_token_id, random_tokens], block[positions])
+    return masked, targets
