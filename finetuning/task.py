@@ -343,13 +343,6 @@ class Task:
         """Return the numbers of the errors, the worst first, and a function that gives the lines of errors.csv for such numbers."""
         raise NotImplementedError
 
-    def lines_of(self, evaluation: Evaluation, columns: dict[str, Any]) -> Callable[[np.ndarray], "pd.DataFrame"]:
-        """Return the function of `errors`: its lines have the row, `columns`, which are `prediction_columns`, and the texts."""
-        import pandas as pd
-
-        table = pd.DataFrame({"row": evaluation.split.rows} | columns)
-        return lambda rows: table.iloc[rows].assign(**self.readable(evaluation.split.select(rows).columns()))
-
     def files(self, evaluation: Evaluation) -> dict[str, str]:
         """Return further files for the run folder: name -> text, such as curves.json."""
         return {}

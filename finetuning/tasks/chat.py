@@ -1,13 +1,12 @@
 """Answers to prompts, and conversations: a decoder learns to write the messages of the assistant."""
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow.compute
 import torch
 from datasets import Dataset, Features, List, Value
@@ -248,11 +247,10 @@ class Chat(TokenTask):
         columns = {"reference": references, "answer": self.decide(predictions, {})}
         return columns | {"chrf": [chrf[prompt] for prompt in predictions.prompts], "loss": -predictions.scores[:, 0]}
 
-    def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
+    def worst(self, evaluation: Evaluation, columns: dict[str, Any]) -> np.ndarray:
         """Return the first row of each prompt, those with the lowest chrF first."""
-        columns = self.prediction_columns(evaluation)
         _, first_rows = np.unique(evaluation.predictions.prompts, return_index=True)
-        return first_rows[np.argsort(np.array(columns["chrf"])[first_rows], kind="stable")], self.lines_of(evaluation, columns)
+        return first_rows[np.argsort(np.array(columns["chrf"])[first_rows], kind="stable")]
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         measured, (order, lines_of) = evaluation.metrics, self.errors(evaluation)

@@ -66,6 +66,23 @@ class TokenTask(Task):
         sums = predictor.array(tokens).astype(np.float64)
         return np.stack([sums[:, 0] / sums[:, -1], sums[:, -1]], axis=1)
 
+    def worst(self, evaluation: Evaluation, columns: dict[str, Any]) -> np.ndarray:
+        """Return the numbers of the rows in errors.csv: by default all, those with the lowest chrF first.
+
+        `columns` are `prediction_columns`.
+        """
+        return np.argsort(columns["chrf"], kind="stable")
+
+    def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
+        """Return `worst`, and a function that gives lines with the row, `prediction_columns` and the texts."""
+        columns = self.prediction_columns(evaluation)
+        table = pd.DataFrame({"row": evaluation.split.rows} | columns)
+
+        def lines_of(rows: np.ndarray) -> pd.DataFrame:
+            return table.iloc[rows].assign(**self.readable(evaluation.split.select(rows).columns()))
+
+        return self.worst(evaluation, columns), lines_of
+
 
 class LanguageModel(TokenTask):
     """Base class of language models of documents (causal_lm.py, masked_lm.py). Predictions are (documents, 3), see `predict`.
@@ -159,10 +176,8 @@ class LanguageModel(TokenTask):
         """Return `tokens`, the number of predicted tokens of each document, and `loss`, their mean loss."""
         return {"tokens": evaluation.predictions[:, 1].astype(int), "loss": -evaluation.predictions[:, 0]}
 
-    def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
-        """Return all documents, those with the highest loss first."""
-        columns = self.prediction_columns(evaluation)
-        return np.argsort(-columns["loss"], kind="stable"), self.lines_of(evaluation, columns)
+    def worst(self, evaluation: Evaluation, columns: dict[str, Any]) -> np.ndarray:
+        return np.argsort(-columns["loss"], kind="stable")
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         metrics = evaluation.metrics

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from datasets import Dataset, Features, List, Value
 from peft import TaskType
@@ -237,11 +236,6 @@ class Translation(TokenTask):
         texts, targets = evaluation.predictions.texts, references(evaluation.split)
         columns = {"reference": targets, "translation": texts, "chrf": bleu.sentence_chrf(texts, [[target] for target in targets])}
         return columns | {"loss": -evaluation.predictions.scores[:, 0]}
-
-    def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
-        """Return all rows, those with the lowest chrF first."""
-        columns = self.prediction_columns(evaluation)
-        return np.argsort(columns["chrf"], kind="stable"), self.lines_of(evaluation, columns)
 
     def files(self, evaluation: Evaluation) -> dict[str, str]:
         """Return sources, references and translations with a text per line, for other tools."""
