@@ -7,8 +7,6 @@ import runpy
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -65,14 +63,9 @@ def run_script(script: str, *flags: str, callback) -> None:
     runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
-def speeds(write: Callable[[], list[str]], tokenizer) -> tuple[list[str], dict[str, float]]:
-    """Return the texts that `write` returns, and how many rows and tokens it writes per second."""
-    started = time.perf_counter()
-    texts = write()
-    seconds = time.perf_counter() - started
-    ids = tokenizer(texts, add_special_tokens=False, padding=False, truncation=False)["input_ids"]
-    return texts, {"rows_per_s": len(texts) / seconds, "tokens_per_s": sum(map(len, ids)) / seconds}
+def write_record(name: str, record: dict) -> None:
+    """Write a record to results/NAME.json, with the machine, library versions and commit."""
+    from finetuning.disk import write_json  # delayed: first_command.py imports the libraries on its clock
+    from finetuning.results.run_folder import environment
 
-
-def machine_file(kind: str, name: str) -> Path:
-    return RESULTS / f"{kind}-{name}.json"
+    write_json(RESULTS / f"{name}.json", record | {"environment": environment()})

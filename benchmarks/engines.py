@@ -23,13 +23,12 @@ from timeit import timeit
 import numpy as np
 import torch
 import transformers
-from common import ROOT, machine_file, python
+from common import ROOT, python, write_record
 
 from finetuning import console, tasks
 from finetuning.data.splits import load_data
 from finetuning.data.text import clean
-from finetuning.disk import write_json
-from finetuning.results.run_folder import environment, find_base_model, load_predictor, open_run
+from finetuning.results.run_folder import find_base_model, load_predictor, open_run
 from finetuning.use.exporting import OnnxModel, write_onnx
 from finetuning.use.predicting import load_engine
 
@@ -135,9 +134,8 @@ def main() -> None:
         "max_length": run.config.max_length,
         "threads": torch.get_num_threads(),
         "ways": results,
-        "environment": environment(),
     }
-    write_json(machine_file("engines", arguments.name), record)
+    write_record(f"engines-{arguments.name}", record)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import psutil
-from common import ROOT, machine_file, python
+from common import ROOT, python, write_record
 
 from finetuning.cli import importing
 
@@ -99,12 +99,8 @@ def main() -> None:
     for row in rows:
         print(f"{row['script']:<13} {row['part']:<31} {row['seconds']:7.1f} s {row['seconds'] / total:6.1%}")
     if arguments.name:
-        from finetuning.disk import write_json
-        from finetuning.results.run_folder import environment
-
         about = {name: metrics[name] for name in ("accuracy", "n", "split")} | {"model": metrics["run"]["model"]}
-        record = {"rows": rows, "seconds": total, **about, "environment": environment()}
-        write_json(machine_file("first-command", arguments.name), record)
+        write_record(f"first-command-{arguments.name}", {"rows": rows, "seconds": total, **about})
 
 
 if __name__ == "__main__":

@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from common import RESULTS
+from common import write_record
 from datasets import Dataset
 from scipy.special import softmax
 
 from finetuning import console, tasks
 from finetuning.data.splits import Split, load_data
 from finetuning.data.tokens import Tokens, encode, special_tokens
-from finetuning.disk import write_json
 from finetuning.results import metrics
 from finetuning.results.evaluation import read_tables
 from finetuning.results.label_report import ACCURACY
-from finetuning.results.run_folder import environment, find_base_model, load_predictor, open_run
+from finetuning.results.run_folder import find_base_model, load_predictor, open_run
 from finetuning.training.prediction import Predictor
 
 READS_ALL = 1_000_000  # tokens: no text is longer
@@ -125,9 +124,8 @@ def main() -> None:
         "model": first.record["model"],
         "dataset": first.record["dataset"]["name"],
         "ways": ways,
-        "environment": environment(),
     }
-    write_json(RESULTS / "long-texts.json", record)
+    write_record("long-texts", record)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ Each run is a process of its own. A finished run leaves a record in results/qual
 import argparse
 import contextlib
 import io
-import json
 import pickle
 import shutil
 import sys
@@ -24,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 from common import MACHINE_SETTINGS, RESULTS, ROOT, flags, new_processes
-from studies import STUDIES, TFIDF, TFIDF_OF_TOKENS, pretrained
+from studies import STUDIES, TFIDF, TFIDF_OF_TOKENS, file_name, pretrained
 
 import fine_tune
 from config import Config
@@ -33,7 +32,7 @@ from finetuning.data.sources import find_model
 from finetuning.data.splits import NEIGHBOURS, Data, load_data
 from finetuning.data.text import clean
 from finetuning.data.tokens import encode, tokenize_texts
-from finetuning.disk import write_json
+from finetuning.disk import read_json, write_json
 from finetuning.model.base import load_tokenizer
 from finetuning.results import evaluation, run_folder
 from finetuning.task import Evaluation, Statistics
@@ -78,7 +77,7 @@ def headline(record: dict) -> str:
 
 
 def record_file(study: str, name: str, seed: int) -> Path:
-    return RESULTS / "quality" / study / f"{name.replace(', ', '_').replace(' ', '-')}-{seed}.json"
+    return RESULTS / "quality" / study / f"{file_name(name)}-{seed}.json"
 
 
 def settings_of(study: str, name: str) -> dict:
@@ -96,7 +95,7 @@ def best_settings(study: str, method: str) -> dict:
         sys.exit(f"run the experiments of {study} first: {'; '.join(missing)}")
 
     def quality(name: str) -> float:
-        record = json.loads(record_file(study, name, 0).read_text(encoding="utf-8"))
+        record = read_json(record_file(study, name, 0))
         return -record["perplexity"] if "perplexity" in record else record[headline(record)]
 
     return STUDIES[study].experiments[max(names, key=quality)]
@@ -270,7 +269,7 @@ def show(run: Run) -> None:
     """Print a run with its result, if it has one."""
     result = "not run yet"
     if (file := record_file(*run)).exists():
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file)
         metric = headline(record)
         result = (
             f"{record['minutes']:5.1f} min  {STUDIES[run.study].split} {metric} {record[metric]:.4f}, loss {record['loss']:.4f}"

@@ -1,7 +1,6 @@
 """Read the records in results/ for tables.py: an experiment is the mean of its seeds, with the further fields of `DERIVED`."""
 
 import itertools
-import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -9,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from common import RESULTS
 from quality import record_file, statistics_of
-from studies import STUDIES
+from studies import STUDIES, file_name
 
 from config import Config
 from finetuning import tasks
+from finetuning.disk import read_json
 from finetuning.results import metrics
 from finetuning.task import Metric
 
@@ -37,7 +37,7 @@ class Record(dict):
 
 
 def read(file: Path) -> Record:
-    return Record(json.loads(file.read_text(encoding="utf-8")))
+    return Record(read_json(file))
 
 
 @cache
@@ -59,8 +59,7 @@ def named(name: str) -> Record:
     if (file := RESULTS / f"{name}.json").exists():
         return read(file)
     study, _, stem = name.partition("/")
-    names = STUDIES[study].experiments
-    (experiment_name,) = (known for known in names if record_file(study, known, 0).stem == f"{stem}-0")
+    (experiment_name,) = (known for known in STUDIES[study].experiments if file_name(known) == stem)
     return experiment(study, experiment_name)
 
 

@@ -11,14 +11,13 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
-from common import RESULTS, ROOT, flags, python
+from common import ROOT, flags, python, write_record
 
 from finetuning import tasks
-from finetuning.disk import write_json
 from finetuning.results import metrics
 from finetuning.results.evaluation import read_tables
 from finetuning.results.label_report import ACCURACY
-from finetuning.results.run_folder import environment, open_run
+from finetuning.results.run_folder import open_run
 
 TRAIN, VALIDATION, TEST = 8_000, 2_000, 5_000
 SETTINGS = dict(train_samples=0, val_samples=0, test_samples=0, max_length=128, length_warmup=0.0, early_stopping_patience=0)
@@ -73,9 +72,8 @@ def main() -> None:
         "seed": arguments.seed,
         "settings": SETTINGS,
         "model": run.record["model"],
-        "environment": environment(),
     }
-    write_json(RESULTS / "relabel.json", record)
+    write_record("relabel", record)
 
 
 if __name__ == "__main__":

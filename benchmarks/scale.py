@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pyarrow
-from common import ROOT, flags, machine_file, python, run_script, worker
+from common import RESULTS, ROOT, flags, python, run_script, worker
 from pyarrow.parquet import ParquetWriter
 from transformers import TrainerCallback
 
@@ -33,7 +33,7 @@ from finetuning import console, tasks
 from finetuning.data import tokens
 from finetuning.data.splits import load_data
 from finetuning.data.text import clean
-from finetuning.disk import write_json
+from finetuning.disk import read_json, write_json
 from finetuning.results.run_folder import environment
 
 ROWS = (25_000, 100_000, 1_000_000)
@@ -140,7 +140,7 @@ def processes(repeats: int = 3) -> dict:
         for name, command in ways.items():
             with tempfile.TemporaryDirectory() as folder:
                 python(*command, SCRIPT, *flags(**SHARED), folder=folder, HF_HUB_OFFLINE="1")
-                run = json.loads((Path(folder) / "run" / "training.json").read_text(encoding="utf-8"))
+                run = read_json(Path(folder) / "run" / "training.json")
                 measured[name].append((1600 / run["seconds"]["training"], run["validation"]["loss"]))
                 print(repeat + 1, name, "process", *measured[name][-1], flush=True)
     return {
@@ -160,8 +160,8 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=measures, default=[*measures])
     arguments = parser.parse_args()
     console.quiet_libraries()
-    file = machine_file("scale", arguments.name)
-    record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    file = RESULTS / f"scale-{arguments.name}.json"
+    record = read_json(file) if file.exists() else {}
     for part in arguments.parts:
         measure = measures[part]
         results = processes() if part == "processes" else {"sizes": [measure(rows) for rows in arguments.rows]}

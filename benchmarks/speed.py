@@ -19,7 +19,6 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -28,7 +27,7 @@ import numpy as np
 import psutil
 import torch
 import transformers
-from common import flags, machine_file, new_processes, run_script, worker
+from common import RESULTS, flags, new_processes, run_script, worker, write_record
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers.pytorch_utils import Conv1D
@@ -38,9 +37,9 @@ from finetuning import console, speed, tasks
 from finetuning.data import splits, tokens
 from finetuning.data.sources import find_model
 from finetuning.data.text import clean
-from finetuning.disk import write_json
+from finetuning.disk import read_json
 from finetuning.model import base, lora
-from finetuning.results.run_folder import environment, peak_memory_gib
+from finetuning.results.run_folder import peak_memory_gib
 from finetuning.speed import attention, precision
 from finetuning.training import batches, prediction, trainer
 
@@ -247,10 +246,10 @@ def save_shape(model_type: str, folder: str) -> str:
     return path
 
 
-def measure_all(arguments: argparse.Namespace, earlier: list[dict]) -> Iterator[dict]:
-    """Yield the record after each measurement: the medians of each variant so far. Each measurement is a process of its own.
+def measure_all(arguments: argparse.Namespace, name: str | None) -> None:
+    """Measure each variant, in turns, each time in a process of its own. Write results/NAME.json after each: the medians so far.
 
-    `earlier`: the rows of a record of one repeat that was cut off; they are not measured again.
+    With --quick, a record that was cut off is continued: its rows are not measured again.
     """
     models, steps = (MODELS, STEPS) if arguments.device == "cpu" else (SHAPES, WAYS)
     repeats, lengths = (1, LENGTHS[:1]) if arguments.quick else (arguments.repeats, LENGTHS)
@@ -258,11 +257,13 @@ def measure_all(arguments: argparse.Namespace, earlier: list[dict]) -> Iterator[
     if steps is STEPS:
         variants = [variant for variant in variants if variant[2] in ("baseline", "ours") or variant[:2] == LADDER]
     measured, starts = {variant: [] for variant in variants}, []
-    for row in earlier:
-        model = next(name for name, title in models.items() if title == row["model"])
-        measured[model, row["max_length"], row["variant"]] = [
-            {key: value for key, value in row.items() if isinstance(value, float)}
-        ]
+    record = {"repeats": repeats, "reviews": arguments.rows}
+    if arguments.quick and (file := RESULTS / f"{name}.json").exists():
+        earlier = read_json(file)
+        for row in earlier["rows"] if record.items() <= earlier.items() else ():
+            (model,) = (model for model, title in models.items() if title == row["model"])
+            values = {key: value for key, value in row.items() if isinstance(value, float)}
+            measured[model, row["max_length"], row["variant"]] = [values]
     with tempfile.TemporaryDirectory() as folder, new_processes(folder=folder) as processes:
         paths = {model: save_shape(model, folder) for model in {model for model, _, _ in measured}}
         for repeat in range(repeats):
@@ -280,8 +281,11 @@ def measure_all(arguments: argparse.Namespace, earlier: list[dict]) -> Iterator[
                     for (model, length, step), results in measured.items()
                     if results
                 ]
-                record = {"repeats": repeats, "reviews": arguments.rows, "rows": rows, "steps": steps}
-                yield record | ({"seconds_to_first_step": median(starts)} if starts else {})
+                record |= {"rows": rows, "steps": steps} | ({"seconds_to_first_step": median(starts)} if starts else {})
+                if name:
+                    write_record(name, record)
+    if starts:
+        print(f"from the start of the process to the first training step: {median(starts):.1f} s")
 
 
 def main() -> None:
@@ -299,14 +303,8 @@ def main() -> None:
         parser.error("a record has all variants: give --name or --variants, not both")
     if arguments.worker:
         return print(json.dumps(start_up()))
-    file, record = machine_file("speed" if arguments.device == "cpu" else "gpu", arguments.name), {}
-    earlier = json.loads(file.read_text(encoding="utf-8")) if arguments.quick and file.exists() else {}
-    continues = (earlier.get("repeats"), earlier.get("reviews")) == (1, arguments.rows)
-    for record in measure_all(arguments, earlier["rows"] if continues else []):
-        if arguments.name:  # after each measurement, so that a run that is cut off leaves what it has measured
-            write_json(file, record | {"environment": environment()})
-    if "seconds_to_first_step" in record:
-        print(f"from the start of the process to the first training step: {record['seconds_to_first_step']:.1f} s")
+    kind = "speed" if arguments.device == "cpu" else "gpu"
+    measure_all(arguments, arguments.name and f"{kind}-{arguments.name}")
 
 
 if __name__ == "__main__":

@@ -26,9 +26,13 @@ class Study:
     reference: str = ""
 
 
+def file_name(experiment: str) -> str:
+    return experiment.replace(", ", "_").replace(" ", "-")
+
+
 def pretrained(study: str, experiment: str) -> dict:
     """Return the setting that starts from the model of an experiment of a study with `keep`."""
-    return dict(model_name=f"outputs/{study}/{experiment.replace(', ', '_').replace(' ', '-')}/export/merged")
+    return dict(model_name=f"outputs/{study}/{file_name(experiment)}/export/merged")
 
 
 def lora(rank: int, **more) -> dict:

@@ -17,14 +17,14 @@ import time
 
 import psutil
 import torch
-from common import flags, machine_file, run_script, worker
+from common import RESULTS, flags, run_script, worker
 from speed import plain_trainer
 from transformers import TrainerCallback
 
 from config import Config
 from finetuning import console, tasks
 from finetuning.data import sources, splits, tokens
-from finetuning.disk import write_json
+from finetuning.disk import read_json, write_json
 from finetuning.model.base import load_tokenizer
 from finetuning.results.run_folder import environment
 from finetuning.training.prediction import Predictor
@@ -112,9 +112,8 @@ def main() -> None:
         print(json.dumps(measure(arguments.worker, *arguments.seeds)))
         return
 
-    file, record = machine_file("time", arguments.name), {"targets": TARGETS, "runs": []}
-    if file.exists():
-        record = json.loads(file.read_text(encoding="utf-8"))
+    file = RESULTS / f"time-{arguments.name}.json"
+    record = read_json(file) if file.exists() else {"targets": TARGETS, "runs": []}
     done = {(run["way"], run["seed"]) for run in record["runs"]}
     for seed in arguments.seeds:
         for way in arguments.ways:
