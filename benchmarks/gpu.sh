@@ -22,7 +22,7 @@ if [ ! -e "results/run-$name.json" ]; then
         python evaluate.py "outputs/gpu-$name" && cp "outputs/gpu-$name/metrics.json" "results/run-$name.json"
 fi
 
-python benchmarks/speed.py --device cuda --quick --rows 1600 --name "$name"
+python benchmarks/speed.py --quick --rows 1600 --name "$name"
 
 # The data sets side by side, two runs of each at a time: alone, one run leaves most of a GPU idle.
 studies() {

@@ -2,10 +2,10 @@
 
     python benchmarks/speed.py --name NAME     writes results/speed-NAME.json; 12 minutes per repeat on two cores
     python benchmarks/speed.py --repeats 1     fewer repeats
-    python benchmarks/speed.py --device cuda --quick --name NAME    results/gpu-NAME.json: three models at 512 tokens, some minutes;
-                                                                    given again, it continues
+    python benchmarks/speed.py --quick         one repeat at 512 tokens, some minutes on a GPU; given again, it continues
 
-On a CPU each variant adds a step to the one before (STEPS). On a GPU the variants run the same steps in different ways (WAYS).
+On a CPU each variant adds a step to the one before (STEPS). Where there is a GPU, it is measured: the variants run the same steps in
+different ways (WAYS), and the record is results/gpu-NAME.json.
 
 Each measurement is a process of its own. Variants take turns (A B A B ...), and the record has their medians. Rows are real IMDb
 reviews. On a CPU, "ours" trains on every eighth step that batches.py makes of 3,200 reviews, so that their lengths are those of a
@@ -92,8 +92,7 @@ def plain_trainer(model_path: str, reviews, max_length: int, padding: str | bool
 
 def leave_out(step: str) -> Config:
     """Turn off the steps after `step` in this process, and return the settings of fine_tune.py that remain."""
-    on_gpu = torch.cuda.is_available() or step not in STEPS
-    included = [*STEPS][: [*STEPS].index("ours" if on_gpu else step) + 1]
+    included = [*STEPS][: [*STEPS].index("ours" if torch.cuda.is_available() else step) + 1]
     settings = dict(length_warmup=0.0, early_stopping_patience=0, cuda_graphs=step == "ours")
     if "by length" not in included:
         settings |= dict(padding="max_length")
@@ -251,7 +250,7 @@ def measure_all(arguments: argparse.Namespace, name: str | None) -> None:
 
     With --quick, a record that was cut off is continued: its rows are not measured again.
     """
-    models, steps = (MODELS, STEPS) if arguments.device == "cpu" else (SHAPES, WAYS)
+    models, steps = (SHAPES, WAYS) if torch.cuda.is_available() else (MODELS, STEPS)
     repeats, lengths = (1, LENGTHS[:1]) if arguments.quick else (arguments.repeats, LENGTHS)
     variants = itertools.product(arguments.models or models, lengths, arguments.variants or steps)
     if steps is STEPS:
@@ -292,7 +291,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--name", help="name of the machine, for the record's file; without it the results are only printed")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="measure STEPS on a CPU, or WAYS on a GPU")
     parser.add_argument("--quick", action="store_true", help="one repeat at 512 tokens only")
     parser.add_argument("--models", nargs="+", help=f"any of {', '.join(MODELS | SHAPES)}")
     parser.add_argument("--variants", nargs="+", help=f"any of {', '.join(STEPS | WAYS)}")
@@ -303,7 +301,7 @@ def main() -> None:
         parser.error("a record has all variants: give --name or --variants, not both")
     if arguments.worker:
         return print(json.dumps(start_up()))
-    kind = "speed" if arguments.device == "cpu" else "gpu"
+    kind = "gpu" if torch.cuda.is_available() else "speed"
     measure_all(arguments, arguments.name and f"{kind}-{arguments.name}")
 
 
