@@ -156,10 +156,10 @@ def csv(*rows: str) -> bytes:
 LINES = [f"a film {i},{'good' if i % 2 else 'bad'}" for i in range(40)]
 ROWS = csv("text,label", *LINES)
 ESCAPES = "\x1b[31m\x9b2J\u202e\x07"
-# Name -> the name of the data file, and its content or a function that makes it.
+# Name -> the name of the data file, and its content or a function that makes it from the path, or makes the file.
 DATA = {
-    "lists nested 100,000 deep": ("rows.jsonl", lambda: f'{{"text": "a", "label": {LISTS}}}\n'.encode() * 40),
-    "objects nested 100,000 deep": ("rows.json", lambda: f'[{{"text": "a", "label": {OBJECTS}}}]'.encode()),
+    "lists nested 100,000 deep": ("rows.jsonl", lambda file: f'{{"text": "a", "label": {LISTS}}}\n'.encode() * 40),
+    "objects nested 100,000 deep": ("rows.json", lambda file: f'[{{"text": "a", "label": {OBJECTS}}}]'.encode()),
     "control and bidi characters": (
         "rows.csv",
         csv(f"text{ESCAPES},label", *(f"{ESCAPES}{i},{ESCAPES}{i % 2}" for i in range(40))),
@@ -175,21 +175,21 @@ DATA = {
     "100,000 columns": ("rows.csv", csv(",".join(map(str, range(100_000))), *[",".join("a" * 100_000)] * 3)),
     "a label for each row": ("rows.csv", csv("text,label", *(f"a,{i}x" for i in range(5000)))),
     "a quote that never ends": ("rows.csv", ROWS + b'\n"' + b"a,b\n" * 2_000_000),
-    "a field of 20 MB": ("rows.csv", lambda: ROWS + b"\n" + b"film " * 4_000_000 + b",good"),
+    "a field of 20 MB": ("rows.csv", lambda file: ROWS + b"\n" + b"film " * 4_000_000 + b",good"),
     "a word of 50 MB": (
         "rows.jsonl",
-        lambda: b"".join(b'{"text": "%s", "label": "a"}\n' % (b"x" * n) for n in [5] * 40 + [50_000_000]),
+        lambda file: b"".join(b'{"text": "%s", "label": "a"}\n' % (b"x" * n) for n in [5] * 40 + [50_000_000]),
     ),
     "500 texts of 100,000 characters": (
         "rows.csv",
-        lambda: csv("text,label", *(f"{'film ' * 20_000},{i % 2}" for i in range(500))),
+        lambda file: csv("text,label", *(f"{'film ' * 20_000},{i % 2}" for i in range(500))),
     ),
-    "a gz of 1 GiB of zeros": ("rows.csv.gz", lambda: gzip.compress(bytes(2**24)) * 64),
-    "a zip of 1 GiB of zeros": ("rows.csv.zip", lambda: packed("rows.csv", bytes(2**24), 64)),
-    "a zip with a name outside": ("rows.csv.zip", lambda: packed("../../canary.csv", ROWS)),
-    "a tar with a name outside": ("rows.tar.gz", lambda: tar("../canary/train/pos/1.txt")),
-    "a gz that is cut": ("rows.csv.gz", lambda: gzip.compress(ROWS)[:-20]),
-    "a parquet file of 100 MB of text": ("rows.parquet", lambda: parquet(10**4, 10**4)),
+    "a gz of 1 GiB of zeros": ("rows.csv.gz", lambda file: gzip.compress(bytes(2**24)) * 64),
+    "a zip of 1 GiB of zeros": ("rows.csv.zip", lambda file: packed("rows.csv", bytes(2**24), 64)),
+    "a zip with a name outside": ("rows.csv.zip", lambda file: packed("../../canary.csv", ROWS)),
+    "a tar with a name outside": ("rows.tar.gz", lambda file: tar("../canary/train/pos/1.txt")),
+    "a gz that is cut": ("rows.csv.gz", lambda file: gzip.compress(ROWS)[:-20]),
+    "a parquet file of 100 MB of text": ("rows.parquet", lambda file: parquet(10**4, 10**4)),
     "nothing but zeros": ("rows.csv", bytes(100_000)),
     "an empty file": ("rows.csv", b""),
     "a folder in place of a file": ("rows.csv", os.mkdir),

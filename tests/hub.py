@@ -10,10 +10,41 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import parse_qs, unquote, urlparse
 
+import datasets
+import huggingface_hub
 from huggingface_hub.utils.sha import git_hash
 
 COMMIT = "1" * 40
 LARGE = (".safetensors", ".parquet")  # stored by Git LFS, named by their SHA-256
+
+
+def use_hub(address: str, folder: Path, timeout: float, replace: Callable = setattr) -> None:
+    """Let this process use the Hub at `address`, with caches in `folder`."""
+    settings = dict(ENDPOINT=address, HUGGINGFACE_CO_URL_TEMPLATE=address + "/{repo_id}/resolve/{revision}/{filename}")
+    settings |= dict(HF_HUB_OFFLINE=False, HF_HUB_CACHE=str(folder / "hub"), AGENT_HARNESSES_PATH=str(folder / "agents.json"))
+    settings |= dict(HF_HUB_DOWNLOAD_TIMEOUT=timeout, HF_HUB_ETAG_TIMEOUT=timeout)
+    for name, value in settings.items():
+        replace(huggingface_hub.constants, name, value)
+    for name, value in dict(HF_ENDPOINT=address, HF_MODULES_CACHE=folder / "modules", HF_HUB_OFFLINE=False).items():
+        replace(datasets.config, name, value)
+
+
+class Request(BaseHTTPRequestHandler):
+    """A request to one of the servers, with the means to read it and to answer."""
+
+    def read_body(self) -> bytes:
+        return self.rfile.read(int(self.headers["Content-Length"]))
+
+    def send(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *_) -> None:
+        pass
 
 
 @contextmanager
@@ -21,15 +52,9 @@ def hub_for_uploads() -> Iterator[tuple[str, list[dict], dict[str, dict[str, byt
     """Accept uploads. Yield the server's address, the requests to create repositories, and the files by repository and path."""
     created, uploaded = [], {}
 
-    class Hub(BaseHTTPRequestHandler):
+    class Upload(Request):
         def answer(self, content) -> None:
-            body = json.dumps(content).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+            self.send(json.dumps(content).encode(), headers={"Content-Type": "application/json"})
 
         def do_GET(self) -> None:
             self.answer({})
@@ -37,7 +62,7 @@ def hub_for_uploads() -> Iterator[tuple[str, list[dict], dict[str, dict[str, byt
         do_HEAD = do_GET
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.read_body()
             repo = "/".join(self.path.split("/")[3:5])
             if self.path == "/api/repos/create":
                 created.append(json.loads(body))
@@ -53,15 +78,12 @@ def hub_for_uploads() -> Iterator[tuple[str, list[dict], dict[str, dict[str, byt
                 return self.answer({"commitUrl": f"{address}/{repo}/commit/{'1' * 40}", "commitOid": "1" * 40})
             self.answer({"errors": [], "warnings": []})  # the check of a model card's header
 
-        def log_message(self, *_) -> None:
-            pass
-
-    with _serve(Hub) as address:
+    with _serve(Upload) as address:
         yield address, created, uploaded
 
 
-class Download(BaseHTTPRequestHandler):
-    """A request to the server of `hub_for_downloads`, with the means to answer it."""
+class Download(Request):
+    """A request to the server of `hub_for_downloads`."""
 
     protocol_version = "HTTP/1.1"
     folders: dict[str, Path]
@@ -76,8 +98,7 @@ class Download(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.paths = parse_qs(body.decode()).get("paths", [])
+        self.paths = parse_qs(self.read_body().decode()).get("paths", [])
         self.do_GET()
 
     @property
@@ -105,15 +126,12 @@ class Download(BaseHTTPRequestHandler):
         elif self.file:
             self.send_file() if self.file.is_file() else self.refuse(404, "EntryNotFound")
         elif rest.startswith(("tree/", "paths-info/")):
-            below = "/".join(rest.split("/")[2:])
-            files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-            entries = [self.entry(folder, file) for file in files]
+            if rest.count("/") > 1:  # a folder within the repository
+                return self.refuse(404, "EntryNotFound")
+            entries = [self.entry(folder, file) for file in sorted(folder.rglob("*")) if file.is_file()]
             if rest.startswith("paths-info/"):
                 entries = [entry for entry in entries if entry["path"] in self.paths]
-            if below:
-                self.refuse(404, "EntryNotFound")
-            else:
-                self.send(json.dumps(entries).encode())
+            self.send(json.dumps(entries).encode())
         elif not rest or rest.startswith("revision/"):
             files = [{"rfilename": str(file.relative_to(folder))} for file in folder.rglob("*") if file.is_file()]
             self.send(json.dumps({"id": "me/name", "sha": COMMIT, "siblings": files, "tags": []}).encode())
@@ -122,14 +140,9 @@ class Download(BaseHTTPRequestHandler):
 
     @staticmethod
     def entry(folder: Path, file: Path) -> dict:
-        entry = {
-            "type": "file",
-            "path": str(file.relative_to(folder)),
-            "size": file.stat().st_size,
-            "oid": git_hash(file.read_bytes()),
-        }
-        large = {"lfs": {"oid": etag(file), "size": file.stat().st_size, "pointerSize": 100}} if file.suffix in LARGE else {}
-        return entry | large
+        size, path = file.stat().st_size, str(file.relative_to(folder))
+        large = {"lfs": {"oid": etag(file), "size": size, "pointerSize": 100}} if file.suffix in LARGE else {}
+        return {"type": "file", "path": path, "size": size, "oid": git_hash(file.read_bytes())} | large
 
     def refuse(self, status: int, code: str | None = None, **headers: str) -> bool:
         """Answer with an error. `headers` have underscores for hyphens."""
@@ -146,17 +159,6 @@ class Download(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             return self.send(content[start:], 206, headers)
         self.send(content, 200, headers)
-
-    def send(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, *_) -> None:
-        pass
 
 
 def etag(file: Path) -> str:

@@ -39,13 +39,14 @@ sys.path.append(str(Path(__file__).resolve().parent))  # for a worker process
 
 import datasets
 import forked
+import huggingface_hub.utils._http
 import page
 import torch
 from conftest import BAD, GOOD, as_flags, make_model, make_rows
 from entity_files import write_entity_files
 from faults import CODE, DATA, FAULTS, Bomb, damage
 from forked import STEP, Kill, watch
-from hub import hub_for_downloads
+from hub import hub_for_downloads, use_hub
 
 from finetuning import fingerprints
 from finetuning.data import hub
@@ -80,7 +81,10 @@ class Child:
         tempfile.tempdir = os.environ["TMPDIR"] = str(self.folder / "tmp")
         sys.stdin = io.StringIO("y\n" * 100)  # for a question whether to run code
         if self.hub:
-            online(self.hub[0], self.folder, self.hub[1])
+            address, timeout = self.hub
+            use_hub(address, self.folder, timeout)
+            hub.PATIENCE = 5 * timeout
+            huggingface_hub.utils._http.time = SimpleNamespace(sleep=lambda seconds: None)
         if self.memory:
             used = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))[1]) * 1024
             resource.setrlimit(resource.RLIMIT_DATA, (used + self.memory, used + self.memory))
@@ -377,26 +381,6 @@ ONLINE = [
 ]
 
 
-def online(address: str, folder: Path, timeout: float) -> None:
-    """Let this process use the Hub at `address`, with caches in `folder` and short waits."""
-    import huggingface_hub.utils._http
-
-    settings = dict(ENDPOINT=address, HUGGINGFACE_CO_URL_TEMPLATE=address + "/{repo_id}/resolve/{revision}/{filename}")
-    settings |= dict(
-        HF_HUB_CACHE=str(folder / "hub"),
-        AGENT_HARNESSES_PATH=str(folder / "agents.json"),
-        HF_HUB_DOWNLOAD_TIMEOUT=timeout,
-        HF_HUB_ETAG_TIMEOUT=timeout,
-    )
-    for name, value in (settings | dict(HF_HUB_OFFLINE=False)).items():
-        setattr(huggingface_hub.constants, name, value)
-    settings = dict(HF_ENDPOINT=address, HF_MODULES_CACHE=folder / "modules", HF_HUB_OFFLINE=False)
-    for name, value in settings.items():
-        setattr(datasets.config, name, value)
-    huggingface_hub.utils._http.time = SimpleNamespace(sleep=lambda seconds: None, time=time.time)
-    hub.PATIENCE = 5 * timeout
-
-
 def fail_hub(draw: random.Random, folder: Path, work: Path, number: int) -> str:
     """Train with a Hub that fails, then with one that works. Return the name of the case."""
     name = [*FAULTS][number % len(FAULTS)]
@@ -452,15 +436,10 @@ def hostile(draw: random.Random, folder: Path, work: Path, number: int) -> str:
         commands = [command]
     else:
         file, content = DATA[name]
+        if callable(content):
+            content = content(folder / file)
         if content is not None:
-            if not isinstance(content, bytes):
-                content = (
-                    content()
-                    if getattr(content, "__name__", "") == "<lambda>" and not content.__code__.co_argcount
-                    else content(folder / file)
-                )
-            if content is not None:
-                (folder / file).write_bytes(content)
+            (folder / file).write_bytes(content)
         commands = [["fine_tune.py", *SHORT, "--dataset_name", file], [*PREDICT[:3], "--file", file, *PREDICT[5:]]]
     for command in commands:
         case = f"{name}: {' '.join(map(str, command))[:200]}"

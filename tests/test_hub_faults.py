@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 from conftest import make_rows
 from datasets import Dataset
-from hub import COMMIT, LARGE, hub_for_downloads
+from hub import COMMIT, LARGE, hub_for_downloads, use_hub
 
 from finetuning.data import hub as hub_module
 from finetuning.data import sources
@@ -26,24 +26,8 @@ def hub(model_dir, tmp_path, monkeypatch):
     (tmp_path / "rows").mkdir()
     Dataset.from_pandas(make_rows()).to_parquet(tmp_path / "rows" / "train.parquet")
     with hub_for_downloads({"models/me/model": model_dir, "datasets/me/rows": tmp_path / "rows"}) as (address, requests):
-        constants = huggingface_hub.constants
-        for name, value in dict(
-            ENDPOINT=address,
-            HUGGINGFACE_CO_URL_TEMPLATE=address + "/{repo_id}/resolve/{revision}/{filename}",
-            HF_HUB_OFFLINE=False,
-            HF_HUB_CACHE=str(tmp_path / "hub"),
-            AGENT_HARNESSES_PATH=str(tmp_path / "harnesses.json"),
-            HF_HUB_DOWNLOAD_TIMEOUT=5,
-            HF_HUB_ETAG_TIMEOUT=5,
-        ).items():
-            monkeypatch.setattr(constants, name, value)
-        for name, value in dict(
-            HF_ENDPOINT=address,
-            HF_HUB_OFFLINE=False,
-            HF_DATASETS_CACHE=tmp_path / "datasets",
-            HF_MODULES_CACHE=tmp_path / "modules",
-        ).items():
-            monkeypatch.setattr(datasets.config, name, value)
+        use_hub(address, tmp_path, 5, monkeypatch.setattr)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
         hub_module.hub_answers.cache_clear()
         yield requests
