@@ -139,19 +139,6 @@ def as_flags(settings: dict) -> list[str]:
     return [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
 
 
-def pytest_addoption(parser):
-    parser.addoption("--runslow", action="store_true", help="also run the long tests of killed runs, which take minutes")
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: only with --runslow")
-
-
-def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--runslow"):
-        items[:] = [item for item in items if "slow" not in item.keywords]
-
-
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "tiny-distilbert")

@@ -258,7 +258,7 @@ CASES = {
     "with accumulation": Case(dict(batch_size=2, gradient_accumulation_steps=4), (Kill(STEP, 4 * 11 + 2),)),
     "on two processes": Case(kills=(Kill(STEP, 11, process=1), Kill(STEP, 2)), processes=2),
 }
-# With `--runslow`: a run with each group of settings is killed at many points.
+# With `-m slow`: a run with each group of settings is killed at many points.
 SETTINGS = {
     "plain": Case(),
     "dropout": Case(dict(dropout=0.1, lora_dropout=0.1)),
