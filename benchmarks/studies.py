@@ -87,12 +87,14 @@ QUERY_VALUE = dict(target_modules="query-value", lora_r=8, lora_alpha=32, learni
 NO_EARLY_STOP = dict(early_stopping_patience=0)  # so that all experiments train equally long
 LAPTOP = dict(val_samples=0, eval_steps=0.5) | NO_EARLY_STOP
 SHORT = LAPTOP | dict(max_length=128)
+SHORT_RUN = SHORT | dict(train_samples=5000, num_train_epochs=2)  # for many experiments
 FULL = PRESETS["full"] | NO_EARLY_STOP
 # Number of training reviews -> settings: few reviews need more epochs.
 SMALL = {n: dict(train_samples=n, num_train_epochs=epochs) for n, epochs in ((500, 10), (2_000, 5), (8_000, 3))}
 MPNET = {"all-mpnet-base-v2": dict(model_name="sentence-transformers/all-mpnet-base-v2")}
 ENTITIES = PRESETS["ner"] | lora(64, learning_rate=1e-3) | NO_EARLY_STOP
 SENTENCES = ENTITIES | lora(16, context="sentence", batch_size=32, eval_steps=0.1)
+SENTENCES_RUN = SENTENCES | dict(num_train_epochs=3, eval_steps=0.5)
 NEIGHBOURS = dict(context="neighbours", batch_size=8)
 LANGUAGE = dict(task="causal-lm", **ALL_ROWS, **NO_EARLY_STOP, eval_steps=0.2)
 SMALL_GPT2 = dict(model_name="outputs/small-gpt2")  # made by small_gpt2.py
@@ -129,6 +131,8 @@ STSB = PRESETS["stsb"] | NO_EARLY_STOP  # pairs of texts, a number from 0 to 5
 SMOLLM2 = dict(model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
 # Answers to prompts: descriptions of restaurants (E2E).
 E2E = PRESETS["instruct"] | dict(num_train_epochs=1, **NO_EARLY_STOP)
+UNTRAINED = dict(train_samples=16, learning_rate=1e-9)  # the model as it is: its learning rate is next to nothing
+RATES = both(("5e-4", "1e-3", "2e-3"), ("5e-5", "1e-4", "2e-4"))
 DECODER_RATES = both(("2e-4", "5e-4", "1e-3"), ("2e-5", "5e-5", "1e-4", "2e-4"))
 INTENTS, WORDS = BANKING77 | SMOLLM2, SENTENCES | SMOLLM2 | dict(num_train_epochs=3)
 CRITICS = LANGUAGE | SMOLLM2 | dict(dataset_name="cornell-movie-review-data/rotten_tomatoes", max_length=64, num_train_epochs=3)
@@ -164,7 +168,7 @@ STUDIES = {
     # One change at a time from "base", on 5,000 reviews.
     "recipe": Study(
         "validation",
-        SHORT | dict(train_samples=5000, num_train_epochs=2),
+        SHORT_RUN,
         {"base": {}}
         | rates("learning rate {}", "2e-4", "5e-4", "2e-3", "4e-3")
         | rates("full, learning rate {}", "5e-5", "1e-4", "2e-4", "4e-4", method="full")
@@ -190,14 +194,14 @@ STUDIES = {
     # Is it the rank that matters, or lora_alpha?
     "rank-labels": Study(
         "validation",
-        SHORT | dict(train_samples=5000, num_train_epochs=2),
+        SHORT_RUN,
         ranks((4, 8), (4, 32), (16, 32), (64, 32), (64, 128), texts=("5e-4", "1e-3", "2e-3")),
         (0, 1),
         reference="rank 16, alpha 32, 1e-3",
     ),
     "rank-entities": Study(
         "validation",
-        SENTENCES | dict(num_train_epochs=3, eval_steps=0.5),
+        SENTENCES_RUN,
         ranks((16, 32), (64, 32), (64, 128), texts=("5e-4", "1e-3", "2e-3")),
         (0, 1),
         reference="rank 16, alpha 32, 1e-3",
@@ -262,7 +266,7 @@ STUDIES = {
     # whose code does the one and the other. Since then it is the mean.
     "step-weights": Study(
         "validation",
-        SENTENCES | dict(num_train_epochs=3, eval_steps=0.5),
+        SENTENCES_RUN,
         {"own words": {}, "mean number of words": {}},
         SEEDS,
         reference="own words",
@@ -312,7 +316,7 @@ STUDIES = {
     "snli-recipe": Study(
         "validation",
         SNLI,
-        both(("5e-4", "1e-3", "2e-3"), ("5e-5", "1e-4", "2e-4")) | each("LoRA, 1e-3, {} epochs", "num_train_epochs", 1, 6),
+        RATES | each("LoRA, 1e-3, {} epochs", "num_train_epochs", 1, 6),
         reference="LoRA, 1e-3",
     ),
     "snli": Study("test", SNLI, best("snli-recipe"), SEEDS, reference="full fine-tuning"),
@@ -367,26 +371,18 @@ STUDIES = {
     # A base model of a common size.
     "model": Study("test", FULL, MPNET),
     # A pre-trained decoder with a head: reviews, then 77 labels, then entities.
-    "decoder-reviews-recipe": Study(
-        "validation",
-        SHORT | SMOLLM2 | dict(train_samples=5000, num_train_epochs=2),
-        DECODER_RATES,
-        reference="LoRA, 5e-4",
-    ),
+    "decoder-reviews-recipe": Study("validation", SHORT_RUN | SMOLLM2, DECODER_RATES, reference="LoRA, 5e-4"),
     "decoder-reviews": Study("test", FULL | SMOLLM2, best("decoder-reviews-recipe"), reference="full fine-tuning"),
     "decoder-intents-recipe": Study("validation", INTENTS, DECODER_RATES, reference="LoRA, 5e-4"),
     "decoder-intents": Study("test", INTENTS, best("decoder-intents-recipe"), reference="full fine-tuning"),
     "decoder-entities-recipe": Study("validation", WORDS, DECODER_RATES, reference="LoRA, 5e-4"),
     "decoder-entities": Study("test", WORDS, best("decoder-entities-recipe"), reference="full fine-tuning"),
-    # The decoder answers prompts. "no training" is the model as it is: its learning rate is next to nothing.
+    # The decoder answers prompts.
     "e2e-recipe": Study("validation", E2E | dict(train_samples=1_000), both(("1e-3",), ("1e-4",)), reference="LoRA, 1e-3"),
     "e2e": Study(
         "test",
         E2E,
-        {
-            "LoRA, 1,000 pairs": dict(train_samples=1_000, learning_rate=1e-3),
-            "no training": dict(train_samples=16, learning_rate=1e-9),
-        },
+        {"LoRA, 1,000 pairs": dict(train_samples=1_000, learning_rate=1e-3), "no training": UNTRAINED},
         reference="LoRA, 1,000 pairs",
     ),
     # Frozen weights in 4 bits (QLoRA), and as they are.
@@ -399,17 +395,13 @@ STUDIES = {
     "e2e-all-recipe": Study(
         "validation",
         E2E,
-        both(("5e-4", "1e-3", "2e-3"), ("5e-5", "1e-4", "2e-4"))
-        | each("LoRA, 1e-3, {} epochs", "num_train_epochs", 3)
-        | {"full, 1e-4, 3 epochs": full(1e-4, num_train_epochs=3)},
+        RATES | {"LoRA, 1e-3, 3 epochs": dict(num_train_epochs=3), "full, 1e-4, 3 epochs": full(1e-4, num_train_epochs=3)},
         reference="LoRA, 1e-3",
     ),
     "e2e-all": Study("test", E2E, best("e2e-all-recipe"), SEEDS, reference="full fine-tuning"),
     # `--dataset_name` names a copy of the data whose prompts begin with an instruction.
-    "e2e-instruction": Study("test", E2E, {"no training": dict(train_samples=16, learning_rate=1e-9)}),
+    "e2e-instruction": Study("test", E2E, {"no training": UNTRAINED}),
     # The decoder learns a style: short sentences of critics.
-    "critics-recipe": Study(
-        "validation", CRITICS, both(("5e-4", "1e-3", "2e-3"), ("5e-5", "1e-4", "2e-4")), reference="LoRA, 1e-3"
-    ),
+    "critics-recipe": Study("validation", CRITICS, RATES, reference="LoRA, 1e-3"),
     "critics": Study("test", CRITICS, best("critics-recipe"), SEEDS, reference="full fine-tuning"),
 }
