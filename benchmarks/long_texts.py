@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from common import write_record
 from datasets import Dataset
 from scipy.special import softmax
@@ -29,14 +29,6 @@ from finetuning.training.prediction import Predictor
 
 READS_ALL = 1_000_000  # tokens: no text is longer
 WINDOWS, WITH_HEAD_AND_TAIL = "windows, mean probability", "windows and head+tail, mean probability"
-
-
-class Measured(NamedTuple):
-    """What a run gives. The keys of both dictionaries are the ways to read a text."""
-
-    correct: dict[str, np.ndarray]  # (rows,) bool, whether the label of each test row is right
-    seconds: dict[str, float]  # for the long rows
-    n_long: int
 
 
 def windows(ids: list[int], size: int, first: int, last: int) -> list[list[int]]:
@@ -71,15 +63,18 @@ WAYS: dict[str, Callable] = {
 }
 
 
-def measure(folder: Path) -> Measured:
-    """Predict the long test rows of a run in each way."""
+def measure(folder: Path) -> tuple[pd.DataFrame, dict[str, float]]:
+    """Predict the long test rows of a run in each way.
+
+    Return for each test row whether it is long and whether its label is right, a column per way, and each way's seconds.
+    """
     run = open_run(folder, tasks.pick)
     data = load_data(run.task, run.config, run.origins["dataset"])
     table, _ = read_tables(run)
-    is_long, labels = table.tokens.to_numpy() > run.config.max_length, data.test.labels
+    is_long = table.tokens.to_numpy() > run.config.max_length
     long = data.test.select(np.flatnonzero(is_long))
     predictor = load_predictor(run, find_base_model(run), show_progress=False)
-    correct, seconds, probabilities = {}, {}, {}
+    seconds, probabilities = {}, {}
     for way, predict in WAYS.items():
         started = time.perf_counter()
         probabilities[way] = predict(predictor, long)
@@ -90,11 +85,11 @@ def measure(folder: Path) -> Measured:
         )
     probabilities[WITH_HEAD_AND_TAIL] = probabilities[WINDOWS] + probabilities["head+tail"]
     seconds[WITH_HEAD_AND_TAIL] = seconds[WINDOWS] + seconds["head+tail"]
-    stored = np.stack(table.logits).argmax(axis=-1) == labels
+    correct, right_as_evaluated = pd.DataFrame({"long": is_long}), np.stack(table.logits).argmax(axis=-1) == data.test.labels
     for way, values in probabilities.items():
-        correct[way] = stored.copy()
-        correct[way][is_long] = values.argmax(axis=-1) == long.labels
-    return Measured(correct, seconds, int(is_long.sum()))
+        correct[way] = right_as_evaluated
+        correct.loc[is_long, way] = values.argmax(axis=-1) == long.labels
+    return correct, seconds
 
 
 def main() -> None:
@@ -103,21 +98,18 @@ def main() -> None:
     arguments = parser.parse_args()
     console.quiet_libraries()
     runs = [measure(folder) for folder in arguments.runs]
-    n = sum(len(run.correct["head+tail"]) for run in runs)
-    ways = []
-    for way in runs[0].correct:
-        statistics = [
-            {"rows": np.ones(n), "correct": np.concatenate([run.correct[name] for run in runs])} for name in (way, "head+tail")
-        ]
+    rows, ways = pd.concat([correct for correct, _ in runs]), []
+    for way in runs[0][1]:
+        statistics = [{"rows": np.ones(len(rows)), "correct": rows[name].to_numpy()} for name in (way, "head+tail")]
         difference = metrics.difference(ACCURACY, statistics[:1], statistics[1:])
-        by_run = [float(run.correct[way].mean() - run.correct["head+tail"].mean()) for run in runs]
-        seconds = sum(run.seconds[way] for run in runs)
+        by_run = [float(correct[way].mean() - correct["head+tail"].mean()) for correct, _ in runs]
+        seconds = sum(seconds_of_run[way] for _, seconds_of_run in runs)
         points = [100 * value for value in (difference["difference"], *difference["difference_ci95"])]
         ways.append({"way": way, "accuracy": ACCURACY.of(statistics[0]), "seconds": seconds, "points": points, "by_run": by_run})
     first = open_run(arguments.runs[0], tasks.pick)
     record = {
-        "n": n,
-        "long": sum(run.n_long for run in runs),
+        "n": len(rows),
+        "long": int(rows.long.sum()),
         "runs": len(runs),
         "split": "folds of train",
         "max_length": first.config.max_length,
