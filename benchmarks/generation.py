@@ -58,7 +58,7 @@ def measure(way: str, write: Writer, tokenizer, score: Callable[[list[str]], dic
 def load(run: run_folder.Run, **settings) -> Predictor:
     """Return the run's predictor, with other settings."""
     run = replace(run, config=replace(run.config, **settings))
-    return run_folder.load_predictor(run, run_folder.find_base_model(run), show_progress=False)
+    return run_folder.load_predictor(run, run_folder.find_base_model(run))
 
 
 def translations(run: run_folder.Run, n_rows: int, folder: Path) -> dict:
@@ -74,7 +74,7 @@ def translations(run: run_folder.Run, n_rows: int, folder: Path) -> dict:
     settings = dict(num_beams=beams, max_new_tokens=run.config.max_length)
 
     def translator(model, config=exact.config) -> Writer:
-        predictor = Predictor(run.task, model, tokenizer, config, show_progress=False)
+        predictor = Predictor(run.task, model, tokenizer, config)
         return lambda: run.task.translate(predictor, encoded, beams)
 
     ways = {

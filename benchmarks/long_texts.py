@@ -73,7 +73,7 @@ def measure(folder: Path) -> tuple[pd.DataFrame, dict[str, float]]:
     table, _ = read_tables(run)
     is_long = table.tokens.to_numpy() > run.config.max_length
     long = data.test.select(np.flatnonzero(is_long))
-    predictor = load_predictor(run, find_base_model(run), show_progress=False)
+    predictor = load_predictor(run, find_base_model(run))
     seconds, probabilities = {}, {}
     for way, predict in WAYS.items():
         started = time.perf_counter()

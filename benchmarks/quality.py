@@ -158,7 +158,7 @@ def fine_tuned(settings: dict, split: str, kept: Path | None = None) -> Measured
         run = run_folder.open_run(Path(folder) / "run", tasks.pick)
         data = load_data(run.task, run.config, run.origins["dataset"])
         source = run_folder.find_base_model(run)
-        predictor = run_folder.load_predictor(run, source, show_progress=False)
+        predictor = run_folder.load_predictor(run, source)
         measured = getattr(data, split)
         encoded = encode(run.task, measured, predictor.tokenizer, run.config)
         predictions = run.task.predict(predictor, encoded)

@@ -85,7 +85,7 @@ def measure(way: str, seed: int) -> dict:
         else:
             run_script("fine_tune.py", *flags(output_dir=folder, run_name="run", seed=seed, **WAYS[way]), callback=copies)
     data, tokenizer = splits.load_data(task, config), load_tokenizer(task, source, config)
-    predictor = Predictor(task, copies.model, tokenizer, config, show_progress=False)
+    predictor = Predictor(task, copies.model, tokenizer, config)
     encoded, marks = tokens.encode(task, data.test, tokenizer, config), []
     while copies.copies and (not marks or marks[0]["accuracy"] >= TARGETS[0]):
         seconds = copies.restore_last()

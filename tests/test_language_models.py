@@ -192,7 +192,7 @@ def test_the_loss_equals_that_of_the_plain_model(model_type, data_file, tmp_path
     tokenizer, test = load_tokenizer(task, source, config), load_data(task, config).test
     tokens, plain = encode(task, test, tokenizer, config), build_base(task, source, [], config).eval()
     model = add_lora(task, plain, replace(config, method="full")).eval()
-    predictions = task.predict(Predictor(task, model, tokenizer, config, show_progress=False), tokens)
+    predictions = task.predict(Predictor(task, model, tokenizer, config), tokens)
     expected = np.zeros((len(test), 3))
     for block, row in zip(tokens.inputs, tokens.rows, strict=True):
         ids = torch.tensor([block["input_ids"]])

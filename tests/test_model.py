@@ -230,7 +230,7 @@ def test_predictions_come_back_in_the_order_of_the_rows(model_dir):
     generator = np.random.default_rng(0)
     ids = [generator.integers(5, 60, size=length).tolist() for length in generator.integers(3, 33, size=50)]
     tokens = Tokens(Dataset.from_dict({"input_ids": ids}), np.array([len(row) for row in ids]))
-    logits = TASK.predict(Predictor(TASK, lora, tokenizer, replace(CONFIG, eval_batch_size=8), show_progress=False), tokens)
+    logits = TASK.predict(Predictor(TASK, lora, tokenizer, replace(CONFIG, eval_batch_size=8)), tokens)
     with torch.no_grad():
         alone = torch.cat([lora(input_ids=torch.tensor([row])).logits for row in ids]).numpy()
     np.testing.assert_allclose(logits, alone, atol=1e-4)

@@ -110,7 +110,7 @@ def test_the_saved_adapter_has_the_recorded_metrics_of_the_best_validation(flags
     recorded = run.training["validation"]
     assert recorded["step"] < 84
     rows = load_data(run.task, run.config, "local path").validation
-    predictor = run_folder.load_predictor(run, run_folder.find_base_model(run), show_progress=False)
+    predictor = run_folder.load_predictor(run, run_folder.find_base_model(run))
     predictions = run.task.predict(predictor, encode(run.task, rows, predictor.tokenizer, run.config))
     statistics = run.task.statistics(predictions, rows, {})
     measured = {metric.name: metric.of(statistics) for metric in run.task.metrics}

@@ -141,7 +141,7 @@ def predictor_of(folder, config=CONFIG, **generation):
     source = find_model(str(folder))
     base = base_models.build_base(TASK, source, [], config).eval()
     base.generation_config.update(**generation)
-    return Predictor(TASK, base, base_models.load_tokenizer(TASK, source, config), config, show_progress=False)
+    return Predictor(TASK, base, base_models.load_tokenizer(TASK, source, config), config)
 
 
 def loss_of(scores):
