@@ -292,7 +292,7 @@ PRESETS: dict[str, dict] = {
         train_samples=50_000,
         max_length=128,
     ),
-    # Several of 28 labels, and the similarity of two sentences: measured in results/several-labels.md and results/similarity.md.
+    # Several of 28 labels, and the similarity of two sentences: measured in results/kinds-of-labels.md.
     "go_emotions": dict(
         dataset_name="google-research-datasets/go_emotions",
         problem_type="multi_label_classification",

@@ -311,7 +311,7 @@ class MultiLabel(Labels):
         """Return each label's log-odds in train, (labels,); None if the loss is balanced, which makes the log-odds 0.
 
         From zero, the first steps would only lower all probabilities to these. With 28 labels, of which a text has one or two, they
-        spoiled the rest of the training (results/several-labels.md).
+        spoiled the rest of the training (results/kinds-of-labels.md).
         """
         if config.class_weights == "balanced":
             return None
