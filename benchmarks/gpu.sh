@@ -32,7 +32,7 @@ studies() {
 }
 export OMP_NUM_THREADS=1
 studies imdb rank-labels growth decoder-reviews-recipe decoder-reviews &
-studies banking77 banking77-recipe banking77 decoder-intents-recipe decoder-intents &
+studies banking77 banking77 decoder-intents-recipe decoder-intents &
 studies snli-cad snli-recipe snli &
 studies goemotions goemotions-recipe goemotions &
 studies e2e e2e-all-recipe e2e-all &
