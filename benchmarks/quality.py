@@ -215,13 +215,33 @@ def tfidf(settings: dict, split: str) -> Measured:
 
 
 def as_text(statistics: Statistics) -> dict[str, str]:
-    """Return statistics in the form of a record: one text each, with blanks between rows and slashes between the numbers of a row."""
-    rows = {name: np.asarray(values).reshape(len(values), -1).tolist() for name, values in statistics.items() if name != "rows"}
-    return {name: " ".join("/".join(f"{number:.6g}" for number in row) for row in values) for name, values in rows.items()}
+    """Return statistics in the form of a record: one text each, with blanks between rows and slashes between the numbers of a row.
+
+    Rows that are mostly zeros, such as a number for each of many classes, have only their other numbers, each after its position:
+    "77|5:1 12:1" stands for two rows of 77 numbers.
+    """
+    texts = {}
+    for name, values in statistics.items():
+        rows = np.asarray(values).reshape(len(values), -1)
+        if rows.shape[1] > 1 and np.count_nonzero(rows) < rows.size / 10:
+            parts = ["/".join(f"{i}:{row[i]:.6g}" for i in np.flatnonzero(row)) or "-" for row in rows]
+            texts[name] = f"{rows.shape[1]}|" + " ".join(parts)
+        else:
+            texts[name] = " ".join("/".join(f"{number:.6g}" for number in row) for row in rows.tolist())
+    texts.pop("rows", None)
+    return texts
 
 
 def from_text(text: str) -> np.ndarray:
     """Return the numbers of a text of `as_text`, shape (rows,) or (rows, k)."""
+    width, separator, positions = text.partition("|")
+    if separator:
+        rows = np.zeros((len(positions.split()), int(width)))
+        for row, numbers in zip(rows, positions.split(), strict=True):
+            for number in [] if numbers == "-" else numbers.split("/"):
+                position, value = number.split(":")
+                row[int(position)] = float(value)
+        return rows
     rows = np.array([row.split("/") for row in text.split()], dtype=np.float64)
     return rows[:, 0] if rows.shape[1] == 1 else rows
 

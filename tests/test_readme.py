@@ -120,6 +120,7 @@ def test_experiments_are_compared_row_by_row_and_seed_by_seed():
 
 def test_records_keep_the_statistics_of_their_rows():
     statistics = {"rows": np.ones(3), "loss": np.array([0.25, 1e-6, 12.5]), "actual": np.array([[1, 0], [0, 2], [3, 1]])}
+    statistics["true_positives"] = np.eye(77)[[5, 12, 76]] * [[1], [0], [2]]  # many classes, mostly zeros
     (read,) = quality.statistics_of([dict(n=3, statistics=quality.as_text(statistics))])
     assert read.keys() == statistics.keys()
     for name, values in statistics.items():
