@@ -1,7 +1,7 @@
 """Record which labels label_errors.py lists: the numbers of all rows with the quality of their labels, the lowest first.
 
     python label_errors.py --dataset_name IMDB
-    python benchmarks/label_errors.py outputs/label-errors-imdb/fold-* --name imdb-train
+    python benchmarks/label_errors.py outputs/label-errors-IMDB/fold-* --name imdb-train
 
 Writes results/label-errors-NAME.json.
 """

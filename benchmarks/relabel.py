@@ -1,7 +1,7 @@
 """Measure whether it helps to leave out, or to change, the labels that label_errors.py lists.
 
     python label_errors.py --dataset_name IMDB
-    python benchmarks/relabel.py outputs/label-errors-imdb IMDB/train.parquet
+    python benchmarks/relabel.py outputs/label-errors-IMDB IMDB/train.parquet
 
 Trains on 8,000 rows: as they are, without the listed ones, and with the likely label in place of the given one. All are tested on
 the same 5,000 rows of train, whose labels are as given. Writes results/relabel.json. Given again, the command continues.
