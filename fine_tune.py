@@ -38,7 +38,7 @@ def main(flags: Sequence[str] | None = None) -> None:
     console.quiet_libraries()
     processes.start()
 
-    # Find the task, the base model and the run folder. Wrong settings are reported here, before anything slow starts.
+    # Find the task, the base model and the run folder. Most wrong settings are reported here, before anything slow starts.
     # A resumed run takes its model and data set from the same origins as before: local path, Hub or stand-in.
     run = run_folder.find_earlier(config, arguments.resume, arguments.resume_if_exists, tasks.pick)  # None: start a new run
     if arguments.resume is not None:
@@ -55,7 +55,7 @@ def main(flags: Sequence[str] | None = None) -> None:
     task, config = data.task, data.config
     if run:
         run_folder.check_same_data(run, data)
-        run_folder.check_same_settings(run, config, vars(config))
+        run_folder.check_same_settings(run, config)
         if run.training:
             return print(f"run folder  {run.folder}: this run is finished")
     console.show_sources(model_source, data)

@@ -2,7 +2,7 @@
 
 python predict.py "A film to remember." "Two hours I want back."
 python predict.py --file reviews.txt                         a text per line
-python predict.py --file reviews.csv --out labelled.parquet  txt, csv, tsv, json, jsonl or parquet; may be larger than memory
+python predict.py --file reviews.csv --out labelled.parquet  or csv, json, parquet, xlsx, ...; may be larger than memory
 cat reviews.txt | python predict.py --json                   a JSON object per line
 python predict.py --explain "A film to remember."            the words that influenced the label most
 python predict.py "This film" --max_new_tokens 100           causal-lm: continue a text; --temperature 0: the most probable tokens
@@ -21,7 +21,7 @@ from finetuning.cli import Parser, check_encoding, exit_cleanly, importing, show
 from finetuning.errors import UserError, printable
 
 ENGINE_HELP = (
-    "for labels and entities on a CPU; auto: openvino if it is installed and there are 1,500 texts or more, else torch; int8: "
+    "for labels, numbers and entities on a CPU; auto: openvino if it is installed and there are 1,500 texts or more, else torch; int8: "
     "8-bit weights, about twice as fast as torch, some labels differ"
 )
 CONTEXT_HELP = (

@@ -12,6 +12,7 @@ import io
 import os
 import re
 import reprlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -68,6 +69,10 @@ def _exit_code(main: Callable[[], None]) -> int:
             return _report("error: another process of this run has ended, so this one ends as well", 1)
         if reason := _cannot_write(error):
             where = getattr(error, "filename", None) or "output_dir"
+            if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM):
+                return _report(
+                    f"error: no access to {printable(str(where))}: {reason}: change its permissions, or use another place", 2
+                )
             remedy = "make room and --resume the run, or set output_dir to another folder"
             return _report(f"error: cannot write to {printable(str(where))}: {reason}: {remedy}", 2)
         raise
@@ -99,7 +104,7 @@ def shows_unicode(stream: TextIO) -> bool:
 
 @contextmanager
 def resumable(folder: Path) -> Iterator[AfterCheckpoint]:
-    """Train the run in `folder` in the `with` block: print how to continue if it is interrupted. A `UserError` says it itself.
+    """Train the run in `folder` in the `with` block: print how to continue if it is interrupted. A `UserError` has its own remedy.
 
     Yield the handler of the signals that come meanwhile. Training must save a checkpoint and raise `Stopped` after the first one.
     """
@@ -113,7 +118,11 @@ def resumable(folder: Path) -> Iterator[AfterCheckpoint]:
         raise
     except BaseException as error:
         if _is_first_process() or _lost_other_process(error):
-            how = "the same command" if Path(sys.argv[0]).stem == "label_errors" else f"python fine_tune.py --resume {folder}"
+            how = (
+                "the same command"
+                if Path(sys.argv[0]).stem == "label_errors"
+                else f"python fine_tune.py --resume {shlex.quote(str(folder))}"
+            )
             print(f"\ninterrupted: {how} continues from the last checkpoint", file=sys.stderr)
         raise
 
@@ -259,6 +268,14 @@ def check_encoding(encoding: str | None) -> None:
 
 def check(config: Config) -> None:
     """Raise `UserError` for a value of the wrong type or out of range, or one that does not fit another. All of this is fast."""
+    check_types(config)
+    check_ranges(config)
+    check_encoding(config.encoding)
+    check_combinations(config)
+
+
+def check_types(config: Config) -> None:
+    """Raise `UserError` for a value of the wrong type."""
     for name, hint in get_type_hints(Config).items():
         value = getattr(config, name)
         try:
@@ -266,6 +283,10 @@ def check(config: Config) -> None:
         except TypeError as error:
             kind = inspect.formatannotation(hint)
             raise UserError(f"{name}={reprlib.repr(value)} has the wrong type: it must be {kind}") from error
+
+
+def check_ranges(config: Config) -> None:
+    """Raise `UserError` for a number out of range."""
 
     def require(condition: bool, name: str, requirement: str) -> None:
         if not condition:
@@ -296,6 +317,10 @@ def check(config: Config) -> None:
         if value is not None:
             is_high_enough = value >= 0 if name == "warmup_steps" else value > 0
             require(is_high_enough and (value < 1 or value == int(value)), name, "a whole number of steps, or a fraction below 1")
+
+
+def check_combinations(config: Config) -> None:
+    """Raise `UserError` for a value that does not fit another, a tracker that is not installed, and a name that is a path."""
     if config.eval_strategy == "steps" and config.save_steps is not None:
         validations_per_save = config.save_steps / config.eval_steps
         same_unit = (config.save_steps < 1) == (config.eval_steps < 1)
@@ -305,7 +330,6 @@ def check(config: Config) -> None:
                 f"save_steps={config.save_steps:g} and eval_steps={config.eval_steps:g} do not fit together: the best checkpoint "
                 "can only be chosen among steps with a validation. Leave save_steps out, or make it a multiple of eval_steps"
             )
-    check_encoding(config.encoding)
     if config.report_to != "none":
         from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
@@ -320,6 +344,10 @@ def check(config: Config) -> None:
         raise UserError(
             f"quantization={config.quantization} stores the base model's weights so that they can't be trained: set method to lora"
         )
+    if config.quantization != "none" and config.init_lora_weights == "pissa":
+        raise UserError("init_lora_weights=pissa needs weights that are not quantized: leave it out, or leave quantization out")
+    if config.loraplus_lr_ratio != 1 and config.method != "lora":
+        raise UserError(f"loraplus_lr_ratio is for LoRA, and method is {config.method}: leave it out")
     if config.train_embeddings and config.method != "lora":
         raise UserError(
             f"train_embeddings is for LoRA, and method is {config.method}: leave it out (method full trains the embeddings anyway)"

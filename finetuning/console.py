@@ -1,7 +1,6 @@
 """Print the terminal output of the scripts."""
 
 import logging
-import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import transformers
 
 from config import Config
-from finetuning.errors import printable
+from finetuning.errors import printable, shorten
 from finetuning.task import Metric, Statistics, Task
 
 MAX_REMARKS = 20  # notes on the data that are printed
@@ -34,7 +33,7 @@ def quiet_libraries() -> None:
 
 
 def show(text: str) -> None:
-    """Print text of files and names so that the terminal only shows it."""
+    """Print text that comes from files or names, with escapes for characters that could control the terminal."""
     print(printable(text))
 
 
@@ -63,7 +62,7 @@ def show_sources(model, data) -> None:
         f"data   {data.source.name} ({data.source.origin})\n       {len(data.train):,} train, "
         f"{len(data.validation):,} validation ({data.validation_split}), {len(data.test):,} test ({data.test_split})"
     )
-    if len(data.source.files) > 1:
+    if sum(map(len, data.source.files.values())) > 1:
         origins = (f"{split} from {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for split, names in data.source.files.items())
         show(f"       files: {'; '.join(origins)}")
     if counts := data.task.label_counts(data.train, data.label_names):
@@ -82,7 +81,7 @@ def show_example(data, tokens, tokenizer) -> None:
     for line in data.task.first_example(tokens, tokenizer):
         show(line)
     if labels := data.task.show_labels(data.train.select([0]), data.label_names):
-        show("       label: " + textwrap.shorten(labels[0], MAX_CHARACTERS, placeholder=" ..."))
+        show(f"       label: {shorten(labels[0], MAX_CHARACTERS)}")
 
 
 def show_truncated(task: Task, lengths: np.ndarray, config: Config) -> None:

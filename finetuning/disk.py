@@ -54,6 +54,7 @@ def read_json(path: Path) -> dict:
 
 
 def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""Exceptions that end a script early and are not bugs; their messages, and all that is printed, can't control the terminal."""
+"""Exceptions for wrong input, and forms of a text in which a message shows it."""
 
 import re
 
@@ -9,6 +9,12 @@ CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 def printable(text: str) -> str:
     """Return a text with an escape such as \\x1b for each character of `CONTROLS`."""
     return CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def shorten(text: str, length: int) -> str:
+    """Return a text on one line, cut to at most `length` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 class UserError(Exception):

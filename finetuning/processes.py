@@ -1,12 +1,13 @@
 """One process or several. torchrun starts them, accelerate connects them; the first one decides, prints and writes for all.
 
-A run on several GPUs or machines is the same script, started by torchrun. All differences between its processes are in this file,
-in training/batches.py and in the Trainer.
+A run on several GPUs or machines is the same script, started by torchrun. Where its processes differ, the code calls `by_first`,
+`require_same` or accelerate's `PartialState`.
 """
 
 import atexit
 import functools
 import os
+import shlex
 import sys
 from collections.abc import Callable
 
@@ -23,7 +24,7 @@ def start() -> None:
     if "RANK" not in os.environ:
         if (gpus := torch.cuda.device_count()) > 1:
             os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-            command = f"torchrun --nproc_per_node {gpus} {' '.join(sys.argv)}"
+            command = f"torchrun --nproc_per_node {gpus} {shlex.join(sys.argv)}"
             print(f"note: this run uses 1 of {gpus} GPUs. To use all: {command}", file=sys.stderr)
         return
     if on_cpu() and os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun's default on any machine

@@ -11,7 +11,6 @@ A task must define the methods that raise `NotImplementedError` here. All others
 """
 
 import math
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from config import Config
-from finetuning.errors import UserError
+from finetuning.errors import UserError, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from finetuning.results.report import Section
     from finetuning.training.prediction import Predictor
 
-# Name -> a number per row, (rows,), or several, (rows, k). `group`: equal numbers for rows that belong together; it is not summed.
+# Name -> a number per row, (rows,), or several, (rows, k). `group`: equal numbers for rows that belong together; no metric reads its sum.
 Statistics = dict[str, np.ndarray]
 MAX_EXAMPLE_CHARACTERS = 110  # of the example that is printed before training
 
@@ -137,7 +136,7 @@ class Task:
     code_template = "numbers.py.jinja"  # the template of the model card's code, in results/templates/
 
     def fits(self, config: Config) -> bool:
-        """Return whether `config` means this task, and not another one with the same `name`."""
+        """Return whether `config` selects this task among those with the same `name`."""
         return config.problem_type in (None, self.problem_type)
 
     def check(self, config: Config) -> None:
@@ -221,7 +220,7 @@ class Task:
     def first_example(self, tokens: "Tokens", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
         """Return lines that show the first training example as the model reads it."""
         text = tokenizer.decode(tokens.inputs[0]["input_ids"])
-        return ["reads  " + textwrap.shorten(text, MAX_EXAMPLE_CHARACTERS, placeholder=" ...")]
+        return [f"reads  {shorten(text, MAX_EXAMPLE_CHARACTERS)}"]
 
     # --- model -----------------------------------------------------------------------------------------------------------
 

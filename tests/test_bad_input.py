@@ -102,6 +102,8 @@ def bad(tmp_path, data_file):
         (["--resume", "nowhere"], ["--resume", "leave the other flags out"]),
         (["--quantization", "4bit", "--method", "full"], ["quantization=4bit", "method"]),
         (["--train_embeddings", "--method", "full"], ["train_embeddings", "method is full"]),
+        (["--loraplus_lr_ratio", "16", "--method", "full"], ["loraplus_lr_ratio", "method is full"]),
+        (["--init_lora_weights", "pissa", "--quantization", "4bit"], ["init_lora_weights=pissa", "not quantized"]),
         (["--metric_for_best_model", "bleu"], ["metric_for_best_model=bleu", "accuracy, f1"]),
         (["--text_pair_column", "second"], ["text_pair_column=second", "review, sentiment"]),
         (["--text_pair_column", "sentiment"], ["text_pair_column is 'sentiment'", "different columns"]),

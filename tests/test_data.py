@@ -318,6 +318,15 @@ def test_the_rows_of_a_group_stay_in_one_split(call, tiny_flags, tmp_path):
     assert wrong.code == 2 and "group_column=writer: there is no such column; the columns are" in wrong.err, wrong.err
 
 
+def test_rows_without_a_group_are_alone(tmp_path):
+    rows = make_rows(120).assign(author=lambda rows: [f"author {i % 4}" if i < 40 else None for i in range(len(rows))])
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    data = load(tmp_path / "rows.csv", group_column="author")
+    n_used = sum(map(len, (data.train, data.validation, data.test)))
+    assert n_used >= 80, "they do not leave train as one group"
+    assert any(f"{120 - n_used} rows of train are not used" in remark for remark in data.remarks) == (n_used < 120)
+
+
 def test_held_out_sentences_are_neighbours_in_the_file(tmp_path):
     """So that `--context neighbours` reads real neighbours, and few documents are in two splits."""
     lines = [f"word{i} O\nParis B-LOC\n" for i in range(6000)]
@@ -334,6 +343,8 @@ def test_texts_that_are_in_train_and_test_are_counted(call, tiny_flags, tmp_path
     folder.mkdir()
     rows.iloc[:100].to_csv(folder / "train.csv", index=False)
     rows.iloc[90:].to_csv(folder / "test.csv", index=False)
+    (folder / ".ipynb_checkpoints").mkdir()  # hidden, so it is not read
+    rows.iloc[90:].to_csv(folder / ".ipynb_checkpoints/test-checkpoint.csv", index=False)
     result = call("fine_tune.py", *tiny_flags, "--dataset_name", folder, "--num_train_epochs", 1)
     assert result.code == 0 and "of 30 test texts are in train too" in result.out, result.out
     evaluated = call("evaluate.py")

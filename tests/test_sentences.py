@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, Json, Value
+from datasets import ClassLabel, Dataset, Features, Json, List, Value
 from entity_files import make_sentences
 
 from config import Config
@@ -235,6 +235,14 @@ def test_ambiguous_and_unreadable_annotations_are_refused(row, settings, words):
     with pytest.raises(UserError) as error:
         read([row], **settings)
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_tag_of_minus_one_is_not_read_as_the_last_tag(tmp_path):
+    features = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O", "B-LOC", "I-LOC"]))})
+    rows = {"tokens": [["Orva", "is"], ["is", "it"]], "ner_tags": [[1, 0], [0, -1]]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match="row 1 .*word 2, 'it', has no tag"):
+        load(tmp_path / "rows.parquet")
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,17 @@ def test_a_signal_ends_training_after_a_checkpoint_of_its_step(
     assert all(ended[name] == expected[name] for name in ("validation", "calibration"))
 
 
+def test_a_signal_in_the_last_step_of_an_epoch_waits_for_the_validation_that_follows(model_dir, data_file, tmp_path):
+    settings = dict(num_train_epochs=1, eval_strategy="epoch")
+    for name, kill in (("uninterrupted", None), ("run", Kill(STEP, 7, signal=signal.SIGTERM))):
+        ((code, printed),) = forked.run(tmp_path, "fine_tune.py", *flags_of(settings, model_dir, data_file, name), kill=kill)
+        assert code == (143 if kill else 0), printed
+    ((code, printed),) = forked.run(tmp_path, "fine_tune.py", "--resume")
+    assert code == 0, printed
+    expected, ended = outcome(tmp_path / "outputs/uninterrupted"), outcome(tmp_path / "outputs/run")
+    assert ended["validation"] == expected["validation"] and ended["log"] == expected["log"]
+
+
 def test_a_second_signal_ends_training_at_once(model_dir, data_file, tmp_path):
     flags = flags_of(dict(batch_size=2, gradient_accumulation_steps=4), model_dir, data_file, "run")
     kill = Kill(STEP, 4 * 11 + 2, signal=signal.SIGTERM, times=2)  # in two of the four passes of step 12

@@ -69,11 +69,6 @@ def with_input(columns: dict[str, str], available: list[str]) -> dict[str, str]:
     return columns | ({"input": inputs[0]} if is_alpaca else {})
 
 
-def rows_of(batch: dict[str, list]) -> list[dict]:
-    """Return the rows of a batch."""
-    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-
-
 def conversation(row: dict) -> Messages:
     """Return the conversation of a row with the columns of `find_chat_columns`. Raise `ValueError` if it is none."""
     messages = _messages_of(row["prompt"], "user")

@@ -35,6 +35,11 @@ def check_classes(place: str, first: Features, other: Features) -> None:
                 )
 
 
+def as_rows(columns: dict[str, list]) -> list[dict]:
+    """Return columns of the same length as a list of rows."""
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
 def check_names(file: Path, names: list[str], first_file: Path, first_names: list[str]) -> None:
     """Raise `UserError` if columns of a file have the same name, or other names than those of the first file of the split."""
     if len(set(names)) < len(names):

@@ -12,7 +12,7 @@ from finetuning.errors import UserError
 
 SEPARATORS = ",;\t|"
 MAX_DISTINCT_VALUES = 50  # a column with more is not taken for a column of labels
-MIN_SUSPECT_LINES = 4  # so many lines of a quoted field that look like rows are taken for rows
+MIN_SUSPECT_LINES = 4  # a quoted field with as many lines that look like rows is refused
 
 
 def read_csv(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables:

@@ -32,9 +32,16 @@ MIN_CONFIDENCE = 0.1  # of chardet; below it, Windows-1252 is as probable
 
 
 def known_files(path: Path, endings: Collection[str]) -> list[Path]:
-    """Return the file at `path`, or the files in that folder, that have one of `endings`; without hidden files."""
-    files = [file for file in sorted(path.rglob("[!.]*")) if file.is_file()] if path.is_dir() else [path]
+    """Return the file at `path`, or the files in that folder, that have one of `endings`; without hidden files and folders."""
+    if not path.is_dir():
+        return [path] if ending(path) in endings else []
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and not _is_hidden(file.relative_to(path))]
     return [file for file in files if ending(file) in endings]
+
+
+def _is_hidden(file: Path) -> bool:
+    """Return whether a file or one of its folders is hidden, as in .ipynb_checkpoints/train-checkpoint.csv."""
+    return any(part.startswith(".") for part in file.parts)
 
 
 def ending(file: Path) -> str:

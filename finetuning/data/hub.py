@@ -29,11 +29,11 @@ from finetuning.disk import room_in, sha256
 from finetuning.errors import UserError
 from finetuning.processes import by_first
 
-_detect_agent._registry = {}  # the client would ask the Hub for it, and a proxy's answer would break every command for a day
+_detect_agent._registry = {}  # else the client downloads a list of agents and keeps it for a day, even if it is a proxy's error page
 ANSWER_TIMEOUT = 2.5  # seconds; without it, the Hub's clients retry for 25 to 49 s
 PATIENCE = 60  # seconds without progress after which a download ends
 MIN_BYTES = 2**16  # fewer in `PATIENCE` seconds are no progress
-OUT_OF_ORDER = (429, 500, 502, 503, 504)  # HTTP status
+RETRIED = (429, 500, 502, 503, 504)  # HTTP status of an answer that may be another one soon
 NOT_ON_HUB = (  # errors of the clients
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -72,7 +72,7 @@ def _ask_hub() -> bool:
             answer = huggingface_hub.get_session().head(constants.ENDPOINT, timeout=ANSWER_TIMEOUT)
         except Exception:  # any error means that it does not answer
             return
-        if answer.status_code in OUT_OF_ORDER:
+        if answer.status_code in RETRIED:
             problem = f"the Hugging Face Hub answers with error {answer.status_code}"
             print(f"note: {problem}, so this run does without it; try again later to use it", file=sys.stderr)
             return
@@ -114,7 +114,7 @@ class Watch:
         is_optional = self.name not in answer.url.path or answer.headers.get("X-Error-Code") == "EntryNotFound"
         if answer.is_error and not is_optional:
             self.refusal = answer
-        if answer.status_code in OUT_OF_ORDER:
+        if answer.status_code in RETRIED:
             limit = parse_ratelimit_headers(answer.headers)
             is_used_up = limit is not None and limit.remaining == 0
             wait = str(limit.reset_in_seconds if is_used_up else answer.headers.get("Retry-After", "0"))

@@ -14,7 +14,7 @@ import pyarrow
 from datasets import Dataset, Json, LargeList, List
 
 from finetuning.data.cache import read_columns
-from finetuning.errors import UserError
+from finetuning.errors import UserError, shorten
 
 MAX_SHOWN = 60  # characters of a value that a message shows
 OTHER_TASK = "; for entities in the text set task to token-classification"
@@ -66,8 +66,7 @@ def distinct(rows: Dataset, column: str) -> Distinct:
 
 def shown(value: Any) -> str:
     """Return a value as text for a message, at most `MAX_SHOWN` characters."""
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+    return shorten(repr(value), MAX_SHOWN)
 
 
 def refuse(column: str, split: str, row: int, value: Any, remedy: str) -> NoReturn:

@@ -142,7 +142,8 @@ def read_tags(words: list[str], tags: list, names: list[str] | None) -> list[str
         raise UserError(f"it has {len(words)} words but {len(tags)} tags: give a tag for each word")
     if not names and any(isinstance(tag, int) for tag in tags):
         raise UserError("its tags are numbers, but the data set has no names for them: write tags as texts (O, B-PER, I-PER)")
-    tags = [names[tag] for tag in tags] if names else tags
+    if names:
+        tags = [names[tag] if tag in range(len(names)) else None for tag in tags]  # -1: no tag
     if "" in tags or None in tags:
         number = next(i for i, tag in enumerate(tags) if not tag)
         raise UserError(f"its word {number + 1}, {words[number]!r}, has no tag: write O if it belongs to no entity")

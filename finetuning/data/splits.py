@@ -21,7 +21,7 @@ from finetuning.processes import require_same
 from finetuning.task import Rows, Task
 
 MAX_LISTED = 5  # row numbers or labels in a message
-NEIGHBOURS = 30  # so many neighbouring rows make a group, if the rows are parts of documents; half as many had narrower intervals
+NEIGHBOURS = 30  # rows in a group of neighbours, if the rows are parts of documents; with 15, intervals were narrower
 TEXT_SETTINGS = ("text_column", "text_pair_column", "source_column", "target_column", "prompt_column", "completion_column")
 SAMPLE_SETTINGS = {"train": "train_samples", "validation": "val_samples", "test": "test_samples"}
 
@@ -85,25 +85,10 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
         check_classes(f"dataset_name={config.dataset_name}, split {name}", raw["train"].features, rows.features)
     task, config = task.settle(raw["train"], config)
     columns = task.columns(raw["train"].column_names, config)
-    for name, rows in raw.items():
-        if missing := set(columns.values()) - set(rows.column_names):
-            files = f" ({', '.join(source.files[official_names[name]])})" if official_names[name] in source.files else ""
-            remedy = "" if name == "train" else f": add it, or give only the file of train, and {name} rows are held out from it"
-            raise UserError(
-                f"dataset_name={config.dataset_name}: split {official_names[name]}{files} has no column "
-                f"{', '.join(missing)}{remedy}"
-            )
-        if len(rows) == 0:
-            raise UserError(f"dataset_name={config.dataset_name}: split {name} has no rows: add rows, or name another split")
+    check_columns(raw, columns, official_names, source, config)
     all_rows = task.read(raw, columns, config)
-    frames = {name: scan(task, all_rows, name) for name in all_rows.columns}
-    for name, frame in frames.items():
-        if (groups := groups_of(task, raw[name], frame.hash, config)) is not None:
-            frame["group"] = groups
-    parts = [frame.row for frame in frames.values()]
-    if "group" in frames["train"] and len(frames) < len(SPLITS):  # it decides which rows are held out
-        parts.append(frames["train"].group)
-    sha256 = hashlib.sha256(b"".join(part.to_numpy().tobytes() for part in parts)).hexdigest()
+    frames = {name: scan(task, all_rows, raw[name], config, name) for name in all_rows.columns}
+    sha256 = sha256_of(frames)
     require_same("data", sha256)
     frames, left_out = usable(task, frames, columns, official_names, config)
     remarks = [*source.remarks, *all_rows.remarks, *left_out]
@@ -111,7 +96,10 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
         remarks += contradictions(frames)
     if config.folds:
         check_labels_of_folds(task, frames["train"], all_rows, config.folds)
+    n_rows = sum(map(len, frames.values()))
     frames = split(frames, config)
+    if unused := n_rows - sum(map(len, frames.values())):
+        remarks.append(f"{unused:,} rows of train are not used: copies of held-out texts, or the rest of a group that is held out")
     frames, notes = samples(frames, config, given)
     remarks += notes
     splits = {name: _rows_of(frame, name if name in raw else "train", all_rows) for name, frame in frames.items()}
@@ -169,11 +157,28 @@ def official_splits(dataset: DatasetDict, config: Config) -> dict[str, str]:
     return {name: official_name for name, official_name in names.items() if official_name in dataset}
 
 
-def scan(task: Task, all_rows: Rows, split: str) -> pd.DataFrame:
-    """Return a frame with a line per row of a split.
+def check_columns(
+    raw: dict[str, Dataset], columns: dict[str, str], official_names: dict[str, str], source: Source, config: Config
+) -> None:
+    """Raise `UserError` for a split that lacks one of `columns`, or that has no rows."""
+    for name, rows in raw.items():
+        if missing := set(columns.values()) - set(rows.column_names):
+            files = f" ({', '.join(source.files[official_names[name]])})" if official_names[name] in source.files else ""
+            remedy = "" if name == "train" else f": add it, or give only the file of train, and {name} rows are held out from it"
+            raise UserError(
+                f"dataset_name={config.dataset_name}: split {official_names[name]}{files} has no column "
+                f"{', '.join(missing)}{remedy}"
+            )
+        if len(rows) == 0:
+            raise UserError(f"dataset_name={config.dataset_name}: split {name} has no rows: add rows, or name another split")
+
+
+def scan(task: Task, all_rows: Rows, raw: Dataset, config: Config, split: str) -> pd.DataFrame:
+    """Return a frame with a line per row of a split, whose columns in the data set are those of `raw`.
 
     Three columns are hashes (uint64): `hash` of the text, `content` of text and label, `row` of text, label and row number.
-    `stratum` is the row's stratum. Three are bool: `blank` (there is no text), `labelled`, and `left_out` (by the task).
+    `stratum` is the row's stratum. Three are bool: `blank` (there is no text), `labelled`, and `left_out` (by the task). `group` is
+    the number of the row's group; there is no such column if each row is alone.
     """
     rows, labels = all_rows.columns[split], all_rows.labels[split]
 
@@ -190,25 +195,36 @@ def scan(task: Task, all_rows: Rows, split: str) -> pd.DataFrame:
     features = Features(dict.fromkeys(("hash", "content", "row"), Value("uint64")) | {"blank": Value("bool")})
     frame = read_columns(map_once(rows, hash_batch, features, [labels]), *features).to_pandas()
     left_out = all_rows.left_out.get(split, np.zeros(len(rows), dtype=bool))
-    return frame.assign(stratum=task.strata(labels), labelled=task.has_label(labels), left_out=left_out)
+    frame = frame.assign(stratum=task.strata(labels), labelled=task.has_label(labels), left_out=left_out)
+    groups = groups_of(task, raw, frame.hash, config)
+    return frame if groups is None else frame.assign(group=groups)
 
 
 def groups_of(task: Task, rows: Dataset, hashes: pd.Series, config: Config) -> np.ndarray | None:
     """Return the number of each row's group, (rows,) int64; None if each row is alone. `hashes` are those of the texts.
 
-    A group has an equal value in `group_column`. Without it, neighbouring rows belong together if they are parts of documents, or
+    A group has an equal value in `group_column`; a row without a value is alone. Without such a column, neighbouring rows belong together if they are parts of documents, or
     rows with equal texts, as the task says. Raise `UserError` if there is no such column.
     """
     if config.group_column:
         if config.group_column not in rows.column_names:
             columns = ", ".join(rows.column_names)
             raise UserError(f"group_column={config.group_column}: there is no such column; the columns are {columns}")
-        values = [str(value) for value in rows[config.group_column]]
+        values = (value if value is None or value == value else None for value in rows[config.group_column])  # None for NaN
+        values = [f"\0{row}" if value is None else str(value) for row, value in enumerate(values)]
         return pd.util.hash_array(np.array(values, dtype=object)).view(np.int64)
     size = min(NEIGHBOURS, len(rows) // (2 * NEIGHBOURS))  # few rows: small groups
     if task.rows_are_neighbours and size > 1:
         return np.arange(len(rows)) // size
     return hashes.to_numpy().view(np.int64) if task.groups_equal_texts else None
+
+
+def sha256_of(frames: dict[str, pd.DataFrame]) -> str:
+    """Return a hash (SHA-256) of all texts and labels, and of the groups if they decide which rows are held out."""
+    parts = [frame.row for frame in frames.values()]
+    if "group" in frames["train"] and len(frames) < len(SPLITS):
+        parts.append(frames["train"].group)
+    return hashlib.sha256(b"".join(part.to_numpy().tobytes() for part in parts)).hexdigest()
 
 
 def usable(

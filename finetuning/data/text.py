@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Json, Value
 from config import Config
 from finetuning.data.cache import read_columns
 from finetuning.data.label_forms import shown
-from finetuning.errors import UserError
+from finetuning.errors import UserError, shorten
 
 TEXT_COLUMNS = ("text", "review", "sentence", "content", "comment", "message", "body")  # usual names of columns
 LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "category", "target")
@@ -122,5 +122,4 @@ def clean(texts: Iterable[str | None]) -> list[str]:
 
 def shortened(inputs: dict[str, str]) -> str:
     """Return the text or texts of a row, cut to `MAX_CHARACTERS`."""
-    text = PAIR_SEPARATOR.join(inputs.values())
-    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 3] + "..."
+    return shorten(PAIR_SEPARATOR.join(inputs.values()), MAX_CHARACTERS)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from config import Config
 from finetuning.data.cache import map_once, read_columns, reopened
+from finetuning.data.content import as_rows
 from finetuning.data.splits import Split
 from finetuning.errors import UserError
 from finetuning.task import Task
@@ -52,7 +53,7 @@ class Tokens:
         columns = self.inputs[positions]
         if self.labels is not None:
             columns["labels"] = self.labels[positions].tolist()
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return as_rows(columns)
 
 
 def encode(task: Task, split: Split, tokenizer: PreTrainedTokenizerBase, config: Config) -> Tokens:

@@ -29,7 +29,8 @@ def stream_text(
 ) -> Iterator[str]:
     """Yield the answer to a prompt in pieces, as the model writes it in another thread.
 
-    `ends` are the tokens that end the answer; otherwise as `continue_text`. If the caller stops early, so does the model.
+    `ends` are the tokens that end the answer. `options` are those of `continue_text`, and the caller has checked them. If the caller
+    stops early, so does the model.
     """
     streamer, stopped, errors = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), threading.Event(), []
     batch = _batch(model, prompt, options)

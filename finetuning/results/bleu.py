@@ -46,6 +46,7 @@ def score(scorer: str, column: str, sums: Sums) -> float:
 
 
 def metric(scorer: str, column: str, **options) -> Metric:
+    """Return sacreBLEU's `scorer` as a metric of the statistics `column`. `options` are further fields of `Metric`."""
     return Metric(scorer, partial(score, scorer, column), format=".2f", limits=(0, 100 if scorer != "ter" else math.inf), **options)
 
 

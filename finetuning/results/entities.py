@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
+from finetuning.results.label_report import f1_micro
 from finetuning.results.metrics import groups, reliability
 from finetuning.results.report import Spans
 from finetuning.task import Metric, Statistics, Sums
@@ -75,7 +76,7 @@ def entities(codes: np.ndarray) -> list[Entity]:
 
 def word_probabilities(logits: list[np.ndarray], codes: list[np.ndarray], temperature: float) -> list[np.ndarray]:
     """Return the probability of each word's predicted tag, an array (words,) for each sentence."""
-    probabilities = (np.exp(log_softmax(sentence / temperature, axis=-1)) for sentence in logits)
+    probabilities = (softmax(sentence / temperature, axis=-1) for sentence in logits)
     return [sentence[np.arange(len(tags)), tags] for sentence, tags in zip(probabilities, codes, strict=True)]
 
 
@@ -207,21 +208,18 @@ def confusion_matrix(pairs: list[list[Pair]], n_types: int) -> np.ndarray:
 
 
 def precision(sums: Sums) -> float:
+    """Return the precision of all types together, from 0 to 1; 0 if no entity is predicted."""
     predicted = np.sum(sums["predicted"])
     return float(np.sum(sums["true_positives"]) / predicted) if predicted else 0.0
 
 
 def recall(sums: Sums) -> float:
+    """Return the recall of all types together, from 0 to 1; 0 if there is no actual entity."""
     actual = np.sum(sums["actual"])
     return float(np.sum(sums["true_positives"]) / actual) if actual else 0.0
 
 
-def f1(sums: Sums) -> float:
-    p, r = precision(sums), recall(sums)
-    return 2 * (p * r) / (p + r) if p + r else 0.0
-
-
-F1 = Metric("f1", f1, format=".2%", label="Entity F1", limits=(0, 1))
+F1 = Metric("f1", f1_micro, format=".2%", label="Entity F1", limits=(0, 1))
 
 
 def by_length(statistics: Statistics, edges: Sequence[int]) -> list[dict]:
@@ -239,7 +237,7 @@ def by_type(statistics: Statistics, types: Sequence[str]) -> list[dict]:
     for number, label in enumerate(types):
         sums = {name: statistics[name][:, number].sum() for name in ("true_positives", "predicted", "actual")}
         if sums["predicted"] or sums["actual"]:
-            scores = {"f1": f1(sums), "precision": precision(sums), "recall": recall(sums)}
+            scores = {"f1": float(f1_micro(sums)), "precision": precision(sums), "recall": recall(sums)}
             rows.append({"label": label, **scores, "n": int(sums["actual"])})
     return rows
 

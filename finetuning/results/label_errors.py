@@ -1,6 +1,5 @@
 """Judge labels by confident learning, and write those that may be wrong into files."""
 
-import textwrap
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import pandas as pd
 
 from finetuning.data.splits import Split, load_data
 from finetuning.disk import as_utf8
-from finetuning.errors import UserError
+from finetuning.errors import UserError, shorten
 from finetuning.processes import by_first
 from finetuning.results import evaluation, metrics, report
 from finetuning.results.report import Example, Section, Table
@@ -123,5 +122,5 @@ def sections(judged: Judged) -> list[Section]:
 
 def show(row) -> Example:
     """Return a line of label_errors.csv as an example for the page."""
-    start = textwrap.shorten(row.text, MAX_LINE_CHARACTERS, placeholder=" …")
+    start = shorten(row.text, MAX_LINE_CHARACTERS)
     return Example(f"row {row.row}, given {row.given}, likely {row.likely}: {start}", row.text, probability=row.quality)

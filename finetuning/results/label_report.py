@@ -26,10 +26,12 @@ def f1_by_label(sums: Sums) -> np.ndarray:
 
 
 def f1_macro(sums: Sums) -> float:
+    """Return the mean of the labels' F1, from 0 to 1."""
     return f1_by_label(sums).mean()
 
 
 def f1_micro(sums: Sums) -> float:
+    """Return the F1 of all labels together, from 0 to 1; 0 if no label is actual or predicted."""
     return 2 * sums["true_positives"].sum() / max((sums["predicted"] + sums["actual"]).sum(), 1)
 
 
@@ -40,6 +42,7 @@ def f1_single(sums: Sums) -> float:
 
 
 def mean_of(name: str) -> Callable[[Sums], float]:
+    """Return a function that computes the mean of a statistic per row."""
     return lambda sums: sums[name] / sums["rows"]
 
 
@@ -138,6 +141,7 @@ def calibration_section(
     meaning: str = "In a calibrated model, 90 % of the predictions with a probability of 90 % are correct.",
     caption: str = "fraction of correct predictions by probability",
 ) -> Section:
+    """Return the section with the reliability diagram. `metrics` is the content of metrics.json."""
     as_trained, scaled = metrics["calibration"]["as_trained"], metrics["calibration"]["scaled"]
     errors = [f"{100 * calibration['expected_calibration_error']:.2f} %" for calibration in (as_trained, scaled)]
     text = (

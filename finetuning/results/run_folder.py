@@ -14,10 +14,11 @@ import datetime
 import errno
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from itertools import count
@@ -134,7 +135,7 @@ def start_run(folder: Path, model: Source, data: Data) -> None:
     """Create the run folder with its config.json."""
     record = {
         "config": asdict(data.config),
-        "command": as_utf8(" ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "command": as_utf8(shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])),
         "model": {"name": as_utf8(model.name), "origin": model.origin, "sha256": model.sha256}
         | {"files": fingerprints.of_model_settings(Path(model.path))},
         "dataset": {
@@ -245,10 +246,10 @@ def check_same_data(run: Run, data: Data) -> None:
         )
 
 
-def check_same_settings(run: Run, config: Config, names: Collection[str]) -> None:
-    """Raise `UserError` if one of the settings `names` is another one than in `run`. The run may lie in another folder now."""
+def check_same_settings(run: Run, config: Config) -> None:
+    """Raise `UserError` if a setting differs from that in `run`. Only the folder may be another one now."""
     for name, value in asdict(config).items():
-        if name in names and name != "output_dir" and value != getattr(run.config, name):
+        if name != "output_dir" and value != getattr(run.config, name):
             raise UserError(
                 f"{name}={value}: {run.folder} was started with {getattr(run.config, name)}; use that, or another run_name"
             )

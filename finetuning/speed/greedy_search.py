@@ -3,18 +3,21 @@
 `generate` computes all rows of a batch until the last row is finished.
 """
 
+import inspect
+
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from finetuning.speed.beam_search import FOR_SAMPLING, WITHOUT_EFFECT
 
 REPLACED = {"max_length", "max_new_tokens", "eos_token_id", "use_cache", "num_beams"}  # by arguments of `search`
 
 
-def supports(settings: GenerationConfig) -> bool:
-    """Return whether `search` supports all settings of a model. For example, it has no penalty for repeated words."""
-    changed = {name for name, value in settings.to_diff_dict().items() if value}
-    return changed <= REPLACED | FOR_SAMPLING | WITHOUT_EFFECT
+def supports(model: PreTrainedModel) -> bool:
+    """Return whether `search` supports a model: its settings (there is no penalty for repeated words) and its cache (not Mamba's)."""
+    changed = {name for name, value in model.generation_config.to_diff_dict().items() if value}
+    has_cache = "past_key_values" in inspect.signature(type(model).forward).parameters
+    return has_cache and changed <= REPLACED | FOR_SAMPLING | WITHOUT_EFFECT
 
 
 def search(

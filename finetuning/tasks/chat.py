@@ -1,6 +1,5 @@
 """Answers to prompts, and conversations: a decoder learns to write the messages of the assistant."""
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -26,14 +25,14 @@ from finetuning.data.chats import (
     end_tokens,
     find_chat_columns,
     prompt_ids,
-    rows_of,
     split_last_answer,
     with_input,
 )
+from finetuning.data.content import as_rows
 from finetuning.data.splits import Split, listed
 from finetuning.data.text import TEXT_COLUMNS, find_column
 from finetuning.data.tokens import Tokens
-from finetuning.errors import UserError
+from finetuning.errors import UserError, shorten
 from finetuning.model.generation import check_options, longest_prompt, stream_text
 from finetuning.model.scoring import next_token_batch
 from finetuning.results import answers as written
@@ -142,7 +141,7 @@ class Chat(TokenTask):
     def contents(self, batch: dict[str, list], labels: np.ndarray) -> tuple[list[str], Sequence]:
         """Return the prompts, "" where the prompt or its answer is empty, and the answers. Equal prompts thus stay in one split."""
         prompts, answers = [], []
-        for row in rows_of(batch):
+        for row in as_rows(batch):
             messages, answer = split_last_answer(conversation(row)) if not _problem(row) else ([], "")
             prompts.append(as_text(messages) if answer else "")
             answers.append(answer)
@@ -158,7 +157,7 @@ class Chat(TokenTask):
         return Features({**ids, "length": Value("int32"), "answer_cut": Value("bool"), "skipped": Value("int32")})
 
     def tokenize(self, batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, list]:
-        examples = [encode(conversation(row), tokenizer, config) for row in rows_of(batch)]
+        examples = [encode(conversation(row), tokenizer, config) for row in as_rows(batch)]
         return {name: [example[name] for example in examples] for name in examples[0]}
 
     def first_example(self, tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -295,7 +294,7 @@ class Chat(TokenTask):
     def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
         """Return the `answer` to each prompt or conversation. If a conversation ends with an answer, that one is written again."""
         options, tokenizer, max_length = self._options(predictor), predictor.tokenizer, predictor.config.max_length
-        prompts = [prompt_ids(_without_answer(row), tokenizer, max_length) for row in rows_of(batch)]
+        prompts = [prompt_ids(_without_answer(row), tokenizer, max_length) for row in as_rows(batch)]
         set_seed(options["seed"])
         return {"answer": self._write(predictor, prompts, options)}
 
@@ -341,7 +340,7 @@ def _problems(rows: Dataset) -> np.ndarray:
     """Return `_problem` of each row, (rows,). data/splits.py counts empty rows."""
 
     def problems(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
-        return {"problem": [_problem(row) for row in rows_of(batch)]}
+        return {"problem": [_problem(row) for row in as_rows(batch)]}
 
     texts = read_columns(map_once(rows, problems, Features({"problem": Value("string")}), []), "problem")
     return np.array(texts["problem"].to_pylist(), dtype=object)
@@ -356,7 +355,7 @@ def number_prompts(tokens: Tokens) -> tuple[np.ndarray, list[list[int]]]:
 def _references(predictions: Written, split: Split) -> list[list[str]]:
     """Return the references of each prompt."""
     references = [[] for _ in range(predictions.prompts.max() + 1)]
-    for prompt, row in zip(predictions.prompts, rows_of(split.columns()), strict=True):
+    for prompt, row in zip(predictions.prompts, as_rows(split.columns()), strict=True):
         references[prompt].append(split_last_answer(conversation(row))[1])
     return references
 
@@ -368,5 +367,4 @@ def _as_example(line, references: list[str]) -> Example:
         ("the model", line.answer),
         ("the reference" + "s" * (len(references) > 1), "\n".join(references)),
     )
-    prompt = textwrap.shorten(line.prompt, MAX_LINE_CHARACTERS, placeholder=" ...")
-    return Example(f"chrF {line.chrf:.0f}, row {line.row}: {prompt}", sides=sides)
+    return Example(f"chrF {line.chrf:.0f}, row {line.row}: {shorten(line.prompt, MAX_LINE_CHARACTERS)}", sides=sides)

@@ -18,7 +18,7 @@ from config import Config
 from finetuning.data.labels import Encoded, encode_label_columns, encode_label_lists, encode_labels, holds_several
 from finetuning.data.splits import Split
 from finetuning.data.text import listed_columns, shortened
-from finetuning.errors import UserError
+from finetuning.errors import UserError, shorten
 from finetuning.results import label_report, plots
 from finetuning.results.label_report import ACCURACY, F1_MACRO, LOSS, calibration_section, ranking_section
 from finetuning.results.metrics import accuracy, fit_temperature
@@ -50,11 +50,11 @@ class Labels(TextClassification):
         raise NotImplementedError
 
     def label_counts(self, split: Split, label_names: list[str]) -> dict[str, int]:
-        return dict(zip(label_names, self.one_hot(split.labels, len(label_names)).sum(axis=0).astype(int).tolist(), strict=True))
+        return dict(zip(label_names, self.one_hot(split.labels, len(label_names)).sum(axis=0).tolist(), strict=True))
 
     def show_labels(self, split: Split, label_names: list[str]) -> list[str]:
         names = np.array(label_names, dtype=object)
-        return [", ".join(names[row]) or "none" for row in self.one_hot(split.labels, len(names)).astype(bool)]
+        return [", ".join(names[row]) or "none" for row in self.one_hot(split.labels, len(names))]
 
     def show_predictions(self, predictions: np.ndarray, split: Split, label_names: list[str], calibration: dict) -> list[str]:
         return self.show_labels(replace(split, labels=self.decide(predictions, calibration)), label_names)
@@ -247,20 +247,24 @@ class SingleLabel(Labels):
     def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
         """Return the probability of each label, and the words with their contributions, scaled so that the largest is 1."""
         (probabilities,) = self.probabilities(self.logits_of(predictor, {"text": [text]}), calibration).tolist()
-        words = self.explain(predictor, text)
+        words = [] if predictor.model.config.is_encoder_decoder else self.explain(predictor, text)
         largest = max((abs(contribution) for _, contribution in words), default=1)
         return [dict(zip(label_names, probabilities, strict=True)), [(f"{word} ", value / largest) for word, value in words]]
 
     def explain(self, predictor: Predictor, text: str) -> list[tuple[str, float]]:
         if predictor.config.text_pair_column:
             return super().explain(predictor, text)
+        if predictor.model.config.is_encoder_decoder:
+            raise UserError(
+                f"--explain is not for {predictor.model.config.model_type}, which reads no vectors of words: leave it out"
+            )
         (text,) = self.readable({"text": [text]})["text"]
         return explaining.explain(predictor.model, predictor.tokenizer, text, predictor.config)
 
 
 def show_line(row) -> str:
     """Return the line above the text of an error on the report page."""
-    start = row.text[:MAX_LINE_CHARACTERS] + ("…" if len(row.text) > MAX_LINE_CHARACTERS else "")
+    start = shorten(row.text, MAX_LINE_CHARACTERS)
     return f"row {row.row}, {row.tokens} tokens{', truncated' if row.truncated else ''}: {start}"
 
 
@@ -342,8 +346,8 @@ class MultiLabel(Labels):
 
     def losses(self, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Return the loss of each row, the mean over its labels, (rows,)."""
-        losses = binary_cross_entropy_with_logits(torch.tensor(logits).double(), torch.tensor(labels).double(), reduction="none")
-        return losses.mean(dim=1).numpy()
+        logits = logits.astype(np.float64)
+        return (np.logaddexp(0, logits) - labels * logits).mean(axis=1)
 
     def probabilities(self, logits: np.ndarray, calibration: dict) -> np.ndarray:
         return expit(logits / calibration["temperature"])

@@ -4,6 +4,7 @@ The model returns the log-likelihood of the tokens that it has to predict. Perpl
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ MAX_LINE_CHARACTERS = 100  # of a document, on a line of the report page
 # The second metric is in nats per token.
 PERPLEXITY = (
     Metric("perplexity", lambda sums: np.exp(sums["loss"] / sums["tokens"]), "lower", ".3f", "Perplexity", log_scale=True),
-    Metric("loss", lambda sums: sums["loss"] / sums["tokens"], "lower"),
+    Metric("loss", lambda sums: sums["loss"] / sums["tokens"], "lower", limits=(0, math.inf)),
 )
 
 

@@ -1,5 +1,6 @@
 """Predict one number for each text or pair of texts, such as a rating or a similarity."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -52,8 +53,8 @@ class Regression(TextClassification):
     label_columns = ("score", "rating", "stars", "similarity", "value", *LABEL_COLUMNS)
     settings = tuple(name for name in TextClassification.settings if name not in ("class_weights", "label_smoothing_factor"))
     metrics = (
-        Metric("rmse", lambda sums: (sums["squared_error"] / sums["rows"]) ** 0.5, better="lower", format=".4f", label="RMSE"),
-        Metric("mae", lambda sums: sums["absolute_error"] / sums["rows"], better="lower"),
+        Metric("rmse", lambda sums: (sums["squared_error"] / sums["rows"]) ** 0.5, "lower", ".4f", "RMSE", limits=(0, math.inf)),
+        Metric("mae", lambda sums: sums["absolute_error"] / sums["rows"], better="lower", limits=(0, math.inf)),
         Metric("pearson", _correlation("values"), limits=(-1, 1)),
         Metric("spearman", _correlation("ranks"), limits=(-1, 1)),  # a row keeps its rank among all rows when a subset is measured
         Metric("loss", lambda sums: sums["loss"] / sums["rows"], better="lower", interval=False),

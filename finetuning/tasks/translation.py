@@ -4,6 +4,7 @@ The model learns from pairs of texts to predict the next token of the translatio
 search, which takes the most probable token at each step. evaluate.py and predict.py use beam search.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -58,7 +59,10 @@ class Translation(TokenTask):
     name = pipeline_tag = "translation"
     auto_class = AutoModelForSeq2SeqLM
     peft_type = TaskType.SEQ_2_SEQ_LM
-    metrics = (*bleu.METRICS, Metric("loss", lambda sums: sums["loss"] / sums["tokens"], better="lower"))  # nats per token
+    metrics = (
+        *bleu.METRICS,
+        Metric("loss", lambda sums: sums["loss"] / sums["tokens"], "lower", limits=(0, math.inf)),
+    )  # nats/token
     token_settings = ("max_length", "truncation", "source_lang", "target_lang")
     settings = ("source_column", "target_column", "source_lang", "target_lang", "num_beams", "truncation", "label_smoothing_factor")
     readers = dict.fromkeys(LANGUAGE_ENDINGS, read_parallel)

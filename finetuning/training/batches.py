@@ -1,4 +1,4 @@
-"""The rows of each training step: a function of (data, seed, epoch, effective batch size) and of nothing else.
+"""The rows of each training step: a function of the data, the seed, the epoch, the effective batch size and the texts' lengths.
 
 They do not depend on earlier random numbers, so an interrupted run continues as if it had not been interrupted. They do not depend
 on the number of processes or on `gradient_accumulation_steps` either, which only divide a step's rows.

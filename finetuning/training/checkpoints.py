@@ -1,8 +1,8 @@
 """Complete checkpoints, from which a resumed run ends bit for bit like an uninterrupted one.
 
 The Trainer writes the files of a checkpoint one after the other. When all are on the disk, whole.json is added, with the SHA-256 of
-each file and the seconds of training so far. A checkpoint without whole.json is incomplete and never used. Nor is one whose files
-have changed, or whose best checkpoint is gone: its weights are those that training ends with.
+each file and the seconds of training so far. A checkpoint without whole.json is incomplete and never used. It is not used
+either if one of its files has changed, or if the best checkpoint is gone, because training ends with the weights of the best one.
 """
 
 import shutil
@@ -23,7 +23,7 @@ from finetuning.signals import AfterCheckpoint, Stopped
 from finetuning.training.progress import is_best
 
 COMPLETE = "whole.json"
-STEPS_BETWEEN_AGREEMENTS = 10  # so many steps apart, the processes of a run ask each other for signals: a GPU has to be waited for
+STEPS_BETWEEN_AGREEMENTS = 10  # steps after which the processes of a run exchange their signals: each exchange waits for the GPU
 
 
 class Keeper(TrainerCallback):
@@ -50,7 +50,9 @@ class Keeper(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_) -> None:
         self.stopped_by = self._signal(state.global_step)
-        control.should_save |= bool(self.stopped_by)
+        # The last step of an epoch is followed by its validation, and by a checkpoint.
+        validates_next = args.eval_strategy == "epoch" and (state.epoch % 1 == 0 or control.should_training_stop)
+        control.should_save |= bool(self.stopped_by) and not validates_next
         self.on_epoch_end(args, state, control)
 
     def _signal(self, step: int) -> int:

@@ -2,12 +2,14 @@
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import partial
 
 import numpy as np
 import torch
 from torch.utils.data import Subset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.modeling_outputs import Seq2SeqSequenceClassifierOutput, SequenceClassifierOutputWithPast
 
 from config import Config
 from finetuning.data.tokens import Tokens
@@ -17,6 +19,11 @@ from finetuning.task import Task
 from finetuning.training.progress import RowBar
 
 BATCHES_AT_A_TIME = 32  # The Trainer keeps a small tensor of each batch. Many of them fragment the memory that larger tensors need.
+# What a model may return besides the logits, such as the states of the encoder in BART and T5. The Trainer would collect them too.
+OTHER_OUTPUTS = {
+    field.name for kind in (Seq2SeqSequenceClassifierOutput, SequenceClassifierOutputWithPast) for field in fields(kind)
+}
+OTHER_OUTPUTS = sorted(OTHER_OUTPUTS - {"logits"})
 
 
 class Predictor:
@@ -47,7 +54,8 @@ class Predictor:
         for start in range(0, len(order), examples_at_a_time):
             positions = order[start : start + examples_at_a_time]
             loader = trainer.get_test_dataloader(Subset(unlabelled, positions))
-            yield positions, trainer.evaluation_loop(loader, description="", prediction_loss_only=False).predictions
+            result = trainer.evaluation_loop(loader, description="", prediction_loss_only=False, ignore_keys=OTHER_OUTPUTS)
+            yield positions, result.predictions
             if self.config.speedups:
                 give_back_freed_memory()
 

@@ -37,7 +37,7 @@ def draw(trial, config: Config) -> Config:
         else:
             settings[name] = trial.suggest_categorical(name, values)
     if "lora_r" in settings and "lora_alpha" not in settings:
-        settings["lora_alpha"] = round(settings["lora_r"] * config.lora_alpha / config.lora_r)
+        settings["lora_alpha"] = max(1, round(settings["lora_r"] * config.lora_alpha / config.lora_r))
     return replace(config, **settings)
 
 
@@ -63,6 +63,7 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
     direction = "maximize" if metric.better == "higher" else "minimize"
     storage = dict(study_name=name, storage=f"sqlite:///{database}", load_if_exists=True)
     study = optuna.create_study(direction=direction, **storage)
+    study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials))  # a continued search draws further trials
 
     def count(*states: str) -> int:
         return sum(trial.state.name in states for trial in study.trials)

@@ -30,7 +30,7 @@ from finetuning.training.batches import SHORT_LENGTH, Batches, TrainingRows, cou
 from finetuning.training.checkpoints import Keeper, check_best, last_usable
 from finetuning.training.prediction import Predictor
 
-STEPS_BETWEEN_TRIMS = 50  # so many steps apart, freed memory is given back to the operating system
+STEPS_BETWEEN_TRIMS = 50  # steps after which freed memory is given back to the operating system
 
 
 def chosen_metric(task: Task, config: Config) -> Metric:
@@ -132,7 +132,7 @@ class FineTuner(Trainer):
         return self.loss_of(outputs.logits, labels) / num_items_in_batch
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Return AdamW; with `loraplus_lr_ratio` above 1, LoRA's B has a larger learning rate (LoRA+, arXiv 2402.12354)."""
+        """Return AdamW, or peft's LoRA+ (arXiv 2402.12354): a larger learning rate for B, and for the head's bias and norms."""
         if self.config.loraplus_lr_ratio == 1 or self.optimizer is not None:
             return super().create_optimizer(model)
         self.optimizer = create_loraplus_optimizer(
@@ -147,7 +147,7 @@ class FineTuner(Trainer):
     # --- numbers that are not finite ---------------------------------------------------------------------------------------
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: torch.Tensor | None, *arguments, **named) -> None:
-        """Raise `NotFinite` instead of saving weights that have become NaN. A GPU is asked only when it has to be waited for."""
+        """Raise `NotFinite` instead of saving weights that have become NaN. On a GPU, check only where a step waits for it anyway."""
         waits = self.control.should_log or self.control.should_evaluate or self.control.should_save
         if waits or self.args.device.type == "cpu":
             self._require_finite(tr_loss, *(() if grad_norm is None else (grad_norm,)))

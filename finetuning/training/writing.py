@@ -30,7 +30,7 @@ def write_answers(predictor: Predictor, prompts: list[list[int]], ends: list[int
     on the other prompts.
     """
     model, tokenizer, max_new_tokens = _plain(predictor), predictor.tokenizer, options["max_new_tokens"]
-    is_greedy = not options["temperature"] and greedy_search.supports(model.generation_config)
+    is_greedy = not options["temperature"] and greedy_search.supports(model)
 
     def answer(rows: np.ndarray) -> torch.Tensor:
         # Prompts are padded on the left, so that answers begin in the same column.
@@ -98,4 +98,4 @@ def _write(predictor: Predictor, write_batch: Callable, batches: list[np.ndarray
             bar.update(len(rows))
     if predictor.config.speedups:
         give_back_freed_memory()
-    return [text.strip() for _, text in sorted(gather_object(numbered_texts) if state.num_processes > 1 else numbered_texts)]
+    return [text.strip() for _, text in sorted(gather_object(numbered_texts))]

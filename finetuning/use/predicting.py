@@ -20,6 +20,7 @@ from accelerate import PartialState
 from datasets import Dataset, Json, concatenate_datasets
 
 from finetuning import speed
+from finetuning.data.content import as_rows
 from finetuning.data.files import UTF_16, guess_encoding
 from finetuning.data.formats import READERS, read_lines
 from finetuning.data.reading import read
@@ -96,7 +97,7 @@ class Answers:
         `columns` maps the task's names of the input columns to those of `rows`.
         """
         for inputs in _batches(rows, columns):
-            yield from zip(_rows(inputs), _rows(self.answer_batch(inputs)), strict=True)
+            yield from zip(as_rows(inputs), as_rows(self.answer_batch(inputs)), strict=True)
 
     def add_to(self, rows: Dataset, columns: dict[str, str]) -> Dataset:
         """Return `rows` with the task's answers as further columns. The result is on disk, with some rows at a time in memory."""
@@ -132,7 +133,7 @@ class Answers:
 def check_rows(task: Task, rows: Dataset, columns: dict[str, str]) -> None:
     """Raise `UserError` for the first row without an answer: a value is no text, or is empty where it must not be, or `refusal`."""
     may_be_empty = task.empty_answer is not None
-    for number, inputs in enumerate(chain.from_iterable(map(_rows, _batches(rows, columns))), 1):
+    for number, inputs in enumerate(chain.from_iterable(map(as_rows, _batches(rows, columns))), 1):
         for value in (value for name, value in inputs.items() if name not in task.optional_inputs):
             if value is not None and not isinstance(value, task.input_types):
                 raise UserError(f"text {number} is {value!r}, which is no text: set --text_column to the column with the texts")
@@ -146,10 +147,6 @@ def _batches(rows: Dataset, columns: dict[str, str]) -> Iterator[dict[str, list]
     """Yield the task's input columns of some rows at a time. `columns` is as in `Answers.each`."""
     for batch in rows.select_columns([*dict.fromkeys(columns.values())]).iter(ROWS_IN_MEMORY):
         yield {name: batch[column] for name, column in columns.items()}
-
-
-def _rows(columns: dict[str, list]) -> list[dict]:
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def check_names(task: Task, available: list[str]) -> None:
