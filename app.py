@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 
 from finetuning.cli import Parser, exit_cleanly, importing
-from finetuning.errors import UserError, printable
+from finetuning.errors import UserError, printable, require_installed
 
 MAX_CHARACTERS = 20_000  # of a text: while a very long one is read, all clients wait
 MAX_WAITING = 32  # requests in the queue
@@ -37,10 +37,8 @@ def main() -> None:
     parser.add_argument("run", nargs="?", type=Path, help="a run folder; not given: the one in --output_dir that finished last")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
     arguments = parser.parse_args()
-    try:
-        import gradio
-    except ImportError as error:
-        raise UserError("app.py needs Gradio, which is not installed: pip install -r requirements-extras.txt") from error
+    require_installed("app.py", "gradio")
+    import gradio
 
     with importing():
         from finetuning import console, disk, processes, tasks

@@ -43,9 +43,9 @@ def full(learning_rate: float, **more) -> dict:
     return dict(method="full", learning_rate=learning_rate) | more
 
 
-def beside_full(rate: float) -> dict[str, dict]:
-    """Return LoRA with the common settings, and full fine-tuning at the learning rate `rate`."""
-    return {"LoRA on all linear layers": {}, "full fine-tuning": full(rate)}
+def beside_full(rate: float, **settings) -> dict[str, dict]:
+    """Return LoRA with `settings`, and full fine-tuning at the learning rate `rate`."""
+    return {"LoRA on all linear layers": settings, "full fine-tuning": full(rate)}
 
 
 def best(study: str) -> dict[str, dict]:
@@ -315,8 +315,14 @@ STUDIES = {
     "banking77": Study("test", BANKING77, best("banking77-recipe"), SEEDS, reference="full fine-tuning"),
     "snli-recipe": Study("validation", SNLI, RATES, reference="LoRA, 1e-3"),
     "snli": Study("test", SNLI, best("snli-recipe"), SEEDS, reference="full fine-tuning"),
-    "stsb-recipe": Study("validation", STSB, both(("1e-3", "2e-3", "4e-3"), ("1e-4", "2e-4", "4e-4")), reference="LoRA, 2e-3"),
-    "stsb": Study("test", STSB, best("stsb-recipe"), SEEDS, reference="full fine-tuning"),
+    "stsb-recipe": Study(
+        "validation",
+        STSB,
+        rates("LoRA, learning rate {}", "5e-4", "1e-3", "2e-3")
+        | rates("full, learning rate {}", "5e-5", "1e-4", "2e-4", method="full"),
+        reference="{0}, ",
+    ),
+    "stsb": Study("test", STSB, beside_full(2e-4, learning_rate=2e-3), SEEDS, reference="full fine-tuning"),
     # In "without first bias" the head's bias starts at zero: its record names a commit before `first_bias`.
     "goemotions-recipe": Study(
         "validation",

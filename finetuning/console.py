@@ -9,6 +9,7 @@ import datasets
 import huggingface_hub
 import numpy as np
 import transformers
+from tabulate import tabulate
 
 from config import Config
 from finetuning.errors import printable, shorten
@@ -145,14 +146,9 @@ def show_metrics(run, metrics: dict, sections: list) -> None:
 
 def format_table(rows: list[tuple[str, ...]]) -> str:
     """Return rows of cells as aligned text: the first column aligned to the left, the others to the right."""
-    rows = [tuple(" ".join(cell.splitlines()) for cell in row) for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
+    rows = [[" ".join(cell.split()) for cell in row] for row in rows]
+    alignment = ["left", *["right"] * (len(rows[0]) - 1)]
+    return tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=alignment)
 
 
 def show_comparison(task: Task, names: tuple[str, str], results: list[dict], differences_file: Path) -> None:

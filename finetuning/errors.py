@@ -1,5 +1,6 @@
 """Exceptions for wrong input, and forms of a text in which a message shows it."""
 
+import importlib.util
 import re
 
 # Characters that move the cursor, change what is on the screen, or reverse the order of others (bidirectional overrides).
@@ -33,3 +34,9 @@ class NoRoom(UserError):
 
 class NotFinite(UserError):
     """The loss, its gradient or a weight is NaN or infinite."""
+
+
+def require_installed(user: str, *packages: str) -> None:
+    """Raise `UserError` if an optional package is not installed. `user` is what needs it."""
+    if missing := [package for package in packages if not importlib.util.find_spec(package)]:
+        raise UserError(f"{user} needs {' and '.join(missing)}: pip install -r requirements-extras.txt")

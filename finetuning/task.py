@@ -125,6 +125,7 @@ class Task:
     length_edges: tuple[int, ...] = (0, 64, 128, 256, 512)  # borders of the groups in "metrics by length"
     prediction_column = "prediction"  # two runs differ in a row if they differ in this column of predictions.parquet
     export_formats: tuple[str, ...] = ("merged",)
+    only_logits = False  # whether the model maps token ids to logits and does nothing else, so that OpenVINO can compute it
     int8_tolerance = 0.005  # by this fraction of the first metric, an export with 8-bit weights may be worse
     options: dict = {}  # flags of predict.py that the task accepts, with their defaults
     answer_features: "Features"  # the columns of `answers`, with their types

@@ -90,7 +90,7 @@ def test_an_engine_that_cannot_run_is_refused(run, monkeypatch):
     opened = run_folder.open_run(run, tasks.pick)
     monkeypatch.setattr(predicting.importlib.util, "find_spec", lambda name: None)
     assert pick_engine("auto", opened, 10**6) == "torch"
-    with pytest.raises(UserError, match="nncf missing: pip install -r requirements-extras.txt"):
+    with pytest.raises(UserError, match="--engine int8 needs openvino and nncf: pip install -r requirements-extras.txt"):
         pick_engine("int8", opened, 10)
     monkeypatch.setattr(predicting, "on_cpu", lambda: False)
     with pytest.raises(UserError, match="--engine openvino is only for labels, numbers and entities, on a CPU"):

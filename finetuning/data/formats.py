@@ -5,7 +5,6 @@ notes for the user. It raises `UserError`, with the line, for content that can't
 `UnicodeDecodeError` if the encoding is wrong.
 """
 
-import importlib.util
 import io
 import itertools
 import re
@@ -24,7 +23,7 @@ from finetuning.data.content import ROWS_PER_TABLE, Reader, Tables, batched, che
 from finetuning.data.delimited import read_csv, read_tsv
 from finetuning.data.files import ending, lines_of, read_bytes, split_of, stem
 from finetuning.data.json_rows import read_json
-from finetuning.errors import UserError
+from finetuning.errors import UserError, require_installed
 
 SNIFFED_SENTENCES = 50  # of a CoNLL file, to find the columns of words and tags
 LANGUAGE_ENDINGS = [f".{language.alpha_2}" for language in pycountry.languages if hasattr(language, "alpha_2")]
@@ -36,8 +35,7 @@ TAG = re.compile(r"O|[BIESLUM][-_].+")
 
 def read_excel(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables:
     """Read the first sheet. Its first row has the names of the columns. Numbers, dates and truth values become text."""
-    if not importlib.util.find_spec("openpyxl"):
-        raise UserError(f"{files[0]}: openpyxl is missing: pip install -r requirements-extras.txt, or save the file as csv")
+    require_installed(str(files[0]), "openpyxl")
     import openpyxl
 
     if len(files) > 1:

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 from config import Config
 from finetuning.data.sources import Source
-from finetuning.errors import UserError
+from finetuning.errors import UserError, require_installed
 from finetuning.model import four_bits
 from finetuning.model.architectures import ARCHITECTURES
 from finetuning.speed import attention
@@ -35,7 +35,7 @@ def read_model_config(task: Task, source: Source, config: Config) -> PretrainedC
             "choose another model_name or task"
         )
     if config.quantization == "4bit":
-        four_bits.check_installed()
+        require_installed("quantization=4bit", "bitsandbytes")
     architecture = ARCHITECTURES.get(model_config.model_type)
     positions = getattr(model_config, "max_position_embeddings", None)  # models with relative positions have none
     if positions is not None:

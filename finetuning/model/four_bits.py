@@ -1,21 +1,12 @@
 """Frozen weights in 4 bits with bitsandbytes (QLoRA, arXiv 2305.14314)."""
 
-import importlib.util
-
 import torch
 from transformers import BitsAndBytesConfig
 
 from config import Config
-from finetuning.errors import UserError
 from finetuning.speed.precision import pick_precision
 
 NOT_QUANTIZED = ["classifier", "pre_classifier", "score", "pooler", "head", "lm_head", "qa_outputs"]  # heads, which may be new
-
-
-def check_installed() -> None:
-    """Raise `UserError` if bitsandbytes is not installed."""
-    if not importlib.util.find_spec("bitsandbytes"):
-        raise UserError("quantization=4bit needs bitsandbytes, which is not installed: pip install -r requirements-extras.txt")
 
 
 def four_bits(config: Config) -> BitsAndBytesConfig:

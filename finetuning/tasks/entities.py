@@ -76,6 +76,7 @@ class Entities(Task):
     rows_are_neighbours = True
     length_edges = (0, 8, 16, 32, 64)
     export_formats = ("merged", "onnx", "int8")
+    only_logits = True
     answer_features = Features({"entities": List(ENTITY)})
     options = {"context": None}  # "sentence" or "neighbours", as in config.py; None: as in training
     examples = (

@@ -50,6 +50,7 @@ class TextClassification(Task):
     label_columns = LABEL_COLUMNS  # names by which the column with the labels is recognised
     cuda_graphs = True
     export_formats = ("merged", "onnx", "int8")
+    only_logits = True
     answer_features = Features({"prediction": Value("float64")})
     examples = (
         "I went in expecting little and left with a lump in my throat. The two leads are superb.",

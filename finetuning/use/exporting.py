@@ -1,6 +1,5 @@
 """Export a run: merged into its base model, as ONNX, or with 8-bit weights. Each export is compared with the run's model."""
 
-import importlib.util
 import logging
 import math
 import shutil
@@ -18,7 +17,7 @@ import torch
 from finetuning.data.splits import Split, draw, load_data
 from finetuning.data.tokens import encode
 from finetuning.disk import lock, move, write_json
-from finetuning.errors import UserError
+from finetuning.errors import UserError, require_installed
 from finetuning.model.base import load, save_tokenizer
 from finetuning.results import cards, metrics
 from finetuning.results.run_folder import ADAPTER_FILES, Run, check_same_data, find_base_model, load_predictor
@@ -96,9 +95,8 @@ def _check(run: Run, formats: tuple[str, ...]) -> None:
     if unknown := [name for name in formats if name not in run.task.export_formats]:
         known = ", ".join(run.task.export_formats)
         raise UserError(f"--formats {' '.join(unknown)}: {run.config.task} can be exported as {known} only")
-    libraries = {library for name in formats for library in NEEDED_LIBRARIES[name]}
-    if missing := sorted(library for library in libraries if not importlib.util.find_spec(library)):
-        raise UserError(f"--formats {' '.join(formats)}: {', '.join(missing)} missing: pip install -r requirements-extras.txt")
+    for name in formats:
+        require_installed(f"--formats {name}", *NEEDED_LIBRARIES[name])
     if (run.folder / "export").exists():
         raise UserError(f"{run.folder / 'export'} exists already; remove it to export again")
 

@@ -27,7 +27,7 @@ from finetuning.data.reading import read
 from finetuning.data.splits import flat, load_data
 from finetuning.data.tokens import encode
 from finetuning.disk import move, reserve, room_in, temporary
-from finetuning.errors import UserError
+from finetuning.errors import UserError, require_installed
 from finetuning.processes import by_first
 from finetuning.results.run_folder import Run, find_base_model, load_predictor
 from finetuning.speed import openvino
@@ -45,7 +45,7 @@ def pick_engine(wanted: str, run: Run, texts: int) -> str:
 
     Raise `UserError` if the engine is not installed or not possible.
     """
-    possible = "onnx" in run.task.export_formats and on_cpu() and PartialState().num_processes == 1
+    possible = run.task.only_logits and on_cpu() and PartialState().num_processes == 1
     installed = importlib.util.find_spec("openvino") is not None
     if wanted == "auto":
         return "openvino" if possible and installed and run.config.speedups and texts >= ROWS_FOR_OPENVINO else "torch"
@@ -54,8 +54,7 @@ def pick_engine(wanted: str, run: Run, texts: int) -> str:
     if not possible:
         raise UserError(f"--engine {wanted} is only for labels, numbers and entities, on a CPU, in one process; leave it out")
     libraries = ("openvino",) if wanted == "openvino" else ("openvino", "nncf")
-    if missing := [library for library in libraries if not importlib.util.find_spec(library)]:
-        raise UserError(f"--engine {wanted}: {', '.join(missing)} missing: pip install -r requirements-extras.txt")
+    require_installed(f"--engine {wanted}", *libraries)
     return wanted
 
 
