@@ -113,6 +113,12 @@ def test_a_row_without_a_conversation_is_refused_with_its_number(prompt, problem
         )
 
 
+def test_an_empty_answer_within_a_conversation_is_refused():
+    with pytest.raises(ValueError, match=r"its message 2 \(assistant\) is empty"):
+        chats.conversation({"prompt": say(("user", "a"), ("assistant", " "), ("user", "b"), ("assistant", "c"))})
+    assert len(chats.conversation({"prompt": say(("system", ""), ("user", "a"), ("assistant", ""))})) == 3
+
+
 def test_empty_answers_are_refused_or_left_out(call, chat_flags, tmp_path):
     rows = [{"prompt": f"a film {i}", "completion": "" if i == 3 else "great"} for i in range(40)]
     write_lines(tmp_path / "rows.jsonl", rows)
@@ -166,7 +172,7 @@ def test_without_a_template_an_example_is_prompt_answer_and_end_token(plain_mode
 
 def test_an_encoder_is_refused(call, chat_flags, model_dir):
     refused = call("fine_tune.py", *chat_flags, "--model_name", make_model(model_dir.parent / "tiny-bert", "bert"))
-    assert refused.code == 2 and "has neither a chat template nor a token for the end of a text" in refused.err
+    assert refused.code == 2 and "is an encoder (bert)" in refused.err
 
 
 def test_a_template_that_changes_earlier_answers_trains_on_the_last_one(tokenizer):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_model, make_rows
-from datasets import ClassLabel, Dataset, Features, List
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List
 from transformers import AutoTokenizer
 
 from config import PRESETS, Config
@@ -299,6 +299,16 @@ def test_augmentation_depends_on_seed_epoch_and_row_and_keeps_the_special_tokens
             assert len(ids) >= 0.7 * len(before) and ",".join(map(str, ids[1:-1])) in ",".join(map(str, before))
 
 
+def test_a_split_with_another_name_for_validation_is_noted(tmp_path):
+    parts = {
+        name: Dataset.from_dict({"text": [f"{name} {i}" for i in range(40)], "label": ["x", "y"] * 20})
+        for name in ("train", "val", "test", "unsupervised")
+    }
+    DatasetDict(parts).save_to_disk(tmp_path / "saved")
+    assert load(tmp_path / "saved").remarks == ["split val is not used: set validation_split to val to use it"]
+    assert load(tmp_path / "saved", validation_split="val").remarks == []
+
+
 # --- rows that belong together -------------------------------------------------------------------------------------------
 
 
@@ -343,6 +353,9 @@ def test_texts_that_are_in_train_and_test_are_counted(call, tiny_flags, tmp_path
     folder.mkdir()
     rows.iloc[:100].to_csv(folder / "train.csv", index=False)
     rows.iloc[90:].to_csv(folder / "test.csv", index=False)
+    (tmp_path / "same").mkdir()
+    for name in ("train", "test"):
+        rows.to_csv(tmp_path / "same" / f"{name}.csv", index=False)
     (folder / ".ipynb_checkpoints").mkdir()  # hidden, so it is not read
     rows.iloc[90:].to_csv(folder / ".ipynb_checkpoints/test-checkpoint.csv", index=False)
     result = call("fine_tune.py", *tiny_flags, "--dataset_name", folder, "--num_train_epochs", 1)
@@ -353,3 +366,8 @@ def test_texts_that_are_in_train_and_test_are_counted(call, tiny_flags, tmp_path
     assert (
         "10 texts are in train or validation too; without them, accuracy is" in (tmp_path / "outputs/run/report.html").read_text()
     )
+    flags = [*tiny_flags[:-2], "--dataset_name", tmp_path / "same", "--num_train_epochs", 1, "--run_name", "same"]
+    assert call("fine_tune.py", *flags).code == 0 and call("evaluate.py").code == 0
+    metrics = json.loads((tmp_path / "outputs/same/metrics.json").read_text())
+    assert metrics["unseen"] == {"accuracy": None, "n": 0}
+    assert "no text is new to the model" in (tmp_path / "outputs/same/report.html").read_text()

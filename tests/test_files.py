@@ -4,6 +4,8 @@ import csv
 import gzip
 import json
 import os
+import re
+import tarfile
 import zipfile
 from dataclasses import replace
 
@@ -132,7 +134,8 @@ def test_rows_without_text_or_label_are_refused_with_their_numbers_or_skipped(tm
 def test_doubtful_labels_are_noted(tmp_path):
     twice = pd.concat([ROWS, ROWS[:3].assign(sentiment="bad")])
     twice.to_csv(tmp_path / "twice.csv", index=False)
-    (remark,) = load(tmp_path / "twice.csv").remarks
+    remark, unused = load(tmp_path / "twice.csv").remarks
+    assert "rows of train are not used: copies of held-out texts" in unused
     assert "2 texts have more than one label" in remark and "rows 0, 2, 80, 82 of train" in remark
     ROWS.assign(sentiment=[*ROWS.sentiment[:-1], "rare"]).to_csv(tmp_path / "rare.csv", index=False)
     assert load(tmp_path / "rare.csv").remarks == ["no validation row has the label 'rare'", "no test row has the label 'rare'"]
@@ -430,3 +433,114 @@ def test_fine_tune_prints_the_files_the_labels_and_an_example(call, tiny_flags, 
     out = call("fine_tune.py", *flags).out
     assert "files: train from train.csv; test from eval.csv" in out
     assert "labels in train: bad 2" in out and "reads  [CLS] " in out and "label: " in out
+
+
+# --- files that would be read wrongly ------------------------------------------------------------------------------------
+
+
+def test_a_copy_of_a_data_set_on_the_hub_is_read_again_when_it_has_changed(tmp_path):
+    card = "---\nconfigs:\n- config_name: default\n  data_files: rows.csv\n---\n"
+    for folder, text in (("a/reviews", "one"), ("b/reviews", "two"), ("b/reviews", "three")):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        write(tmp_path / folder / "README.md", card)
+        write(tmp_path / folder / "rows.csv", f"text,label\n{text},x\n")
+        assert texts_of(tmp_path / folder) == [text]
+
+
+def test_lines_in_utf_8_beside_lines_in_another_encoding_are_refused(tmp_path):
+    lines = "".join(f"déjà vu {i},x\n" for i in range(20))
+    (tmp_path / "rows.csv").write_bytes(f"text,label\n{lines}".encode() + "café,x\n".encode("cp1252"))
+    with pytest.raises(UserError, match="line 22 is not UTF-8, but 20 other lines are"):
+        texts_of(tmp_path / "rows.csv")
+
+
+def write_acl_imdb(folder, *files: str):
+    for name in files:
+        for split in ("train", "test"):
+            (folder / split / name).parent.mkdir(parents=True, exist_ok=True)
+            write(folder / split / name, f"{split} {name}")
+
+
+def test_a_review_of_acl_imdb_that_was_moved_has_its_new_label(tmp_path):
+    write_acl_imdb(tmp_path, "neg/1.txt", "neg/2.txt", "pos/3.txt", "pos/4.txt")
+    assert find_rows(str(tmp_path))[0]["train"]["label"][:] == [0, 0, 1, 1]
+    (tmp_path / "train/neg/2.txt").rename(tmp_path / "train/pos/2.txt")
+    assert find_rows(str(tmp_path))[0]["train"]["label"][:] == [0, 1, 1, 1]
+
+
+def test_folders_and_archives_like_acl_imdb_are_not_read_in_part(tmp_path):
+    write_acl_imdb(tmp_path / "own", "neg/1.txt", "pos/1.txt", "neutral/1.txt")
+    with pytest.raises(UserError, match="train has a folder neutral beside neg and pos"):
+        find_rows(str(tmp_path / "own"))
+    with tarfile.open(tmp_path / "own.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "own/train/neg/1.txt", "reviews/1.txt")
+    with pytest.raises(UserError, match="it has no train/neg"):
+        find_rows(str(tmp_path / "own.tar.gz"))
+
+
+@pytest.mark.parametrize("dimension", ["A1", "A1:B4", "A1:A11"])
+def test_a_sheet_is_read_whole_although_its_dimension_is_wrong(dimension, tmp_path):
+    pd.DataFrame({"text": [f"film {i}_x000D_\nend" for i in range(10)], "label": "x"}).to_excel(
+        tmp_path / "right.xlsx", index=False
+    )
+    with zipfile.ZipFile(tmp_path / "right.xlsx") as right, zipfile.ZipFile(tmp_path / "wrong.xlsx", "w") as wrong:
+        for name in right.namelist():
+            wrong.writestr(name, re.sub(rb'(?<=<dimension ref=")[^"]*', dimension.encode(), right.read(name)))
+    rows = find_rows(str(tmp_path / "wrong.xlsx"))[0]["train"]
+    assert rows["text"][:] == [f"film {i}\r\nend" for i in range(10)] and rows["label"][:] == ["x"] * 10
+
+
+def labels_of_two_files(folder, *labels: list) -> list:
+    for number, values in enumerate(labels):
+        pd.DataFrame({"text": ["a", "b"], "label": values}).to_parquet(folder / f"train-{number}.parquet")
+    return find_rows(str(folder))[0]["train"]["label"][:]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (([None, None], ["x", "y"]), [None, None, "x", "y"]),
+        (([1, 0], [1.5, 2.0]), [1, 0, 1.5, 2]),
+        ((pd.Categorical(["x", "y"]), ["x", "z"]), ["x", "y", "x", "z"]),
+    ],
+    ids=["none", "numbers", "categories"],
+)
+def test_parquet_files_of_one_split_may_differ_in_the_form_of_a_type(labels, expected, tmp_path):
+    assert labels_of_two_files(tmp_path, *labels) == expected
+
+
+@pytest.mark.parametrize("labels", [([True, False], [2, 0]), ([1, 0], ["007", "1"]), (["a", "b"], [1.0, 2.0])], ids=str)
+def test_parquet_files_of_one_split_with_different_types_are_refused(labels, tmp_path):
+    with pytest.raises(UserError, match="a column has different types in train-0.parquet, train-1.parquet"):
+        labels_of_two_files(tmp_path, *labels)
+
+
+def test_a_zip_with_a_password_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "rows.zip", "w") as packed:
+        packed.writestr("rows.csv", CSV)
+    content = bytearray((tmp_path / "rows.zip").read_bytes())
+    content[6] = content[content.find(b"PK\1\2") + 8] = 1  # the flags that say so
+    (tmp_path / "rows.zip").write_bytes(content)
+    with pytest.raises(UserError, match="it can't be unpacked"):
+        find_rows(str(tmp_path / "rows.zip"))
+
+
+@pytest.mark.parametrize(("encoding", "written"), [("utf-8", "utf-8-sig"), ("utf-16-le", "utf-16"), ("cp1252", "cp1252")])
+def test_a_byte_order_mark_is_no_part_of_the_text_whatever_encoding_is_set(encoding, written, tmp_path):
+    (tmp_path / "rows.csv").write_bytes("text,label\na,b\n".encode(written))
+    assert find_rows(str(tmp_path / "rows.csv"), encoding=encoding)[0]["train"].column_names == ["text", "label"]
+
+
+def test_files_whose_names_hold_train_and_test_in_longer_words_are_not_all_train(tmp_path):
+    for name in ("trainset", "testset"):
+        write(tmp_path / f"{name}.csv", CSV)
+    with pytest.raises(UserError, match="tell no split, so all would be train"):
+        load(tmp_path)
+
+
+def test_quotation_marks_after_a_space_are_refused_unless_they_are_text(tmp_path):
+    with pytest.raises(UserError, match="line 2: .* spaces before its quotation mark"):
+        find_rows(str(write(tmp_path / "spaces.csv", 'label, text\npos, "A fine film"\n')))
+    texts = [' "a" ', 'a, "b"', ' ""']
+    pd.DataFrame({"text": texts}).to_csv(tmp_path / "texts.csv", index=False)
+    assert texts_of(tmp_path / "texts.csv") == texts

@@ -1,11 +1,14 @@
 """Values that label and text columns may hold, with the notes and errors about them."""
 
+from decimal import Decimal
+
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Json, LargeList, List, Value
 
 from config import Config
 from finetuning import tasks
+from finetuning.data import labels
 from finetuning.data.splits import load_data
 from finetuning.errors import UserError
 from finetuning.task import Rows
@@ -250,3 +253,42 @@ def test_a_number_that_means_another_class_elsewhere_is_refused(is_list, tmp_pat
         load("files")
     DatasetDict(train=longer, test=train).save_to_disk(tmp_path / "shorter")
     assert len(load("shorter").test) == 40
+
+
+# --- values that would be read as others ---------------------------------------------------------------------------------
+
+
+def test_numbers_are_the_names_of_classes_and_not_their_codes():
+    rows, _ = read_labels([0, 1, 2, 1], ClassLabel(names=["1", "10", "5"]), problem_type=NUMBERS)
+    assert rows.labels["train"].tolist() == [1, 10, 5, 10]
+    with pytest.raises(UserError, match="'1 star'.*no finite number"):
+        read_labels([0, 1], ClassLabel(names=["1 star", "2 stars"]), problem_type=NUMBERS)
+    columns = {"text": ["a", "b"], "x": [0, 1], "y": [1, 0]}
+    features = {"x": ClassLabel(names=["1", "0"]), "y": Value("int64")}
+    assert read({"train": columns}, features, label_column="x,y")[0].labels["train"].tolist() == [[1, 1], [0, 0]]
+
+
+def test_decimal_numbers_of_parquet_are_classes_only_if_they_are_whole():
+    feature = Value("decimal128(3, 2)")
+    assert read_labels([Decimal("1.00"), Decimal("2.00")], feature)[0].label_names == ["1", "2"]
+    with pytest.raises(UserError, match="decimal numbers, which are not classes"):
+        read_labels([Decimal("1.50"), Decimal("2.00")], feature)
+
+
+@pytest.mark.parametrize(
+    ("values", "feature"), [([None, None], TEXT), (["a", "b"], TEXT), ([["a"], ["b", None]], Json())], ids=["none", "texts", "json"]
+)
+def test_lists_in_train_and_other_values_in_test_are_refused(values, feature):
+    raw = {
+        "train": Dataset.from_dict(
+            {"text": ["x", "y"], "label": [["a", "b"], ["b"]]}, features=Features(text=TEXT, label=List(TEXT))
+        ),
+        "test": Dataset.from_dict({"text": ["z", "w"], "label": values}, features=Features(text=TEXT, label=feature)),
+    }
+    with pytest.raises(UserError, match="in split train, but .* in split test"):
+        labels.encode_label_lists(raw, "label")
+
+
+def test_empty_cells_of_several_labels_and_numbers_in_two_forms_are_noted():
+    assert read_labels(["a, b", None, "b", ""], problem_type=SEVERAL)[0].remarks == ["label_column=label: 2 texts have no label"]
+    assert "one number in two forms: '0', '0.0', '1', '1.0'" in read_labels(["1", "1.0", "0", "0.0"])[0].remarks[0]

@@ -237,6 +237,13 @@ def test_ambiguous_and_unreadable_annotations_are_refused(row, settings, words):
     assert all(word in str(error.value) for word in words), error.value
 
 
+def test_rows_without_a_value_and_types_that_look_alike_are_noted():
+    rows = [{"text": "Orva is", "label": [[0, 4, name]]} for name in ("LOC", "LOC ", "loc")]
+    remarks = read([*rows, {"text": "Orva was", "label": None}, {"text": "it was", "label": []}])[0].remarks
+    assert any("1 rows have no value in the label column" in remark for remark in remarks), remarks
+    assert any("only in capital letters or spaces: 'LOC', 'LOC ', 'loc'" in remark for remark in remarks), remarks
+
+
 def test_a_tag_of_minus_one_is_not_read_as_the_last_tag(tmp_path):
     features = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O", "B-LOC", "I-LOC"]))})
     rows = {"tokens": [["Orva", "is"], ["is", "it"]], "ner_tags": [[1, 0], [0, -1]]}

@@ -106,6 +106,8 @@ def read_annotation(value: list | str | None, is_task: bool) -> Annotation:
     for any other form, and `UserError` for a value that can be read in several ways.
     """
     items = parse_list(value)
+    if not is_task and (value is None or value != value or (isinstance(value, str) and not value.strip())):
+        return Annotation([], [Remark("rows have no value in the label column; they were read as texts without entities", "")])
     if (is_task and not items) or any(isinstance(item, dict) and "result" in item for item in items):
         return _annotation_of_task(items)
     if all(item is None or isinstance(item, str | int) for item in items):

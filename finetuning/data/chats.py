@@ -118,6 +118,9 @@ def _check_roles(messages: Messages) -> None:
     """Raise `ValueError` unless user and assistant take turns, perhaps after one message of the system."""
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
+    # data/splits.py counts the rows whose last prompt or answer is empty.
+    if empty := [number for number in range(len(roles) - len(turns), len(roles) - 2) if not messages[number]["content"]]:
+        raise ValueError(f"its message {empty[0] + 1} ({roles[empty[0]]}) is empty")
     for number, role in enumerate(turns):
         expected = ("user", "assistant")[number % 2]
         if role != expected:

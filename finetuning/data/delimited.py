@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -10,6 +11,7 @@ from finetuning.data.content import Tables, check_names, string_tables
 from finetuning.data.files import MAX_LINE, SNIFFED_BYTES, lines_of, open_text
 from finetuning.errors import UserError
 
+SPACED_QUOTE = re.compile(r' +"[^"].*" *', re.DOTALL)  # a field that was written with a space after the separator
 SEPARATORS = ",;\t|"
 MAX_DISTINCT_VALUES = 50  # a column with more is not taken for a column of labels
 MIN_SUSPECT_LINES = 4  # a quoted field with as many lines that look like rows is refused
@@ -79,6 +81,12 @@ def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator
     try:
         for row in reader:
             if row:
+                text = "".join(lines)
+                if spaced := next((field for field in row if SPACED_QUOTE.fullmatch(field) and field in text), None):
+                    raise UserError(
+                        f"{file}: line {first_line:,}: the field {spaced[:40]!r} has spaces before its quotation mark, which would "
+                        "then be part of it: remove these spaces"
+                    )
                 if not columns:
                     columns, values = len(row), {i: set() for i in range(len(row))}
                 elif len(row) != columns:

@@ -1,5 +1,6 @@
 """Find the files of a data set, tell their splits from their names, and open them in their encoding."""
 
+import codecs
 import gzip
 import io
 import re
@@ -24,7 +25,13 @@ MAX_LINE = 10_000_000  # characters; a novel has a million
 MAX_UNPACKED = 2**31  # bytes of a file that is read into memory at once
 NO_ROWS = ("readme", "license", "licence", "notice", "changelog")  # names of files without rows
 BYTES_FOR_GUESS = 2**18  # of lines that are not UTF-8, to guess the encoding
+MARKS = {  # encoding -> its byte order mark, and the encoding that leaves it out
+    "utf-8": (codecs.BOM_UTF8, "utf-8-sig"),
+    "utf-16-le": (codecs.BOM_UTF16_LE, "utf-16"),
+    "utf-16-be": (codecs.BOM_UTF16_BE, "utf-16"),
+}
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
+MAX_BY_CHANCE = 0.1  # lines that are UTF-8 for each that is not, if none of them was meant to be
 MIN_CONFIDENCE = 0.1  # of chardet; below it, Windows-1252 is as probable
 
 
@@ -67,6 +74,16 @@ def split_files(path: Path, files: list[Path], split_names: Collection[str] = ()
             "elsewhere, put train, validation or test into its name, or set test_split or validation_split to its name, "
             f"{stem(unknown[0])}"
         )
+    if unknown and not splits:
+        stems = [stem(file).lower() for file in unknown]
+        if any("train" in name for name in stems) and any(
+            re.search("test|dev|val", name) and "train" not in name for name in stems
+        ):
+            names = ", ".join(str(file.relative_to(path)) for file in unknown[:5])
+            raise UserError(
+                f"{path}: the names {names} tell no split, so all would be train: write train, validation or test as a word of its "
+                "own (test-set.csv)"
+            )
     if unknown:
         splits = {"train": unknown} | splits
     return {split: splits[split] for split in (*SPLITS, *splits) if split in splits}
@@ -106,7 +123,12 @@ def open_bytes(file: Path) -> io.BufferedIOBase:
     """Open a file for reading; of a .gz or .zip the file in it."""
     if file.suffix.lower() == ".gz":
         return gzip.open(file)
-    return zipfile.ZipFile(file).open(_packed_name(file)) if file.suffix.lower() == ".zip" else file.open("rb")
+    if file.suffix.lower() != ".zip":
+        return file.open("rb")
+    try:
+        return zipfile.ZipFile(file).open(_packed_name(file))
+    except RuntimeError as error:  # it has a password, or a compression that Python lacks
+        raise UserError(f"{file}: it can't be unpacked ({error}): unpack it, and give the file in it") from error
 
 
 def read_bytes(file: Path) -> bytes:
@@ -132,13 +154,21 @@ def open_text(file: Path, encoding: str | None) -> io.TextIOWrapper:
 
     Raise `UserError` for a binary file.
     """
-    if encoding is None:
-        with open_bytes(file) as opened:
-            start = opened.read(SNIFFED_BYTES)
+    with open_bytes(file) as opened:
+        start = opened.read(SNIFFED_BYTES)
+    if encoding is not None:
+        encoding = without_mark(encoding, start)
+    else:
         encoding = "utf-16" if start.startswith(UTF_16) else "utf-8-sig"
         if encoding == "utf-8-sig" and b"\0" in start:
             _refuse_nul(file, start.count(b"\n", 0, start.index(b"\0")) + 1)
     return io.TextIOWrapper(open_bytes(file), encoding=encoding, newline="\n")
+
+
+def without_mark(encoding: str, start: bytes) -> str:
+    """Return the name of an encoding that also leaves out a byte order mark if the bytes of a text `start` with one."""
+    mark, name = MARKS.get(codecs.lookup(encoding).name, (b"", encoding))
+    return name if start.startswith(mark) else encoding
 
 
 def _refuse_nul(file: Path, line: int) -> NoReturn:
@@ -165,16 +195,24 @@ def lines_of(file: Path, encoding: str | None, keep_ends: bool = False, longest:
 
 def guess_encoding(files: list[Path]) -> tuple[str, str] | None:
     """Return the most probable encoding of files, and a word by which the user can check it; None if they are UTF-8."""
-    sample = bytearray()
+    sample, first, n_utf8, n_others = bytearray(), None, 0, 0
     for file in files:
         with open_bytes(file) as opened:
-            for line in opened:
+            for number, line in enumerate(opened, 1):
                 if line.decode(errors="ignore").encode() != line:  # not UTF-8
                     sample += line
+                    first, n_others = first or (file, number), n_others + 1
+                elif not line.isascii():
+                    n_utf8 += 1
                 if len(sample) > BYTES_FOR_GUESS:
                     break
     if not sample:
         return None
+    if n_utf8 > MAX_BY_CHANCE * n_others:
+        raise UserError(
+            f"{first[0]}: line {first[1]:,} is not UTF-8, but {n_utf8:,} other lines are: save all lines in UTF-8, or set encoding if "
+            "all are in one other encoding"
+        )
     detected = chardet.detect(bytes(sample))
     guess = detected["encoding"] if detected["encoding"] and detected["confidence"] > MIN_CONFIDENCE else "Windows-1252"
     words = bytes(sample).decode(guess, errors="replace").split()

@@ -45,6 +45,7 @@ def read_excel(files: list[Path], encoding: str | None, remarks: list[str]) -> T
     book = openpyxl.load_workbook(io.BytesIO(read_bytes(files[0])), read_only=True, data_only=True)
     if len(book.worksheets) > 1:
         remarks.append(f"{files[0].name}: only its first sheet, {book.worksheets[0].title!r}, was read")
+    book.worksheets[0].reset_dimensions()  # some programs write wrong ones, and openpyxl would leave out the cells outside
     rows = [[_cell_text(value) for value in row] for row in book.worksheets[0].iter_rows(values_only=True)]
     while rows and not any(rows[-1]):
         rows.pop()
@@ -63,6 +64,10 @@ def _cell_text(value: Any) -> str | None:
     """Return the value of a cell as text; a date without a time of day is only the date."""
     if isinstance(value, datetime):
         return str(value.date() if value.time() == time() else value)
+    if isinstance(value, str):
+        return re.sub(
+            "_x([0-9A-Fa-f]{4})_", lambda match: chr(int(match[1], 16)), value
+        )  # Excel writes a carriage return as _x000D_
     return value if value is None else str(value).upper() if isinstance(value, bool) else str(value)
 
 
@@ -76,9 +81,24 @@ def read_parquet(files: list[Path], encoding: str | None, remarks: list[str]) ->
     for file, schema in zip(files, schemas, strict=True):
         check_names(file, schema.names, files[0], schemas[0].names)
         check_classes(str(file), Features.from_arrow_schema(schemas[0]), Features.from_arrow_schema(schema))
+    try:
+        schema = pyarrow.unify_schemas([_without_dictionaries(schema) for schema in schemas], promote_options="permissive")
+    except pyarrow.ArrowTypeError as error:
+        raise UserError(
+            f"{files[0].parent}: a column has different types in {', '.join(file.name for file in files[:5])} ({error}): write it "
+            "with the same type"
+        ) from error
     for file in opened:
         for batch in ParquetFile(file).iter_batches(batch_size=ROWS_PER_TABLE):
-            yield pyarrow.Table.from_batches([batch])
+            yield pyarrow.Table.from_batches([batch]).cast(schema)
+
+
+def _without_dictionaries(schema: pyarrow.Schema) -> pyarrow.Schema:
+    """Return a schema with the types of the values of columns that are stored as dictionaries, such as pandas' categories."""
+    for position, field in enumerate(schema):
+        if pyarrow.types.is_dictionary(field.type):
+            schema = schema.set(position, field.with_type(field.type.value_type))
+    return schema
 
 
 # --- plain text ----------------------------------------------------------------------------------------------------------
@@ -219,8 +239,13 @@ def _acl_imdb_rows(path: Path, part: str) -> list[tuple[str, str]]:
     else:
         with tarfile.open(path, "r:gz") as archive:
             for member in archive:
-                if member.isfile() and member.name.endswith(".txt") and Path(member.name).parts[-3] == part:
+                if member.isfile() and member.name.endswith(".txt") and Path(member.name).parts[-3:-2] == (part,):
                     texts[Path(member.name).parts[-2:]] = archive.extractfile(member).read().decode("utf-8")
+    if others := sorted({label for label, _ in texts} - {"neg", "pos", "unsup"}):
+        raise UserError(
+            f"{path}: {part} has a folder {', '.join(others)} beside neg and pos, and only the original release of IMDb is read in "
+            "this form: save the texts with their labels as .csv or .jsonl"
+        )
     rows = [(label, text) for (label, _), text in sorted(texts.items()) if label in ("neg", "pos")]
     if not rows:
         raise UserError(f"{path}: it has no {part}/neg/*.txt and {part}/pos/*.txt: give the original release of IMDb")

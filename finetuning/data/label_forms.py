@@ -7,11 +7,12 @@ label.
 import ast
 import json
 import re
+from decimal import Decimal
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pyarrow
-from datasets import Dataset, Json, LargeList, List
+from datasets import ClassLabel, Dataset, Json, LargeList, List
 
 from finetuning.data.cache import read_columns
 from finetuning.errors import UserError, shorten
@@ -61,7 +62,16 @@ def distinct(rows: Dataset, column: str) -> Distinct:
     indices = [chunk.indices.fill_null(-1).to_numpy() for chunk in encoded.chunks]
     values = [json.loads(value) for value in values] if isinstance(feature, Json) else values
     values = [value.strip() or None if isinstance(value, str) else value for value in values]
+    values = [(int(value) if value % 1 == 0 else float(value)) if isinstance(value, Decimal) else value for value in values]
     return Distinct([value if value == value else None for value in values], np.concatenate([*indices, np.empty(0, np.int64)]))
+
+
+def distinct_names(rows: Dataset, column: str) -> Distinct:
+    """Return `distinct`, with the names of a `ClassLabel` column in place of their numbers."""
+    (values, codes), feature = distinct(rows, column), rows.features[column]
+    if isinstance(feature, ClassLabel):
+        values = [feature.names[value] if value in range(len(feature.names)) else None for value in values]
+    return Distinct(values, codes)
 
 
 def shown(value: Any) -> str:
@@ -92,6 +102,12 @@ def as_text(value: Any) -> str:
 def find_lists(raw: dict[str, Dataset], column: str) -> Lists | None:
     """Return the labels of each row if the column holds lists; None if it holds a value per row."""
     feature = raw["train"].features[column]
+    is_list = {split: isinstance(rows.features[column], List | LargeList) for split, rows in raw.items()}
+    if other := next((split for split in raw if is_list[split] != is_list["train"]), None):
+        raise UserError(
+            f"label_column={column} holds {feature} in split train, but {raw[other].features[column]} in split {other}: write the "
+            "labels of all splits in the same form, with a list in every row"
+        )
     if isinstance(feature, List | LargeList):
         arrays = {split: read_columns(rows, column)[column].combine_chunks() for split, rows in raw.items()}
         if pyarrow.types.is_nested(arrays["train"].type.value_type):

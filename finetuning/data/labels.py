@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.compute
 from datasets import ClassLabel, Dataset
 
-from finetuning.data.label_forms import Distinct, Lists, as_text, distinct, find_lists, kind_of, refuse
+from finetuning.data.label_forms import Distinct, Lists, as_text, distinct, distinct_names, find_lists, kind_of, refuse
 from finetuning.data.splits import listed
 from finetuning.errors import UserError
 
@@ -159,13 +159,21 @@ def _refuse_unknown(values: list, known: list, split: str, column: str) -> None:
         raise UserError(f"label_column={column}: split {split} has labels that train lacks: {names}; train has {train_names}")
 
 
+def alike(names: list[str], column: str) -> list[str]:
+    """Return a note on names that differ only in capital letters or spaces."""
+    normalised = {name: " ".join(unicodedata.normalize("NFKC", name).casefold().split()) for name in names}
+    counts = Counter(normalised.values())
+    same = sorted((name for name in names if counts[normalised[name]] > 1), key=normalised.get)
+    problem = f"label_column={column}: labels that differ only in capital letters or spaces"
+    return [f"{problem}: {listed([*map(repr, same)])}"] if same else []
+
+
 def _notes_on_names(names: list[str], column: str) -> list[str]:
     """Return notes on labels that look alike, and on labels that seem to be several labels in one."""
-    remarks, normalised = [], {name: " ".join(unicodedata.normalize("NFKC", name).casefold().split()) for name in names}
-    counts = Counter(normalised.values())
-    if alike := sorted((name for name in names if counts[normalised[name]] > 1), key=normalised.get):
-        names_alike = listed([*map(repr, alike)])
-        remarks.append(f"label_column={column}: labels that differ only in capital letters or spaces: {names_alike}")
+    remarks = alike(names, column)
+    numbers = {name: re.sub(r"(?<=[0-9])\.0+$", "", name) if re.fullmatch(r"-?[0-9]+\.0+", name) else name for name in names}
+    if same := [name for name in names if [*numbers.values()].count(numbers[name]) > 1]:
+        remarks.append(f"label_column={column}: labels that are one number in two forms: {listed([*map(repr, same)])}")
     parts = {name: {part.strip() for part in re.split(POSSIBLE_SEPARATORS, name)} - {"", name} for name in names}
     part_counts = Counter(part for name in names for part in parts[name])
     for name, name_parts in parts.items():
@@ -190,8 +198,9 @@ def encode_label_lists(raw: dict[str, Dataset], column: str) -> Encoded:
     lists = find_lists(raw, column) or _split_texts(raw, column)
     labels = {split: _occurrences(array, split, column) for split, array in lists.arrays.items()}
     remarks = [f"label_column={column}: read as several labels for each text, because {lists.reason}"] if lists.reason else []
-    if lists.reason and (empty := sum(int((split.lengths == 0).sum()) for split in labels.values())):
-        remarks = [f"{remarks[0]}; {empty:,} texts have no label"]
+    if empty := sum(int((split.lengths == 0).sum()) for split in labels.values()):
+        start = f"{remarks[0]};" if remarks else f"label_column={column}:"
+        remarks = [f"{start} {empty:,} texts have no label"]
     if isinstance(getattr(feature, "feature", None), ClassLabel):
         names, known = feature.feature.names, list(range(len(feature.feature.names)))
     elif _are_vectors(labels["train"], column):
@@ -305,7 +314,7 @@ def encode_label_columns(raw: dict[str, Dataset], columns: list[str]) -> Encoded
     for split, rows in raw.items():
         encoded[split] = np.empty((len(rows), len(columns)), dtype=np.float32)
         for i, column in enumerate(columns):
-            values, codes = distinct(rows, column)
+            values, codes = distinct_names(rows, column)
             values = [*values, None]  # a missing value has the code -1
             numbers = np.array([ZERO_OR_ONE.get(str(value).lower(), np.nan) for value in values], dtype=np.float32)[codes]
             if len(wrong := np.flatnonzero(np.isnan(numbers))):
@@ -323,7 +332,7 @@ def encode_numbers(raw: dict[str, Dataset], column: str) -> Encoded:
     """Return the numbers of each split, (rows,) float32, NaN where a number is missing. There are no names."""
     encoded = {}
     for split, rows in raw.items():
-        cells = distinct(rows, column)
+        cells = distinct_names(rows, column)
         numbers = [np.nan if value is None else _number(value) for value in cells.values]
         if None in numbers:
             position = numbers.index(None)

@@ -112,7 +112,11 @@ def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: P
     if card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace").partition("\n---")[0]:
         for file in known_files(path, (".json", ".jsonl")):
             json_rows.check_file(file)
-        copy = in_utf8(load_dataset(str(path)), path)  # a copy of a data set on the Hub, which `datasets` can read
+        files = [file for file in sorted(path.rglob("*")) if file.is_file() and ".git" not in file.relative_to(path).parts]
+        key = Hasher.hash(
+            [(str(file.relative_to(path)), sha256(file)) for file in files]
+        )  # that of `datasets` ignores the contents
+        copy = in_utf8(load_dataset(str(path), cache_dir=str(cache / key)), path)  # a copy of a data set on the Hub
         return Reading(copy, [], dict.fromkeys(copy, [path.name]))
     files = known_files(path, readers)
     if not files:
@@ -156,7 +160,8 @@ def _check_utf8(table: pyarrow.Table | datasets.table.Table, where: str | Path) 
 
 def read_once(files: list[Path], reader: Reader, encoding: str | None, cache: Path) -> tuple[dict[str, Dataset], list[str]]:
     """Return the splits that `reader` reads from files, and its notes; from the cache if it has read the same contents before."""
-    hashes = [(file.name, sha256(file)) for file in files]
+    root = os.path.commonpath([file.parent for file in files] or ["."])  # the folder of a file may tell its label or its split
+    hashes = [(str(file.relative_to(root)), sha256(file)) for file in files]
     key = Hasher.hash([hashes, reader.__qualname__, encoding, source_of(reader), CONTENTS])
     folder, contents = cache / key, cache / key / CONTENTS
     with FileLock(cache / f"{key}.lock"):  # other processes wait for the copy

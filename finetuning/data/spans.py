@@ -28,6 +28,7 @@ from finetuning.data.annotations import (
     spans_in_each_unit,
 )
 from finetuning.data.cache import map_once, read_columns
+from finetuning.data.labels import alike
 from finetuning.data.splits import listed
 from finetuning.data.text import TEXT_COLUMNS, find_column
 from finetuning.data.words import WORDS, are_whole, divide_words, find_words
@@ -187,7 +188,7 @@ def read(raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Ro
         labels={split: _rarest_type(split_rows, frequency) for split, split_rows in coded.items()},
         label_names=names,
         left_out=left_out,
-        remarks=[*remarks, *notes, *_summarize(rows)],
+        remarks=[*remarks, *notes, *_summarize(rows), *alike(types, columns["label"])],
     )
 
 

@@ -4,6 +4,7 @@ Texts stay on disk. For each row, memory holds its number in the file, its label
 """
 
 import hashlib
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from datasets import Dataset, DatasetDict, Features, Translation, Value
 from config import Config
 from finetuning.data.cache import map_once, read_columns, reopened
 from finetuning.data.content import check_classes
-from finetuning.data.files import SPLITS
+from finetuning.data.files import SPLIT_WORDS, SPLITS
 from finetuning.data.sources import Source, find_rows
 from finetuning.errors import UserError
 from finetuning.processes import require_same
@@ -91,7 +92,7 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     sha256 = sha256_of(frames)
     require_same("data", sha256)
     frames, left_out = usable(task, frames, columns, official_names, config)
-    remarks = [*source.remarks, *all_rows.remarks, *left_out]
+    remarks = [*source.remarks, *unused_splits(dataset, official_names), *all_rows.remarks, *left_out]
     if all_rows.label_names:
         remarks += contradictions(frames)
     if config.folds:
@@ -155,6 +156,18 @@ def official_splits(dataset: DatasetDict, config: Config) -> dict[str, str]:
     if config.folds:  # the test rows are a fold of train
         del names["test"]
     return {name: official_name for name, official_name in names.items() if official_name in dataset}
+
+
+def unused_splits(dataset: DatasetDict, official_names: dict[str, str]) -> list[str]:
+    """Return notes on splits that are not used, although their names say validation or test, such as dev."""
+    notes = []
+    for name in dataset:
+        meant = {SPLIT_WORDS.get(word) for word in re.findall("[a-z]+", name.lower())} - {None, "train", *official_names}
+        if meant and name not in (*SPLITS, *official_names.values()):
+            notes.append(
+                f"split {name} is not used: set {' or '.join(f'{split}_split' for split in sorted(meant))} to {name} to use it"
+            )
+    return notes
 
 
 def check_columns(

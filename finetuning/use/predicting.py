@@ -21,7 +21,7 @@ from datasets import Dataset, Json, concatenate_datasets
 
 from finetuning import speed
 from finetuning.data.content import as_rows
-from finetuning.data.files import UTF_16, guess_encoding
+from finetuning.data.files import UTF_16, guess_encoding, without_mark
 from finetuning.data.formats import READERS, read_lines
 from finetuning.data.reading import read
 from finetuning.data.splits import flat, load_data
@@ -163,7 +163,9 @@ def read_stdin(encoding: str | None) -> tuple[list[str], list[str]]:
     """
     content, remarks = sys.stdin.buffer.read(), []
     try:
-        text = content.decode(encoding or ("utf-16" if content.startswith(UTF_16) else "utf-8-sig"))
+        text = content.decode(
+            without_mark(encoding, content) if encoding else "utf-16" if content.startswith(UTF_16) else "utf-8-sig"
+        )
     except UnicodeDecodeError as error:
         guessed = None if encoding else _guess(content)
         if not guessed:
