@@ -96,7 +96,8 @@ def best_settings(study: str, method: str) -> dict:
 
     def quality(name: str) -> float:
         record = read_json(record_file(study, name, 0))
-        return -record["perplexity"] if "perplexity" in record else record[headline(record)]
+        metric = record["config"]["metric_for_best_model"] or headline(record)
+        return -record[metric] if metric in ("perplexity", "rmse") else record[metric]
 
     return STUDIES[study].experiments[max(names, key=quality)]
 

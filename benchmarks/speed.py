@@ -39,7 +39,7 @@ from finetuning.data.sources import find_model
 from finetuning.data.text import clean
 from finetuning.disk import read_json
 from finetuning.model import base, lora
-from finetuning.results.run_folder import peak_memory_gib
+from finetuning.results.run_folder import environment, peak_memory_gib
 from finetuning.speed import attention, precision
 from finetuning.training import batches, prediction, trainer
 
@@ -248,7 +248,7 @@ def save_shape(model_type: str, folder: str) -> str:
 def measure_all(arguments: argparse.Namespace, name: str | None) -> None:
     """Measure each variant, in turns, each time in a process of its own. Write results/NAME.json after each: the medians so far.
 
-    With --quick, a record that was cut off is continued: its rows are not measured again.
+    With --quick, a record of the same code and machine is continued: its rows are not measured again.
     """
     models, steps = (SHAPES, WAYS) if torch.cuda.is_available() else (MODELS, STEPS)
     repeats, lengths = (1, LENGTHS[:1]) if arguments.quick else (arguments.repeats, LENGTHS)
@@ -259,7 +259,9 @@ def measure_all(arguments: argparse.Namespace, name: str | None) -> None:
     record = {"repeats": repeats, "reviews": arguments.rows}
     if arguments.quick and (file := RESULTS / f"{name}.json").exists():
         earlier = read_json(file)
-        for row in earlier["rows"] if record.items() <= earlier.items() else ():
+        now, then = environment(), earlier["environment"]
+        is_same = record.items() <= earlier.items() and all(now[key] == then[key] for key in ("hardware", "commit", "versions"))
+        for row in earlier["rows"] if is_same else ():
             (model,) = (model for model, title in models.items() if title == row["model"])
             values = {key: value for key, value in row.items() if isinstance(value, float)}
             measured[model, row["max_length"], row["variant"]] = [values]

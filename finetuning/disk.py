@@ -125,7 +125,7 @@ def temporary() -> Path:
 def keep_reserved(folder: Path, name: Path) -> None:
     """Rename a reserved folder to its final name. It is not removed any more."""
     folder.rename(name)
-    _release(folder)
+    _release(_reserved.pop(folder))
 
 
 def remove_reserved() -> None:
@@ -135,7 +135,7 @@ def remove_reserved() -> None:
 
 def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    _release(folder)
+    _release(_reserved.pop(folder))
 
 
 def lock(folder: Path, action: str) -> None:
@@ -154,15 +154,22 @@ def unlock() -> None:
     """Release the locks of this process and remove their files."""
     while _locked:
         folder, file_lock = _locked.popitem()
-        for name in ("process.json", "process.lock"):
-            (folder / name).unlink(missing_ok=True)
-        file_lock.release()
+        (folder / "process.json").unlink(missing_ok=True)
+        _release(file_lock)
 
 
-def _release(folder: Path) -> None:
-    lock = _reserved.pop(folder)
-    Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()
+def _release(file_lock: FileLock) -> None:
+    """Release a lock and remove its file.
+
+    The file goes first, so that no other process locks one that is about to go. Windows can't remove a locked file.
+    """
+    file = Path(file_lock.lock_file)
+    if os.name == "posix":
+        file.unlink(missing_ok=True)
+    file_lock.release()
+    if os.name != "posix":
+        with suppress(OSError):  # another process may have locked it
+            file.unlink()
 
 
 def to_disk(path: Path) -> None:

@@ -16,7 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
 from finetuning.errors import UserError
-from finetuning.speed.precision import on_cpu
+from finetuning.speed.precision import cores, on_cpu
 
 
 def start() -> None:
@@ -28,7 +28,7 @@ def start() -> None:
             print(f"note: this run uses 1 of {gpus} GPUs. To use all: {command}", file=sys.stderr)
         return
     if on_cpu() and os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun's default on any machine
-        torch.set_num_threads(max(1, os.cpu_count() // int(os.environ["LOCAL_WORLD_SIZE"])))
+        torch.set_num_threads(max(1, cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
     state = PartialState(cpu=on_cpu())
     if state.use_distributed and not on_cpu():
         atexit.register(torch.distributed.destroy_process_group)  # only for NCCL: to destroy gloo's process group may hang

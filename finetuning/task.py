@@ -72,7 +72,9 @@ class Metric:
 
     def show_interval(self, interval: list[float] | None) -> str:
         """Return an interval, [low, high], as text. `interval` is None if there is only one row, or one group of rows."""
-        return f"95 % interval {self.show(interval[0])} to {self.show(interval[1])}" if interval else "no interval: one row"
+        if interval is None:
+            return "no interval: one row, or one group of rows"
+        return f"95 % interval {self.show(interval[0])} to {self.show(interval[1])}"
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 
 from finetuning import console
-from finetuning.results import metrics, plots
+from finetuning.results import evaluation, metrics, plots
+from finetuning.results.label_report import F1_MACRO
 from finetuning.task import Metric
 
-ACCURACY = Metric("accuracy", lambda sums: sums["correct"] / sums["rows"], proportion=True)
+ACCURACY = Metric("accuracy", lambda sums: sums["correct"] / sums["rows"], proportion=True, limits=(0, 1))
 
 
 def correct(*right) -> dict[str, np.ndarray]:
@@ -71,7 +72,7 @@ def seeds_of_one_method(rng: np.random.Generator, rows: np.ndarray, seeds: int) 
     return [correct(*(rng.random(len(rows)) < rows + rng.normal(0, 0.05))) for _ in range(seeds)]
 
 
-@pytest.mark.parametrize("seeds", [(3, 3), (2, 4)], ids=str)
+@pytest.mark.parametrize("seeds", [(3, 3), (2, 4), (1, 4)], ids=str)
 def test_equal_methods_with_different_seeds_are_rarely_called_different(seeds, few_resamples):
     rng, differences = np.random.default_rng(0), []
     for _ in range(SIMULATIONS):
@@ -192,15 +193,49 @@ def test_groups_of_lengths_count_every_text_once():
     assert groups[0]["accuracy_ci95"] == metrics.wilson_interval(2, 2)
 
 
+def test_an_interval_of_macro_f1_holds_its_estimate_although_resamples_lack_labels(few_resamples):
+    rng, actual = np.random.default_rng(0), np.eye(77)[np.repeat(np.arange(77), 2)]
+    for _ in range(12):
+        predicted = np.where(rng.random((154, 1)) < 0.85, actual, np.eye(77)[rng.integers(77, size=154)])
+        statistics = {"rows": np.ones(154), "actual": actual, "predicted": predicted, "true_positives": actual * predicted}
+        low, high = metrics.interval(F1_MACRO, statistics)
+        assert low < F1_MACRO.of(statistics) < high
+
+
+def test_groups_of_rows_that_are_all_right_have_an_interval():
+    groups = np.arange(120) // 3
+    assert metrics.interval(ACCURACY, correct(*[1] * 120) | {"group": groups}) == metrics.wilson_interval(40, 40)
+
+
 def test_the_confusion_matrix_is_drawn_with_many_labels_and_empty_rows(tmp_path):
     for k in (2, 12):
-        names = [f"label {i}" for i in range(k)]
+        names = [*("$0-$50", "a$\\x$b")[:k], *(f"label {i}" for i in range(2, k))]
         counts = np.diag(range(k)).tolist()
-        about = dict(model="tiny", model_origin="hub", dataset="rows", dataset_origin="hub", split="held out from train", n=3)
+        about = dict(
+            model="tiny", model_origin="hub", dataset="prices_in_$_and_$", dataset_origin="hub", split="held out from train", n=3
+        )
         title = plots.title(ACCURACY, about | dict(accuracy=1.0, accuracy_ci95=[0.5, 1.0]))
         plots.plot_confusion_matrix(counts, (names, names), title, tmp_path / "p.png")
         picture = matplotlib.image.imread(tmp_path / "p.png")
         assert min(picture.shape[:2]) > 600 and picture[..., :3].std() > 0.05
+
+
+def test_perplexities_of_different_tokens_are_not_compared():
+    tokens = np.array([5.0, 7.0, 9.0])
+    run = {"rows": np.ones(3), "loss": 2 * tokens, "tokens": tokens}
+    task = SimpleNamespace(metrics=(PERPLEXITY,))
+    assert [result["difference"] for result in evaluation.differences(task, run, run)] == [0]
+    assert evaluation.differences(task, run, run | {"tokens": tokens + 1}) == []
+
+
+def test_a_run_with_groups_of_rows_is_compared_with_one_without():
+    one = correct(*[1, 1, 0, 1] * 15)
+    other = correct(*[1, 0, 0, 1] * 15) | {"group": np.arange(60) // 4}
+    first, second = (
+        evaluation.differences(SimpleNamespace(metrics=(ACCURACY,)), *runs)[0] for runs in ((one, other), (other, one))
+    )
+    assert first["difference"] == 0.25 == -second["difference"]
+    assert first["difference_ci95"] == pytest.approx([0.25, 0.25]), "each group has the same difference"
 
 
 def test_a_comparison_on_one_row_is_printed_without_an_interval(capsys):

@@ -244,6 +244,7 @@ def test_a_search_continues_where_it_ended_and_prints_a_preset(call, tiny_flags,
     """Slow, because it trains five times: two trials, a third one, one of another search, and a run with the preset."""
     space = {"learning_rate": (1e-4, 1e-2), "lora_r": [2, 4], "batch_size": [4, 8]}
     space |= {"num_train_epochs": [3]}  # more steps than with the flags
+    space |= {"lr_scheduler_type": ["cosine"]}
     monkeypatch.setattr("finetuning.training.search.SEARCH_SPACE", space)
     flags = [*tiny_flags[:-2], "--num_train_epochs", "2"]
     first = call("fine_tune.py", *flags, "--search", 2)
@@ -257,7 +258,7 @@ def test_a_search_continues_where_it_ended_and_prints_a_preset(call, tiny_flags,
     (line,) = [line.strip() for line in more.out.splitlines() if line.strip().startswith('"searched": ')]
     (preset,) = eval("{" + line + "}").values()
     assert set(preset) >= {"learning_rate", "lora_r", "batch_size"} and preset["lora_r"] in (2, 4)
-    assert preset.get("lora_alpha", 32) == 2 * preset["lora_r"] == preset["lora_alpha"]
+    assert preset["lr_scheduler_type"] == "cosine" and preset.get("lora_alpha", 32) == 2 * preset["lora_r"] == preset["lora_alpha"]
     assert [file.name for file in (tmp_path / "outputs").iterdir()] == ["search.db"]
     assert call("fine_tune.py", *flags, *as_flags(preset)).code == 0
 

@@ -42,8 +42,9 @@ def measure(task: Task, evaluation: Evaluation, unseen: np.ndarray | None = None
         results[metric.name] = metric.of(statistics)
         if metric.interval:
             results[f"{metric.name}_ci95"] = metrics.interval(metric, statistics)
-    if unseen is not None and unseen.any():
-        results["unseen"] = {first.name: first.of(metrics.select(statistics, unseen)), "n": int(unseen.sum())}
+    if unseen is not None:
+        value = first.of(metrics.select(statistics, unseen)) if unseen.any() else None
+        results["unseen"] = {first.name: value, "n": int(unseen.sum())}
     results |= {"n": len(evaluation.split)} | ({"label_names": evaluation.label_names} if evaluation.label_names else {})
     results |= evaluation.calibration | task.details(evaluation, statistics)
     if "by_length" not in results:
@@ -79,8 +80,10 @@ def sections_of(run: Run, evaluation: Evaluation) -> list[report.Section]:
     unseen, metric = evaluation.metrics.get("unseen"), run.task.metrics[0]
     if unseen and unseen["n"] < len(evaluation.split):
         n = len(evaluation.split) - unseen["n"]
-        text = f"{first.text} {n:,} texts are in train or validation too; without them, {metric.name} is"
-        first = replace(first, text=f"{text} {metric.show(unseen[metric.name])}.")
+        without = (
+            f"without them, {metric.name} is {metric.show(unseen[metric.name])}" if unseen["n"] else "no text is new to the model"
+        )
+        first = replace(first, text=f"{first.text} {n:,} texts are in train or validation too; {without}.")
     return [first, _training_section(run), *others]
 
 
@@ -157,16 +160,29 @@ def compare(a: Run, b: Run, test: Split) -> tuple[list[dict], Path]:
         raise UserError(
             f"{a.folder} and {b.folder} were scored in different ways, {signatures[0]} and {signatures[1]}: evaluate both again"
         )
-    results = []
-    for metric in a.task.metrics:
-        if metric.interval:
-            values = [metric.of(statistics_a), metric.of(statistics_b)]
-            difference = metrics.difference(metric, [statistics_a], [statistics_b])
-            results.append({"metric": metric.name, "values": values, "n": len(test)} | difference)
+    results = differences(a.task, statistics_a, statistics_b)
+    if not results:
+        raise UserError(f"{a.folder} and {b.folder} predicted different tokens: their perplexities can't be compared")
     file = a.folder / f"against-{b.folder.name}.csv"
     file.unlink(missing_ok=True)
     report.write_csv(file, *_differing(a.task, [predictions_a, predictions_b], test))
     return results, file
+
+
+def differences(task: Task, a: Statistics, b: Statistics) -> list[dict]:
+    """Return each metric's two values on the same rows, their difference and its interval.
+
+    Perplexity and loss are left out if the two runs predicted different tokens: they have other tokenizers, or masked other tokens.
+    """
+    same_tokens = "tokens" not in a or np.array_equal(a["tokens"], b["tokens"])
+    groups = [statistics["group"] for statistics in (a, b) if "group" in statistics]
+    if groups:  # one of the runs may have no group_column
+        a, b = a | {"group": groups[0]}, b | {"group": groups[0]}
+    return [
+        {"metric": metric.name, "values": [metric.of(a), metric.of(b)], "n": len(a["rows"])} | metrics.difference(metric, [a], [b])
+        for metric in task.metrics
+        if metric.interval and (same_tokens or metric.name not in ("perplexity", "loss"))
+    ]
 
 
 def _differing(task: Task, predictions: list[pd.DataFrame], test: Split):

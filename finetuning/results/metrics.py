@@ -49,13 +49,16 @@ def interval(metric: Metric, *runs: Statistics) -> list[float] | None:
         return wilson_interval(round(metric.of(runs[0]) * n), n)
     if n < 2:
         return None
+    if len(runs) == 1 and metric.limits == (0, 1) and metric.of(runs[0]) in (0, 1):  # all resamples would be equal
+        return wilson_interval(round(metric.of(runs[0]) * n), n)
     to_scale, from_scale = (np.log, np.exp) if metric.log_scale else (np.asarray, np.asarray)
     resampled = to_scale(sum(_resampled(metric, run) for run in runs) / len(runs))
+    values = [metric.of(run) for run in runs]
+    center = to_scale(np.mean(values))
     if len(runs) == 1 and n >= FEW:
-        ends = np.percentile(resampled, [2.5, 97.5])
+        ends = _percentiles(resampled, center, [2.5, 97.5])
     else:
-        values = [metric.of(run) for run in runs]
-        ends = _student(to_scale(np.mean(values)), resampled, n, to_scale(values)).ppf([0.025, 0.975])
+        ends = _student(center, resampled, n, to_scale(values)).ppf([0.025, 0.975])
     return np.clip(from_scale(ends), *metric.limits).tolist()
 
 
@@ -77,7 +80,7 @@ def difference(metric: Metric, a: Sequence[Statistics], b: Sequence[Statistics])
     distribution, one_run_each = _student(center, resampled[0] - resampled[1], n, *values), len(a) == len(b) == 1
     ends = distribution.ppf([0.025, 0.975, 0.05, 0.95]).tolist()
     if one_run_each and n >= FEW:
-        ends = np.percentile(resampled[0] - resampled[1], [2.5, 97.5, 5, 95]).tolist()
+        ends = _percentiles(resampled[0] - resampled[1], center, [2.5, 97.5, 5, 95]).tolist()
     if not one_run_each:
         p = 2 * min(distribution.cdf(0), distribution.sf(0))
     elif metric.proportion and "group" not in a[0]:
@@ -140,14 +143,27 @@ def _resampled(metric: Metric, statistics: Statistics) -> np.ndarray:
     return np.concatenate(values)
 
 
+def _percentiles(resampled: np.ndarray, center: float, percentiles: list[float]) -> np.ndarray:
+    """Return percentiles of resamples, moved so that the resamples' mean is the estimate `center`.
+
+    Macro F1 is lower in resamples than in the rows, because resamples lack rare labels.
+    """
+    return np.percentile(resampled, percentiles) + center - resampled.mean()
+
+
 def _student(center: float, resampled: np.ndarray, n: int, *seeds: Sequence[float]) -> "rv_frozen":
     """Return Student's t distribution of the true value around the estimate `center`.
 
     The variance is the sum of two parts: that of the `n` rows or groups, as `resampled`, and for each list in `seeds` that of the
-    mean of its values, one per seed. The degrees of freedom are those of Welch and Satterthwaite (1946).
+    mean of its values, one per seed. A list with one value gets the variance of the other list. The degrees of freedom are those of
+    Welch and Satterthwaite (1946).
     """
     parts = [(resampled.var(ddof=1) * n / (n - 1), n - 1)]
-    parts += [(np.var(values, ddof=1) / len(values), len(values) - 1) for values in seeds if len(values) > 1]
+    several = [values for values in seeds if len(values) > 1]
+    if len(several) == 1:
+        parts.append((np.var(several[0], ddof=1) * sum(1 / len(values) for values in seeds), len(several[0]) - 1))
+    else:
+        parts += [(np.var(values, ddof=1) / len(values), len(values) - 1) for values in several]
     variance = sum(part for part, _ in parts)
     freedom = variance**2 / sum(part**2 / n for part, n in parts) if variance else 1
     return scipy.stats.t(freedom, loc=center, scale=np.sqrt(variance) or np.finfo(float).tiny)

@@ -217,8 +217,10 @@ def length_name(group: dict) -> str:
 
 def subplots(rows: int = 1, columns: int = 1, sharex: bool = False, sharey: bool = False, **options):
     """Return a figure and its axes. Matplotlib is imported only here, so that predict.py does not wait for it."""
+    import matplotlib
     from matplotlib.figure import Figure
 
+    matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a dollar sign
     figure = Figure(layout="constrained", **options)
     return figure, figure.subplots(rows, columns, sharex=sharex, sharey=sharey)
 

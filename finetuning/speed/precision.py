@@ -56,9 +56,14 @@ def rows_to_predict(config: Config) -> int:
     return config.eval_batch_size or (32 if on_cpu() else 256)
 
 
+def cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def machine_arguments(config: Config) -> dict:
     """Return the TrainingArguments that depend on the machine, the same for training and prediction."""
-    workers = min(4, os.cpu_count() // 2)  # processes that load batches for a GPU; without a GPU, training needs all cores
+    workers = min(4, cores() // 2)  # processes that load batches for a GPU; without a GPU, training needs all cores
     return dict(
         bf16=uses_autocast(config) and pick_precision(config.precision)[0] == "bf16",
         use_cpu=on_cpu(),

@@ -33,7 +33,7 @@ def draw(trial, config: Config) -> Config:
     settings = {}
     for name, values in space(config).items():
         if isinstance(values, tuple):
-            settings[name] = trial.suggest_float(name, *values, log=True)
+            settings[name] = float(f"{trial.suggest_float(name, *values, log=True):.3g}")  # as it is printed
         else:
             settings[name] = trial.suggest_categorical(name, values)
     if "lora_r" in settings and "lora_alpha" not in settings:
@@ -110,4 +110,4 @@ def _settings(trial_config: Config, config: Config) -> str:
     """Return a trial's settings as a preset has them: those of the search space, and those that follow from them."""
     before, after = asdict(config), asdict(trial_config)
     values = {name: value for name, value in after.items() if name in space(config) or value != before[name]}
-    return ", ".join(f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
