@@ -346,8 +346,9 @@ def check_combinations(config: Config) -> None:
         )
     if config.quantization != "none" and config.init_lora_weights == "pissa":
         raise UserError("init_lora_weights=pissa needs weights that are not quantized: leave it out, or leave quantization out")
-    if config.loraplus_lr_ratio != 1 and config.method != "lora":
-        raise UserError(f"loraplus_lr_ratio is for LoRA, and method is {config.method}: leave it out")
+    for name in ("use_dora", "use_rslora", "init_lora_weights", "lora_dropout", "target_modules", "loraplus_lr_ratio"):
+        if config.method != "lora" and getattr(config, name) != getattr(Config, name):
+            raise UserError(f"{name}={getattr(config, name)} is for LoRA, and method is {config.method}: leave it out")
     if config.train_embeddings and config.method != "lora":
         raise UserError(
             f"train_embeddings is for LoRA, and method is {config.method}: leave it out (method full trains the embeddings anyway)"

@@ -103,6 +103,7 @@ def bad(tmp_path, data_file):
         (["--quantization", "4bit", "--method", "full"], ["quantization=4bit", "method"]),
         (["--train_embeddings", "--method", "full"], ["train_embeddings", "method is full"]),
         (["--loraplus_lr_ratio", "16", "--method", "full"], ["loraplus_lr_ratio", "method is full"]),
+        (["--use_dora", "True", "--method", "full"], ["use_dora=True", "method is full"]),
         (["--init_lora_weights", "pissa", "--quantization", "4bit"], ["init_lora_weights=pissa", "not quantized"]),
         (["--metric_for_best_model", "bleu"], ["metric_for_best_model=bleu", "accuracy, f1"]),
         (["--text_pair_column", "second"], ["text_pair_column=second", "review, sentiment"]),

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import BAD, GOOD, as_flags, make_model, make_pairs, make_rows
 from huggingface_hub import ModelCard
 from test_tasks import KINDS, pairs, ratings, sentences, tagged  # noqa: F401  (fixtures)
+from transformers import AutoModelForSequenceClassification
 
 from config import Config
 from finetuning import tasks
@@ -55,6 +57,7 @@ VARIANTS = [(kind, {}) for kind in KINDS]
 VARIANTS += [
     ("single label", dict(truncation="tail", method="full")),
     ("single label", dict(truncation="head", method="head", model_name="gpt2")),
+    ("single label", dict(model_name="albert")),  # its file has a head with other labels
     ("pairs", dict(truncation="tail", model_name="bert")),
     ("masked-lm", dict(method="full")),
     ("masked-lm", dict(train_embeddings=True, model_name="bert")),
@@ -103,13 +106,13 @@ def texts_of(kind: str) -> list[str]:
     """Return texts whose answers differ."""
     if kind == "masked-lm":  # short, so that no mask is truncated
         texts = [text.replace("film", "[MASK]").replace("plot", "[MASK]") for text in make_rows().review[:8]]
-        return [text for text in texts if "[MASK]" in text]
+        return [*(text for text in texts if "[MASK]" in text), "we [MASK]<br />every"]
     if kind == "entities":  # short and clear, because the card's code decides on each word by itself
         return [f"the {i} film with {i + 7} a" for i in range(8)]
     if kind == "translation":
         return make_pairs(8).low.tolist()
     if kind == "causal-lm":
-        return ["a fine", "we hated every", "poor cast", "moving"]
+        return ["a fine", "we hated every", "poor cast", "moving", "we hated<br />every"]
     long = [f"{BAD[i]} {i} {GOOD[i]} {GOOD[i - 1]} {BAD[i]} {GOOD[i]}" for i in range(4)]  # the answer depends on the truncation
     return long + make_rows().review[:4].tolist()
 
@@ -132,6 +135,8 @@ def files(data_file, pairs, tagged, ratings, sentences, tmp_path) -> dict[str, P
 def test_the_code_of_each_model_card_gives_the_answers_of_predict(kind, changed, files, tmp_path, call):
     model_type = changed.get("model_name", {"causal-lm": "gpt2", "translation": "marian"}.get(kind, "distilbert"))
     model = make_model(tmp_path / f"tiny-{model_type}", model_type)
+    if model_type == "albert":
+        AutoModelForSequenceClassification.from_pretrained(model, num_labels=5, dtype=torch.bfloat16).save_pretrained(model)
     settings = dict(max_length=16, precision="float32", learning_rate=0.01, batch_size=8, run_name="run")
     settings |= settings_of(kind, files) | changed | {"model_name": model}
     flags = as_flags(settings)

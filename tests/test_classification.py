@@ -205,6 +205,18 @@ def test_balanced_weights_give_classes_equal_totals_and_a_mean_of_one():
     assert float(balanced(torch.zeros(100, 2), torch.tensor(labels))) == pytest.approx(100 * np.log(2))
 
 
+def test_smoothing_keeps_the_weight_of_each_text():
+    """The probability of a rare label with the smallest loss, for a text without it, is its share of the smoothed label."""
+    config, z = Config(class_weights="balanced", label_smoothing_factor=0.1), torch.linspace(-6, 6, 601)
+    rare = np.zeros((1000, 1), dtype=np.float32)
+    rare[:10] = 1
+    several, one = SEVERAL.loss_function(rare, 1, config), SINGLE.loss_function(rare[:, 0].astype(int), 2, config)
+    losses_of_several = torch.stack([several(value.view(1, 1), torch.zeros(1, 1)) for value in z])
+    losses_of_one = torch.stack([one(torch.stack([value * 0, value])[None], torch.tensor([0])) for value in z])
+    for losses in (losses_of_several, losses_of_one):
+        assert float(z[losses.argmin()].sigmoid()) == pytest.approx(0.05, abs=0.01)
+
+
 # --- report --------------------------------------------------------------------------------------------------------------
 
 ABOUT = dict(model="tiny", model_origin="hub", dataset="rows", dataset_origin="hub", split="held out from train")

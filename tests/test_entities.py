@@ -13,6 +13,10 @@ from conftest import make_model
 from entity_files import TYPES, as_columns, make_sentences, spans_of
 from huggingface_hub import ModelCard
 from nervaluate.evaluator import Evaluator
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 from config import Config
 from finetuning.data import spans
@@ -74,6 +78,18 @@ def test_windows_label_every_word_once_with_context_on_both_sides(max_length, tm
             assert i > (max_length - 2) // 8 or labels[i] == i - 1
             assert len(ids) - 1 - i > (max_length - 2) // 8 or labels[i] == len(words[row]) - (len(ids) - 1 - i)
     assert labelled == {row: list(range(len(sentence))) for row, sentence in enumerate(words)}
+
+
+def test_each_word_has_its_space_even_if_transformers_ignores_the_option(tmp_path):
+    folder = make_model(tmp_path / "modernbert", "modernbert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *ByteLevel.alphabet()]
+    tokenizer = Tokenizer(BPE({word: i for i, word in enumerate(words)}, []))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    names = dict(pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    loaded = load_tokenizer(TASK, find_model(str(folder)), NER)
+    ids = loaded([["ab", "c"]], is_split_into_words=True, add_special_tokens=False)["input_ids"][0]
+    assert loaded.convert_ids_to_tokens(ids) == ["\u0120", "a", "b", "\u0120", "c"]
 
 
 def test_the_first_sub_word_has_the_label_and_a_word_without_tokens_is_unknown():

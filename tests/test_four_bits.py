@@ -70,6 +70,21 @@ def test_a_quantized_run_trains_predicts_and_is_merged_into_the_plain_model(task
     assert "stores the base model in 4 bits" in (tmp_path / "outputs/run/adapter/README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("model_type", "task_name"), [("bert", "text-classification"), ("t5", "text-classification"), ("bert", "masked-lm")]
+)
+def test_heads_are_not_quantized(model_type, task_name, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    source = find_model(str(make_model(tmp_path / model_type, model_type)))
+    config = Config(task=task_name, model_name=source.path, max_length=16, quantization="4bit")
+    task, names = tasks.pick(config), ["a", "b"] if task_name == "text-classification" else []
+    model = add_lora(task, build_base(task, source, names, config), config)
+    ids = torch.tensor([[5, 6, 7, 4]])
+    outputs = model(input_ids=ids, attention_mask=torch.ones_like(ids), **({} if names else {"targets": ids}))
+    outputs.logits.sum().backward()
+    assert any(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_products_are_in_the_precision_of_the_run(monkeypatch):
     pytest.importorskip("bitsandbytes")
 

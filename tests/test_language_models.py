@@ -70,6 +70,7 @@ def test_a_gpt_goes_through_all_the_scripts(gpt, data_file, call, tmp_path):
         json.loads(call("predict.py", "--json", *texts, "--temperature", "0").out.splitlines()[0])["continuation"]
         for texts in (["we loved every", "a fine film"], ["we loved every"])
     ]
+    assert call("predict.py", "we loved every", "--temperature", "0").out.startswith("we loved every minute"), "with the space"
     assert greedy[0] == greedy[1] and greedy[0].split()[0] == "minute", (
         "all training texts continue so, and other texts in the batch change nothing"
     )
@@ -298,9 +299,9 @@ def test_predict_refuses_the_options_of_another_task(call, tiny_flags):
     assert refused.code == 2 and "--temperature is not for text-classification" in refused.err
 
 
-def test_a_tokenizer_without_an_end_of_text_token_is_refused(bert, data_file, call):
+def test_an_encoder_which_would_see_the_tokens_that_it_predicts_is_refused(bert, data_file, call):
     refused = call("fine_tune.py", "--task", "causal-lm", "--model_name", bert, "--dataset_name", data_file, *FLAGS)
-    assert refused.code == 2 and "causal-lm" in refused.err and "masked-lm" in refused.err, refused.err
+    assert refused.code == 2 and "is an encoder (bert)" in refused.err and "masked-lm" in refused.err, refused.err
 
 
 @pytest.mark.parametrize("option", ["max_new_tokens 0", "temperature -1", "temperature nan", "top_p 0", "top_p 2", "seed -1"])

@@ -61,11 +61,21 @@ def test_an_architecture_goes_through_all_the_scripts(model_type, call, tiny_fla
 
 
 def test_a_decoder_pads_on_the_right_with_its_end_of_text_token(tmp_path):
-    source, task = find_model(str(make_model(tmp_path / "gpt2", "gpt2"))), tasks.pick(Config())
+    file = make_model(tmp_path / "gpt2", "gpt2") / "config.json"
+    source, task = find_model(str(file.parent)), tasks.pick(Config())
     tokenizer = load_tokenizer(task, source, Config())
     assert tokenizer.pad_token == tokenizer.eos_token and tokenizer.padding_side == "right"
-    model = build_base(task, source, ["a", "b"], Config(max_length=32))
-    assert model.config.pad_token_id == tokenizer.pad_token_id
+    for named in (None, 0):  # as in older copies of Llama, whose tokenizers have no padding token
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token_id": named}))
+        model = build_base(task, source, ["a", "b"], Config(max_length=32))
+        assert model.config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_the_end_token_in_a_text_is_text(tmp_path):
+    """BART and T5 find a text's last token by it."""
+    source, task = find_model(str(make_model(tmp_path / "bart", "bart"))), tasks.pick(Config())
+    ids = task.tokenize({"text": ["a dull [SEP] film"]}, load_tokenizer(task, source, Config()), Config())["input_ids"][0]
+    assert ids.count(4) == 1
 
 
 def test_a_model_without_a_class_for_the_task_is_refused(call, tiny_flags, tmp_path):

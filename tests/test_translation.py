@@ -412,6 +412,7 @@ def tokenizers(tmp_path_factory):
     return {
         "marian": transformers.MarianTokenizer(spm, spm, str(folder / "vocab.json")),
         "m2m100": transformers.M2M100Tokenizer(str(folder / "m2m.json"), spm),
+        "mbart25": transformers.MBartTokenizer(listed),
         "mbart50": transformers.MBart50Tokenizer(listed),
         "nllb": transformers.NllbTokenizer(),
         "t5": transformers.T5Tokenizer(listed),
@@ -444,6 +445,22 @@ def test_t5_gets_a_prefix_with_the_names_of_the_languages(tokenizers):
     assert languages.set_direction(tokenizers["t5"], config)["prefix"] == "translate English to German: "
     with pytest.raises(UserError, match="source_lang=None is not a language"):
         languages.set_direction(tokenizers["t5"], CONFIG)
+
+
+def test_a_prefix_is_not_truncated(tokenizers):
+    config = replace(CONFIG, source_lang="en", target_lang="de", truncation="tail")
+    with pytest.raises(UserError, match="truncation=tail would cut 'translate English to German:'"):
+        TASK.tokenize({"source": ["a man"]}, tokenizers["t5"], config)
+
+
+def test_a_model_with_the_language_after_the_translation_is_refused(tokenizers):
+    with pytest.raises(UserError, match="has the language at the end of a translation"):
+        languages.set_direction(tokenizers["mbart25"], replace(CONFIG, source_lang="en", target_lang="de"))
+
+
+def test_no_layer_is_dropped_in_training(tmp_path):
+    model = base_models.build_base(TASK, find_model(str(make_model(tmp_path / "m2m", "m2m_100"))), [], CONFIG)
+    assert model.config.encoder_layerdrop == model.config.decoder_layerdrop == 0
 
 
 @pytest.mark.parametrize("kind", FORMATS)

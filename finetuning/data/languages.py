@@ -79,6 +79,11 @@ def set_direction(tokenizer: PreTrainedTokenizerBase, config: Config) -> dict:
     source = _code(known, config.source_lang, "source_lang", config.model_name)
     tokenizer.tgt_lang, tokenizer.src_lang = target, source
     first = tokenizer.convert_tokens_to_ids(known[target])
+    if tokenizer(text_target="a")["input_ids"][0] != first:
+        raise UserError(
+            f"model_name: {config.model_name} has the language at the end of a translation, which is not supported: use a model such "
+            "as mBART-50, M2M100 or NLLB"
+        )
     return direction | {"forced_bos_token_id": first, "src_lang": source, "tgt_lang": target}
 
 

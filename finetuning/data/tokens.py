@@ -56,6 +56,15 @@ class Tokens:
         return as_rows(columns)
 
 
+def require_fast(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `UserError` for a tokenizer that does not tell which tokens a word has."""
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"model_name: the tokenizer {type(tokenizer).__name__} does not tell which tokens a word has, as named entities and "
+            "--explain need it: choose another model_name"
+        )
+
+
 def encode(task: Task, split: Split, tokenizer: PreTrainedTokenizerBase, config: Config) -> Tokens:
     """Return the tokens of a split in the order of its rows, at most `max_length` per example, from disk if they are there."""
 

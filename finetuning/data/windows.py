@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from finetuning.data.tokens import by_characters, special_tokens
+from finetuning.data.tokens import by_characters, require_fast, special_tokens
 
 IGNORED = -100  # label of a token without a label; the losses of PyTorch and transformers ignore it
 
@@ -60,6 +60,7 @@ def label_sub_words(words: list[list[str]], tags: list[list[int]], tokenizer: Pr
 
 def _encode(words: list[list[str]], tokenizer: PreTrainedTokenizerBase) -> BatchEncoding:
     """Return the token ids of the words of each row, without special tokens and truncation."""
+    require_fast(tokenizer)
     ids_only = dict(add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
     return tokenizer(words, is_split_into_words=True, padding=False, truncation=False, **ids_only)
 

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, set_seed
+from tokenizers import normalizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 from config import Config
 from finetuning.data.sources import Source
@@ -21,8 +31,8 @@ from finetuning.task import Task
 def read_model_config(task: Task, source: Source, config: Config) -> PretrainedConfig:
     """Return the model's config file.
 
-    Raise `UserError` if transformers can't read it or has no model of its type for the task, if `max_length` exceeds the model's
-    positions, or if `quantization` needs a package that is not installed.
+    Raise `UserError` if transformers can't read it or has no model of its type for the task, if the model can't be used for it, if
+    `max_length` exceeds its positions, or if `quantization` needs a package that is not installed.
     """
     try:
         model_config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
@@ -34,6 +44,16 @@ def read_model_config(task: Task, source: Source, config: Config) -> PretrainedC
             f"model_name: {source.name} is of type {model_type}, and transformers has no {config.task} model of this type: "
             "choose another model_name or task"
         )
+    reads_both_ways = not (
+        _is_decoder(model_config) or getattr(model_config, "is_decoder", False) or model_config.is_encoder_decoder
+    )
+    if task.auto_class is AutoModelForCausalLM and reads_both_ways:
+        raise UserError(
+            f"model_name: {source.name} is an encoder ({model_config.model_type}): it reads the tokens that {config.task} predicts. "
+            "Set model_name to a decoder such as gpt2, or task to masked-lm"
+        )
+    if task.auto_class is AutoModelForSequenceClassification and model_config.model_type == "xlnet":
+        raise UserError(f"model_name: {source.name} is an XLNet, which needs padding before the text: choose another model_name")
     if config.quantization == "4bit":
         require_installed("quantization=4bit", "bitsandbytes")
     architecture = ARCHITECTURES.get(model_config.model_type)
@@ -46,6 +66,12 @@ def read_model_config(task: Task, source: Source, config: Config) -> PretrainedC
     return model_config
 
 
+def _is_decoder(model_config: PretrainedConfig) -> bool:
+    """Return whether models of this type read a text from left to right only."""
+    is_causal = type(model_config) in AutoModelForCausalLM._model_mapping and model_config.model_type != "xlnet"
+    return is_causal and type(model_config) not in AutoModelForMaskedLM._model_mapping
+
+
 def load_tokenizer(task: Task, source: Source, config: Config) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer. It pads on the right, with the end-of-text token if it has no padding token.
 
@@ -56,6 +82,13 @@ def load_tokenizer(task: Task, source: Source, config: Config) -> PreTrainedToke
         tokenizer = AutoTokenizer.from_pretrained(source.path, **options)
     except Exception as error:  # the library tokenizers raises plain Exceptions
         raise _not_loaded(source, "tokenizer that transformers can load", error) from error
+    if task.tokenizer_options.get("add_prefix_space") and tokenizer.is_fast:
+        word, spaced = (
+            tokenizer([[text]], is_split_into_words=True, add_special_tokens=False)["input_ids"] for text in ("a", " a")
+        )
+        if word != spaced:  # transformers ignores the option for some tokenizers, such as ModernBERT's
+            parts = [tokenizer.backend_tokenizer.normalizer, normalizers.Prepend(" ")]
+            tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([part for part in parts if part])
     if tokenizer.pad_token is None:  # GPT-2, Llama
         if tokenizer.eos_token is None:
             raise UserError(f"model_name: the tokenizer in {source.path} has neither a padding token nor an end-of-text token")
@@ -103,11 +136,11 @@ def build_base(
     `UserError` if weights other than the head's are missing.
     """
     model_config = read_model_config(task, source, config)
-    if model_config.pad_token_id is None:  # a decoder needs it to find a text's last token
+    if model_config.pad_token_id is None or _is_decoder(model_config):  # a decoder finds a text's last token by it
         model_config.pad_token_id = load_tokenizer(task, source, config).pad_token_id
     model_config.use_cache = False
     numeric_fields = [name for name, value in model_config.to_dict().items() if type(value) in (float, int)]
-    dropouts = [name for name in numeric_fields if "dropout" in name or name.endswith("pdrop")]
+    dropouts = [name for name in numeric_fields if "dropout" in name or name.endswith(("pdrop", "layerdrop"))]
     dropouts.append("classifier_dropout")  # some models use 0.1 if it is not set
     for name, value in (task.model_settings(label_names) | dict.fromkeys(dropouts, config.dropout)).items():
         setattr(model_config, name, value)

@@ -6,7 +6,10 @@ from transformers import BitsAndBytesConfig
 from config import Config
 from finetuning.speed.precision import pick_precision
 
-NOT_QUANTIZED = ["classifier", "pre_classifier", "score", "pooler", "head", "lm_head", "qa_outputs"]  # heads, which may be new
+# Heads, which may be new or share the weights of the embeddings: regular expressions for the beginnings of modules' names.
+NOT_QUANTIZED = ["classifier", "pre_classifier", "score", "pooler", r".*\.pooler", "head", "lm_head", "qa_outputs"]
+NOT_QUANTIZED += ["classification_head", "cls", "vocab_transform", "vocab_projector", "predictions", "decoder$"]
+NOT_QUANTIZED += ["generator_predictions", "generator_lm_head"]
 
 
 def four_bits(config: Config) -> BitsAndBytesConfig:

@@ -21,6 +21,9 @@ def continue_text(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, pr
     set_seed(options["seed"])
     with torch.no_grad():
         generated = generate(model, tokenizer, batch, tokenizer.eos_token_id, options)
+    whole, start = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (generated[0], batch["input_ids"][0]))
+    if whole.startswith(start):  # decoded alone, a continuation may lose the space before its first word
+        return whole[len(start) :]
     return tokenizer.decode(generated[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 

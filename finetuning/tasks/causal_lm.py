@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from config import Config
 from finetuning.data.chats import find_chat_columns
+from finetuning.data.text import LINE_BREAK
 from finetuning.data.tokens import Tokens, start_token
 from finetuning.errors import UserError
 from finetuning.model.generation import continue_text
@@ -49,7 +50,7 @@ class CausalLM(LanguageModel):
         """Return this task if a column of texts is named or if there are no prompts; else the task for prompts and answers."""
         columns = find_chat_columns(train.column_names, config)
         if config.text_column or not columns:
-            for name in ("completion_column", "completion_only_loss"):
+            for name in ("completion_column", "completion_only_loss", "max_new_tokens"):
                 if getattr(config, name) != getattr(Config, name):
                     raise UserError(
                         f"{name} is for prompts and answers: set prompt_column to the column of the prompts, or leave it out"
@@ -123,4 +124,4 @@ class CausalLM(LanguageModel):
         return "", "It samples with its own settings, and does not put the token for the start of a text before the prompt."
 
     def code_variables(self, config: Config, calibration: dict) -> dict:
-        return {"options": self.options}
+        return {"options": self.options, "line_break": LINE_BREAK.pattern}

@@ -300,6 +300,7 @@ class Chat(TokenTask):
 
     def stream(self, predictor: Predictor, messages: list[dict[str, str]]) -> Iterator[str]:
         options, tokenizer = self._options(predictor), predictor.tokenizer
+        messages = [message | {"content": message["content"].strip()} for message in messages]
         prompt = prompt_ids(messages, tokenizer, predictor.config.max_length)
         yield from stream_text(predictor.model.eval(), tokenizer, prompt, end_tokens(tokenizer), options)
 

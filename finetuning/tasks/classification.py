@@ -138,15 +138,15 @@ class SingleLabel(Labels):
         return labels >= 0
 
     def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
-        """Return the cross entropy. Balanced class weights have a mean of 1 over the training rows."""
+        """Return the cross entropy. Balanced class weights have a mean of 1 over the training rows; a text has that of its label."""
         weight = None
         if config.class_weights == "balanced":
             counts = np.bincount(train_labels, minlength=n_labels)
             weight = torch.tensor(len(train_labels) / (np.count_nonzero(counts) * counts.clip(min=1)), dtype=torch.float32)
 
         def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            on_device, smoothing = None if weight is None else weight.to(logits.device), config.label_smoothing_factor
-            return cross_entropy(logits.float(), labels, on_device, reduction="sum", label_smoothing=smoothing)
+            losses = cross_entropy(logits.float(), labels, reduction="none", label_smoothing=config.label_smoothing_factor)
+            return (losses if weight is None else losses * weight.to(logits.device)[labels]).sum()
 
         return loss
 
@@ -247,7 +247,8 @@ class SingleLabel(Labels):
     def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
         """Return the probability of each label, and the words with their contributions, scaled so that the largest is 1."""
         (probabilities,) = self.probabilities(self.logits_of(predictor, {"text": [text]}), calibration).tolist()
-        words = [] if predictor.model.config.is_encoder_decoder else self.explain(predictor, text)
+        can_explain = predictor.tokenizer.is_fast and not predictor.model.config.is_encoder_decoder
+        words = self.explain(predictor, text) if can_explain else []
         largest = max((abs(contribution) for _, contribution in words), default=1)
         return [dict(zip(label_names, probabilities, strict=True)), [(f"{word} ", value / largest) for word, value in words]]
 
@@ -333,9 +334,9 @@ class MultiLabel(Labels):
             weight = torch.tensor((len(train_labels) - counts) / counts.clip(min=1))
 
         def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            on_device = None if weight is None else weight.to(logits.device)
+            weights = None if weight is None else torch.where(labels > 0, weight.to(logits.device), 1.0)
             labels = labels * (1 - config.label_smoothing_factor) + config.label_smoothing_factor / 2
-            return binary_cross_entropy_with_logits(logits.float(), labels, pos_weight=on_device, reduction="sum")
+            return binary_cross_entropy_with_logits(logits.float(), labels, weight=weights, reduction="sum")
 
         return loss
 

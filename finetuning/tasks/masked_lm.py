@@ -9,7 +9,7 @@ from datasets import Features, List, Value
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from config import Config
-from finetuning.data.text import clean, shortened
+from finetuning.data.text import LINE_BREAK, clean, shortened
 from finetuning.data.tokens import special_tokens
 from finetuning.errors import UserError
 from finetuning.model.generation import fill_masks
@@ -130,7 +130,7 @@ class MaskedLM(LanguageModel):
         return "", "It reads the tokenizer's own mask token, and a text that is longer than the model can read raises an error."
 
     def code_variables(self, config: Config, calibration: dict) -> dict:
-        return {"mask": MASK, "guesses": GUESSES_PER_MASK}
+        return {"mask": MASK, "guesses": GUESSES_PER_MASK, "line_break": LINE_BREAK.pattern}
 
 
 def mask_tokens(

@@ -47,6 +47,7 @@ class TextClassification(Task):
         *("text_column", "text_pair_column", "label_column", "problem_type", "truncation", "padding", "augmentation"),
         *("class_weights", "label_smoothing_factor", "length_warmup"),
     )
+    tokenizer_options = {"split_special_tokens": True}  # "</s>" or "[SEP]" in a text is text
     label_columns = LABEL_COLUMNS  # names by which the column with the labels is recognised
     cuda_graphs = True
     export_formats = ("merged", "onnx", "int8")

@@ -141,6 +141,10 @@ class Translation(TokenTask):
         Raise `UserError` if the tokenizer does not know most of the tokens.
         """
         prefix = set_direction(tokenizer, config)["prefix"] or ""
+        if prefix and config.truncation == "tail":
+            raise UserError(
+                f"truncation=tail would cut {prefix.strip()!r}, which tells {config.model_name} the language: set truncation to head"
+            )
         ids = {"input_ids": whole_ids([prefix + text for text in clean(batch["source"])], tokenizer)}
         if "target" in batch:
             ids["targets"] = whole_ids(clean(batch["target"]), tokenizer, argument="text_target")

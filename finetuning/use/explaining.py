@@ -5,7 +5,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from config import Config
-from finetuning.data.tokens import special_tokens, truncate
+from finetuning.data.tokens import require_fast, special_tokens, truncate
 
 STEPS = 32  # points at which the integral is evaluated
 
@@ -17,6 +17,7 @@ def explain(model: PeftModel, tokenizer: PreTrainedTokenizerBase, text: str, con
     logit minus the mean of the other logits. The contributions of all tokens, including special ones, sum to the difference between
     text and padding. A positive contribution speaks for the predicted label.
     """
+    require_fast(tokenizer)
     encoded = tokenizer(text, return_offsets_mapping=True)
     first, last = map(len, special_tokens(tokenizer))
     kept = truncate(list(range(len(encoded["input_ids"]))), config.max_length, config.truncation, first, last)
