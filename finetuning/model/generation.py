@@ -76,7 +76,7 @@ def generate(
         sampling = dict(do_sample=True, temperature=options["temperature"], top_p=options["top_p"], top_k=0)
     else:
         sampling = dict(do_sample=False)
-    settings = dict(max_new_tokens=options["max_new_tokens"], pad_token_id=tokenizer.pad_token_id, eos_token_id=ends)
+    settings = dict(max_new_tokens=options["max_new_tokens"], pad_token_id=tokenizer.pad_token_id, eos_token_id=ends, num_beams=1)
     return model.generate(**batch, **settings, **sampling, use_cache=True, **arguments)
 
 
