@@ -63,6 +63,7 @@ def main(flags: Sequence[str] | None = None) -> None:
     encoded = {name: tokens.encode(task, getattr(data, name), tokenizer, config) for name in ("train", "validation", "test")}
     console.show_example(data, encoded["train"], tokenizer)
     console.show_truncated(task, encoded["train"].lengths, config)
+    console.show_few_steps(len(encoded["train"]), config)
     batches.check_step_size(len(encoded["train"]), config)
 
     if arguments.search:

@@ -314,6 +314,12 @@ STUDIES = {
     ),
     "banking77": Study("test", BANKING77, best("banking77-recipe"), SEEDS, reference="full fine-tuning"),
     "snli-recipe": Study("validation", SNLI, RATES, reference="LoRA, 1e-3"),
+    "snli-epochs": Study(
+        "validation",
+        SNLI,
+        each("LoRA, {} epochs", "num_train_epochs", 1, 6) | {"full, 6 epochs": full(1e-4, num_train_epochs=6)},
+        reference="snli-recipe/{0}, 1e-",
+    ),
     "snli": Study("test", SNLI, best("snli-recipe"), SEEDS, reference="full fine-tuning"),
     "stsb-recipe": Study(
         "validation",

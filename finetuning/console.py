@@ -1,6 +1,7 @@
 """Print the terminal output of the scripts."""
 
 import logging
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from finetuning.task import Metric, Statistics, Task
 MAX_REMARKS = 20  # notes on the data that are printed
 MAX_LABELS = 10  # labels that are printed with their counts
 MAX_CHARACTERS = 110  # of a label, in the example
+FEW_STEPS = 300  # in 260 steps, pairs of sentences were learned badly (results/kinds-of-labels.md)
 
 
 def quiet_libraries() -> None:
@@ -91,6 +93,15 @@ def show_truncated(task: Task, lengths: np.ndarray, config: Config) -> None:
         show(
             f"cut    {n_longer:,} training texts ({n_longer / len(lengths):.1%}) to max_length={config.max_length} tokens "
             f"({task.truncation_note(config)})"
+        )
+
+
+def show_few_steps(examples: int, config: Config) -> None:
+    """Print a note if the default number of epochs makes few steps of the training examples."""
+    steps = math.ceil(examples / (config.batch_size * config.gradient_accumulation_steps))
+    if config.num_train_epochs == Config.num_train_epochs and steps < FEW_STEPS:
+        show(
+            f"note   one epoch of {examples:,} training examples has only {steps:,} steps: more passes may help (--num_train_epochs 3)"
         )
 
 
