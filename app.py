@@ -3,7 +3,7 @@
     python app.py                the run that finished last, on http://127.0.0.1:7860
     python app.py outputs/RUN    another run
 
-Needs requirements-extras.txt. The same file runs as a Space on the Hub, with the run folder next to it.
+Needs requirements-extras.txt. It also runs as a Space on the Hub, with this repository's code and a run in outputs/.
 """
 
 import functools

@@ -197,11 +197,13 @@ class Config:
     weight_decay: float = HfArg(default=0.01, help="AdamW's weight decay")
     label_smoothing_factor: float = HfArg(default=0.0, help="fraction of each label's probability that is spread over all labels")
     class_weights: Literal["none", "balanced"] = HfArg(
-        default="none", help="balanced: weight the loss of each text so that all labels have the same total weight"
+        default="none",
+        help="balanced: weight the loss of each text so that all labels have the same total weight; several labels: for each label, "
+        "the texts with it weigh as much as the texts without it",
     )
     length_warmup: float = HfArg(
         default=0.67,
-        help="labels of single texts: in this fraction of the steps, from the first one on, cut texts to 128 tokens; 0: never; "
+        help="labels and numbers of single texts: in this fraction of the steps, from the first ones on, cut texts to 128 tokens; 0: never; "
         "saves 30 %% of the training time, and three seeds showed no loss of accuracy in results/length-warmup.md (arXiv 2108.06084 "
         "does it for stability)",
     )

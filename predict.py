@@ -9,7 +9,7 @@ python predict.py "This film" --max_new_tokens 100           causal-lm: continue
 python predict.py --chat                                     causal-lm, trained on prompts and answers: a conversation
 python predict.py "A [MASK] film."                           masked-lm: the most probable tokens for the mask
 python predict.py --num_beams 1 < lines.txt                  translation: a line for each line; --num_beams 1: greedy search
-python predict.py --run outputs/RUN "..."                    another run than the one that finished last
+python predict.py --run outputs/RUN "..."                    this run; without --run: the one that finished last
 """
 
 import argparse
