@@ -255,6 +255,7 @@ def parse_config(args: Sequence[str] | None = None, about: str | None = None) ->
     if extra.resume_if_exists and (config.run_name is None or extra.resume is not None):
         raise UserError("--resume_if_exists needs the run's name: give it with --run_name, and leave --resume out")
     check(config)
+    check_settings_of_lora(config)
     return config, extra
 
 
@@ -272,6 +273,13 @@ def check(config: Config) -> None:
     check_ranges(config)
     check_encoding(config.encoding)
     check_combinations(config)
+
+
+def check_settings_of_lora(config: Config) -> None:
+    """Raise `UserError` for a setting of LoRA with another method. Runs of earlier versions may have such a setting."""
+    for name in ("use_dora", "use_rslora", "init_lora_weights", "lora_dropout", "target_modules", "loraplus_lr_ratio"):
+        if config.method != "lora" and getattr(config, name) != getattr(Config, name):
+            raise UserError(f"{name}={getattr(config, name)} is for LoRA, and method is {config.method}: leave it out")
 
 
 def check_types(config: Config) -> None:
@@ -346,9 +354,6 @@ def check_combinations(config: Config) -> None:
         )
     if config.quantization != "none" and config.init_lora_weights == "pissa":
         raise UserError("init_lora_weights=pissa needs weights that are not quantized: leave it out, or leave quantization out")
-    for name in ("use_dora", "use_rslora", "init_lora_weights", "lora_dropout", "target_modules", "loraplus_lr_ratio"):
-        if config.method != "lora" and getattr(config, name) != getattr(Config, name):
-            raise UserError(f"{name}={getattr(config, name)} is for LoRA, and method is {config.method}: leave it out")
     if config.train_embeddings and config.method != "lora":
         raise UserError(
             f"train_embeddings is for LoRA, and method is {config.method}: leave it out (method full trains the embeddings anyway)"

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -20,10 +21,10 @@ from transformers import PreTrainedTokenizerFast
 
 from config import Config
 from finetuning.data import spans
-from finetuning.data.sources import find_model
+from finetuning.data.sources import Source, find_model
 from finetuning.data.splits import Data, load_data
 from finetuning.data.tokens import encode
-from finetuning.model.base import load_tokenizer
+from finetuning.model.base import load_tokenizer, save_tokenizer
 from finetuning.results import evaluation, metrics, report
 from finetuning.results.entities import (
     F1,
@@ -90,6 +91,11 @@ def test_each_word_has_its_space_even_if_transformers_ignores_the_option(tmp_pat
     loaded = load_tokenizer(TASK, find_model(str(folder)), NER)
     ids = loaded([["ab", "c"]], is_split_into_words=True, add_special_tokens=False)["input_ids"][0]
     assert loaded.convert_ids_to_tokens(ids) == ["\u0120", "a", "b", "\u0120", "c"]
+    save_tokenizer(loaded, TASK, NER, tmp_path / "saved")
+    for file in folder.glob("config.json"):
+        shutil.copy(file, tmp_path / "saved")
+    again = load_tokenizer(TASK, Source("saved", "local path", str(tmp_path / "saved")), NER)
+    assert again([["ab", "c"]], is_split_into_words=True, add_special_tokens=False)["input_ids"][0] == ids, "not applied twice"
 
 
 def test_the_first_sub_word_has_the_label_and_a_word_without_tokens_is_unknown():

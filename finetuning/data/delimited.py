@@ -11,7 +11,7 @@ from finetuning.data.content import Tables, check_names, string_tables
 from finetuning.data.files import MAX_LINE, SNIFFED_BYTES, lines_of, open_text
 from finetuning.errors import UserError
 
-SPACED_QUOTE = re.compile(r' +"[^"].*" *', re.DOTALL)  # a field that was written with a space after the separator
+SPACED_QUOTE = re.compile(r' +"(?:[^"]|"")+" *')  # a field that was written with a space after the separator
 SEPARATORS = ",;\t|"
 MAX_DISTINCT_VALUES = 50  # a column with more is not taken for a column of labels
 MIN_SUSPECT_LINES = 4  # a quoted field with as many lines that look like rows is refused

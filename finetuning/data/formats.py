@@ -66,7 +66,7 @@ def _cell_text(value: Any) -> str | None:
         return str(value.date() if value.time() == time() else value)
     if isinstance(value, str):
         return re.sub(
-            "_x([0-9A-Fa-f]{4})_", lambda match: chr(int(match[1], 16)), value
+            "_x(000[1-9A-Fa-f]|001[0-9A-Fa-f])_", lambda match: chr(int(match[1], 16)), value
         )  # Excel writes a carriage return as _x000D_
     return value if value is None else str(value).upper() if isinstance(value, bool) else str(value)
 

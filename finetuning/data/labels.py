@@ -172,7 +172,8 @@ def _notes_on_names(names: list[str], column: str) -> list[str]:
     """Return notes on labels that look alike, and on labels that seem to be several labels in one."""
     remarks = alike(names, column)
     numbers = {name: re.sub(r"(?<=[0-9])\.0+$", "", name) if re.fullmatch(r"-?[0-9]+\.0+", name) else name for name in names}
-    if same := [name for name in names if [*numbers.values()].count(numbers[name]) > 1]:
+    number_counts = Counter(numbers.values())
+    if same := [name for name in names if number_counts[numbers[name]] > 1]:
         remarks.append(f"label_column={column}: labels that are one number in two forms: {listed([*map(repr, same)])}")
     parts = {name: {part.strip() for part in re.split(POSSIBLE_SEPARATORS, name)} - {"", name} for name in names}
     part_counts = Counter(part for name in names for part in parts[name])
@@ -314,7 +315,9 @@ def encode_label_columns(raw: dict[str, Dataset], columns: list[str]) -> Encoded
     for split, rows in raw.items():
         encoded[split] = np.empty((len(rows), len(columns)), dtype=np.float32)
         for i, column in enumerate(columns):
-            values, codes = distinct_names(rows, column)
+            feature = rows.features[column]
+            has_names = isinstance(feature, ClassLabel) and all(name.lower() in ZERO_OR_ONE for name in feature.names)
+            values, codes = (distinct_names if has_names else distinct)(rows, column)
             values = [*values, None]  # a missing value has the code -1
             numbers = np.array([ZERO_OR_ONE.get(str(value).lower(), np.nan) for value in values], dtype=np.float32)[codes]
             if len(wrong := np.flatnonzero(np.isnan(numbers))):

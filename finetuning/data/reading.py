@@ -112,7 +112,9 @@ def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: P
     if card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace").partition("\n---")[0]:
         for file in known_files(path, (".json", ".jsonl")):
             json_rows.check_file(file)
-        files = [file for file in sorted(path.rglob("*")) if file.is_file() and ".git" not in file.relative_to(path).parts]
+        files = [
+            file for file in sorted(path.rglob("*")) if file.is_file() and not {".git", ".cache"} & {*file.relative_to(path).parts}
+        ]
         key = Hasher.hash(
             [(str(file.relative_to(path)), sha256(file)) for file in files]
         )  # that of `datasets` ignores the contents

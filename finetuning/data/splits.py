@@ -92,7 +92,7 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     sha256 = sha256_of(frames)
     require_same("data", sha256)
     frames, left_out = usable(task, frames, columns, official_names, config)
-    remarks = [*source.remarks, *unused_splits(dataset, official_names), *all_rows.remarks, *left_out]
+    remarks = [*source.remarks, *unused_splits(dataset, official_names, config), *all_rows.remarks, *left_out]
     if all_rows.label_names:
         remarks += contradictions(frames)
     if config.folds:
@@ -158,11 +158,11 @@ def official_splits(dataset: DatasetDict, config: Config) -> dict[str, str]:
     return {name: official_name for name, official_name in names.items() if official_name in dataset}
 
 
-def unused_splits(dataset: DatasetDict, official_names: dict[str, str]) -> list[str]:
+def unused_splits(dataset: DatasetDict, official_names: dict[str, str], config: Config) -> list[str]:
     """Return notes on splits that are not used, although their names say validation or test, such as dev."""
-    notes = []
+    notes, known = [], {None, "train", *official_names, *(["test"] if config.folds else [])}
     for name in dataset:
-        meant = {SPLIT_WORDS.get(word) for word in re.findall("[a-z]+", name.lower())} - {None, "train", *official_names}
+        meant = {SPLIT_WORDS.get(word) for word in re.findall("[a-z]+", name.lower())} - known
         if meant and name not in (*SPLITS, *official_names.values()):
             notes.append(
                 f"split {name} is not used: set {' or '.join(f'{split}_split' for split in sorted(meant))} to {name} to use it"
@@ -216,8 +216,8 @@ def scan(task: Task, all_rows: Rows, raw: Dataset, config: Config, split: str) -
 def groups_of(task: Task, rows: Dataset, hashes: pd.Series, config: Config) -> np.ndarray | None:
     """Return the number of each row's group, (rows,) int64; None if each row is alone. `hashes` are those of the texts.
 
-    A group has an equal value in `group_column`; a row without a value is alone. Without such a column, neighbouring rows belong together if they are parts of documents, or
-    rows with equal texts, as the task says. Raise `UserError` if there is no such column.
+    A group has an equal value in `group_column`; a row without a value is alone. If no column is given, neighbouring rows belong
+    together if they are parts of documents, or rows with equal texts, as the task says. Raise `UserError` if there is no such column.
     """
     if config.group_column:
         if config.group_column not in rows.column_names:

@@ -78,7 +78,7 @@ def encode(task: Task, split: Split, tokenizer: PreTrainedTokenizerBase, config:
     files = [file.read_bytes() for pattern in ("*.json", "*.txt", "*.model", "**/*.jinja") for file in sorted(folder.glob(pattern))]
     settings = {name: getattr(config, name) for name in task.token_settings}
     features = task.features(tokenizer, config)
-    examples = map_once(split.raw.select(split.rows), tokenize_batch, features, [files, settings])
+    examples = map_once(split.raw.select(split.rows), tokenize_batch, features, [files, task.tokenizer_options, settings])
     lengths = read_columns(examples, "length")["length"].to_numpy()
     if "rows" not in features:
         return Tokens(examples.remove_columns("length"), lengths, split.labels)

@@ -44,10 +44,8 @@ def read_model_config(task: Task, source: Source, config: Config) -> PretrainedC
             f"model_name: {source.name} is of type {model_type}, and transformers has no {config.task} model of this type: "
             "choose another model_name or task"
         )
-    reads_both_ways = not (
-        _is_decoder(model_config) or getattr(model_config, "is_decoder", False) or model_config.is_encoder_decoder
-    )
-    if task.auto_class is AutoModelForCausalLM and reads_both_ways:
+    is_causal = model_config.is_encoder_decoder or any(getattr(model_config, name, False) for name in ("is_decoder", "causal"))
+    if task.auto_class is AutoModelForCausalLM and not (is_causal or _is_decoder(model_config)):
         raise UserError(
             f"model_name: {source.name} is an encoder ({model_config.model_type}): it reads the tokens that {config.task} predicts. "
             "Set model_name to a decoder such as gpt2, or task to masked-lm"
@@ -67,9 +65,11 @@ def read_model_config(task: Task, source: Source, config: Config) -> PretrainedC
 
 
 def _is_decoder(model_config: PretrainedConfig) -> bool:
-    """Return whether models of this type read a text from left to right only."""
-    is_causal = type(model_config) in AutoModelForCausalLM._model_mapping and model_config.model_type != "xlnet"
-    return is_causal and type(model_config) not in AutoModelForMaskedLM._model_mapping
+    """Return whether models of this type have no encoder, and read a text from left to right."""
+    if model_config.is_encoder_decoder or model_config.model_type == "xlnet":
+        return False
+    kind = type(model_config)
+    return kind in AutoModelForCausalLM._model_mapping and kind not in AutoModelForMaskedLM._model_mapping
 
 
 def load_tokenizer(task: Task, source: Source, config: Config) -> PreTrainedTokenizerBase:
@@ -83,11 +83,9 @@ def load_tokenizer(task: Task, source: Source, config: Config) -> PreTrainedToke
     except Exception as error:  # the library tokenizers raises plain Exceptions
         raise _not_loaded(source, "tokenizer that transformers can load", error) from error
     if task.tokenizer_options.get("add_prefix_space") and tokenizer.is_fast:
-        word, spaced = (
-            tokenizer([[text]], is_split_into_words=True, add_special_tokens=False)["input_ids"] for text in ("a", " a")
-        )
-        if word != spaced:  # transformers ignores the option for some tokenizers, such as ModernBERT's
-            parts = [tokenizer.backend_tokenizer.normalizer, normalizers.Prepend(" ")]
+        words = tokenizer([["b", "a"]], is_split_into_words=True, add_special_tokens=False)["input_ids"][0]
+        if words != tokenizer("b a", add_special_tokens=False)["input_ids"]:  # transformers ignores the option for ModernBERT's
+            parts = [normalizers.Prepend(" "), tokenizer.backend_tokenizer.normalizer]
             tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([part for part in parts if part])
     if tokenizer.pad_token is None:  # GPT-2, Llama
         if tokenizer.eos_token is None:
@@ -140,9 +138,11 @@ def build_base(
         model_config.pad_token_id = load_tokenizer(task, source, config).pad_token_id
     model_config.use_cache = False
     numeric_fields = [name for name, value in model_config.to_dict().items() if type(value) in (float, int)]
-    dropouts = [name for name in numeric_fields if "dropout" in name or name.endswith(("pdrop", "layerdrop"))]
+    dropouts = [name for name in numeric_fields if "dropout" in name or name.endswith("pdrop")]
     dropouts.append("classifier_dropout")  # some models use 0.1 if it is not set
-    for name, value in (task.model_settings(label_names) | dict.fromkeys(dropouts, config.dropout)).items():
+    layer_dropouts = [name for name in numeric_fields if name.endswith("layerdrop")]
+    rates = dict.fromkeys(dropouts, config.dropout) | dict.fromkeys(layer_dropouts, 0.0)
+    for name, value in (task.model_settings(label_names) | rates).items():
         setattr(model_config, name, value)
     # Other architectures may pass arguments that our attention does not accept, and layers in 4 bits may mix bf16 and float32.
     known = model_config.model_type in ARCHITECTURES and config.quantization == "none"

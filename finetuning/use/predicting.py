@@ -183,7 +183,10 @@ def _guess(content: bytes) -> tuple[str, str] | None:
     """Return the text of bytes that are not UTF-8, and a note on the guessed encoding; None if no encoding fits."""
     file = temporary() / "stdin"
     file.write_bytes(content)
-    guessed = None if content.startswith(UTF_16) else guess_encoding([file])
+    try:
+        guessed = None if content.startswith(UTF_16) else guess_encoding([file])
+    except UserError as error:
+        raise UserError(str(error).replace(str(file), "the standard input").replace("set encoding", "set --encoding")) from error
     with contextlib.suppress(UnicodeDecodeError):
         if guessed:
             reading = f"read as {guessed[0]}, with words such as {guessed[1]!r}"
