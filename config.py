@@ -153,8 +153,8 @@ class Config:
     )
     quantization: Literal["none", "4bit"] = HfArg(
         default="none",
-        help="4bit: store the frozen weights in 4 bits (QLoRA, arXiv 2305.14314), for models that do not fit into memory; slower; needs "
-        "bitsandbytes",
+        help="4bit: store the frozen weights in 4 bits (QLoRA, arXiv 2305.14314), for large models that do not fit into memory; slower; "
+        "a small model took more memory than without; needs bitsandbytes",
     )
     lora_r: int = HfArg(
         default=16,
