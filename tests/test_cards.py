@@ -57,7 +57,7 @@ VARIANTS = [(kind, {}) for kind in KINDS]
 VARIANTS += [
     ("single label", dict(truncation="tail", method="full")),
     ("single label", dict(truncation="head", method="head", model_name="gpt2")),
-    ("single label", dict(model_name="albert")),  # its file has a head with other labels
+    ("single label", dict(labels_of_base=5)),  # the base model's file has a head with other labels
     ("pairs", dict(truncation="tail", model_name="bert")),
     ("masked-lm", dict(method="full")),
     ("masked-lm", dict(train_embeddings=True, model_name="bert")),
@@ -135,8 +135,10 @@ def files(data_file, pairs, tagged, ratings, sentences, tmp_path) -> dict[str, P
 def test_the_code_of_each_model_card_gives_the_answers_of_predict(kind, changed, files, tmp_path, call):
     model_type = changed.get("model_name", {"causal-lm": "gpt2", "translation": "marian"}.get(kind, "distilbert"))
     model = make_model(tmp_path / f"tiny-{model_type}", model_type)
-    if model_type == "albert":
-        AutoModelForSequenceClassification.from_pretrained(model, num_labels=5, dtype=torch.bfloat16).save_pretrained(model)
+    changed = dict(changed)
+    if n_labels := changed.pop("labels_of_base", None):
+        base = AutoModelForSequenceClassification.from_pretrained(model, num_labels=n_labels, dtype=torch.bfloat16)
+        base.save_pretrained(model)
     settings = dict(max_length=16, precision="float32", learning_rate=0.01, batch_size=8, run_name="run")
     settings |= settings_of(kind, files) | changed | {"model_name": model}
     flags = as_flags(settings)

@@ -9,6 +9,7 @@ import torch
 from conftest import make_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from finetuning import errors
 from finetuning.model import base
 from finetuning.use import exporting
 
@@ -55,7 +56,7 @@ def test_the_merged_model_loads_with_plain_transformers_and_agrees(run, call):
 
 
 def test_a_missing_library_is_named_before_anything_is_written(run, call, monkeypatch):
-    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(errors.importlib.util, "find_spec", lambda name: None)
     result = call("export.py", run)
     assert result.code == 2 and "onnxruntime" in result.err and "requirements-extras.txt" in result.err
     assert not list(run.glob("export*"))

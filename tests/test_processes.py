@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import forked
@@ -108,7 +109,9 @@ def test_each_script_joins_the_processes_before_it_reads_anything(script, call, 
         raise UserError("processes.start was called")
 
     monkeypatch.setattr(processes, "start", stop)
-    monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))  # imported by app.py
+    gradio = ModuleType("gradio")  # imported by app.py
+    gradio.__spec__ = ModuleSpec("gradio", None)
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
     result = call(script)
     assert result.code == 2 and "processes.start was called" in result.err
 
