@@ -101,7 +101,7 @@ def show_few_steps(examples: int, config: Config) -> None:
     steps = math.ceil(examples / (config.batch_size * config.gradient_accumulation_steps))
     if config.num_train_epochs == Config.num_train_epochs and steps < FEW_STEPS:
         show(
-            f"note   one epoch of {examples:,} training examples has only {steps:,} steps: more passes may help (--num_train_epochs 3)"
+            f"note   one epoch of {examples:,} training examples has only {steps:,} steps: more epochs may help (--num_train_epochs 3)"
         )
 
 

@@ -432,7 +432,7 @@ def test_fine_tune_prints_the_files_the_labels_and_an_example(call, tiny_flags, 
     flags = [*tiny_flags, "--dataset_name", "reviews", "--num_train_epochs", "1"]
     out = call("fine_tune.py", *flags).out
     assert "files: train from train.csv; test from eval.csv" in out
-    assert "one epoch of 54 training examples has only 7 steps: more passes may help" in out
+    assert "one epoch of 54 training examples has only 7 steps: more epochs may help" in out
     assert "labels in train: bad 2" in out and "reads  [CLS] " in out and "label: " in out
 
 

@@ -31,7 +31,7 @@ MARKS = {  # encoding -> its byte order mark, and the encoding that leaves it ou
     "utf-16-be": (codecs.BOM_UTF16_BE, "utf-16"),
 }
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
-MAX_BY_CHANCE = 0.1  # lines that are UTF-8 for each that is not, if none of them was meant to be
+MAX_BY_CHANCE = 0.1  # lines that are UTF-8 by chance, for each line that is not
 MIN_CONFIDENCE = 0.1  # of chardet; below it, Windows-1252 is as probable
 
 
@@ -194,7 +194,10 @@ def lines_of(file: Path, encoding: str | None, keep_ends: bool = False, longest:
 
 
 def guess_encoding(files: list[Path]) -> tuple[str, str] | None:
-    """Return the most probable encoding of files, and a word by which the user can check it; None if they are UTF-8."""
+    """Return the most probable encoding of files, and a word by which the user can check it; None if they are UTF-8.
+
+    Raise `UserError` if some lines are not UTF-8, and too many others are.
+    """
     sample, first, n_utf8, n_others = bytearray(), None, 0, 0
     for file in files:
         with open_bytes(file) as opened:

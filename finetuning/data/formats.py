@@ -64,10 +64,8 @@ def _cell_text(value: Any) -> str | None:
     """Return the value of a cell as text; a date without a time of day is only the date."""
     if isinstance(value, datetime):
         return str(value.date() if value.time() == time() else value)
-    if isinstance(value, str):
-        return re.sub(
-            "_x(000[1-9A-Fa-f]|001[0-9A-Fa-f])_", lambda match: chr(int(match[1], 16)), value
-        )  # Excel writes a carriage return as _x000D_
+    if isinstance(value, str):  # Excel writes a carriage return as _x000D_
+        return re.sub("_x(000[1-9A-Fa-f]|001[0-9A-Fa-f])_", lambda match: chr(int(match[1], 16)), value)
     return value if value is None else str(value).upper() if isinstance(value, bool) else str(value)
 
 

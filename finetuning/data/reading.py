@@ -115,9 +115,8 @@ def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: P
         files = [
             file for file in sorted(path.rglob("*")) if file.is_file() and not {".git", ".cache"} & {*file.relative_to(path).parts}
         ]
-        key = Hasher.hash(
-            [(str(file.relative_to(path)), sha256(file)) for file in files]
-        )  # that of `datasets` ignores the contents
+        # The key of `datasets` ignores the contents of the files.
+        key = Hasher.hash([(str(file.relative_to(path)), sha256(file)) for file in files])
         copy = in_utf8(load_dataset(str(path), cache_dir=str(cache / key)), path)  # a copy of a data set on the Hub
         return Reading(copy, [], dict.fromkeys(copy, [path.name]))
     files = known_files(path, readers)
