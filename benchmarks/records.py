@@ -137,10 +137,10 @@ def interval(record: Record) -> list[float]:
 
 
 def score(record: Record) -> str:
-    """Return the metric, its standard deviation over seeds, and its 95 % interval."""
+    """Return the metric, its 95 % interval, and its standard deviation over seeds."""
     metric, runs, (low, high) = metric_of(record), record.get("runs", [record]), record["interval"]
-    spread = f" ± {record['deviation']:{scale_of(metric)[1]}} over {len(runs)} seeds" if len(runs) > 1 else ""
-    return f"**{metric.show(record[metric.name])}**{spread} ({metric.show(low)} to {metric.show(high)})"
+    spread = f", sd of {len(runs)} seeds {record['deviation']:{scale_of(metric)[1]}}" if len(runs) > 1 else ""
+    return f"**{metric.show(record[metric.name])}** ({metric.show(low)} to {metric.show(high)}){spread}"
 
 
 def model_name(name: str, origin: str) -> str:

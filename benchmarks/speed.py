@@ -64,6 +64,7 @@ STEPS = {  # from the baseline to "ours"; each adds to those before it
 }
 WAYS = {  # on a GPU
     "baseline": STEPS["baseline"],
+    "tutorial": "transformers and peft alone: bf16 autocast, each batch padded to its longest review, else as the baseline",
     "peft": "batches of similar length, bf16 autocast, LoRA on all linear layers with peft's own code",
     "fused LoRA": "also frozen weights stored in bf16 in place of autocast, and each adapter in one autograd node",
     "ours": "as in fine_tune.py: also recorded as CUDA graphs, batches padded to one of eight lengths",
@@ -140,12 +141,13 @@ def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
     """Train and predict with one variant, and return its row. Tokens and multiply-adds do not include padding."""
     console.quiet_libraries()
     torch.manual_seed(0)
+    plain = {"baseline": plain_trainer, "tutorial": functools.partial(plain_trainer, padding=False, bf16=True)}
     config, on_gpu = Config(train_samples=rows), torch.cuda.is_available()
     reviews = splits.load_data(tasks.pick(config), config).train
     reviews = reviews.select(np.random.default_rng(0).permutation(len(reviews)))
-    if step == "baseline":
+    if step in plain:
         reviews = reviews.select(range(rows // 4 if on_gpu else 48))
-    build = functools.partial(product, step) if step != "baseline" else plain_trainer
+    build = plain.get(step, functools.partial(product, step))
     model_trainer, predict, lengths = build(model_path, reviews, max_length)
     model_trainer.args.eval_strategy = model_trainer.args.save_strategy = model_trainer.args.logging_strategy = "no"
     model_trainer.args.disable_tqdm = True

@@ -50,7 +50,7 @@ def rows_of(names: str) -> list[dict]:
 
 def growth(records: list[Record]) -> list[Record]:
     """Return the experiments with LoRA by number of training reviews; their references are those with TF-IDF of whole texts."""
-    patterns = (r"LoRA(, [\d,]+ reviews| on all)", "TF-IDF(?!.* tokens)")
+    patterns = (r"no further|LoRA, [\d,]+ reviews|LoRA on all", "TF-IDF(?!.* tokens)")
     lora, tfidf = ([record for record in records if re.match(pattern, record["experiment"])] for pattern in patterns)
     return [record.beside(baseline) for record, baseline in zip(lora, tfidf, strict=True)]
 
@@ -120,7 +120,7 @@ ROWS = {function.__name__: function for function in (list, growth, pretrained, f
 
 def growth_picture(path: Path) -> None:
     """Draw accuracy and minutes of training by the number of training reviews."""
-    lora = growth(experiments("growth", "comparison", "baselines"))
+    lora = growth(experiments("pretrained-test", "growth", "comparison", "baselines"))
     reviews, tfidf = [record["dataset"]["train"] for record in lora], [record["reference"] for record in lora]
     figure, (accuracy, minutes) = plots.subplots(1, 2, figsize=(9, 4))
     for records, label in ((lora, f"LoRA, {lora[0]['model_name']}"), (tfidf, "TF-IDF and logistic regression")):
@@ -134,7 +134,7 @@ def growth_picture(path: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2)
-    figure.suptitle("IMDb's official test; three seeds for all reviews, else one; bars: 95 % intervals", fontsize=10)
+    figure.suptitle("IMDb's official test; three seeds for 500 and for all reviews, else one; bars: 95 % intervals", fontsize=10)
     plots.save(figure, path)
 
 

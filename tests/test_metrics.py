@@ -14,7 +14,8 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 
 from finetuning import console
-from finetuning.results import evaluation, metrics, plots
+from finetuning.results import bleu, evaluation, metrics, plots
+from finetuning.results.entities import F1
 from finetuning.results.label_report import F1_MACRO
 from finetuning.task import Metric
 
@@ -67,9 +68,9 @@ def fraction(events) -> float:
     return float(np.mean([*events]))
 
 
-def seeds_of_one_method(rng: np.random.Generator, rows: np.ndarray, seeds: int) -> list[dict]:
-    """Return runs that get each row right with its own probability in `rows`, (rows,), changed by 5 points from seed to seed."""
-    return [correct(*(rng.random(len(rows)) < rows + rng.normal(0, 0.05))) for _ in range(seeds)]
+def seeds_of_one_method(rng: np.random.Generator, rows: np.ndarray, seeds: int, deviation: float = 0.05) -> list[dict]:
+    """Return runs that get each row right with its own probability in `rows`, (rows,), changed by `deviation` from seed to seed."""
+    return [correct(*(rng.random(len(rows)) < rows + rng.normal(0, deviation))) for _ in range(seeds)]
 
 
 @pytest.mark.parametrize("seeds", [(3, 3), (2, 4), (1, 4)], ids=str)
@@ -90,7 +91,7 @@ def test_the_interval_of_a_mean_over_seeds_holds_the_true_accuracy(few_resamples
     assert 0.92 < fraction(held) < 0.99
 
 
-def documents(rng: np.random.Generator, n: int, *effects: float) -> dict[str, np.ndarray]:
+def documents(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
     """Return loss and tokens of `n` documents of different lengths."""
     tokens = rng.integers(50, 500, n).astype(float)
     return {"rows": np.ones(n), "tokens": tokens, "loss": tokens * rng.normal(3, 0.3, n)}
@@ -106,16 +107,57 @@ def test_the_interval_of_perplexity_holds_the_true_one_with_few_documents(n, few
     assert metrics.interval(PERPLEXITY, documents(rng, 1)) is None
 
 
-def test_two_equal_models_are_rarely_called_different_by_any_metric(few_resamples):
+def sentences(rng: np.random.Generator, entities: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the counts of a model that finds 85 % of the entities of each sentence, (rows,), and others that are none."""
+    found = rng.binomial(entities, 0.85)
+    counts = {"actual": entities, "predicted": found + rng.poisson(0.2, len(entities)), "true_positives": found}
+    return {"rows": np.ones(len(entities))} | {name: values[:, None] for name, values in counts.items()}
+
+
+def translations(rng: np.random.Generator, words: np.ndarray) -> dict[str, np.ndarray]:
+    """Return sacreBLEU's counts of a model for references of this many words, (rows,): two lengths, n-grams that match, n-grams."""
+    ngrams = (words[:, None] - np.arange(4)).clip(min=0)
+    matches = rng.binomial(ngrams, [0.7, 0.5, 0.35, 0.25])
+    return {"rows": np.ones(len(words)), "bleu": np.c_[words, words, matches, ngrams]}
+
+
+@pytest.mark.parametrize("metric", ["F1 of entities", "BLEU"])
+def test_two_equal_models_are_rarely_called_different_by_a_metric_of_sums(metric, few_resamples):
+    rng, differences = np.random.default_rng(0), []
+    for _ in range(SIMULATIONS // 2):
+        rows = rng.poisson(1.6, 200) if metric != "BLEU" else rng.integers(5, 25, 200)
+        pair = [(sentences if metric != "BLEU" else translations)(rng, rows) for _ in range(2)]
+        differences.append(metrics.difference(F1 if metric != "BLEU" else bleu.METRICS[0], pair[:1], pair[1:]))
+    assert 0.01 < fraction(result["p"] < 0.05 for result in differences) < 0.09
+    assert 0.91 < fraction(result["difference_ci95"][0] <= 0 <= result["difference_ci95"][1] for result in differences) < 0.99
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_two_methods_that_differ_by_the_margin_are_rarely_called_equal(seeds, few_resamples):
+    """The two one-sided tests call them equal if the 90 % interval is within the margin."""
+    rng, margin, equal = np.random.default_rng(0), 0.2, []
+    deviation = 0.05 if seeds > 1 else 0  # with one run each, the test is about these two models
+    for _ in range(SIMULATIONS // 2):
+        rows = rng.uniform(0.1, 0.6, 300)
+        sides = [seeds_of_one_method(rng, rows + shift, seeds, deviation) for shift in (margin, 0)]
+        low, high = metrics.difference(ACCURACY, *sides)["difference_ci90"]
+        equal.append(-margin < low and high < margin)
+    assert 0.01 < fraction(equal) < 0.09
+
+
+def test_two_equal_models_are_rarely_called_different_by_accuracy_or_loss(few_resamples):
     """One run each: McNemar's test for accuracy, approximate randomisation for a ratio of sums."""
-    rng, p = np.random.default_rng(0), []
+    rng, results = np.random.default_rng(0), []
     for _ in range(SIMULATIONS):
         a, b = documents(rng, 60), documents(rng, 60)
         b["tokens"] = a["tokens"]
         b["loss"] = a["loss"] + a["tokens"] * rng.normal(0, 0.1, 60)
         rows = rng.beta(6, 1.5, 300)
         accuracies = ([correct(*(rng.random(300) < rows))] for _ in range(2))
-        p.append((metrics.difference(LOSS, [a], [b])["p"], metrics.difference(ACCURACY, *accuracies)["p"]))
+        results.append((metrics.difference(LOSS, [a], [b]), metrics.difference(ACCURACY, *accuracies)))
+    p = [[result["p"] for result in pair] for pair in results]
+    for intervals in zip(*([result["difference_ci95"] for result in pair] for pair in results), strict=True):
+        assert 0.91 < fraction(low <= 0 <= high for low, high in intervals) < 0.99
     assert all(0.01 < fraction(p < 0.05 for p in values) < 0.08 for values in zip(*p, strict=True))
     assert fraction(values[0] > 0.5 for values in p) > 0.4, "p values of no difference are spread from 0 to 1"
 

@@ -50,7 +50,7 @@ def test_each_page_of_results_is_in_the_index():
 def test_a_difference_is_that_to_the_reference_of_its_row():
     """The same experiment stands in two tables, once beside full fine-tuning and once beside TF-IDF."""
     _ = [row["difference"] for row in tables.rows_of("comparison")]
-    for row in tables.rows_of("growth growth comparison baselines"):
+    for row in tables.rows_of("growth pretrained-test growth comparison baselines"):
         assert row["difference"].startswith(f"{100 * (row['accuracy'] - row['reference']['accuracy']):+.2f} (")
 
 
