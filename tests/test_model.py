@@ -218,6 +218,20 @@ def test_settings_that_the_faster_code_does_not_support_still_train(settings, mo
     assert gradients and all(g is not None and torch.isfinite(g).all() for g in gradients)
 
 
+@pytest.mark.parametrize("model_type", LABELLERS)
+def test_every_architecture_trains_in_bf16(model_type, tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "pick_precision", lambda wanted: ("bf16", ""))
+    model = build(make_model(tmp_path / model_type, model_type), replace(CONFIG, precision="auto")).train()
+    model(**batch(pad=model.config.pad_token_id)).loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+def test_a_layer_that_is_fully_trained_cannot_have_lora(model_dir):
+    with pytest.raises(UserError, match="no linear layer is called pre_classifier") as error:
+        build(model_dir, replace(CONFIG, target_modules="q_lin,pre_classifier"))
+    assert "names from attention.k_lin" in str(error.value) and "classifier" not in str(error.value).split("names from")[1]
+
+
 def test_trainable_parameters_stay_in_float32(model_dir):
     lora = build(model_dir, replace(CONFIG, precision="auto"))
     assert {p.dtype for p in lora.parameters() if p.requires_grad} == {torch.float32}

@@ -1,5 +1,6 @@
 """Translation: data, languages, training, beam search, metrics, and errors for bad input."""
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -19,6 +20,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
 from config import Config
+from finetuning import speed
 from finetuning.data import languages, splits
 from finetuning.data import tokens as tokenizing
 from finetuning.data.sources import find_model
@@ -107,7 +109,7 @@ def test_translation_goes_through_all_the_scripts(marian, pairs, call, tmp_path,
     assert lora.code == 0, lora.err
     assert call("evaluate.py", "outputs/lora").code == 0
     compared = call("evaluate.py", run, "outputs/lora")
-    assert compared.code == 0 and "of these two models" in compared.out and "chrf" in compared.out, compared.err
+    assert compared.code == 0 and "about these two models" in compared.out and "chrf" in compared.out, compared.err
     differing = pd.read_csv(run / "against-lora.csv")
     assert {"row", "source", "reference", "translation_a", "translation_b", "chrf_a", "chrf_b"} <= {*differing}
     assert call("fine_tune.py", *flags, "--method", "head").code == 2
@@ -263,6 +265,14 @@ def test_speedups_keep_the_libraries_gradients(model_type, tmp_path):
     assert fast.keys() == plain.keys() and len(fast) > 20
     for name, gradient in fast.items():
         torch.testing.assert_close(gradient, plain[name], rtol=1e-3, atol=float(1e-4 * plain[name].abs().max()))
+
+
+@pytest.mark.parametrize("model_type", TRANSLATORS)
+def test_a_translator_trains_in_bf16(model_type, tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "pick_precision", lambda wanted: ("bf16", ""))
+    model = built(make_model(tmp_path / model_type, model_type), replace(CONFIG, precision="auto")).train()
+    loss_of(model(**batch_of()).logits).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
 def test_full_fine_tuning_keeps_the_weights_frozen_that_the_base_model_freezes(marian):
@@ -445,6 +455,14 @@ def test_t5_gets_a_prefix_with_the_names_of_the_languages(tokenizers):
     assert languages.set_direction(tokenizers["t5"], config)["prefix"] == "translate English to German: "
     with pytest.raises(UserError, match="source_lang=None is not a language"):
         languages.set_direction(tokenizers["t5"], CONFIG)
+
+
+def test_madlad_gets_the_token_of_the_target_language(tokenizers):
+    tokenizer = copy.deepcopy(tokenizers["t5"])
+    tokenizer.add_tokens("<2de>")
+    config = replace(CONFIG, source_lang="en", target_lang="German", max_length=40)
+    (ids,) = TASK.tokenize({"source": ["a man"]}, tokenizer, config)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids)[0] == "<2de>"
 
 
 def test_a_prefix_is_not_truncated(tokenizers):

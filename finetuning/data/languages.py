@@ -67,6 +67,9 @@ def set_direction(tokenizer: PreTrainedTokenizerBase, config: Config) -> dict:
     settings of the tokenizer. Raise `UserError` for a language that the model does not know.
     """
     direction = dict.fromkeys(("prefix", "forced_bos_token_id", "src_lang", "tgt_lang"))
+    code = getattr(language(config.target_lang), "alpha_2", None)
+    if f"<2{code}>" in tokenizer.get_vocab():  # MADLAD-400
+        return direction | {"prefix": f"<2{code}> "}
     if isinstance(tokenizer, T5Tokenizer):
         source, target = (_name(getattr(config, setting), setting) for setting in ("source_lang", "target_lang"))
         return direction | {"prefix": f"translate {source} to {target}: "}

@@ -72,13 +72,14 @@ ARCHITECTURES = {
 TARGETS = ("all-linear", "attention", "mlp", "query-value")
 
 
-def target_modules(base: torch.nn.Module, wanted: str) -> str | list[str]:
+def target_modules(base: torch.nn.Module, wanted: str, fully_trained: list[str]) -> str | list[str]:
     """Return peft's `target_modules`: a regular expression if `wanted` is one of `TARGETS`, else the names in `wanted` as a list.
 
-    Raise `UserError` if `wanted` needs an entry of `ARCHITECTURES` that is missing, or names no linear layer of `base`.
+    The layers of the modules `fully_trained`, such as the head, can't have LoRA. Raise `UserError` if `wanted` needs an entry of `ARCHITECTURES` that is missing, or names no linear layer of `base`.
     """
     architecture = ARCHITECTURES.get(base.config.model_type)
     linear_layers = [name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
+    linear_layers = [name for name in linear_layers if not any(f".{module}." in f".{name}." for module in fully_trained)]
     short_names = sorted({".".join(part for part in name.split(".")[-2:] if not part.isdigit()) for name in linear_layers})
     if wanted in TARGETS:
         if architecture is None:

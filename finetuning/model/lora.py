@@ -57,13 +57,14 @@ def add_lora(task: Task, base: torch.nn.Module, config: Config) -> PeftModel:
 
     With the methods "full" and "head" the result is a peft model without LoRA. So all methods are saved and loaded in the same way.
     """
+    trained = _fully_trained_modules(base, config)
     lora_config = LoraConfig(
         task_type=task.peft_type,
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=target_modules(base, config.target_modules) if config.method == "lora" else DUMMY_TARGET_MODULES,
-        modules_to_save=_fully_trained_modules(base, config),
+        target_modules=target_modules(base, config.target_modules, trained) if config.method == "lora" else DUMMY_TARGET_MODULES,
+        modules_to_save=trained,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2's weights are transposed
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,

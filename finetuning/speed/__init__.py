@@ -50,6 +50,9 @@ def store_frozen_in_bf16(model: PeftModel) -> None:
     for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
+    for name, buffer in model.named_buffers():
+        if name.endswith("embed_positions.weights"):  # of M2M100, which adds them to the embeddings
+            buffer.data = buffer.data.to(torch.bfloat16)
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:]))
@@ -60,8 +63,8 @@ def store_frozen_in_bf16(model: PeftModel) -> None:
 def merge(model: PeftModel, config: Config) -> None:
     """Add LoRA's update to the frozen weights of a model that only predicts, in place: a layer then has one product instead of three.
 
-    Weights in bf16 or 4 bits stay as they are: rounded to these, the sum would lose a part of the update. So do those of a model
-    whose output layer is adapted and tied to the embeddings: the update would change the embeddings too.
+    Weights in bf16 or 4 bits stay as they are: rounded to these, the sum would lose a part of the update. The weights also stay as
+    they are if the output layer is adapted and tied to the embeddings: the update would change the embeddings too.
     """
     base = model.get_base_model()
     is_shared = base.config.get_text_config().tie_word_embeddings and isinstance(base.get_output_embeddings(), LoraLayer)

@@ -25,19 +25,16 @@ def attention(
 
     These are the shapes of transformers' `AttentionInterface`.
     """
-    if position_bias is not None:  # T5's biases, which are learned
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, position_bias=position_bias
-        )
+    if position_bias is not None or dropout:  # biases that are learned, of T5; dropout of attention in training
+        settings = dict(dropout=dropout, scaling=scaling, position_bias=position_bias)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     query, key = query.to(value.dtype), key.to(value.dtype)  # with autocast, rotated queries and keys are float32
     if query.shape[1] != key.shape[1]:  # several query heads per key head: Llama and later models
         key, value = (repeat_kv(tensor, query.shape[1] // key.shape[1]) for tensor in (key, value))
-    if attention_mask is None and getattr(module, "is_causal", False):
-        tokens = query.shape[2]
+    tokens = query.shape[2]
+    if attention_mask is None and tokens > 1 and getattr(module, "is_causal", False):
+        key, value = key[:, :, :tokens], value[:, :, :tokens]  # a cache of fixed size is longer than the text
         attention_mask = query.new_ones(tokens, tokens, dtype=torch.bool).tril().expand(len(query), 1, tokens, tokens)
-    if dropout:
-        out = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
-        return out.transpose(1, 2).contiguous(), None
     return _Attention.apply(query, key, value, attention_mask, query.shape[-1] ** -0.5 if scaling is None else scaling), None
 
 

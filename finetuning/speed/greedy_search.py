@@ -37,11 +37,11 @@ def search(
     rows, mask, cache = torch.arange(len(input_ids), device=input_ids.device), attention_mask, None
     ends = torch.tensor(ends, device=input_ids.device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    only_last = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
     # The hidden states of the last tokens are a slice. Without a copy, PyTorch copies the output layer's weights for each row.
     copy = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
     try:
         for step in range(max_new_tokens):
-            only_last = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
             inputs = dict(input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
             output = model(**inputs, use_cache=True, **only_last)
             tokens = output.logits[:, -1].float().argmax(dim=-1)
@@ -51,7 +51,7 @@ def search(
                 break
             cache = output.past_key_values
             if not unfinished.all():
-                cache.batch_select_indices(unfinished.nonzero()[:, 0])
+                cache.reorder_cache(unfinished.nonzero()[:, 0])
                 rows, mask, positions, tokens = rows[unfinished], mask[unfinished], positions[unfinished], tokens[unfinished]
             input_ids, positions = tokens[:, None], positions[:, -1:] + 1
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
