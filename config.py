@@ -141,7 +141,8 @@ class Config:
         default=True, help="prompts and answers: the loss counts only the tokens of the answers; False: those of the prompts too"
     )
     max_new_tokens: int = HfArg(
-        default=128, help="prompts and answers: at most so many tokens of an answer in evaluate.py; predict.py has a flag for it"
+        default=128,
+        help="prompts and answers: length of the longest answer in evaluate.py, in tokens; predict.py has a flag with this name",
     )
     num_beams: int = HfArg(
         default=5, help="translation: number of beams in beam search; 1: the most probable token at each step (greedy search)"
@@ -231,7 +232,7 @@ class Config:
     cuda_graphs: bool = HfArg(
         default=True,
         help="labels, numbers and named entities on one CUDA GPU: record a training step for a few lengths, and replay it; 2.6 "
-        "times as fast for DistilBERT's shape on one H100, in an earlier form",
+        "times as fast with a model of DistilBERT's size on one H100, measured with earlier code",
     )
 
     # --- evaluation while training -----------------------------------------------------------------------------------

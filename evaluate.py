@@ -38,6 +38,8 @@ def main(flags: Sequence[str] | None = None) -> None:
     processes.start()
     folders = arguments.runs or [run_folder.newest_run(arguments.output_dir)]
     runs = [run_folder.open_run(folder, tasks.pick) for folder in folders]
+    if arguments.private and not arguments.push_to_hub:
+        raise UserError("--private is for --push_to_hub: add it, or leave --private out")
     if len(runs) > 2:
         raise UserError(f"{len(runs)} run folders are too many: give one to evaluate it, or two to compare them")
     if len(runs) == 2 and arguments.push_to_hub:

@@ -43,6 +43,8 @@ def main(flags: Sequence[str] | None = None) -> None:
     run = run_folder.find_earlier(config, arguments.resume, arguments.resume_if_exists, tasks.pick)  # None: start a new run
     if arguments.resume is not None:
         config = run.config
+    elif run:
+        run_folder.check_same_settings(run, config, ("model_name", "dataset_name"))  # before these are loaded
     task = tasks.pick(config, arguments.given)
     model_source = run_folder.find_base_model(run) if run else sources.find_model(config.model_name)
     base.read_model_config(task, model_source, config)  # refuses a model that the task cannot use
@@ -54,8 +56,8 @@ def main(flags: Sequence[str] | None = None) -> None:
     data = splits.load_data(task, config, run and run.origins["dataset"], arguments.given)
     task, config = data.task, data.config
     if run:
-        run_folder.check_same_data(run, data)
         run_folder.check_same_settings(run, config)
+        run_folder.check_same_data(run, data)
         if run.training:
             return print(f"run folder  {run.folder}: this run is finished")
     console.show_sources(model_source, data)

@@ -2,7 +2,7 @@
 
 python predict.py "A film to remember." "Two hours I want back."
 python predict.py --file reviews.txt                         a text per line
-python predict.py --file reviews.csv --out labelled.parquet  or csv, json, parquet, xlsx, ...; may be larger than memory
+python predict.py --file reviews.csv --out labelled.parquet  --out: csv, tsv, json, jsonl or parquet; may be larger than memory
 cat reviews.txt | python predict.py --json                   a JSON object per line
 python predict.py --explain "A film to remember."            the words that influenced the label most
 python predict.py "This film" --max_new_tokens 100           causal-lm: continue a text; --temperature 0: the most probable tokens
@@ -121,8 +121,11 @@ def read_arguments() -> argparse.Namespace:
         raise UserError("--chat reads what you type: leave out texts, --file, --json and --explain")
     if arguments.out and not arguments.file:
         raise UserError("--out writes the answers to a --file: add --file, or leave --out out")
-    if arguments.out and arguments.explain:
-        raise UserError("--out does not write the words that --explain shows: leave one of the two out")
+    if arguments.out and (arguments.explain or arguments.json):
+        name = "explain" if arguments.explain else "json"
+        raise UserError(f"--{name} is for answers that are printed, and --out writes them to a file: leave one of the two out")
+    if arguments.engine != "auto" and (arguments.explain or arguments.chat):
+        raise UserError("--explain and --chat always use torch: leave --engine out")
     return arguments
 
 

@@ -242,16 +242,19 @@ def parse_config(args: Sequence[str] | None = None, about: str | None = None) ->
     flags = (argument[2:].partition("=")[0] for argument in map(str, arguments) if argument.startswith("--"))
     # --train-samples is --train_samples, and --no_speedups is --speedups False
     extra.given = {flag.replace("-", "_").removeprefix("no_") for flag in flags}
-    if extra.resume is not None and config != Config():
+    if extra.resume is not None and extra.given != {"resume"}:
         raise UserError("--resume continues with the run's own settings: leave the other flags out")
     if extra.search is not None and (extra.search < 1 or extra.resume is not None or extra.resume_if_exists):
         raise UserError(
-            "--search needs a number of trials, at least 1, and no --resume: the same command, given again, continues a search"
+            "--search N: N must be at least 1. Leave --resume and --resume_if_exists out: the same command, given again, continues a search"
         )
     if extra.search is not None and config.report_to != "none":
         raise UserError("--search stores its trials itself, in search.db: leave report_to out")
-    if config.eval_strategy == "epoch" and config.save_steps is not None:
-        raise UserError("save_steps is for eval_strategy steps, and this run saves after each epoch: leave it out")
+    for name in ("save_steps", "eval_steps"):
+        if config.eval_strategy == "epoch" and name in extra.given:
+            raise UserError(f"{name} is for eval_strategy steps, and this run validates and saves after each epoch: leave it out")
+    if config.lr_scheduler_type == "constant" and "warmup_steps" in extra.given:
+        raise UserError("warmup_steps is not used if lr_scheduler_type is constant: leave it out, or use constant_with_warmup")
     if extra.resume_if_exists and (config.run_name is None or extra.resume is not None):
         raise UserError("--resume_if_exists needs the run's name: give it with --run_name, and leave --resume out")
     check(config)
@@ -316,7 +319,7 @@ def check_ranges(config: Config) -> None:
     require(0 < config.num_train_epochs < float("inf"), "num_train_epochs", "above 0")
     require(config.weight_decay >= 0, "weight_decay", "0 or more")
     require(config.folds == 0 or 2 <= config.folds < 2**31, "folds", "0, or at least 2")
-    require(1 <= config.fold <= max(1, config.folds), "fold", "from 1 to folds")
+    require(1 <= config.fold <= max(1, config.folds), "fold", f"from 1 to {max(1, config.folds)}, as folds is {config.folds}")
     require(config.test_fraction + config.validation_fraction < 1, "validation_fraction", "below 1 - test_fraction")
     for name, value in vars(config).items():
         require(not isinstance(value, int | float) or abs(value) < 1e300, name, "a number that is not so large")

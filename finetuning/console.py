@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,7 +113,7 @@ def show_trained(folder: Path, metric: Metric, best_validation: dict, seconds: f
         f"\nvalidation  {_result(metric, value, interval, n, split)}\n"
         f"            from the best checkpoint, step {step:,}; training took {duration(seconds)}\n"
         f"run folder  {folder}\n"
-        f"next        python evaluate.py {folder}"
+        f"next        python evaluate.py {shlex.quote(str(folder))}"
     )
 
 
@@ -148,11 +149,11 @@ def show_metrics(run, metrics: dict, sections: list) -> None:
     if remark := task.remark(metrics):
         show(f"\n{remark}")
     metric = task.metrics[0]
-    inputs = "--file PAIRS.csv" if run.config.text_pair_column else '"YOUR TEXT"'
+    inputs = "--file PAIRS.csv" if run.config.text_pair_column else f'"{task.placeholder}"'
     result = _result(metric, metrics[metric.name], metrics.get(f"{metric.name}_ci95"), metrics["n"], metrics["split"])
     show(f"\ntest        {result}")
     show(f"report      {run.folder / 'report.html'}")
-    show(f"next        python predict.py --run {run.folder} {inputs}")
+    show(f"next        python predict.py --run {shlex.quote(str(run.folder))} {inputs}")
 
 
 def format_table(rows: list[tuple[str, ...]]) -> str:
@@ -172,7 +173,10 @@ def show_comparison(task: Task, names: tuple[str, str], results: list[dict], dif
         difference, *ends = (f"{value:+{metric.format}}" for value in (result["difference"], *(interval or ())))
         values = (metric.show(value) for value in result["values"])
         rows.append((metric.name, *values, difference, " to ".join(ends), p))
-    show(f"{format_table(rows)}\n\non the same {results[0]['n']:,} rows; of these two models: another seed can change the sign")
+    show(
+        f"{format_table(rows)}\n\nBoth runs were measured on the same {results[0]['n']:,} rows. The intervals and p are about these two models:"
+    )
+    show("another seed can change which one is better.")
     show(f"rows with different predictions: {differences_file}")
 
 

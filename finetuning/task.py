@@ -134,6 +134,7 @@ class Task:
     judges_labels = False  # whether it has the methods for labels that may be wrong, for label_errors.py
     converses = False  # whether it has `stream`, for predict.py --chat and the page of app.py
     examples: tuple[str, ...] = ()  # texts to try in app.py
+    placeholder = "YOUR TEXT"  # in the command that evaluate.py prints last
     # Outputs of app.py, unless it `converses`: (kind, caption). A kind is label, highlight, text or json.
     widgets: tuple[tuple[str, str], ...]
     code_template = "numbers.py.jinja"  # the template of the model card's code, in results/templates/

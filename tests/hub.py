@@ -57,7 +57,9 @@ def hub_for_uploads() -> Iterator[tuple[str, list[dict], dict[str, dict[str, byt
             self.send(json.dumps(content).encode(), headers={"Content-Type": "application/json"})
 
         def do_GET(self) -> None:
-            self.answer({})
+            name = self.path.rpartition("/")[2]  # a repository keeps the visibility with which it was created first
+            visibility = next((repository.get("visibility") for repository in created if repository["name"] == name), None)
+            self.answer({"id": f"me/{name}", "private": visibility == "private"})
 
         do_HEAD = do_GET
 

@@ -69,6 +69,8 @@ def bad(tmp_path, data_file):
         (["--eval_steps", "10", "--save_steps", "15"], ["save_steps=15", "eval_steps=10", "multiple"]),
         (["--eval_steps", "0.5", "--save_steps", "15"], ["save_steps=15", "eval_steps=0.5"]),
         (["--eval_strategy", "epoch", "--save_steps", "15"], ["save_steps", "saves after each epoch"]),
+        (["--eval_strategy", "epoch", "--eval_steps", "15"], ["eval_steps", "saves after each epoch"]),
+        (["--lr_scheduler_type", "constant", "--warmup_steps", "5"], ["warmup_steps", "constant_with_warmup"]),
         (["--search", "2", "--report_to", "tensorboard"], ["--search", "report_to"]),
         (["--eval_steps", "0"], ["eval_steps=0", "whole number of steps"]),
         (["--truncation", "middle"], ["--truncation", "head+tail"]),
@@ -100,6 +102,7 @@ def bad(tmp_path, data_file):
         (["--dataset_name", "bad/splits"], ["split test", "'superb'", "'bad', 'good'"]),
         (["--output_dir", "bad/empty.csv"], ["output_dir=bad/empty.csv", "cannot write there"]),
         (["--resume", "nowhere"], ["--resume", "leave the other flags out"]),
+        (["--resume", "--num_train_epochs", "1"], ["--resume", "leave the other flags out"]),  # the default
         (["--quantization", "4bit", "--method", "full"], ["quantization=4bit", "method"]),
         (["--train_embeddings", "--method", "full"], ["train_embeddings", "method is full"]),
         (["--loraplus_lr_ratio", "16", "--method", "full"], ["loraplus_lr_ratio", "method is full"]),

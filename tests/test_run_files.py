@@ -127,6 +127,15 @@ DAMAGED = {
 }
 
 
+def test_a_run_in_bf16_is_used_on_a_machine_without_bf16(finished, restored, call, monkeypatch):
+    run = restored(finished)
+    edit(run / "config.json", put("config.precision", "bf16"))
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {})
+    result = call("predict.py", "--run", run, "a fine film")
+    assert result.code == 0 and "trained in bf16, which this machine lacks" in result.err, result.err
+
+
 @pytest.mark.parametrize("state", ["finished", "unfinished"])
 def test_a_damaged_config_is_one_line(state, request, restored, call):
     run = restored(request.getfixturevalue(state))

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, as_flags, make_model, make_pairs, make_rows
+from conftest import ROOT, make_model, make_pairs, make_rows
 from safetensors.torch import load_file
 
 from config import Config
@@ -240,8 +240,8 @@ def test_evaluation_refuses_rows_that_changed_since_training(call, tmp_path, tin
     assert changed.code == 2 and "has changed since training" in changed.err
 
 
-def test_a_search_continues_where_it_ended_and_prints_a_preset(call, tiny_flags, tmp_path, monkeypatch):
-    """Slow, because it trains five times: two trials, a third one, one of another search, and a run with the preset."""
+def test_a_search_continues_where_it_ended_and_prints_flags(call, tiny_flags, tmp_path, monkeypatch):
+    """Slow, because it trains five times: two trials, a third one, one of another search, and a run with the flags."""
     space = {"learning_rate": (1e-4, 1e-2), "lora_r": [2, 4], "batch_size": [4, 8]}
     space |= {"num_train_epochs": [3]}  # more steps than with the flags
     space |= {"lr_scheduler_type": ["cosine"]}
@@ -255,12 +255,12 @@ def test_a_search_continues_where_it_ended_and_prints_a_preset(call, tiny_flags,
     assert "0 trials are finished" in call("fine_tune.py", *flags, "--seed", 1, "--search", 1).out, (
         "other settings are another search"
     )
-    (line,) = [line.strip() for line in more.out.splitlines() if line.strip().startswith('"searched": ')]
-    (preset,) = eval("{" + line + "}").values()
-    assert set(preset) >= {"learning_rate", "lora_r", "batch_size"} and preset["lora_r"] in (2, 4)
-    assert preset["lr_scheduler_type"] == "cosine" and preset.get("lora_alpha", 32) == 2 * preset["lora_r"] == preset["lora_alpha"]
+    found = more.out.split("in place of --search:\n")[1].split()
+    settings = dict(zip(found[::2], found[1::2], strict=True))
+    assert {"--learning_rate", "--batch_size"} < {*settings} and settings["--lr_scheduler_type"] == "cosine"
+    assert settings["--lora_r"] in ("2", "4") and int(settings["--lora_alpha"]) == 2 * int(settings["--lora_r"]), "as in config.py"
     assert [file.name for file in (tmp_path / "outputs").iterdir()] == ["search.db"]
-    assert call("fine_tune.py", *flags, *as_flags(preset)).code == 0
+    assert call("fine_tune.py", *flags, *found).code == 0
 
 
 def spy_on_evaluations(monkeypatch) -> list:

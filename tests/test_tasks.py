@@ -238,7 +238,7 @@ def test_several_labels_per_text_go_through_all_the_scripts(tagged, call, tiny_f
     card = ModelCard.load(run / "adapter" / "README.md")
     assert f"F1, micro {metrics['f1']:.4f}" in card.text and "`bad`, `good`" in card.text
     compared = call("evaluate.py", run, tmp_path / "outputs" / "other")
-    assert compared.code == 0 and "of these two models" in compared.out
+    assert compared.code == 0 and "about these two models" in compared.out
     assert call("export.py", run, "--formats", "merged").code == 0
     merged = json.loads((run / "export" / "merged" / "config.json").read_text())
     assert merged["problem_type"] == "multi_label_classification", "a pipeline gives each label a probability of its own"

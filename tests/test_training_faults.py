@@ -290,6 +290,8 @@ def test_the_same_command_starts_continues_and_then_leaves_a_run(model_dir, data
     assert code == -9
     other = call("fine_tune.py", *flags, "--learning_rate", 0.001)
     assert other.code == 2 and "learning_rate=0.001: outputs/run was started with 0.003" in other.err
+    other = call("fine_tune.py", *flags, "--dataset_name", "elsewhere.csv")
+    assert other.code == 2 and "dataset_name=elsewhere.csv: outputs/run was started with" in other.err, "before it is looked for"
     assert call("fine_tune.py", *flags).code == 0
     ended = outcome(tmp_path / "outputs/run")
     assert all(torch.equal(tensor, ended["adapter"][name]) for name, tensor in uninterrupted[1]["adapter"].items())

@@ -6,19 +6,20 @@ import shutil
 import subprocess
 import sys
 
+import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import BAD, GOOD, ROOT, make_rows
 from datasets import Dataset
-from hub import hub_for_uploads
+from hub import hub_for_uploads, use_hub
 from huggingface_hub import ModelCard
 from scipy.stats import binomtest
 
 from finetuning import tasks
 from finetuning.errors import UserError
-from finetuning.results import run_folder
+from finetuning.results import cards, run_folder
 from finetuning.use import explaining, predicting
 
 WORDS = [set(" ".join(texts).replace(",", "").split()) for texts in (GOOD, BAD)]
@@ -100,6 +101,18 @@ def test_nothing_is_uploaded_without_a_hub(run, call):
     assert refused.code == 2 and "does not answer" in refused.err
     refused = call("export.py", run.folder, "--formats", "onnx", "--push_to_hub", "me/reviews")
     assert refused.code == 2 and "add merged" in refused.err and not (run.folder / "export").exists()
+
+
+def test_nothing_private_is_uploaded_to_a_public_repository(tmp_path, monkeypatch):
+    (tmp_path / "file.txt").write_text("secret")
+    monkeypatch.setenv("HF_TOKEN", "hf_no")
+    with hub_for_uploads() as (address, _, uploaded):
+        use_hub(address, tmp_path, timeout=10, replace=monkeypatch.setattr)
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", address)
+        cards.push_to_hub({"a.txt": tmp_path / "file.txt"}, "me/name", private=False, message="public")
+        with pytest.raises(UserError, match="is public already, so nothing was uploaded"):
+            cards.push_to_hub({"b.txt": tmp_path / "file.txt"}, "me/name", private=True, message="private")
+    assert [*uploaded["me/name"]] == ["a.txt"]
 
 
 def test_adapter_and_exports_are_uploaded_completely(run, tmp_path):
@@ -203,6 +216,8 @@ def test_a_bad_file_is_refused_and_nothing_is_written(run, call, tmp_path):
         (["--file", "nowhere.txt"], "--file nowhere.txt: there is no such file"),
         (["--num_beams", "2", "--file", "in.csv"], "--num_beams is not for text-classification"),
         (["--out", "out.csv", "a text"], "--out writes the answers to a --file"),
+        (["--file", "in.csv", "--out", "out.csv", "--json"], "--json is for answers that are printed"),
+        (["--explain", "--engine", "openvino", "a text"], "leave --engine out"),
     ):
         result = call("predict.py", "--run", run.folder, *arguments)
         assert result.code == 2 and words in result.err, (arguments, result.err)

@@ -306,7 +306,7 @@ def overlaps(splits: dict[str, Split]) -> list[str]:
     notes = []
     for name in ("validation", "test"):
         if n := int(np.isin(splits[name].hashes, splits["train"].hashes).sum()):
-            more = "; metrics.json has the metric without them as unseen" if name == "test" else ""
+            more = "; the entry unseen of metrics.json is the metric without them" if name == "test" else ""
             notes.append(f"{n:,} of {len(splits[name]):,} {name} texts are in train too{more}")
     return notes
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import CommitOperationAdd, EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 
-from finetuning.data.hub import hub_answers
+from finetuning.data.hub import NOT_ON_HUB, hub_answers
 from finetuning.disk import read_json
 from finetuning.errors import UserError, printable
 from finetuning.processes import by_first
@@ -110,9 +110,14 @@ def push_to_hub(files: dict[str, Path], repo: str, private: bool, message: str) 
         )
     try:
         url = huggingface_hub.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not huggingface_hub.repo_info(url.repo_id).private:
+            raise UserError(
+                f"push_to_hub={repo}: this repository is public already, so nothing was uploaded: make it private on its page, or "
+                "use another name"
+            )
         operations = [CommitOperationAdd(name, file) for name, file in sorted(files.items())]
         huggingface_hub.create_commit(url.repo_id, operations, commit_message=message)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (*NOT_ON_HUB, HFValidationError, OSError) as error:
         raise UserError(
             f"push_to_hub={repo}: nothing was uploaded ({error}). Is it ME/NAME, and are you logged in (hf auth login)?"
         ) from error

@@ -67,6 +67,7 @@ def describe(run: Run, model: Source, data: Data, seconds: float) -> dict:
         "total_parameters": run.training["total_parameters"],
         "seconds": run.training["seconds"] | {"prediction": seconds},
         "peak_memory_gib": run.training["peak_memory_gib"],
+        "training_precision": run.training["precision"],
         "precision_used": pick_precision(run.config.precision)[0],
         "environment": environment(),
         "run": run.record,

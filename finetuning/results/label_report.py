@@ -126,7 +126,8 @@ def table_by_label(labels: list[dict]) -> Table:
     """Return a table with the scores of the first `MAX_TABLE_ROWS` labels."""
     scores = ("f1", "precision", "recall")
     rows = [(label["label"], *(f"{label[name]:.4f}" for name in scores), f"{label['n']:,}") for label in labels[:MAX_TABLE_ROWS]]
-    return Table(("label", "F1", "precision", "recall", "rows"), rows, in_terminal=True)
+    heading = "label" if len(labels) <= MAX_TABLE_ROWS else f"the first {MAX_TABLE_ROWS} of {len(labels)} labels"
+    return Table((heading, "F1", "precision", "recall", "rows"), rows, in_terminal=True)
 
 
 def ranking_section(curves: dict) -> Section:
@@ -146,8 +147,8 @@ def calibration_section(
     errors = [f"{100 * calibration['expected_calibration_error']:.2f} %" for calibration in (as_trained, scaled)]
     text = (
         f"{meaning} The expected calibration error is {errors[0]} as trained and {errors[1]} after dividing the logits "
-        f"by the temperature {metrics['temperature']:.3f}, which was fitted on validation. With as many predictions, a perfectly "
-        f"calibrated model would show {100 * scaled['error_by_chance']:.2f} %. predict.py gives the scaled probabilities."
+        f"by the temperature {metrics['temperature']:.3f}, which was fitted on validation. A perfectly calibrated model would "
+        f"show about {100 * scaled['error_by_chance']:.2f} % by chance, with this number of predictions. predict.py gives the scaled probabilities."
     )
     draw = partial(plots.plot_reliability, as_trained, scaled)
     return Section("Calibration", text, pictures=(Picture("reliability", caption, draw),))

@@ -18,8 +18,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, replace
 from functools import reduce
 from itertools import count
 from operator import getitem
@@ -44,6 +44,7 @@ from finetuning.errors import UserError
 from finetuning.model.base import build_base, load_tokenizer, save_tokenizer
 from finetuning.model.lora import check_finite, load_adapter
 from finetuning.processes import by_first
+from finetuning.speed.precision import pick_precision
 from finetuning.task import Task
 from finetuning.training.prediction import Predictor
 
@@ -53,6 +54,7 @@ RECORD |= {"config": dict[str, Any], "dataset.label_names": list[str]}
 TRAINING = {"validation": dict[str, Any], "seconds": dict[str, int | float], "log_history": list[dict[str, int | float]]}
 TRAINING |= {"trainable_parameters": int, "total_parameters": int, "peak_memory_gib": float}
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+SETTINGS = tuple(field.name for field in fields(Config) if field.name != "output_dir")  # a resumed run may have been moved
 
 
 @dataclass(frozen=True)
@@ -198,12 +200,21 @@ def open_run(folder: Path, pick: Callable[[Config], Task]) -> Run:
             lock(folder, "opened")
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             unlock()
+    try:
+        pick_precision(config.precision)
+    except UserError:
+        config = replace(config, precision="float32")
+        _note(f"{folder} was trained in bf16, which this machine lacks: it predicts in float32, so some predictions may differ")
     return Run(folder, pick(config), config, record, training)
 
 
 @by_first
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
 def _note_older_version(folder: Path, problem: str) -> None:
-    print(f"note: {folder} was trained by an older version: {problem}", file=sys.stderr)
+    _note(f"{folder} was trained by an older version: {problem}")
 
 
 def find_earlier(config: Config, resume: str | None, resume_if_exists: bool, pick: Callable[[Config], Task]) -> Run | None:
@@ -241,15 +252,15 @@ def check_same_data(run: Run, data: Data) -> None:
     """Raise `UserError` if the data set has changed since `run` was started: other rows might be held out now."""
     if data.sha256 != run.record["dataset"]["sha256"]:
         raise UserError(
-            f"{run.folder}: {run.config.dataset_name} has changed since training, so the test split may have rows of the training; "
-            "restore the data, or train again"
+            f"{run.folder}: {run.config.dataset_name} has changed since training, so the model may have learned from rows that are now in the test: "
+            "restore the data, or start a new run with another run_name"
         )
 
 
-def check_same_settings(run: Run, config: Config) -> None:
-    """Raise `UserError` if a setting differs from that in `run`. Only the folder may be another one now."""
-    for name, value in asdict(config).items():
-        if name != "output_dir" and value != getattr(run.config, name):
+def check_same_settings(run: Run, config: Config, names: Iterable[str] = SETTINGS) -> None:
+    """Raise `UserError` if one of the settings `names` differs from that in `run`."""
+    for name in names:
+        if (value := getattr(config, name)) != getattr(run.config, name):
             raise UserError(
                 f"{name}={value}: {run.folder} was started with {getattr(run.config, name)}; use that, or another run_name"
             )

@@ -50,7 +50,7 @@ class CausalLM(LanguageModel):
         """Return this task if a column of texts is named or if there are no prompts; else the task for prompts and answers."""
         columns = find_chat_columns(train.column_names, config)
         if config.text_column or not columns:
-            for name in ("completion_column", "completion_only_loss"):
+            for name in ("completion_column", "completion_only_loss", "max_new_tokens"):
                 if getattr(config, name) != getattr(Config, name):
                     raise UserError(
                         f"{name} is for prompts and answers: set prompt_column to the column of the prompts, or leave it out"

@@ -37,6 +37,7 @@ class MaskedLM(LanguageModel):
     examples = (f"This film was {MASK} from beginning to end.", f"The acting is {MASK} and the plot is {MASK}.")
     answer_features = Features({"words": List(List({"word": Value("string"), "probability": Value("float64")}))})
     code_template = "masked-lm.py.jinja"
+    placeholder = f"YOUR {MASK} TEXT"
     widgets = (("json", f"The most probable tokens for each {MASK}"),)
     block_columns = ("input_ids", "targets")
 
@@ -106,6 +107,9 @@ class MaskedLM(LanguageModel):
         )
 
     # --- use -------------------------------------------------------------------------------------------------------------
+
+    def refusal(self, inputs: dict) -> str:
+        return "" if MASK in inputs["text"] else f"it has no {MASK}: write {MASK} in place of a word"
 
     def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
         """Return `words` for each text: for each [MASK] the most probable tokens, each with `word` and `probability`."""

@@ -42,7 +42,7 @@ def draw(trial, config: Config) -> Config:
 
 
 def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, tokens: dict[str, Tokens], data: Data) -> None:
-    """Search until there are `trials` finished trials of this model and data, and print the best settings as a preset.
+    """Search until there are `trials` finished trials of this model and data, and print the best settings as flags.
 
     Trials are stored in `output_dir`/search.db. So a stopped search can be continued, and a finished one can get more trials.
     Raise `UserError` if Optuna is missing, if there are several processes, or if `SEARCH_SPACE` has a setting that trials can't change.
@@ -71,7 +71,8 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
     def train_trial(trial) -> float:
         """Train with the settings that a trial draws, and return its best value of the metric."""
         trial_config = draw(trial, config)
-        print(f"trial {trial.number}: {_settings(trial_config, config)}", flush=True)
+        settings = (f"{name}={value!r}" for name, value in _settings(trial_config, config).items())
+        print(f"trial {trial.number}: {', '.join(settings)}", flush=True)
         trial_config = replace(trial_config, early_stopping_patience=0)
         base = build_base(data.task, source, data.label_names, trial_config, data.train.labels)
         model, trial_data = add_lora(data.task, base, trial_config), replace(data, config=trial_config)
@@ -94,8 +95,8 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
     best = draw(optuna.trial.FixedTrial(study.best_trial.params), config)
     print(
         f"\nbest of {count('COMPLETE', 'PRUNED')} trials: validation {metric.name} {metric.show(study.best_value)}. "
-        f'To use its settings, add this line to PRESETS in config.py:\n    "searched": dict({_settings(best, config)}),\n'
-        "and run python fine_tune.py --preset searched, with the other flags of this search"
+        "To use its settings, repeat this command with these flags in place of --search:\n"
+        f"    {' '.join(f'--{name} {value}' for name, value in _settings(best, config).items())}"
     )
 
 
@@ -106,8 +107,7 @@ def _study_name(config: Config, source: Source, data: Data) -> str:
     return hashlib.sha256(json.dumps([fixed, searched, source.sha256, data.sha256]).encode()).hexdigest()[:12]
 
 
-def _settings(trial_config: Config, config: Config) -> str:
-    """Return a trial's settings as a preset has them: those of the search space, and those that follow from them."""
+def _settings(trial_config: Config, config: Config) -> dict:
+    """Return a trial's settings: those of the search space, and those that follow from them."""
     before, after = asdict(config), asdict(trial_config)
-    values = {name: value for name, value in after.items() if name in space(config) or value != before[name]}
-    return ", ".join(f"{name}={value!r}" for name, value in values.items())
+    return {name: value for name, value in after.items() if name in space(config) or value != before[name]}

@@ -45,7 +45,7 @@ class CTranslate2(torch.nn.Module):
         results = self.translator.score_batch(
             self._tokens(input_ids, attention_mask.bool()), self._tokens(targets, mask_without_end)
         )
-        sums = torch.tensor([[sum(result.log_probs), 0.0] for result in results])
+        sums = torch.tensor([[sum(result.log_probs), 0.0] for result in results], device=mask.device)
         return {"logits": torch.cat([sums, mask.sum(dim=1, keepdim=True)], dim=1)}
 
     def _tokens(self, rows: torch.Tensor, mask: torch.Tensor) -> list[list[str]]:

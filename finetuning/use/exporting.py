@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from finetuning import speed
 from finetuning.data.splits import Split, draw, load_data
 from finetuning.data.tokens import encode
 from finetuning.disk import lock, move, write_json
@@ -51,7 +52,9 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
     predictor = load_predictor(in_float32, source)
     comparison = _Comparison(run, predictor, test)
     comparison.add("run", predictor.model, run.folder / "adapter" / ADAPTER_FILES[1])
-    comparison.measure_usual_speed(load_predictor(run, source))
+    usual = load_predictor(run, source)
+    speed.merge(usual.model, run.config)
+    comparison.measure_usual_speed(usual)
     if run.config.quantization != "none":  # the adapter is merged into the weights of the base model's file
         predictor = load_predictor(replace(run, config=replace(in_float32.config, quantization="none")), source)
 
@@ -62,7 +65,7 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
         comparison.add("merged", plain, partial / "merged" / "model.safetensors")
     onnx_file, int8_file = partial / FILES["onnx"], partial / FILES["int8"]
     if {"onnx", "int8"} & {*formats}:
-        write_onnx(plain, comparison.input_names, onnx_file)
+        write_onnx(plain.cpu(), comparison.input_names, onnx_file)  # the comparison has moved it to the GPU, if there is one
     if "onnx" in formats:
         comparison.add("onnx", OnnxModel(onnx_file), onnx_file)
     if "int8" in formats:
