@@ -112,17 +112,18 @@ def test_one_label_per_text_is_read_as_it_is_written(values, names, codes, note)
 
 
 @pytest.mark.parametrize(
-    ("values", "names"),
+    ("values", "names", "note"),
     [
-        (["a, b", "b;c", "C#|a"], ["C#", "a", "b", "c"]),
-        (["a, 1", 1, "b"], ["1", "a", "b"]),
-        (["a#b", "C#"], ["C#", "a", "b"]),
-        (["C#", "F#"], ["C#", "F#"]),
+        (["a, b", "b,c", "C#,a"], ["C#", "a", "b", "c"], "',' separates them"),
+        (["a/b; c", "c"], ["a/b", "c"], "';' separates them"),
+        (["a|b", "c"], ["a", "b", "c"], "'|' separates them"),
+        (["a, 1", 1, "b"], ["1", "a", "b"], "',' separates them"),
+        (["a#b", "C#"], ["C#", "a", "b"], "'#' separates them"),
     ],
 )
-def test_a_text_of_several_labels_is_divided_at_separators(values, names):
+def test_a_text_of_several_labels_is_divided_at_its_separator(values, names, note):
     rows, _ = read_labels(values, Json() if 1 in values else TEXT, problem_type=SEVERAL)
-    assert rows.label_names == names and bool(rows.remarks) == ("a#b" in values), "a note where they are divided at '#'"
+    assert rows.label_names == names and [note in remark for remark in rows.remarks] == [True]
 
 
 def test_many_classes_are_accepted_only_if_the_user_named_the_column():
@@ -148,6 +149,9 @@ def test_many_classes_are_accepted_only_if_the_user_named_the_column():
         ([[], [[0, 4, "LOC"]]], Json(), {}, "row 1 .*set task to token-classification"),
         ([{"a": 1}, {"b": [1]}], Json(), {}, "row 0 .*must be a text or a number, or a list"),
         ([["a", "b"], ["a"]], List(TEXT), dict(problem_type=ONE), "row 0 .*several labels: set problem_type to multi_label"),
+        (["Arts, Crafts; Music", "Music"], TEXT, dict(problem_type=SEVERAL), "with ',' and ';', such as 'Arts, .*as a list, .*one separator"),
+        (["0 1 0", "1 0 0"], TEXT, dict(problem_type=SEVERAL), "such as '0 1 0', with a 0 or 1 for each label: write columns of 0 and 1"),
+        (["010", "110"], TEXT, dict(problem_type=SEVERAL), "such as '010', with a 0 or 1 for each label: write columns of 0 and 1"),
         (["1.5", "2"], TEXT, dict(problem_type=SEVERAL), "holds decimal numbers: write .* as a list, or as a text with commas"),
         (["1.5", "2"], TEXT, {}, "decimal numbers, such as 1.5: .*set problem_type to regression.*single_label_classification"),
     ],
@@ -290,5 +294,7 @@ def test_lists_in_train_and_other_values_in_test_are_refused(values, feature):
 
 
 def test_empty_cells_of_several_labels_and_numbers_in_two_forms_are_noted():
-    assert read_labels(["a, b", None, "b", ""], problem_type=SEVERAL)[0].remarks == ["label_column=label: 2 texts have no label"]
+    assert read_labels(["a, b", None, "b", ""], problem_type=SEVERAL)[0].remarks == [
+        "label_column=label: read as several labels for each text, because ',' separates them; 2 texts have no label"
+    ]
     assert "one number in two forms: '0', '0.0', '1', '1.0'" in read_labels(["1", "1.0", "0", "0.0"])[0].remarks[0]

@@ -14,15 +14,16 @@ import pyarrow
 import pyarrow.compute
 from datasets import ClassLabel, Dataset
 
-from finetuning.data.label_forms import Distinct, Lists, as_text, distinct, distinct_names, find_lists, kind_of, refuse
+from finetuning.data.label_forms import Distinct, Lists, as_text, distinct, distinct_names, find_lists, kind_of, refuse, shown
 from finetuning.data.splits import listed
 from finetuning.errors import UserError
 
-SEPARATORS = "[,;|]"  # between labels that are written as one text
+SEPARATORS = ",;|"  # between labels that are written as one text
 HASH = r"(?<=\w)#(?=\w)"  # doccano's separator, as in "a#b"; "C#" is one label
 POSSIBLE_SEPARATORS = rf"[,;|/+&\n，、；]|{HASH}"  # a label with one of these may be several labels; a note says so
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 MAX_CLASSES = 20  # more are allowed if classes have four rows on average, or if the user named the column
+VECTOR = re.compile(r"[01](\s*[01])+")  # 0 or 1 for each label, in one text
 WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]*")
 ZERO_OR_ONE = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 SET_MULTI_LABEL = "set problem_type to multi_label_classification"
@@ -230,9 +231,20 @@ def _split_texts(raw: dict[str, Dataset], column: str) -> Lists:
         kind = raw["train"].features[column] if _decimal(values) is None else "decimal numbers"
         raise UserError(f"label_column={column} holds {kind}: write the labels of a text as a list, or as a text with commas")
     values = [as_text(value) for value in values]
-    separator, reason = SEPARATORS, ""
-    if not any(re.search(SEPARATORS, value) for value in values) and any(re.search(HASH, value) for value in values):
-        separator, reason = HASH, "'#' separates them"
+    if values and all(map(VECTOR.fullmatch, values)) and len({len("".join(value.split())) for value in values}) == 1:
+        raise UserError(
+            f"label_column={column} holds texts such as {shown(values[0])}, with a 0 or 1 for each label: write columns of 0 and 1 "
+            "and name these in label_column, or write the names of the labels of each text"
+        )
+    found = [separator for separator in SEPARATORS if any(separator in value for value in values)]
+    if len(found) > 1:
+        example = max(values, key=lambda value: sum(separator in value for separator in found))
+        raise UserError(
+            f"label_column={column} holds texts with {' and '.join(map(repr, found))}, such as {shown(example)}, and only one of "
+            "these can separate labels: write the labels of each text as a list, such as ['a', 'b'], or use one separator"
+        )
+    mark, separator = (found[0], re.escape(found[0])) if found else ("#", HASH)
+    reason = f"{mark!r} separates them" if any(re.search(separator, value) for value in values) else ""
     arrays = {}
     for split, (split_values, codes) in texts.items():
         parts = [value if value is None else re.split(separator, as_text(value)) for value in split_values]
