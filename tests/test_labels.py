@@ -98,6 +98,9 @@ def test_lists_of_0_and_1_are_read_as_one_position_per_label(values, feature):
         (["a, b", "a", "b"], ["a", "a, b", "b"], [1, 0, 2], "'a, b' consist of other labels"),
         (["a#b", "a#c", "b#c"], ["a#b", "a#c", "b#c"], [0, 1, 2], "set problem_type to multi_label_classification"),
         (["a，b", "a", "b"], ["a", "a，b", "b"], [1, 0, 2], "'a，b' consist of other labels"),
+        (["joy anger", "joy", "anger"], ["anger", "joy", "joy anger"], [2, 1, 0], "'joy anger' consist of other labels"),
+        (["<a><b>", "<a>", "<b>"], ["<a>", "<a><b>", "<b>"], [1, 0, 2], "'<a><b>' consist of other labels"),
+        (["not funny", "funny", "very sad", "sad"], ["funny", "not funny", "sad", "very sad"], [1, 0, 3, 2], ""),
         (["in, out", "in, up", "C#"], ["C#", "in, out", "in, up"], [1, 2, 0], ""),
         ([1, "a", True, 1], ["1", "a", "true"], [0, 1, 2, 0], ""),
         ([["a"], [], ["b"], None], ["a", "b"], [0, -1, 1, -1], "one label for each text, because it holds lists"),
@@ -124,6 +127,12 @@ def test_one_label_per_text_is_read_as_it_is_written(values, names, codes, note)
 def test_a_text_of_several_labels_is_divided_at_its_separator(values, names, note):
     rows, _ = read_labels(values, Json() if 1 in values else TEXT, problem_type=SEVERAL)
     assert rows.label_names == names and [note in remark for remark in rows.remarks] == [True]
+
+
+@pytest.mark.parametrize("values", [["joy anger", "joy fear"], ["C#", "F#"], [["a"], ["b"]]], ids=str)
+def test_several_labels_of_which_no_text_has_two_are_noted(values):
+    rows, _ = read_labels(values, TEXT if isinstance(values[0], str) else List(TEXT), problem_type=SEVERAL)
+    assert len(rows.label_names) == 2 and "no text has more than one label" in rows.remarks[-1]
 
 
 def test_many_classes_are_accepted_only_if_the_user_named_the_column():

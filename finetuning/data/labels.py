@@ -178,8 +178,12 @@ def _notes_on_names(names: list[str], column: str) -> list[str]:
         remarks.append(f"label_column={column}: labels that are one number in two forms: {listed([*map(repr, same)])}")
     parts = {name: {part.strip() for part in re.split(POSSIBLE_SEPARATORS, name)} - {"", name} for name in names}
     part_counts = Counter(part for name in names for part in parts[name])
+    words = {name: re.findall(r"[0-9]+\.[0-9]+|[^\W_]+", name) for name in names}
+    single_words = {name_words[0] for name_words in words.values() if len(name_words) == 1}
     for name, name_parts in parts.items():
-        if name_parts & {*names} or (len(name_parts) > 1 and all(part_counts[part] > 1 for part in name_parts)):
+        consists_of_words = len(words[name]) > 1 and {*words[name]} <= single_words
+        repeats_parts = len(name_parts) > 1 and all(part_counts[part] > 1 for part in name_parts)
+        if consists_of_words or repeats_parts or name_parts & {*names}:
             remarks.append(
                 f"label_column={column}: labels such as {name!r} consist of other labels, but each was read as one label; "
                 f"if a text can have several labels, separate them by commas, and {SET_MULTI_LABEL}"
@@ -220,6 +224,11 @@ def encode_label_lists(raw: dict[str, Dataset], column: str) -> Encoded:
         _refuse_unknown(values, known, split, column)
         encoded[split] = np.zeros((len(raw[split]), len(names)), dtype=np.float32)
         encoded[split][rows, np.array([positions[label] for label in values], dtype=np.int64)[codes]] = 1
+    if all((split.lengths < 2).all() for split in labels.values()):
+        remarks.append(
+            f"label_column={column}: no text has more than one label: separate the labels of a text by commas, or set problem_type "
+            "to single_label_classification"
+        )
     return Encoded(encoded, names, [*remarks, *_notes_on_names(names, column)])
 
 
