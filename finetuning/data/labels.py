@@ -96,11 +96,18 @@ def holds_several(train: Dataset, column: str) -> bool:
     if lists:
         return bool((_occurrences(lists.arrays["train"], "train", column).lengths > 1).any())
     if getattr(train.features[column], "dtype", None) in ("string", "large_string"):
-        decimal = _decimal([value for value in distinct(train, column).values if value is not None])
-        if decimal is not None:
+        values = [value for value in distinct(train, column).values if value is not None]
+        is_class = "if each is a class set it to single_label_classification"
+        if (decimal := _decimal(values)) is not None:
             raise UserError(
                 f"label_column={column} holds decimal numbers, such as {decimal}: to predict the numbers set problem_type to "
-                "regression; if each is a class set it to single_label_classification"
+                f"regression; {is_class}"
+            )
+        if _decimal([value.replace(",", ".") for value in values]) is not None:
+            raise UserError(
+                f"label_column={column} holds numbers with decimal commas, such as {next(value for value in values if ',' in value)}: "
+                "to predict the numbers write points and set problem_type to regression; if these are several labels set it to "
+                f"multi_label_classification; {is_class}"
             )
     return False
 
