@@ -88,12 +88,14 @@ def test_lists_of_0_and_1_are_read_as_one_position_per_label(values, feature):
 @pytest.mark.parametrize(
     ("values", "names", "codes", "note"),
     [
-        (["0111", "111", " 0111 "], ["0111", "111"], [0, 1, 0], ""),
+        (["0111", "111", " 0111 "], ["0111", "111"], [0, 1, 0], "one number in two forms: '0111', '111'"),
         (["10", "9", "10"], ["9", "10"], [1, 0, 1], ""),
-        (["10", "9", "09"], ["09", "10", "9"], [1, 2, 0], ""),
+        (["10", "9", "09"], ["09", "10", "9"], [1, 2, 0], "one number in two forms: '09', '9'"),
+        (["007", "100", "0", "010"], ["0", "007", "010", "100"], [1, 3, 0, 2], ""),
         (["None", "NA", None, "  "], ["NA", "None"], [1, 0, -1, -1], ""),
         (["[UNK]", "(1)", "(none)"], ["(1)", "(none)", "[UNK]"], [2, 0, 1], ""),
         (["true", "TRUE", "no"], ["TRUE", "no", "true"], [2, 0, 1], "only in capital letters or spaces: 'TRUE', 'true'"),
+        (["pos\u200b", "pos", "\ufeffneg"], ["pos", "pos\u200b", "\ufeffneg"], [1, 0, 2], r"only in capital letters or spaces: 'pos', 'pos\u200b'"),
         (["very good", "very  good", "no"], ["no", "very  good", "very good"], [2, 1, 0], "capital letters or spaces: 'very  good', 'very good'"),
         (["a, b", "a", "b"], ["a", "a, b", "b"], [1, 0, 2], "'a, b' consist of other labels"),
         (["a#b", "a#c", "b#c"], ["a#b", "a#c", "b#c"], [0, 1, 2], "set problem_type to multi_label_classification"),

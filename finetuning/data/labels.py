@@ -168,20 +168,25 @@ def _refuse_unknown(values: list, known: list, split: str, column: str) -> None:
 
 
 def alike(names: list[str], column: str) -> list[str]:
-    """Return a note on names that differ only in capital letters or spaces."""
-    normalised = {name: " ".join(unicodedata.normalize("NFKC", name).casefold().split()) for name in names}
+    """Return a note on names that differ only in invisible characters, or only in capital letters or spaces."""
+
+    def plain(name: str) -> str:
+        visible = "".join(character for character in name if unicodedata.category(character) != "Cf")
+        return " ".join(unicodedata.normalize("NFKC", visible).casefold().split())
+
+    normalised = {name: plain(name) for name in names}
     counts = Counter(normalised.values())
     same = sorted((name for name in names if counts[normalised[name]] > 1), key=normalised.get)
-    problem = f"label_column={column}: labels that differ only in capital letters or spaces"
+    problem = f"label_column={column}: labels that differ only in invisible characters, or only in capital letters or spaces"
     return [f"{problem}: {listed([*map(repr, same)])}"] if same else []
 
 
 def _notes_on_names(names: list[str], column: str) -> list[str]:
     """Return notes on labels that look alike, and on labels that seem to be several labels in one."""
     remarks = alike(names, column)
-    numbers = {name: re.sub(r"(?<=[0-9])\.0+$", "", name) if re.fullmatch(r"-?[0-9]+\.0+", name) else name for name in names}
+    numbers = {name: re.sub(r"^(-?)0+(?=[0-9])|\.0+$", r"\1", name) for name in names if re.fullmatch(r"-?[0-9]+(\.0+)?", name)}
     number_counts = Counter(numbers.values())
-    if same := [name for name in names if number_counts[numbers[name]] > 1]:
+    if same := [name for name, number in numbers.items() if number_counts[number] > 1]:
         remarks.append(f"label_column={column}: labels that are one number in two forms: {listed([*map(repr, same)])}")
     parts = {name: {part.strip() for part in re.split(POSSIBLE_SEPARATORS, name)} - {"", name} for name in names}
     part_counts = Counter(part for name in names for part in parts[name])
