@@ -258,6 +258,8 @@ def test_any_table_comes_back_from_csv_json_and_excel(tmp_path_factory, rows):
         ('text,label\n"Fine" film,good\n', "line 2: .* quotation marks"),
         ('text,label\nfine,good\n"dull,bad\n', "line 3: .* quotation marks"),  # the field goes to the end of the file
         ('text,label\nfine,good\n"Never mind,bad\nnot bad,good\nat 12",bad\ndull,bad\n', "lines 3 to 5 look like 3 rows"),
+        ("text,label\nfine,good\ntext,label\ndull,bad\n", "line 3 repeats the names of the columns"),  # joined with cat
+        ('"text","label"\n"fine","good"\n\n\ufeff"text","label"\n"dull","bad"\n', "line 4 repeats the names of the columns"),
         ("text,label,text\na,b,c\n", "two columns are called 'text'"),
         ("text,label\nfine,good\nd\0ll,bad\n", "NUL characters .*line 3"),
         ("text,label\n" + "fine,good\n" * 9_000 + "d\0ll,bad\n", "NUL characters .*line 9,002"),  # far from the start of the file
@@ -266,6 +268,11 @@ def test_any_table_comes_back_from_csv_json_and_excel(tmp_path_factory, rows):
 def test_a_csv_that_would_be_misread_is_refused_with_the_line_number(text, words, tmp_path):
     with pytest.raises(UserError, match=words):
         find_rows(str(write(tmp_path / "rows.csv", text)))
+
+
+def test_a_tsv_that_repeats_the_names_of_its_columns_is_refused(tmp_path):
+    with pytest.raises(UserError, match="line 3 repeats the names of the columns"):
+        find_rows(str(write(tmp_path / "rows.tsv", 'text\tlabel\n"fine\tgood\ntext\tlabel\n')))
 
 
 def test_a_parquet_file_with_two_columns_of_one_name_is_refused(tmp_path):

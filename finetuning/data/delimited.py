@@ -5,7 +5,6 @@ import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 from finetuning.data.content import Tables, check_names, string_tables
 from finetuning.data.files import MAX_LINE, SNIFFED_BYTES, lines_of, open_text
@@ -58,13 +57,13 @@ def _table(files: list[Path], encoding: str | None, separators: list[str | None]
 def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator[list[str]]:
     """Yield the fields of each row, first those of the header. Raise `UserError` for a row with another number of fields."""
     if separator is None:
-        columns = 0
+        header = []
         for number, line in enumerate(lines_of(file, encoding), 1):
             if line:
                 fields = line.split("\t")
-                columns = columns or len(fields)
-                if len(fields) != columns:
-                    _refuse_fields(file, number, len(fields), columns, "\t")
+                if header:
+                    _check_fields(file, number, fields, header, "\t")
+                header = header or fields
                 yield fields
         return
     csv.field_size_limit(MAX_LINE)
@@ -76,7 +75,7 @@ def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator
             yield line
 
     reader = csv.reader(recorded(), delimiter=separator, strict=True)
-    first_line, columns, suspects = 1, 0, []
+    first_line, header, suspects = 1, [], []
     values: dict[int, set] = {}  # distinct values of each column that has few
     try:
         for row in reader:
@@ -87,10 +86,10 @@ def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator
                         f"{file}: line {first_line:,}: the field {spaced[:40]!r} has spaces before its quotation mark, which would "
                         "then be part of it: remove these spaces"
                     )
-                if not columns:
-                    columns, values = len(row), {i: set() for i in range(len(row))}
-                elif len(row) != columns:
-                    _refuse_fields(file, first_line, len(row), columns, separator)
+                if header:
+                    _check_fields(file, first_line, row, header, separator)
+                if not header:
+                    header, values = row, {i: set() for i in range(len(row))}
                 elif len(lines) > 1:
                     suspects.append((first_line, [line.rstrip("\r\n").split(separator) for line in lines]))
                 else:
@@ -106,16 +105,22 @@ def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator
             f"{file}: line {first_line:,}: {error}: a quoted field must begin and end with a quotation mark, and quotation marks "
             "inside it must be doubled: write the file with a spreadsheet or a csv library, or save it as .jsonl"
         ) from error
-    _check_joined_rows(file, columns, suspects, [*values.values()])
+    _check_joined_rows(file, len(header), suspects, [*values.values()])
 
 
-def _refuse_fields(file: Path, line: int, fields: int, columns: int, separator: str) -> NoReturn:
-    """Raise `UserError` for a line with another number of fields than the header has."""
-    name = {"\t": "a tab", ",": "a comma"}.get(separator, repr(separator))
-    raise UserError(
-        f"{file}: line {line:,} has {fields} fields, but the first line has {columns}: put quotation marks around a text that "
-        f"contains {name}, correct the number of fields, or save the file as .jsonl"
-    )
+def _check_fields(file: Path, line: int, row: list[str], header: list[str], separator: str) -> None:
+    """Raise `UserError` for a row with another number of fields than the header has, and for one that repeats the header."""
+    if len(row) != len(header):
+        name = {"\t": "a tab", ",": "a comma"}.get(separator, repr(separator))
+        raise UserError(
+            f"{file}: line {line:,} has {len(row)} fields, but the first line has {len(header)}: put quotation marks around a text "
+            f"that contains {name}, correct the number of fields, or save the file as .jsonl"
+        )
+    if len(row) > 1 and row[1:] == header[1:] and row[0].strip('\ufeff"') == header[0].strip('"'):  # after a byte order mark
+        raise UserError(
+            f"{file}: line {line:,} repeats the names of the columns, as in files that were joined: remove this line, or put the "
+            "files into a folder and give the folder"
+        )
 
 
 def _check_joined_rows(file: Path, columns: int, suspects: list, values: list[set]) -> None:
