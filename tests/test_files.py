@@ -50,6 +50,7 @@ FORMATS = {  # file name -> function that writes it
     "rows.json": lambda file: ROWS.to_json(file, orient="records"),
     "rows.jsonl": lambda file: ROWS.to_json(file, orient="records", lines=True),
     "semicolons.csv": lambda file: ROWS.to_csv(file, index=False, sep=";"),
+    "excel.csv": lambda file: file.write_text("sep=;\r\n" + ROWS.to_csv(index=False, sep=";")),
     "bars.csv": lambda file: ROWS.to_csv(file, index=False, sep="|"),
     "tabs.csv": lambda file: ROWS.to_csv(file, index=False, sep="\t"),
     "latin.csv": lambda file: ROWS.to_csv(file, index=False, encoding="latin-1"),

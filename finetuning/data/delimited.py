@@ -12,12 +12,13 @@ from finetuning.errors import UserError
 
 SPACED_QUOTE = re.compile(r' +"(?:[^"]|"")+" *')  # a field that was written with a space after the separator
 SEPARATORS = ",;\t|"
+NAMED_SEPARATOR = re.compile(r'"?sep=([^\w\s"]|\t)"?\r?\n')  # the first line of a file for Excel, before the names of the columns
 MAX_DISTINCT_VALUES = 50  # a column with more is not taken for a column of labels
 MIN_SUSPECT_LINES = 4  # a quoted field with as many lines that look like rows is refused
 
 
 def read_csv(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables:
-    """Read fields with quotation marks as in RFC 4180. The separator is the one that splits the first lines most evenly."""
+    """Read fields with quotation marks as in RFC 4180. The separator is named in the first line, or splits the first lines most evenly."""
     with open_text(files[0], encoding) as opened:
         start = opened.read(SNIFFED_BYTES)
     lines = start.splitlines(keepends=True)
@@ -28,7 +29,8 @@ def read_csv(files: list[Path], encoding: str | None, remarks: list[str]) -> Tab
         rows = [len(row) for row in csv.reader(lines, delimiter=separator) if row]
         return (sum(n == rows[0] for n in rows) / len(rows), rows[0]) if rows and rows[0] > 1 else (0, 0)
 
-    separator = max(SEPARATORS, key=evenness)
+    named = NAMED_SEPARATOR.match(start)
+    separator = named[1] if named else max(SEPARATORS, key=evenness)
     if separator not in (",", "\t"):
         remarks.append(f"{files[0].name}: the separator of its columns is {separator!r}")
     return _table(files, encoding, [separator] * len(files))
@@ -70,7 +72,8 @@ def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator
     lines: list[str] = []  # the lines of the current row
 
     def recorded() -> Iterator[str]:
-        for line in lines_of(file, encoding, keep_ends=True):
+        for number, line in enumerate(lines_of(file, encoding, keep_ends=True)):
+            line = "\n" if number == 0 and NAMED_SEPARATOR.fullmatch(line) else line  # it keeps its number, and is no row
             lines.append(line)
             yield line
 
