@@ -288,6 +288,22 @@ def test_a_quoted_text_may_have_several_lines(tmp_path):
     assert texts_of(tmp_path / "rows.csv") == texts
 
 
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ('"Stop,Halt\nGo now",Geh', "lines 62 to 63 are read as one row"),  # two rows, joined by stray quotation marks
+        ('Halt,"Stop\nGeh,Go now"', "lines 62 to 63 are read as one row"),
+        ('"Stop, or go\nnow",Halt', ""),
+        ('"It costs 1,5\nor more",Halt', ""),
+        ('"Well,\nwell",Gut', ""),
+    ],
+)
+def test_lines_that_may_be_rows_but_are_read_as_one_text_are_noted(text, note, tmp_path):
+    pairs = "".join(f"man {i},Mann {i}\n" for i in range(60))
+    rows, source = find_rows(str(write(tmp_path / "rows.csv", f"en,de\n{pairs}{text}\n")))
+    assert len(rows["train"]) == 61 and [note in remark for remark in source.remarks] == ([True] if note else [])
+
+
 def test_quotation_marks_of_a_tsv_are_text_unless_they_surround_fields(tmp_path):
     stray = ['"Never mind', "fine", 'a 12" pipe', '"Good" film', '"all of it"']
     plain = "text\tlabel\n" + "".join(f"{text}\tgood\n" for text in stray)

@@ -14,6 +14,7 @@ SPACED_QUOTE = re.compile(r' +"(?:[^"]|"")+" *')  # a field that was written wit
 SEPARATORS = ",;\t|"
 NAMED_SEPARATOR = re.compile(r'"?sep=([^\w\s"]|\t)"?\r?\n')  # the first line of a file for Excel, before the names of the columns
 MAX_DISTINCT_VALUES = 50  # a column with more is not taken for a column of labels
+MAX_LISTED = 5  # places in a note
 MIN_SUSPECT_LINES = 4  # a quoted field with as many lines that look like rows is refused
 
 
@@ -33,7 +34,7 @@ def read_csv(files: list[Path], encoding: str | None, remarks: list[str]) -> Tab
     separator = named[1] if named else max(SEPARATORS, key=evenness)
     if separator not in (",", "\t"):
         remarks.append(f"{files[0].name}: the separator of its columns is {separator!r}")
-    return _table(files, encoding, [separator] * len(files))
+    return _table(files, encoding, [separator] * len(files), remarks)
 
 
 def read_tsv(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables:
@@ -42,12 +43,12 @@ def read_tsv(files: list[Path], encoding: str | None, remarks: list[str]) -> Tab
     for file, is_quoted in zip(files, quoted, strict=True):
         if is_quoted is False:
             remarks.append(f"{file.name}: its quotation marks are read as part of the texts")
-    return _table(files, encoding, ["\t" if is_quoted else None for is_quoted in quoted])
+    return _table(files, encoding, ["\t" if is_quoted else None for is_quoted in quoted], remarks)
 
 
-def _table(files: list[Path], encoding: str | None, separators: list[str | None]) -> Tables:
+def _table(files: list[Path], encoding: str | None, separators: list[str | None], remarks: list[str]) -> Tables:
     """Read files that have the same columns. Separator None: tabs separate fields, and quotation marks belong to the texts."""
-    rows_of_files = [_fields(file, encoding, separator) for file, separator in zip(files, separators, strict=True)]
+    rows_of_files = [_fields(file, encoding, separator, remarks) for file, separator in zip(files, separators, strict=True)]
     headers = [[name.strip() for name in next(rows, [])] for rows in rows_of_files]
     for file, header in zip(files, headers, strict=True):
         if not header:
@@ -56,7 +57,7 @@ def _table(files: list[Path], encoding: str | None, separators: list[str | None]
     return string_tables(headers[0], itertools.chain.from_iterable(rows_of_files))
 
 
-def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator[list[str]]:
+def _fields(file: Path, encoding: str | None, separator: str | None, remarks: list[str]) -> Iterator[list[str]]:
     """Yield the fields of each row, first those of the header. Raise `UserError` for a row with another number of fields."""
     if separator is None:
         header = []
@@ -78,6 +79,7 @@ def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator
             yield line
 
     reader = csv.reader(recorded(), delimiter=separator, strict=True)
+    prose = re.compile(rf"{re.escape(separator)}(?!\S)|(?<=[0-9]){re.escape(separator)}(?=[0-9])")  # as in "well, well" or "1,5"
     first_line, header, suspects = 1, [], []
     values: dict[int, set] = {}  # distinct values of each column that has few
     try:
@@ -94,7 +96,9 @@ def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator
                 if not header:
                     header, values = row, {i: set() for i in range(len(row))}
                 elif len(lines) > 1:
-                    suspects.append((first_line, [line.rstrip("\r\n").split(separator) for line in lines]))
+                    rows = [line.rstrip("\r\n").split(separator) for line in lines]
+                    if len(row) > 1 and all(len(fields) == len(row) for fields in rows):
+                        suspects.append((first_line, rows, not any("\n" in field and prose.search(field) for field in row)))
                 else:
                     for i in [*values]:
                         values[i].add(row[i])
@@ -108,7 +112,7 @@ def _fields(file: Path, encoding: str | None, separator: str | None) -> Iterator
             f"{file}: line {first_line:,}: {error}: a quoted field must begin and end with a quotation mark, and quotation marks "
             "inside it must be doubled: write the file with a spreadsheet or a csv library, or save it as .jsonl"
         ) from error
-    _check_joined_rows(file, len(header), suspects, [*values.values()])
+    remarks += _check_joined_rows(file, suspects, [*values.values()])
 
 
 def _check_fields(file: Path, line: int, row: list[str], header: list[str], separator: str) -> None:
@@ -126,22 +130,30 @@ def _check_fields(file: Path, line: int, row: list[str], header: list[str], sepa
         )
 
 
-def _check_joined_rows(file: Path, columns: int, suspects: list, values: list[set]) -> None:
+def _check_joined_rows(file: Path, suspects: list, values: list[set]) -> list[str]:
     """Raise `UserError` if the lines of a quoted field look like rows: a single quotation mark has probably joined them.
 
-    `suspects`: for each row of several lines its first line number, and its lines split at each separator. `values`: the distinct
-    values of each column that has few.
+    Return a note if they may be rows. `suspects`: for each row whose lines have as many fields as a row, its first line number, its
+    lines split at each separator, and whether the separators in its text are not those of prose. `values`: the distinct values of
+    each column that has few.
     """
-    for first_line, rows in suspects:
-        if columns < 2 or any(len(row) != columns for row in rows):
-            continue
-        positions = range(columns)
+    doubtful = []
+    for first_line, rows, may_be_rows in suspects:
+        lines, positions = f"{first_line:,} to {first_line + len(rows) - 1:,}", range(len(rows[0]))
         has_labels = any(all(row[i].strip('"') in labels for row in rows) for labels in values for i in positions)
         if has_labels or len(rows) >= MIN_SUSPECT_LINES:
             raise UserError(
-                f"{file}: lines {first_line:,} to {first_line + len(rows) - 1:,} look like {len(rows)} rows, but a quotation mark "
-                "at the start of a field joins them: double the quotation marks inside fields, or save the file as .jsonl"
+                f"{file}: lines {lines} look like {len(rows)} rows, but a quotation mark at the start of a field joins them: double "
+                "the quotation marks inside fields, or save the file as .jsonl"
             )
+        if may_be_rows:
+            doubtful.append(lines)
+    more = f" and {len(doubtful) - MAX_LISTED:,} more" if len(doubtful) > MAX_LISTED else ""
+    note = (
+        f"{file.name}: lines {', '.join(doubtful[:MAX_LISTED])}{more} are read as one row, because quotation marks surround them: if "
+        "they are several rows, double the quotation marks inside fields, or save the file as .jsonl"
+    )
+    return [note] if doubtful else []
 
 
 def _is_quoted(file: Path, encoding: str | None) -> bool | None:
