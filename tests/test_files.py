@@ -259,6 +259,7 @@ def test_any_table_comes_back_from_csv_json_and_excel(tmp_path_factory, rows):
         ('text,label\n"Fine" film,good\n', "line 2: .* quotation marks"),
         ('text,label\nfine,good\n"dull,bad\n', "line 3: .* quotation marks"),  # the field goes to the end of the file
         ('text,label\nfine,good\n"Never mind,bad\nnot bad,good\nat 12",bad\ndull,bad\n', "lines 3 to 5 look like 3 rows"),
+        ("en,de\n" + "".join(f"a{i},b{i}\n" for i in range(60)) + '"Go,b\nc,d\ne,f\n12",g\n', "lines 62 to 65 look like 4 rows"),
         ("text,label\nfine,good\ntext,label\ndull,bad\n", "line 3 repeats the names of the columns"),  # joined with cat
         ('"text","label"\n"fine","good"\n\n\ufeff"text","label"\n"dull","bad"\n', "line 4 repeats the names of the columns"),
         ("text,label,text\na,b,c\n", "two columns are called 'text'"),
@@ -295,13 +296,14 @@ def test_a_quoted_text_may_have_several_lines(tmp_path):
         ('Halt,"Stop\nGeh,Go now"', "lines 62 to 63 are read as one row"),
         ('"Stop, or go\nnow",Halt', ""),
         ('"It costs 1,5\nor more",Halt', ""),
-        ('"Well,\nwell",Gut', ""),
+        ('"Stop,Halt\nGo now",Geh' + '\n"Well\nwell",Gut' * 20, ""),
+        ('"Well,\nwell,\nwell,\nwell",Gut', ""),
     ],
 )
 def test_lines_that_may_be_rows_but_are_read_as_one_text_are_noted(text, note, tmp_path):
     pairs = "".join(f"man {i},Mann {i}\n" for i in range(60))
     rows, source = find_rows(str(write(tmp_path / "rows.csv", f"en,de\n{pairs}{text}\n")))
-    assert len(rows["train"]) == 61 and [note in remark for remark in source.remarks] == ([True] if note else [])
+    assert len(rows["train"]) > 60 and [note in remark for remark in source.remarks] == ([True] if note else [])
 
 
 def test_quotation_marks_of_a_tsv_are_text_unless_they_surround_fields(tmp_path):

@@ -14,6 +14,7 @@ SPACED_QUOTE = re.compile(r' +"(?:[^"]|"")+" *')  # a field that was written wit
 SEPARATORS = ",;\t|"
 NAMED_SEPARATOR = re.compile(r'"?sep=([^\w\s"]|\t)"?\r?\n')  # the first line of a file for Excel, before the names of the columns
 MAX_DISTINCT_VALUES = 50  # a column with more is not taken for a column of labels
+MAX_DOUBTFUL = 0.1  # of the rows of several lines may look like rows by chance
 MAX_LISTED = 5  # places in a note
 MIN_SUSPECT_LINES = 4  # a quoted field with as many lines that look like rows is refused
 
@@ -80,7 +81,7 @@ def _fields(file: Path, encoding: str | None, separator: str | None, remarks: li
 
     reader = csv.reader(recorded(), delimiter=separator, strict=True)
     prose = re.compile(rf"{re.escape(separator)}(?!\S)|(?<=[0-9]){re.escape(separator)}(?=[0-9])")  # as in "well, well" or "1,5"
-    first_line, header, suspects = 1, [], []
+    first_line, header, n_joined, suspects = 1, [], 0, []
     values: dict[int, set] = {}  # distinct values of each column that has few
     try:
         for row in reader:
@@ -96,6 +97,7 @@ def _fields(file: Path, encoding: str | None, separator: str | None, remarks: li
                 if not header:
                     header, values = row, {i: set() for i in range(len(row))}
                 elif len(lines) > 1:
+                    n_joined += 1
                     rows = [line.rstrip("\r\n").split(separator) for line in lines]
                     if len(row) > 1 and all(len(fields) == len(row) for fields in rows):
                         suspects.append((first_line, rows, not any("\n" in field and prose.search(field) for field in row)))
@@ -112,7 +114,7 @@ def _fields(file: Path, encoding: str | None, separator: str | None, remarks: li
             f"{file}: line {first_line:,}: {error}: a quoted field must begin and end with a quotation mark, and quotation marks "
             "inside it must be doubled: write the file with a spreadsheet or a csv library, or save it as .jsonl"
         ) from error
-    remarks += _check_joined_rows(file, suspects, [*values.values()])
+    remarks += _check_joined_rows(file, n_joined, suspects, [*values.values()])
 
 
 def _check_fields(file: Path, line: int, row: list[str], header: list[str], separator: str) -> None:
@@ -130,18 +132,18 @@ def _check_fields(file: Path, line: int, row: list[str], header: list[str], sepa
         )
 
 
-def _check_joined_rows(file: Path, suspects: list, values: list[set]) -> list[str]:
+def _check_joined_rows(file: Path, n_joined: int, suspects: list, values: list[set]) -> list[str]:
     """Raise `UserError` if the lines of a quoted field look like rows: a single quotation mark has probably joined them.
 
-    Return a note if they may be rows. `suspects`: for each row whose lines have as many fields as a row, its first line number, its
-    lines split at each separator, and whether the separators in its text are not those of prose. `values`: the distinct values of
-    each column that has few.
+    Return a note if they may be rows, unless most of the `n_joined` rows of several lines can't. `suspects`: for each row whose
+    lines have as many fields as a row, its first line number, its lines split at each separator, and whether the separators in its
+    text are not those of prose. `values`: the distinct values of each column that has few.
     """
     doubtful = []
     for first_line, rows, may_be_rows in suspects:
         lines, positions = f"{first_line:,} to {first_line + len(rows) - 1:,}", range(len(rows[0]))
         has_labels = any(all(row[i].strip('"') in labels for row in rows) for labels in values for i in positions)
-        if has_labels or len(rows) >= MIN_SUSPECT_LINES:
+        if has_labels or (may_be_rows and len(rows) >= MIN_SUSPECT_LINES):
             raise UserError(
                 f"{file}: lines {lines} look like {len(rows)} rows, but a quotation mark at the start of a field joins them: double "
                 "the quotation marks inside fields, or save the file as .jsonl"
@@ -153,7 +155,7 @@ def _check_joined_rows(file: Path, suspects: list, values: list[set]) -> list[st
         f"{file.name}: lines {', '.join(doubtful[:MAX_LISTED])}{more} are read as one row, because quotation marks surround them: if "
         "they are several rows, double the quotation marks inside fields, or save the file as .jsonl"
     )
-    return [note] if doubtful else []
+    return [note] if len(doubtful) > MAX_DOUBTFUL * n_joined else []
 
 
 def _is_quoted(file: Path, encoding: str | None) -> bool | None:
