@@ -105,6 +105,8 @@ def as_text(value: Any) -> str:
 def find_lists(raw: dict[str, Dataset], column: str) -> Lists | None:
     """Return the labels of each row if the column holds lists; None if it holds a value per row."""
     feature = raw["train"].features[column]
+    if getattr(getattr(feature, "feature", feature), "dtype", None) in ("binary", "large_binary"):
+        raise UserError(f"label_column={column} holds bytes: write its labels as texts")
     is_list = {split: isinstance(rows.features[column], List | LargeList) for split, rows in raw.items()}
     if other := next((split for split in raw if is_list[split] != is_list["train"]), None):
         raise UserError(
