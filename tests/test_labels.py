@@ -158,6 +158,8 @@ def test_many_classes_are_accepted_only_if_the_user_named_the_column():
         (['{"choices": ["a", "b"]}', "a"], TEXT, {}, "row 0 .*: write names of labels, or lists"),
         (['[{"start": 0}]', "[]"], TEXT, {}, "row 0 .*set task to token-classification"),
         ([[], [[0, 4, "LOC"]]], Json(), {}, "row 1 .*set task to token-classification"),
+        ([b"pos", b"neg"], Value("binary"), {}, "holds bytes: write its labels as texts"),
+        ([[b"pos"], [b"neg", b"pos"]], List(Value("binary")), {}, "holds bytes: write its labels as texts"),
         ([{"a": 1}, {"b": [1]}], Json(), {}, "row 0 .*must be a text or a number, or a list"),
         ([["a", "b"], ["a"]], List(TEXT), dict(problem_type=ONE), "row 0 .*several labels: set problem_type to multi_label"),
         (["Arts, Crafts; Music", "Music"], TEXT, dict(problem_type=SEVERAL), "with ',' and ';', such as 'Arts, .*as a list, .*one separator"),
@@ -208,6 +210,14 @@ def test_regression_refuses_values_that_are_not_finite_numbers(wrong):
     values = ["1", wrong] if isinstance(wrong, str) else [1, wrong]
     with pytest.raises(UserError, match="label_column=label: row 1 of split train holds .*no finite number.*set label_column"):
         read_labels(values, feature, problem_type=NUMBERS)
+
+
+@pytest.mark.parametrize("step", [1, 37])
+def test_numbers_that_float32_would_round_to_others_are_refused(step):
+    with pytest.raises(UserError, match="1700000000 to .* differ too little for their size.*subtract their smallest"):
+        read_labels([1_700_000_000 + i * step for i in range(40)], Value("int64"), problem_type=NUMBERS)
+    days = [1_700_000_000 + i * 86_400 for i in range(40)]
+    assert np.ptp(read_labels(days, Value("int64"), problem_type=NUMBERS)[0].labels["train"]) == 39 * 86_400
 
 
 # --- texts ---------------------------------------------------------------------------------------------------------------

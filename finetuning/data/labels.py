@@ -22,6 +22,7 @@ SEPARATORS = ",;|"  # between labels that are written as one text
 HASH = r"(?<=\w)#(?=\w)"  # doccano's separator, as in "a#b"; "C#" is one label
 POSSIBLE_SEPARATORS = rf"[,;|/+&\n，、；]|{HASH}"  # a label with one of these may be several labels; a note says so
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
+MAX_ROUNDING = 1e-3  # of numbers to float32, as a fraction of their standard deviation
 MAX_CLASSES = 20  # more are allowed if classes have four rows on average, or if the user named the column
 VECTOR = re.compile(r"[01](\s*[01])+")  # 0 or 1 for each label, in one text
 WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]*")
@@ -366,20 +367,26 @@ def encode_label_columns(raw: dict[str, Dataset], columns: list[str]) -> Encoded
 
 def encode_numbers(raw: dict[str, Dataset], column: str) -> Encoded:
     """Return the numbers of each split, (rows,) float32, NaN where a number is missing. There are no names."""
-    encoded = {}
+    numbers = {}
     for split, rows in raw.items():
         cells = distinct_names(rows, column)
-        numbers = [np.nan if value is None else _number(value) for value in cells.values]
-        if None in numbers:
-            position = numbers.index(None)
+        values = [np.nan if value is None else _number(value) for value in cells.values]
+        if None in values:
+            position = values.index(None)
             remedy = "this is no finite number: write numbers with a point for decimals, or set label_column to a column of numbers"
             refuse(column, split, cells.row_of(position), cells.values[position], remedy)
-        encoded[split] = np.array([*numbers, np.nan], dtype=np.float32)[cells.codes]
-    train = encoded["train"][~np.isnan(encoded["train"])]
+        numbers[split] = np.array([*values, np.nan])[cells.codes]
+    train = numbers["train"][~np.isnan(numbers["train"])]
     if len(train) == 0:
         raise UserError(f"label_column={column}: train has no numbers in it: set it to the column with the numbers")
     if np.ptp(train) == 0:
         raise UserError(f"label_column={column}: all numbers of train are equal: set it to the column with the numbers to predict")
+    encoded = {split: values.astype(np.float32) for split, values in numbers.items()}
+    if abs(train - train.astype(np.float32)).max() > MAX_ROUNDING * train.std():
+        raise UserError(
+            f"label_column={column}: the numbers of train, {train.min():.12g} to {train.max():.12g}, differ too little for their size, "
+            "because the training keeps seven digits of each: subtract their smallest from all numbers"
+        )
     return Encoded(encoded)
 
 
