@@ -106,6 +106,17 @@ def test_a_sample_size_above_the_number_of_rows_is_refused_from_the_user_but_not
     assert not load(tmp_path / "rows.csv").remarks, "the defaults fit data sets of any size"
 
 
+def test_columns_with_usual_names_that_are_not_read_are_noted(tmp_path):
+    rows = make_rows(80).rename(columns={"review": "sentence"}).assign(question="why", label=["x", "y"] * 40, idx=range(80))
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    assert load(tmp_path / "rows.csv").remarks == [
+        "column sentence is read, and not question: set text_column or text_pair_column to read another column",
+        "column label is read, and not sentiment: set label_column to read another column",
+    ]
+    named = load(tmp_path / "rows.csv", text_column="sentence", text_pair_column="question", label_column="sentiment")
+    assert not named.remarks
+
+
 # --- archives and labels -------------------------------------------------------------------------------------------------
 
 

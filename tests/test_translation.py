@@ -31,7 +31,7 @@ from finetuning.results import bleu, metrics, run_folder
 from finetuning.speed import beam_search
 from finetuning.task import Evaluation
 from finetuning.tasks import pick
-from finetuning.tasks.translation import Translation, Translations
+from finetuning.tasks.translation import Translation, Translations, references
 from finetuning.training.prediction import Predictor
 from finetuning.use.predicting import load_engine
 
@@ -524,6 +524,14 @@ def test_either_of_two_parallel_files_names_the_data_set(parallel):
     config = replace(CONFIG, source_lang="English", source_column="en", target_column="de")
     data = splits.load_data(TASK, replace(config, dataset_name=str(parallel / "lines" / "train.en")))
     assert len(data.train) + len(data.validation) + len(data.test) == 60 and data.config.source_lang == "English"
+
+
+def test_a_line_break_of_html_is_part_of_a_translation(tmp_path):
+    pairs = make_pairs(60).assign(high=lambda pairs: pairs.high + "<br/>end")
+    pairs.to_csv(tmp_path / "pairs.csv", index=False)
+    config = replace(CONFIG, dataset_name=str(tmp_path / "pairs.csv"), source_column="low", target_column="high")
+    data = splits.load_data(TASK, config)
+    assert all(text.endswith("<br/>end") for text in references(data.test))
 
 
 def test_languages_find_their_columns(parallel):

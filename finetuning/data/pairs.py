@@ -8,7 +8,7 @@ from datasets import Dataset, Features, Value
 from config import Config
 from finetuning.data.cache import map_once, read_columns
 from finetuning.data.splits import listed
-from finetuning.data.text import clean
+from finetuning.data.text import filled
 from finetuning.errors import UserError
 
 FINE, EQUAL, UNEQUAL_LENGTHS, SWAPPED = range(4)  # kinds of pairs
@@ -54,7 +54,7 @@ def check_pairs(rows: dict[str, Dataset], columns: dict[str, str], config: Confi
 def words_of_sides(train: Dataset) -> tuple[list[str], list[str]]:
     """Return the typical words of the sources, which are frequent there and rare in the targets, and of the targets."""
     pairs = train[: min(len(train), VOCABULARY_PAIRS)]
-    source, target = (Counter(word for text in clean(pairs[side]) for word in text.split()) for side in ("source", "target"))
+    source, target = (Counter(word for text in filled(pairs[side]) for word in text.split()) for side in ("source", "target"))
 
     def typical(side: Counter, other: Counter) -> list[str]:
         return sorted(word for word, count in side.items() if count >= MIN_COUNT and count > MIN_COUNT_RATIO * other[word])
@@ -67,7 +67,7 @@ def kinds_of_pairs(pairs: Dataset, words: tuple[list[str], list[str]]) -> np.nda
     source_words, target_words = map(set, words)
 
     def kinds_of_batch(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
-        sides = zip(clean(batch["source"]), clean(batch["target"]), strict=True)
+        sides = zip(filled(batch["source"]), filled(batch["target"]), strict=True)
         return {"kind": [kind_of_pair(source, target, source_words, target_words) for source, target in sides]}
 
     return read_columns(map_once(pairs, kinds_of_batch, Features({"kind": Value("int8")}), [words]), "kind")["kind"].to_numpy()

@@ -17,6 +17,7 @@ from finetuning.data.cache import map_once, read_columns, reopened
 from finetuning.data.content import check_classes
 from finetuning.data.files import SPLIT_WORDS, SPLITS
 from finetuning.data.sources import Source, find_rows
+from finetuning.data.text import not_read
 from finetuning.errors import UserError
 from finetuning.processes import require_same
 from finetuning.task import Rows, Task
@@ -92,7 +93,8 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     sha256 = sha256_of(frames)
     require_same("data", sha256)
     frames, left_out = usable(task, frames, columns, official_names, config)
-    remarks = [*source.remarks, *unused_splits(dataset, official_names, config), *all_rows.remarks, *left_out]
+    remarks = [*source.remarks, *unused_splits(dataset, official_names, config)]
+    remarks += [*not_read(raw["train"].column_names, columns, config), *all_rows.remarks, *left_out]
     if all_rows.label_names:
         remarks += contradictions(frames)
     if config.folds:

@@ -15,6 +15,7 @@ from finetuning.data.label_forms import shown
 from finetuning.errors import UserError, shorten
 
 TEXT_COLUMNS = ("text", "review", "sentence", "content", "comment", "message", "body")  # usual names of columns
+PAIR_COLUMNS = ("text_pair", "sentence2", "question", "premise", "hypothesis")
 LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "category", "target")
 LINE_BREAK = re.compile(r"<br\s*/?>")
 MAX_CHARACTERS = 100  # of a text, on a line of the terminal
@@ -52,6 +53,19 @@ def listed_columns(columns: Iterable[str]) -> str:
     names = [column if column == column.strip() else repr(column) for column in columns]
     more = f" and {len(names) - MAX_LISTED:,} more" if len(names) > MAX_LISTED else ""
     return ", ".join(names[:MAX_LISTED]) + more
+
+
+def not_read(available: list[str], columns: dict[str, str], config: Config) -> list[str]:
+    """Return notes on columns that are not read although their names are usual ones, unless the column to read was named."""
+    notes = []
+    for name, usual in (("text", (*TEXT_COLUMNS, *PAIR_COLUMNS)), ("label", LABEL_COLUMNS)):
+        others = [column for column in available if column.strip().lower() in usual and column not in columns.values()]
+        if others and name in columns and not getattr(config, f"{name}_column"):
+            more = " or text_pair_column" if name == "text" else ""
+            notes.append(
+                f"column {columns[name]} is read, and not {', '.join(others)}: set {name}_column{more} to read another column"
+            )
+    return notes
 
 
 def text_columns(available: list[str], config: Config, text_column: str | None) -> dict[str, str]:
@@ -115,9 +129,14 @@ def _as_texts(rows: Dataset) -> Dataset:
     return rows.map(texts, batched=True, features=features) if names else rows
 
 
+def filled(texts: Iterable[str | None]) -> list[str]:
+    """Return the texts, "" for None."""
+    return [text or "" for text in texts]
+
+
 def clean(texts: Iterable[str | None]) -> list[str]:
     """Return the texts with a space for each HTML line break, which saves 5 % of IMDb's tokens; "" for None."""
-    return [LINE_BREAK.sub(" ", text or "") for text in texts]
+    return [LINE_BREAK.sub(" ", text) for text in filled(texts)]
 
 
 def shortened(inputs: dict[str, str]) -> str:

@@ -22,7 +22,7 @@ from finetuning.data.formats import LANGUAGE_ENDINGS, read_parallel
 from finetuning.data.languages import SAMPLED_TEXTS, language, set_direction, special_script
 from finetuning.data.pairs import check_pairs
 from finetuning.data.splits import Split
-from finetuning.data.text import LINE_BREAK, TEXT_COLUMNS, check_texts, clean, find_column, listed_columns, renamed
+from finetuning.data.text import LINE_BREAK, TEXT_COLUMNS, check_texts, filled, find_column, listed_columns, renamed
 from finetuning.data.tokens import Tokens, encode_batch, special_tokens, truncate, whole_ids
 from finetuning.errors import UserError
 from finetuning.model.scoring import scoring
@@ -113,18 +113,18 @@ class Translation(TokenTask):
         rows = renamed(raw, columns)
         left_out, remarks = check_pairs(rows, columns, config)
         labels = {split: np.zeros(len(pairs), dtype=np.int64) for split, pairs in rows.items()}
-        targets = clean(rows["train"][:SAMPLED_TEXTS]["target"])
+        targets = filled(rows["train"][:SAMPLED_TEXTS]["target"])
         if note := bleu.note(bleu.signatures(bleu.tokenizer(special_script(config.target_lang, targets)))["bleu_signature"]):
             remarks.append(note)
         return Rows(rows, labels, left_out=left_out, remarks=remarks)
 
     def contents(self, batch: dict[str, list], labels: np.ndarray) -> tuple[list[str], Sequence]:
         """Return the sources, "" if a side is empty, and the targets. Equal sources thus stay in one split."""
-        targets = clean(batch["target"])
-        return [source if target.strip() else "" for source, target in zip(clean(batch["source"]), targets, strict=True)], targets
+        targets = filled(batch["target"])
+        return [source if target.strip() else "" for source, target in zip(filled(batch["source"]), targets, strict=True)], targets
 
     def readable(self, batch: dict[str, list]) -> dict[str, list[str]]:
-        return {"source": clean(batch["source"])}
+        return {"source": filled(batch["source"])}
 
     def show_labels(self, split: Split, label_names: list[str]) -> list[str]:
         return references(split)
@@ -145,9 +145,9 @@ class Translation(TokenTask):
             raise UserError(
                 f"truncation=tail would cut {prefix.strip()!r}, which tells {config.model_name} the language: set truncation to head"
             )
-        ids = {"input_ids": whole_ids([prefix + text for text in clean(batch["source"])], tokenizer)}
+        ids = {"input_ids": whole_ids([prefix + text for text in filled(batch["source"])], tokenizer)}
         if "target" in batch:
-            ids["targets"] = whole_ids(clean(batch["target"]), tokenizer, argument="text_target")
+            ids["targets"] = whole_ids(filled(batch["target"]), tokenizer, argument="text_target")
         for column, rows in zip((config.source_column, config.target_column), ids.values(), strict=False):
             tokens = np.concatenate([*rows, []])
             unknown = np.mean(tokens == tokenizer.unk_token_id) if len(tokens) else 0
@@ -227,7 +227,7 @@ class Translation(TokenTask):
 
     def lengths(self, evaluation: Evaluation) -> np.ndarray:
         """Return the number of words of each source, or of characters if its language has no spaces between words, (rows,)."""
-        sources = clean(evaluation.split.columns()["source"])
+        sources = filled(evaluation.split.columns()["source"])
         in_words = _unit_of_length(evaluation.config, sources) == "words"
         return np.array([len(text.split() if in_words else "".join(text.split())) for text in sources])
 
@@ -247,7 +247,7 @@ class Translation(TokenTask):
 
     def files(self, evaluation: Evaluation) -> dict[str, str]:
         """Return sources, references and translations with a text per line, for other tools."""
-        texts = {"sources": clean(evaluation.split.columns()["source"]), "references": references(evaluation.split)}
+        texts = {"sources": filled(evaluation.split.columns()["source"]), "references": references(evaluation.split)}
         texts["translations"] = evaluation.predictions.texts
         return {f"{name}.txt": "".join(f"{' '.join(text.split())}\n" for text in rows) for name, rows in texts.items()}
 
@@ -282,7 +282,7 @@ class Translation(TokenTask):
     def _length_section(self, evaluation: Evaluation) -> Section:
         """Return the section with BLEU by length of the source."""
         metric, numbers = self.metrics[0], []
-        unit = _unit_of_length(evaluation.config, clean(evaluation.split.columns()["source"]))
+        unit = _unit_of_length(evaluation.config, filled(evaluation.split.columns()["source"]))
         for group in evaluation.metrics["by_length"]:
             length = f"{group['above'] + 1} to {group['up_to']}" if group["up_to"] else f"{group['above'] + 1} or more"
             note = f"{metric.show_interval(group['bleu_ci95'])}; {group['n']:,} pairs"
@@ -327,7 +327,7 @@ def _unit_of_length(config: Config, sources: list[str]) -> str:
 
 def references(split: Split) -> list[str]:
     """Return the target of each row, without spaces around it."""
-    return [text.strip() for text in clean(split.columns()["target"])]
+    return [text.strip() for text in filled(split.columns()["target"])]
 
 
 def _as_example(line) -> Example:
