@@ -152,6 +152,11 @@ def show_metrics(run, metrics: dict, sections: list) -> None:
     inputs = "--file PAIRS.csv" if run.config.text_pair_column else f'"{task.placeholder}"'
     result = _result(metric, metrics[metric.name], metrics.get(f"{metric.name}_ci95"), metrics["n"], metrics["split"])
     show(f"\ntest        {result}")
+    unseen = metrics["unseen"]
+    if unseen[metric.name] is not None and unseen["n"] < metrics["n"]:
+        show(
+            f"            {metric.name} {metric.show(unseen[metric.name])} on the {unseen['n']:,} rows whose text is not in train or validation"
+        )
     show(f"report      {run.folder / 'report.html'}")
     show(f"next        python predict.py --run {shlex.quote(str(run.folder))} {inputs}")
 

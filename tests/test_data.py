@@ -375,7 +375,9 @@ def test_texts_that_are_in_train_and_test_are_counted(call, tiny_flags, tmp_path
     metrics = json.loads((tmp_path / "outputs/run/metrics.json").read_text())
     assert evaluated.code == 0 and metrics["unseen"].keys() == {"accuracy", "n"} and metrics["unseen"]["n"] == 20
     assert (
-        "10 texts are in train or validation too; without them, accuracy is" in (tmp_path / "outputs/run/report.html").read_text()
+        "on the 20 rows whose text is not in train or validation" in evaluated.out
+        and "10 texts are in train or validation too; without them, accuracy is"
+        in (tmp_path / "outputs/run/report.html").read_text()
     )
     flags = [*tiny_flags[:-2], "--dataset_name", tmp_path / "same", "--num_train_epochs", 1, "--run_name", "same"]
     assert call("fine_tune.py", *flags).code == 0 and call("evaluate.py").code == 0

@@ -6,6 +6,8 @@ import json
 import pytest
 import torch
 from conftest import as_flags, make_model, make_rows
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from config import Config
 from finetuning import tasks
@@ -68,6 +70,12 @@ def test_a_quantized_run_trains_predicts_and_is_merged_into_the_plain_model(task
     (own, merged) = json.loads((tmp_path / "outputs/run/export/export.json").read_text())["exports"]
     assert exported.code == 0 and merged["agrees"] and merged["largest_difference"] > 0 and merged["mib"] > own["mib"]
     assert "stores the base model in 4 bits" in (tmp_path / "outputs/run/adapter/README.md").read_text()
+    if task == "causal-lm":  # a classifier's merged head is scaled, too
+        plain = AutoModelForCausalLM.from_pretrained(decoder)
+        adapted = PeftModel.from_pretrained(plain, tmp_path / "outputs/run/adapter").eval()
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "outputs/run/export/merged").eval()
+        ids = torch.tensor([[5, 6, 7, 4]])
+        torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
