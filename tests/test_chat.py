@@ -82,10 +82,46 @@ def test_json_that_is_no_conversation_is_a_text():
     assert chats.conversation({"prompt": "a", "completion": text})[1]["content"] == text
 
 
-def test_the_input_of_alpaca_follows_its_instruction():
-    with pytest.raises(ValueError, match="its input is 1, which is no text"):
-        chats.conversation({"prompt": "count", "input": 1, "completion": "2"})
-    assert chats.conversation({"prompt": "count", "input": "a b", "completion": "2"})[0]["content"] == "count\n\na b"
+@pytest.mark.parametrize(
+    ("row", "expected", "unread"),
+    [
+        ({"instruction": "count", "input": "a b"}, [("user", "count\n\na b")], []),
+        ({"instruction": "count", "context": "a b", "category": "qa"}, [("user", "count\n\na b")], []),  # Dolly
+        ({"instruction": "count", "context": "c", "input": "a b"}, [("user", "count\n\na b")], ["context"]),
+        ({"prompt": "count", "context": "c", "history": [["a", "b"]]}, [("user", "count")], ["context", "history"]),
+        ({"prompt": "count", "system": " Be brief. "}, [("system", "Be brief."), ("user", "count")], []),
+        ({"prompt": "count", "System_Prompt": None}, [("user", "count")], []),
+        ({"messages": say(("user", "count")), "system": "wise"}, [("system", "wise"), ("user", "count")], []),
+        ({"messages": say(("system", "wise"), ("user", "count")), "system": "wise"}, [("system", "wise"), ("user", "count")], []),
+    ],
+)
+def test_columns_that_belong_to_a_prompt_are_read_or_named(row, expected, unread):
+    row = row if "messages" in row else row | {"response": "2"}
+    columns = chats.find_chat_columns([*row], Config(task="causal-lm"))
+    messages = chats.conversation({name: row[column] for name, column in columns.items()})
+    assert [message for message in messages if message["role"] != "assistant"] == say(*expected)
+    assert chats.unread_columns(columns, [*row]) == unread
+
+
+def test_the_columns_that_are_read_are_printed(tmp_path):
+    rows = [{"instruction": f"a {i}", "context": "b", "response": "c", "history": []} for i in range(40)]
+    config = Config(task="causal-lm", dataset_name=str(write_lines(tmp_path / "rows.jsonl", rows)))
+    (remark,) = load_data(tasks.pick(config), config).remarks
+    assert remark.startswith("prompts and answers are read from instruction, response, context, but not from history: ")
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"input": 1}, "its input is 1, which is no text"),
+        ({"system": 1}, "its system is 1, which is no text"),
+        ({"prompt": say(("system", "a"), ("user", "b")), "system": "c"}, "system where user should come"),
+        ({"completion": [{"role": "assistant", "content": "2", "weight": 0}]}, "a message has the weight 0"),
+    ],
+)
+def test_more_of_a_prompt_that_can_not_be_read_is_refused(more, problem):
+    with pytest.raises(ValueError, match=problem):
+        chats.conversation({"prompt": "count", "completion": "2"} | more)
 
 
 @pytest.mark.parametrize(

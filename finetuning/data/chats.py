@@ -31,6 +31,9 @@ PROMPT_AND_ANSWER_COLUMNS = (
     ("meaning_representation", "human_reference"),  # E2E
 )
 PROMPT_COLUMNS, ANSWER_COLUMNS = (tuple(dict.fromkeys(names)) for names in zip(*PROMPT_AND_ANSWER_COLUMNS, strict=True))
+INPUT_COLUMNS = ("input", "context")  # of an instruction, in Alpaca and Dolly
+SYSTEM_COLUMNS = ("system", "system_prompt")
+OTHER_COLUMNS = ("history", "tools")  # they belong to conversations, but are not read
 ROLES = {role: role for role in ("system", "user", "assistant")} | {"human": "user", "gpt": "assistant"}  # ShareGPT's names too
 KEYS = (("role", "content"), ("from", "value"))  # of a message
 SEPARATOR = "\n"  # between prompt and answer, for a tokenizer without a chat template
@@ -41,7 +44,7 @@ PROMPT_FRACTION = 0.25  # of max_length: an answer is cut only where the prompt 
 
 
 def find_chat_columns(available: list[str], config: Config) -> dict[str, str]:
-    """Return the columns of prompts and answers: `prompt`, `completion`, and `input` of Alpaca; {} if there are none.
+    """Return the columns of prompts and answers: `prompt`, `completion`, `input` and `system`; {} if there are none.
 
     A column with whole conversations is `prompt`, without `completion`. The columns are those that the settings name, or else
     those with usual names.
@@ -59,23 +62,35 @@ def find_chat_columns(available: list[str], config: Config) -> dict[str, str]:
         columns["prompt"] = conversations[0]
     elif pairs := [pair for pair in PROMPT_AND_ANSWER_COLUMNS if {*pair} <= {*by_name}]:
         columns["prompt"], columns["completion"] = (by_name[name] for name in pairs[0])
-    return with_input(columns, available)
+    return with_more(columns, available)
 
 
-def with_input(columns: dict[str, str], available: list[str]) -> dict[str, str]:
-    """Add Alpaca's column `input`, which belongs to an `instruction`, if there is one."""
-    inputs = [column for column in available if column.strip().lower() == "input"]
-    is_alpaca = inputs and columns.get("prompt", "").strip().lower() == "instruction"
-    return columns | ({"input": inputs[0]} if is_alpaca else {})
+def with_more(columns: dict[str, str], available: list[str]) -> dict[str, str]:
+    """Add the columns that belong to prompts, if there are any: `system`, and `input` if the prompts are called instruction."""
+    by_name = {column.strip().lower(): column for column in available if column not in columns.values()}
+    is_instruction = columns.get("prompt", "").strip().lower() == "instruction"
+    parts = {"input": INPUT_COLUMNS if is_instruction else (), "system": SYSTEM_COLUMNS if columns else ()}
+    found = {part: [by_name[name] for name in names if name in by_name] for part, names in parts.items()}
+    return columns | {part: matches[0] for part, matches in found.items() if matches}
+
+
+def unread_columns(columns: dict[str, str], available: list[str]) -> list[str]:
+    """Return the columns whose names say that they belong to conversations, but that are not among `columns`."""
+    names = (*INPUT_COLUMNS, *SYSTEM_COLUMNS, *OTHER_COLUMNS)
+    return [column for column in available if column.strip().lower() in names and column not in columns.values()]
 
 
 def conversation(row: dict) -> Messages:
     """Return the conversation of a row with the columns of `find_chat_columns`. Raise `ValueError` if it is none."""
+    for name in ("input", "system"):
+        if not isinstance(row.get(name) or "", str):
+            raise ValueError(f"its {name} is {row[name]!r:.40}, which is no text")
     messages = _messages_of(row["prompt"], "user")
     if (more := row.get("input")) and messages:
-        if not isinstance(more, str):
-            raise ValueError(f"its input is {more!r:.40}, which is no text")
         messages[-1]["content"] = f"{messages[-1]['content']}\n\n{more}".strip()
+    system = _messages_of(row.get("system"), "system")
+    if messages[:1] != system:
+        messages = system + messages
     messages += _messages_of(row.get("completion"), "assistant")
     _check_roles(messages)
     return messages
@@ -111,6 +126,8 @@ def _message_of(message: dict) -> dict[str, str]:
         raise ValueError(f"the role {role!r} is not known, only {', '.join(ROLES)}")
     if not isinstance(content, str):
         raise ValueError(f"the content of a message is {content!r:.40}, which is no text")
+    if message.get("weight") not in (None, 1):
+        raise ValueError(f"a message has the weight {message['weight']!r}, but the loss counts all answers alike")
     return {"role": ROLES[role], "content": content.strip()}
 
 

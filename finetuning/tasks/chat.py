@@ -26,7 +26,8 @@ from finetuning.data.chats import (
     find_chat_columns,
     prompt_ids,
     split_last_answer,
-    with_input,
+    unread_columns,
+    with_more,
 )
 from finetuning.data.content import as_rows
 from finetuning.data.splits import Split, listed
@@ -74,7 +75,7 @@ class Chat(TokenTask):
     settings = ("prompt_column", "completion_column", "completion_only_loss", "max_new_tokens", "text_column", "label_column")
     token_settings = ("max_length", "completion_only_loss")
     input_types = (str, list)
-    optional_inputs = ("input",)
+    optional_inputs = ("input", "system")
     groups_equal_texts = True
     truncates = False  # the tokenizer must not cut: `chats.shorten` does
     prediction_column = "answer"
@@ -109,7 +110,7 @@ class Chat(TokenTask):
     def input_columns(self, available: list[str], config: Config, text_column: str | None) -> dict[str, str]:
         """Return the column of prompts or conversations. New rows may have it under another usual name, and lack the answers."""
         usual = (config.prompt_column, *CONVERSATION_COLUMNS, "prompt", "instruction", *TEXT_COLUMNS)
-        return with_input({"prompt": find_column("text_column", text_column, usual, available)}, available)
+        return with_more({"prompt": find_column("text_column", text_column, usual, available)}, available)
 
     def columns(self, available: list[str], config: Config) -> dict[str, str]:
         return find_chat_columns(available, config)
@@ -119,6 +120,8 @@ class Chat(TokenTask):
         names = {column: name for name, column in columns.items()}
         rows = {split: part.select_columns([*names]).rename_columns(names) for split, part in raw.items()}
         left_out, remarks = {}, [f"prompts and answers are read from {', '.join(columns.values())}"]
+        if unread := unread_columns(columns, raw["train"].column_names):
+            remarks[0] += f", but not from {', '.join(unread)}: if the model needs these, put them into the prompts"
         first_prompt = rows["train"][0]["prompt"]
         if "completion" not in columns and isinstance(first_prompt, str) and not conversation_of_text(first_prompt):
             raise UserError(
