@@ -12,6 +12,7 @@ import torch
 import transformers
 from conftest import CHAT_TEMPLATE as TEMPLATE
 from conftest import make_model, write_lines
+from datasets import Dataset
 from sacrebleu.metrics import BLEU
 
 from config import Config
@@ -75,6 +76,22 @@ def test_a_named_column_is_completed_by_one_with_a_usual_name():
     assert found(["question", "output"], prompt_column="question") == {"prompt": "question", "completion": "output"}
     with pytest.raises(UserError, match="set prompt_column to one of them"):
         found(["question", "answer"], completion_column="answer")
+
+
+@pytest.mark.parametrize(
+    "available",
+    [
+        ["conversations", "instruction", "response"],  # Magpie
+        ["Messages", "output", "system"],
+        ["prompt", "response", "completion"],
+        ["instruction", "context", "response"],
+    ],
+)
+def test_settings_that_name_the_columns_that_were_found_find_the_same(available):
+    config = Config(task="causal-lm")
+    found = chats.find_chat_columns(available, config)
+    _, settled = tasks.pick(config).settle(Dataset.from_dict(dict.fromkeys(available, [])), config)
+    assert chats.find_chat_columns(available, settled) == found
 
 
 def test_json_that_is_no_conversation_is_a_text():

@@ -47,16 +47,16 @@ def find_chat_columns(available: list[str], config: Config) -> dict[str, str]:
     """Return the columns of prompts and answers: `prompt`, `completion`, `input` and `system`; {} if there are none.
 
     A column with whole conversations is `prompt`, without `completion`. The columns are those that the settings name, or else
-    those with usual names.
+    those with usual names. If the settings then name the columns that were found, the same are found again.
     """
-    by_name, columns = {column.strip().lower(): column for column in available}, {}
+    by_name, columns = {plain(column): column for column in available}, {}
     if config.prompt_column or config.completion_column:
         others = [column for column in available if column not in (config.prompt_column, config.completion_column)]
         searched = available if config.prompt_column else others
         columns["prompt"] = find_column("prompt_column", config.prompt_column, PROMPT_COLUMNS, searched)
         if config.completion_column:
             columns["completion"] = find_column("completion_column", config.completion_column, (), available)
-        elif {*ANSWER_COLUMNS} & {column.strip().lower() for column in others}:
+        elif plain(columns["prompt"]) not in CONVERSATION_COLUMNS and {*ANSWER_COLUMNS} & {*map(plain, others)}:
             columns["completion"] = find_column("completion_column", None, ANSWER_COLUMNS, others)
     elif conversations := [by_name[name] for name in CONVERSATION_COLUMNS if name in by_name]:
         columns["prompt"] = conversations[0]
@@ -67,8 +67,8 @@ def find_chat_columns(available: list[str], config: Config) -> dict[str, str]:
 
 def with_more(columns: dict[str, str], available: list[str]) -> dict[str, str]:
     """Add the columns that belong to prompts, if there are any: `system`, and `input` if the prompts are called instruction."""
-    by_name = {column.strip().lower(): column for column in available if column not in columns.values()}
-    is_instruction = columns.get("prompt", "").strip().lower() == "instruction"
+    by_name = {plain(column): column for column in available if column not in columns.values()}
+    is_instruction = plain(columns.get("prompt", "")) == "instruction"
     parts = {"input": INPUT_COLUMNS if is_instruction else (), "system": SYSTEM_COLUMNS if columns else ()}
     found = {part: [by_name[name] for name in names if name in by_name] for part, names in parts.items()}
     return columns | {part: matches[0] for part, matches in found.items() if matches}
@@ -77,7 +77,11 @@ def with_more(columns: dict[str, str], available: list[str]) -> dict[str, str]:
 def unread_columns(columns: dict[str, str], available: list[str]) -> list[str]:
     """Return the columns whose names say that they belong to conversations, but that are not among `columns`."""
     names = (*INPUT_COLUMNS, *SYSTEM_COLUMNS, *OTHER_COLUMNS)
-    return [column for column in available if column.strip().lower() in names and column not in columns.values()]
+    return [column for column in available if plain(column) in names and column not in columns.values()]
+
+
+def plain(name: str) -> str:
+    return name.strip().lower()
 
 
 def conversation(row: dict) -> Messages:
