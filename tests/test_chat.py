@@ -104,6 +104,7 @@ def test_json_that_is_no_conversation_is_a_text():
     [
         ({"instruction": "count", "input": "a b"}, [("user", "count\n\na b")], []),
         ({"instruction": "count", "context": "a b", "category": "qa"}, [("user", "count\n\na b")], []),  # Dolly
+        ({"instruction": None, "input": "count a b"}, [("user", "count a b")], []),
         ({"instruction": "count", "context": "c", "input": "a b"}, [("user", "count\n\na b")], ["context"]),
         ({"prompt": "count", "context": "c", "history": [["a", "b"]]}, [("user", "count")], ["context", "history"]),
         ({"prompt": "count", "system": " Be brief. "}, [("system", "Be brief."), ("user", "count")], []),
@@ -172,11 +173,11 @@ def test_an_empty_answer_within_a_conversation_is_refused():
     assert len(chats.conversation({"prompt": say(("system", ""), ("user", "a"), ("assistant", ""))})) == 3
 
 
-def test_empty_answers_are_refused_or_left_out(call, chat_flags, tmp_path):
-    rows = [{"prompt": f"a film {i}", "completion": "" if i == 3 else "great"} for i in range(40)]
+def test_empty_prompts_and_answers_are_refused_or_left_out(call, chat_flags, tmp_path):
+    rows = [{"prompt": "" if i == 5 else f"a film {i}", "completion": "" if i == 3 else "great"} for i in range(40)]
     write_lines(tmp_path / "rows.jsonl", rows)
     refused = call("fine_tune.py", *chat_flags)
-    assert refused.code == 2 and "1 of 40 rows of split train with an empty prompt or answer (row 3)" in refused.err
+    assert refused.code == 2 and "2 of 40 rows of split train with an empty prompt or answer (row 3, 5)" in refused.err
     assert call("fine_tune.py", *chat_flags, "--on_bad_rows", "skip").code == 0
 
 
@@ -282,6 +283,9 @@ def test_a_conversation_that_begins_with_an_answer_or_is_empty_is_not_answered(c
     assert "--max_new_tokens 0 is out of range" in call("predict.py", "a film", "--max_new_tokens", 0).err
     refused = call("predict.py", "--file", tmp_path / "m.jsonl")
     assert refused.code == 2 and "text 1 can't be answered: it has no message of the user" in refused.err
+    rows = [{"instruction": "", "input": "a film"}, {"instruction": "", "input": ""}]
+    write_lines(tmp_path / "i.jsonl", rows)
+    assert "text 2 can't be answered: it has no message of the user" in call("predict.py", "--file", tmp_path / "i.jsonl").err
 
 
 @pytest.mark.parametrize("messages", [say(*TURNS[:2]), say(("system", "wise"), *TURNS)])

@@ -89,8 +89,8 @@ def conversation(row: dict) -> Messages:
     for name in ("input", "system"):
         if not isinstance(row.get(name) or "", str):
             raise ValueError(f"its {name} is {row[name]!r:.40}, which is no text")
-    messages = _messages_of(row["prompt"], "user")
-    if (more := row.get("input")) and messages:
+    messages = _messages_of(row["prompt"], "user") or [{"role": "user", "content": ""}]
+    if more := row.get("input"):
         messages[-1]["content"] = f"{messages[-1]['content']}\n\n{more}".strip()
     system = _messages_of(row.get("system"), "system")
     if messages[:1] != system:

@@ -74,8 +74,7 @@ class Chat(TokenTask):
     metrics = (*PERPLEXITY, *written.METRICS)
     settings = ("prompt_column", "completion_column", "completion_only_loss", "max_new_tokens", "text_column", "label_column")
     token_settings = ("max_length", "completion_only_loss")
-    input_types = (str, list)
-    optional_inputs = ("input", "system")
+    optional_inputs = ("prompt", "input", "system")
     groups_equal_texts = True
     truncates = False  # the tokenizer must not cut: `chats.shorten` does
     prediction_column = "answer"
