@@ -241,6 +241,18 @@ def test_a_template_that_changes_earlier_answers_trains_on_the_last_one(tokenize
     assert chats.encode(messages[:2], tokenizer, Config(task="causal-lm"))["skipped"] == 0
 
 
+def test_a_template_that_ends_a_conversation_with_the_end_token_trains_on_all_answers(tokenizer):
+    """Phi-3's template puts the end token after the last answer, which has its own end already."""
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ 'great ' if m.role == 'assistant' else 'we ' }}{{ m.content }}[CLS] .{% endfor %}"
+        "{% if add_generation_prompt %}great {% else %}[SEP]{% endif %}"
+    )
+    text, counted = trained(say(*TURNS), tokenizer)
+    assert text.endswith("great loud and long [CLS] . [SEP]") and counted == "a plot [CLS] loud and long [CLS]"
+    assert chats.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))["skipped"] == 0
+    assert chats.end_tokens(tokenizer) == tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]"])
+
+
 def test_a_template_that_loses_the_beginning_or_the_system_message_is_refused(tokenizer):
     tokenizer.chat_template = "{% for m in messages[-2:] %}[CLS]{{ m.content }}[SEP]{% endfor %}"
     with pytest.raises(UserError, match="does not render a conversation from its beginning on"):

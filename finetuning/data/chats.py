@@ -8,6 +8,7 @@ the end token. The answers are found in the tokens by rendering the conversation
 """
 
 import contextlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -222,13 +223,15 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
             "or set model_name to a model with a system role"
         )
     messages = shorten(messages, tokenizer, config.max_length)
-    ids = render(messages, tokenizer, answer_follows=False)
+    ids, end = render(messages, tokenizer, answer_follows=False), end_of_answer(tokenizer)
     targets, skipped = [-100] * len(ids), 0
     for number, message in enumerate(messages):
         if message["role"] == "assistant":
             before = render(messages[:number], tokenizer, answer_follows=True)
             through = render(messages[: number + 1], tokenizer, answer_follows=False)
-            if through[: len(before)] != before or ids[: len(through)] != through:
+            answer = slice(len(before), len(through) - len(end) + 1)  # with the token that ends it
+            is_found = through[: answer.start] == before and through[answer.stop - 1 :] == end
+            if not is_found or ids[: answer.stop] != through[: answer.stop]:
                 if number < len(messages) - 1:
                     skipped += 1
                     continue
@@ -236,7 +239,6 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
                     f"the chat template of {tokenizer.name_or_path} does not render a conversation from its beginning on, so its "
                     f"answers can't be found; in the one that begins {as_text(messages)[:60]!r}: set model_name to another model"
                 )
-            answer = slice(len(before), end_of_answer(through, len(before), tokenizer))
             targets[answer] = ids[answer]
     if not any(target >= 0 for target in targets[: config.max_length]):
         raise UserError(f"max_length={config.max_length} leaves no token for the answer to {as_text(full[:-1])[:60]!r}: raise it")
@@ -252,15 +254,19 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
     }
 
 
-def end_of_answer(ids: list[int], start: int, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the position after the special token that ends the answer which begins at `start`, the last one of `ids`.
+def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens after the last answer of a conversation. The first is the special token that ends the answer.
 
-    A template may put a line break after it. Raise `UserError` if there is none, because a model could not learn where to end.
+    A template may put a line break after it, and the end token (Phi-3). Raise `UserError` if there is no special token, because a
+    model could not learn where to end.
     """
-    special = tokenizer.added_tokens_decoder
-    for end in range(len(ids), start, -1):
-        if ids[end - 1] in special:
-            return end
+    question = {"role": "user", "content": "a"}
+    answers = ([question, {"role": "assistant", "content": answer}] for answer in ("a", "b"))
+    one, other = (render(messages, tokenizer, answer_follows=False)[::-1] for messages in answers)
+    after, special = os.path.commonprefix([one, other])[::-1], tokenizer.added_tokens_decoder
+    for position, token in enumerate(after):
+        if token in special:
+            return after[position:]
     raise UserError(
         f"the chat template of {tokenizer.name_or_path} puts no special token after an answer, so a model can't learn where to end: "
         "set model_name to another model"
@@ -269,9 +275,7 @@ def end_of_answer(ids: list[int], start: int, tokenizer: PreTrainedTokenizerBase
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that end an answer: the tokenizer's end token, and the one that the chat template puts there."""
-    messages = [{"role": role, "content": "a"} for role in ("user", "assistant")]
-    before, ids = render(messages[:1], tokenizer, answer_follows=True), render(messages, tokenizer, answer_follows=False)
-    return sorted({tokenizer.eos_token_id, ids[end_of_answer(ids, len(before), tokenizer) - 1]} - {None})
+    return sorted({tokenizer.eos_token_id, end_of_answer(tokenizer)[0]} - {None})
 
 
 def prompt_ids(messages: Messages, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
