@@ -94,6 +94,12 @@ def test_settings_that_name_the_columns_that_were_found_find_the_same(available)
     assert chats.find_chat_columns(available, settled) == found
 
 
+def test_columns_without_usual_names_need_a_setting():
+    config, rows = Config(task="causal-lm"), Dataset.from_dict({"question": [], "answer": []})
+    with pytest.raises(UserError, match="set text_column, or prompt_column and completion_column, to one of them"):
+        tasks.pick(config).settle(rows, config)
+
+
 def test_json_that_is_no_conversation_is_a_text():
     text = json.dumps([{"name": "a"}])
     assert chats.conversation({"prompt": "a", "completion": text})[1]["content"] == text

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from config import Config
 from finetuning.data.chats import find_chat_columns
-from finetuning.data.text import LINE_BREAK
+from finetuning.data.text import LINE_BREAK, TEXT_COLUMNS, find_column
 from finetuning.data.tokens import Tokens, start_token
 from finetuning.errors import UserError
 from finetuning.model.generation import continue_text
@@ -55,6 +55,8 @@ class CausalLM(LanguageModel):
                     raise UserError(
                         f"{name} is for prompts and answers: set prompt_column to the column of the prompts, or leave it out"
                     )
+            if not config.text_column:  # no column may have a usual name
+                find_column("text_column, or prompt_column and completion_column,", None, TEXT_COLUMNS, train.column_names)
             return self, config
         config = replace(config, prompt_column=columns["prompt"], completion_column=columns.get("completion"))
         Chat().check(config)
