@@ -28,6 +28,14 @@ class UserError(Exception):
         return printable(" ".join(super().__str__().splitlines()))
 
 
+class BadRow(UserError):
+    """A row can't be used. `position` is its place in the batch."""
+
+    def __init__(self, message: str, position: int) -> None:
+        super().__init__(message)
+        self.position = position
+
+
 class NoRoom(UserError):
     """A file could not be written, because the disk is full or a quota is used up."""
 

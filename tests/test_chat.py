@@ -295,6 +295,13 @@ def test_too_long_conversations_lose_old_turns_then_the_prompts_beginning_then_t
         chats.encode(say(*TURNS[:2]), tokenizer, Config(task="causal-lm", max_length=7))
 
 
+def test_a_row_whose_answer_does_not_fit_is_named(call, chat_flags, tmp_path):
+    rows = [{"prompt": f"a film {i}", "completion": "great", "system": "wise" if i == 30 else None} for i in range(40)]
+    write_lines(tmp_path / "rows.jsonl", rows)
+    refused = call("fine_tune.py", *chat_flags, "--max_length", 11)
+    assert refused.code == 2 and "error: row 30: max_length=11 leaves no token for the answer to " in refused.err
+
+
 def test_a_conversation_that_begins_with_an_answer_or_is_empty_is_not_answered(call, chat_flags, tmp_path):
     assert call("fine_tune.py", *chat_flags).code == 0
     write_lines(tmp_path / "m.jsonl", [{"messages": say(("system", "wise"))}])

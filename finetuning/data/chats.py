@@ -19,7 +19,7 @@ from config import Config
 from finetuning.data.annotations import parse_list
 from finetuning.data.text import find_column
 from finetuning.data.tokens import start_token
-from finetuning.errors import UserError
+from finetuning.errors import BadRow, UserError
 
 Messages = list[dict[str, str]]
 
@@ -202,7 +202,7 @@ def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, Any]:
+def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Config, position: int = 0) -> dict[str, Any]:
     """Return a conversation as a training example: a dictionary with the columns of the task.
 
     input_ids       token ids, at most `max_length`
@@ -212,6 +212,8 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
     answer_cut      whether the end of the last answer is missing
     skipped         the number of earlier answers that the loss does not count, because the template renders them in another form
                     than that in which the model writes them (Qwen3)
+
+    Raise `BadRow` with the row's `position` in its batch if `max_length` leaves no token of an answer.
     """
     while messages[-1]["role"] != "assistant":  # nothing to learn from a question without an answer
         messages = messages[:-1]
@@ -241,7 +243,8 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
                 )
             targets[answer] = ids[answer]
     if not any(target >= 0 for target in targets[: config.max_length]):
-        raise UserError(f"max_length={config.max_length} leaves no token for the answer to {as_text(full[:-1])[:60]!r}: raise it")
+        problem = f"max_length={config.max_length} leaves no token for the answer to {as_text(full[:-1])[:60]!r}: raise it"
+        raise BadRow(problem, position)
     if not config.completion_only_loss:
         targets[1:] = ids[1:]
     return {

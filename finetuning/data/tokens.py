@@ -14,7 +14,7 @@ from config import Config
 from finetuning.data.cache import map_once, read_columns, reopened
 from finetuning.data.content import as_rows
 from finetuning.data.splits import Split
-from finetuning.errors import UserError
+from finetuning.errors import BadRow, UserError
 from finetuning.task import Task
 
 MAX_CHARACTERS = 250_000  # that a tokenizer gets at once; each takes about 100 bytes of memory
@@ -69,7 +69,10 @@ def encode(task: Task, split: Split, tokenizer: PreTrainedTokenizerBase, config:
     """Return the tokens of a split in the order of its rows, at most `max_length` per example, from disk if they are there."""
 
     def tokenize_batch(batch: dict[str, list], positions: list[int]) -> dict:
-        examples = task.tokenize(batch, tokenizer, config)
+        try:
+            examples = task.tokenize(batch, tokenizer, config)
+        except BadRow as error:
+            raise UserError(f"row {split.rows[positions[error.position]]}: {error}") from error
         if "rows" in examples:
             examples["rows"] = [[positions[0] + row for row in rows] for rows in examples["rows"]]
         return examples

@@ -159,7 +159,7 @@ class Chat(TokenTask):
         return Features({**ids, "length": Value("int32"), "answer_cut": Value("bool"), "skipped": Value("int32")})
 
     def tokenize(self, batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, list]:
-        examples = [encode(conversation(row), tokenizer, config) for row in as_rows(batch)]
+        examples = [encode(conversation(row), tokenizer, config, position) for position, row in enumerate(as_rows(batch))]
         return {name: [example[name] for example in examples] for name in examples[0]}
 
     def first_example(self, tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> list[str]:
