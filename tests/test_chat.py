@@ -20,7 +20,7 @@ from finetuning import tasks
 from finetuning.data import chats
 from finetuning.data.splits import load_data
 from finetuning.errors import UserError
-from finetuning.results import answers
+from finetuning.results import answers, report
 from finetuning.results.run_folder import open_run
 from finetuning.use.predicting import load_engine
 
@@ -321,6 +321,24 @@ def test_the_model_reads_the_same_tokens_in_training_evaluation_and_prediction(m
     assert example["prompt"] == prompt == example["input_ids"][: len(prompt)]
     assert example["input_ids"][len(prompt) :] == tokenizer(f"{answer}[SEP] .", add_special_tokens=False)["input_ids"]
     assert chats.end_tokens(tokenizer) == [tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize("turns", [TURNS[:1], [("system", "wise"), *TURNS[:1]], [("system", "wise"), *TURNS[:3]]])
+def test_the_code_of_the_model_card_reads_the_same_tokens(turns, tokenizer, plain_model):
+    def prompt_ids(prompt, tokenizer):
+        variables = {"tokenizer": tokenizer}
+        calibration = {"has_template": bool(tokenizer.chat_template), "ends": [4]}
+        code = report.template("chat.py.jinja").render(config=Config(), calibration=calibration, load="", separator=chats.SEPARATOR)
+        exec(code.rpartition("print(")[0], variables)
+        return variables["prompt_ids"](prompt)
+
+    messages = say(*turns)
+    expected = chats.prompt_ids(messages, tokenizer, 256)
+    assert prompt_ids([message | {"content": f" {message['content']}\n"} for message in messages], tokenizer) == expected
+    if len(turns) == 1:
+        assert prompt_ids(" a film\n", tokenizer) == expected
+        plain = transformers.AutoTokenizer.from_pretrained(plain_model)
+        assert prompt_ids(" a film\n", plain) == chats.prompt_ids(messages, plain, 256)
 
 
 # --- metrics -------------------------------------------------------------------------------------------------------------
