@@ -208,7 +208,7 @@ class Chat(TokenTask):
 
     @staticmethod
     def _write(predictor: Predictor, prompts: list[list[int]], options: dict) -> list[str]:
-        """Return the answers to prompts, given as token ids. Of a prompt that is too long, the model reads the end."""
+        """Return the answers to prompts, given as token ids. The model reads only the end of a prompt that is too long."""
         limit = longest_prompt(predictor.model, options)
         return write_answers(predictor, [prompt[-limit:] for prompt in prompts], end_tokens(predictor.tokenizer), options)
 
