@@ -446,6 +446,52 @@ def test_a_json_that_holds_no_rows_is_refused(text, words, tmp_path):
         find_rows(str(write(tmp_path / "rows.json", text)))
 
 
+A, B = ({"text": text, "label": "x"} for text in "ab")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"train": [], "test": [A]}, "its key train holds no list of objects"),
+        ({"train": [A], "validation": []}, "its key validation holds no list of objects"),
+        ({"train": {"0": A}, "test": [A]}, "its key train holds no list of objects"),
+        ({"train_data": ["a"], "test_data": [A]}, "its key train_data holds no list of objects"),
+        ({"test": [A]}, "no split train, only test"),
+        ({"Dev": [A]}, "no split train, only dev"),
+        ({"train": [A], "Train": [B]}, "several keys have rows, train, Train"),
+        ({"train": [A], "labels": [{"id": 0}]}, "several keys have rows, train, labels"),
+    ],
+)
+def test_keys_of_a_json_that_name_splits_do_not_become_train(content, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        load(write(tmp_path / "rows.json", json.dumps(content)))
+    (tmp_path / "rows.json").rename(tmp_path / "train.json")
+    if len(content) == 1:
+        with pytest.raises(UserError, match="train.json: its keys name the splits"):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "splits", "remarks"),
+    [
+        ({"train": [A], "dev": [B]}, {"train": ["a"], "dev": ["b"]}, ()),
+        ({"Train": [A], "Test-Set": [B]}, {"train": ["a"], "test_set": ["b"]}, ()),
+        ({"training_data": [A], "test_size": 0.2}, {"train": ["a"]}, ()),
+        ({"train": [A], **{f"test{i}": [B] for i in range(10)}}, {"train": ["a"], **{f"test{i}": ["b"] for i in range(10)}}, ()),
+        ({"data": [A], "labels": [], "version": 1}, {"train": ["a"]}, ("rows.json: its rows are those of data; not read: labels",)),
+    ],
+)
+def test_keys_of_a_json_name_its_splits(content, splits, remarks, tmp_path):
+    rows, source = find_rows(str(write(tmp_path / "rows.json", json.dumps(content))))
+    assert {name: split["text"][:] for name, split in rows.items()} == splits and source.remarks == remarks
+
+
+def test_a_split_of_a_json_with_another_name_is_noted_and_may_be_chosen(tmp_path):
+    write(tmp_path / "rows.json", json.dumps({"train": RECORDS[:60], "dev": RECORDS[60:]}))
+    assert load(tmp_path / "rows.json").remarks == ["split dev is not used: set validation_split to dev to use it"]
+    assert load(tmp_path / "rows.json", validation_split="dev").validation_split == "official dev"
+
+
 def test_json_with_half_characters_and_nan_is_read(tmp_path):
     lines = '{"text": "half \\ud83d", "label": NaN}\n\n{"text": "\\ud83d\\ude00", "label": "x"}\n'
     rows = find_rows(str(write(tmp_path / "rows.jsonl", lines)))[0]["train"]

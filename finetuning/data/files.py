@@ -94,12 +94,17 @@ def split_of(file: Path, split_names: Collection[str] = ()) -> str:
     if stem(file) in split_names:
         return stem(file)
     for part in (file.name, *reversed(file.parent.parts)):
-        splits = {SPLIT_WORDS[word] for word in re.findall(r"[a-z]+", part.lower()) if word in SPLIT_WORDS}
+        splits = {*split_words(part).values()}
         if len(splits) > 1:
             raise UserError(f"{file}: its name tells several splits, {', '.join(sorted(splits))}: rename it")
         if splits:
             return splits.pop()
     return ""
+
+
+def split_words(name: str) -> dict[str, str]:
+    """Return the words in a name that tell a split, each with the split."""
+    return {word: SPLIT_WORDS[word] for word in re.findall("[a-z]+", name.lower()) if word in SPLIT_WORDS}
 
 
 def stem(file: Path) -> str:

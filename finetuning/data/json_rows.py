@@ -10,7 +10,7 @@ import pyarrow
 from datasets import Features, Json, List, Value
 
 from finetuning.data.content import Tables, batched
-from finetuning.data.files import MAX_UNPACKED, SPLITS, ending, lines_of, open_bytes, open_text, read_all
+from finetuning.data.files import MAX_UNPACKED, SPLITS, ending, lines_of, open_bytes, open_text, read_all, split_words
 from finetuning.errors import UserError
 
 MAX_NESTING = 100  # lists and objects inside each other; Python's own limit depends on its version
@@ -36,7 +36,7 @@ def read_json(files: list[Path], encoding: str | None, remarks: list[str]) -> Ta
     if not text.strip():
         raise UserError(f"{files[0]}: it is empty")
     content = _load(text, files[0])
-    tables = {"train": content} if isinstance(content, list) else _tables_of(content, files[0])
+    tables = {"train": content} if isinstance(content, list) else _tables_of(content, files[0], remarks)
     for split, rows in tables.items():
         number = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
         if number is not None:
@@ -104,18 +104,24 @@ def _json_lines(file: Path, encoding: str | None) -> Iterator[dict]:
             yield row
 
 
-def _tables_of(content: dict, file: Path) -> dict[str, list]:
-    """Return the rows of each split of a file that is one object."""
+def _tables_of(content: dict, file: Path, remarks: list[str]) -> dict[str, list]:
+    """Return the rows of each split of a file that is one object. They are train if a single key holds rows and names no other split."""
     if not isinstance(content, dict):
         raise UserError(f"{file}: it has no rows, only {str(content)[:80]}: write a list of objects, or an object per line")
     tables = {key: value for key, value in content.items() if value and isinstance(value, list) and isinstance(value[0], dict)}
-    if len(tables) == 1:
-        return {"train": next(iter(tables.values()))}
     if tables:
-        if "train" not in tables or not tables.keys() <= {*SPLITS}:
+        others = [key for key, value in content.items() if key not in tables and isinstance(value, list | dict)]
+        named = {key: re.sub(r"\W", "_", key.lower()) for key in tables if split_words(key)}
+        if without_rows := [key for key in others if named and split_words(key)]:
+            raise UserError(f"{file}: its key {without_rows[0]} holds no list of objects: write its rows so, or remove the key")
+        if len(tables) > 1 and len({*named.values()}) < len(tables):
             keys = ", ".join(tables)
             raise UserError(f"{file}: several keys have rows, {keys}: keep one of them, or name them {', '.join(SPLITS)}")
-        return tables
+        if others:
+            remarks.append(f"{file.name}: its rows are those of {', '.join(tables)}; not read: {', '.join(others)}")
+        if len(tables) == 1 and all({*split_words(key).values()} <= {"train"} for key in tables):
+            return {"train": next(iter(tables.values()))}
+        return {named[key]: rows for key, rows in tables.items()}
     if content and all(isinstance(value, dict) for value in content.values()):  # a data frame of pandas: column -> row -> value
         rows = list(dict.fromkeys(row for column in content.values() for row in column))
         return {"train": [{name: column.get(row) for name, column in content.items()} for row in rows]}

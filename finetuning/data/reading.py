@@ -26,7 +26,7 @@ from finetuning import fingerprints
 from finetuning.data import formats, json_rows
 from finetuning.data.cache import reopened, source_of
 from finetuning.data.content import ROWS_PER_TABLE, Reader
-from finetuning.data.files import ending, guess_encoding, known_files, split_files
+from finetuning.data.files import ending, guess_encoding, known_files, split_files, split_words
 from finetuning.disk import read_json, room_in, sha256, why_full, write_json
 from finetuning.errors import UserError
 
@@ -132,9 +132,10 @@ def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: P
             listed = ", ".join(file.name for file in split_paths)
             raise UserError(f"{path}: the files of split {split} have several formats, {listed}: keep one format")
         contents, notes = read_once(split_paths, readers[ending(split_paths[0])], encoding, cache)
-        if len(contents) > 1 and path.is_dir():
-            raise UserError(f"{split_paths[0]}: it has the splits {', '.join(contents)}: give this file, not its folder")
-        contents = {split: next(iter(contents.values()))} if len(contents) == 1 else contents
+        if path.is_dir():
+            if len(contents) > 1 or any({*split_words(key).values()} - {"train", split} for key in contents):
+                raise UserError(f"{split_paths[0]}: its keys name the splits {', '.join(contents)}: give this file, not its folder")
+            contents = {split: next(iter(contents.values()))}
         splits |= contents
         remarks += notes
         names |= dict.fromkeys(contents, [str(file.relative_to(path)) if path.is_dir() else file.name for file in split_paths])
@@ -178,12 +179,12 @@ def read_once(files: list[Path], reader: Reader, encoding: str | None, cache: Pa
                 os.replace(partial, folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-    splits = {}
-    for file in sorted(folder.glob("[0-9]-*.arrow")):
-        split = file.stem[2:]
+    splits, sealed = {}, read_json(contents)
+    for file in map(folder.joinpath, sorted(sealed["files"])):
+        split = file.stem.partition("-")[2]
         splits[split] = Dataset.from_file(str(file), split=datasets.NamedSplit(split))
         splits[split]._fingerprint = f"{key}{split}"  # equal contents have equal fingerprints, so computed columns are reused
-    return splits, read_json(contents)["remarks"]
+    return splits, sealed["remarks"]
 
 
 def _write(folder: Path, files: list[Path], reader: Reader, encoding: str | None) -> list[str]:
