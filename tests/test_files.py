@@ -327,6 +327,7 @@ def test_quotation_marks_of_a_tsv_are_text_unless_they_surround_fields(tmp_path)
         (["reviews 2025.csv", "test drive.csv"], ["train", "test"]),
         (["data [v2].csv"], ["train"]),
         (["train.csv", "test.jsonl"], ["train", "test"]),
+        (["data/train-00000-of-00002.csv", "data/train-00001-of-00002.csv", "data/test.csv"], ["train", "test"]),
     ],
 )
 def test_words_in_file_names_tell_the_splits(names, splits, tmp_path):
@@ -345,11 +346,19 @@ def test_words_in_file_names_tell_the_splits(names, splits, tmp_path):
         (["train.csv", "newstest2013.csv"], "newstest2013"),
         (["train.csv", "train.jsonl"], "several formats, train.csv, train.jsonl"),
         (["train_test.csv"], "several splits, test, train"),
+        (
+            ["train.csv", "eval.csv", "test.csv"],
+            "eval.csv and test.csv name the split test by different words.* set validation_split or test_split to eval",
+        ),
+        (["train.csv", "dev.csv", "val/rows.csv"], "dev.csv and val/rows.csv name the split validation"),
+        (["train.csv", "train.csv.gz"], "train.csv and train.csv.gz seem to be one file"),
+        (["rows.csv", "rows.csv.gz"], "rows.csv and rows.csv.gz seem to be one file"),
     ],
 )
 def test_a_file_whose_split_is_not_clear_is_refused(names, words, tmp_path):
     for name in names:
-        write(tmp_path / name, ROWS.to_csv(index=False) if name.endswith("csv") else ROWS.to_json(orient="records", lines=True))
+        content = ROWS.to_json(orient="records", lines=True) if name.endswith("jsonl") else ROWS.to_csv(index=False)
+        write(tmp_path / name, content)
     with pytest.raises(UserError, match=words):
         load(tmp_path)
 
@@ -359,6 +368,10 @@ def test_settings_choose_the_files_for_validation_and_test(tmp_path):
         write(tmp_path / f"{name}.csv", CSV.replace("film", name))
     data = load(tmp_path, validation_split="newstest2013", test_split="newstest2014")
     assert data.test_split == "official newstest2014" and "newstest2014" in data.test.columns()["text"][0]
+    write(tmp_path / "more" / "train.csv", CSV)
+    write(tmp_path / "more" / "eval.csv", CSV)
+    write(tmp_path / "more" / "test.csv", CSV)
+    assert load(tmp_path / "more", validation_split="eval").validation_split == "official eval"
     with pytest.raises(UserError, match="test_split=train"):
         load(tmp_path / "train.csv", test_split="train")
 

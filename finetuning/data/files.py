@@ -61,11 +61,23 @@ def split_files(path: Path, files: list[Path], split_names: Collection[str] = ()
     """Return the files of each split of a folder, by their names: train-1.csv, corpus.dev.en, test/rows.csv, eng.testa.
 
     `split_names`: further names of splits, which the user gave. If no file belongs to train, the files without a split do. Raise
-    `UserError` for a file without a split beside a file of train.
+    `UserError` for a file without a split beside a file of train, for files of a split with different words for it, such as test
+    and eval, and for a file that is there packed and unpacked.
     """
     splits: dict[str, list[Path]] = {}
+    unpacked: dict[Path, Path] = {}
     for file in files:
+        if (other := unpacked.setdefault(file.parent / f"{stem(file)}{ending(file)}", file)) is not file:
+            raise UserError(f"{path}: {other.name} and {file.name} seem to be one file, packed and unpacked: keep one of them")
         splits.setdefault(split_of(file.relative_to(path), split_names), []).append(file)
+    for split, alike in splits.items():
+        by_words = {frozenset(_telling_words(file.relative_to(path))): file for file in alike}
+        if len(by_words) > 1:
+            names = " and ".join(str(file.relative_to(path)) for file in by_words.values())
+            raise UserError(
+                f"{path}: {names} name the split {split} by different words: keep one, use the same word (test-1.csv, test-2.csv), or "
+                f"set validation_split or test_split to {stem(alike[0])}"
+            )
     unknown = [file for file in splits.pop("", []) if stem(file).lower() not in NO_ROWS]
     if unknown and "train" in splits:
         names = ", ".join(str(file.relative_to(path)) for file in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
@@ -93,13 +105,15 @@ def split_of(file: Path, split_names: Collection[str] = ()) -> str:
     """Return the split that the name of a file tells, or else the name of its nearest folder; "" if no name does."""
     if stem(file) in split_names:
         return stem(file)
-    for part in (file.name, *reversed(file.parent.parts)):
-        splits = {*split_words(part).values()}
-        if len(splits) > 1:
-            raise UserError(f"{file}: its name tells several splits, {', '.join(sorted(splits))}: rename it")
-        if splits:
-            return splits.pop()
-    return ""
+    splits = {*_telling_words(file).values()}
+    if len(splits) > 1:
+        raise UserError(f"{file}: its name tells several splits, {', '.join(sorted(splits))}: rename it")
+    return "".join(splits)
+
+
+def _telling_words(file: Path) -> dict[str, str]:
+    """Return the words that tell the split of a file, each with the split: those in its name, or else in its nearest folder's."""
+    return next(filter(None, map(split_words, (file.name, *reversed(file.parent.parts)))), {})
 
 
 def split_words(name: str) -> dict[str, str]:
