@@ -283,6 +283,19 @@ def test_a_parquet_file_with_two_columns_of_one_name_is_refused(tmp_path):
         find_rows(str(tmp_path / "rows.parquet"))
 
 
+def test_a_parquet_file_may_hold_views_of_texts_but_no_map(tmp_path):
+    view = pyarrow.string_view()
+    kinds = dict(text=view, label=pyarrow.list_(view), pair=pyarrow.struct({"en": view}))
+    rows = [{"text": "a", "label": ["x"], "pair": {"en": "one"}}, {"text": None, "label": ["x", "y"], "pair": {"en": None}}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, pyarrow.schema(kinds)), tmp_path / "rows.parquet")
+    read = find_rows(str(tmp_path / "rows.parquet"))[0]["train"]
+    assert [*read] == rows and "view" not in str(read.features)
+    meta = pyarrow.array([[("a", 1)]], pyarrow.map_(pyarrow.string(), pyarrow.int64()))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "meta": meta}), tmp_path / "rows.parquet")
+    with pytest.raises(UserError, match="its column meta has the type map<string, int64.* remove it"):
+        find_rows(str(tmp_path / "rows.parquet"))
+
+
 def test_a_quoted_text_may_have_several_lines(tmp_path):
     texts = ["one,\ntwo", "a\n\nb, c", 'she said "no"\nand left', "\n"] * 3
     pd.DataFrame({"text": texts, "label": ["good", "bad"] * 6}).to_csv(tmp_path / "rows.csv", index=False)

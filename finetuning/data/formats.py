@@ -78,9 +78,16 @@ def read_parquet(files: list[Path], encoding: str | None, remarks: list[str]) ->
     schemas = [read_schema(file) for file in opened]
     for file, schema in zip(files, schemas, strict=True):
         check_names(file, schema.names, files[0], schemas[0].names)
+        for column in schema:
+            try:
+                Features.from_arrow_schema(pyarrow.schema([column]))
+            except ValueError as error:
+                raise UserError(
+                    f"{file}: its column {column.name} has the type {column.type}, which can't be read: remove it, or store it as text"
+                ) from error
         check_classes(str(file), Features.from_arrow_schema(schemas[0]), Features.from_arrow_schema(schema))
     try:
-        schema = pyarrow.unify_schemas([_without_dictionaries(schema) for schema in schemas], promote_options="permissive")
+        schema = pyarrow.unify_schemas([_plain_schema(schema) for schema in schemas], promote_options="permissive")
     except pyarrow.ArrowTypeError as error:
         raise UserError(
             f"{files[0].parent}: a column has different types in {', '.join(file.name for file in files[:5])} ({error}): write it "
@@ -91,12 +98,19 @@ def read_parquet(files: list[Path], encoding: str | None, remarks: list[str]) ->
             yield pyarrow.Table.from_batches([batch]).cast(schema)
 
 
-def _without_dictionaries(schema: pyarrow.Schema) -> pyarrow.Schema:
-    """Return a schema with the types of the values of columns that are stored as dictionaries, such as pandas' categories."""
-    for position, field in enumerate(schema):
-        if pyarrow.types.is_dictionary(field.type):
-            schema = schema.set(position, field.with_type(field.type.value_type))
-    return schema
+def _plain_schema(schema: pyarrow.Schema) -> pyarrow.Schema:
+    """Return a schema in which dictionaries, such as pandas' categories, have the type of their values, and views are texts."""
+    return pyarrow.schema([field.with_type(_plain_type(field.type)) for field in schema], schema.metadata)
+
+
+def _plain_type(kind: pyarrow.DataType) -> pyarrow.DataType:
+    if pyarrow.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if pyarrow.types.is_list(kind):
+        return pyarrow.list_(kind.value_field.with_type(_plain_type(kind.value_type)))
+    if pyarrow.types.is_struct(kind):
+        return pyarrow.struct([field.with_type(_plain_type(field.type)) for field in kind])
+    return pyarrow.string() if kind == pyarrow.string_view() else kind
 
 
 # --- plain text ----------------------------------------------------------------------------------------------------------
