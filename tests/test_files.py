@@ -10,6 +10,7 @@ import zipfile
 from dataclasses import replace
 
 import datasets
+import openpyxl
 import pandas as pd
 import pyarrow.parquet
 import pytest
@@ -587,6 +588,35 @@ def test_a_sheet_is_read_whole_although_its_dimension_is_wrong(dimension, tmp_pa
             wrong.writestr(name, re.sub(rb'(?<=<dimension ref=")[^"]*', dimension.encode(), right.read(name)))
     rows = find_rows(str(tmp_path / "wrong.xlsx"))[0]["train"]
     assert rows["text"][:] == [f"film {i}\r\nend" for i in range(10)] and rows["label"][:] == ["x"] * 10
+
+
+def sheet(folder, *rows: list):
+    """Return the rows of a folder with an .xlsx file of these rows, and with the file by which Excel locks it."""
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    book.save(folder / "train.xlsx")
+    write(folder / "~$train.xlsx", "lock")
+    return find_rows(str(folder))[0]["train"].to_dict()
+
+
+def test_empty_rows_above_and_empty_columns_beside_a_sheet_are_no_data(tmp_path):
+    rows = [None, "text", "label", " "], [None, "fine", "good"], [None, "dull", "bad"]
+    assert sheet(tmp_path, [None], [], *rows) == {"text": ["fine", "dull"], "label": ["good", "bad"]}
+    write(tmp_path / "csv" / "rows.csv", "text,label,,\nfine,good,,\n")
+    assert find_rows(str(tmp_path / "csv"))[0]["train"].to_dict() == {"text": ["fine"], "label": ["good"]}
+    write(tmp_path / "csv" / "rows.csv", "text,label,,\nfine,good,,\ndull,bad,,note\n")
+    with pytest.raises(UserError, match="column 4 has no name, but row 3 holds 'note'"):
+        find_rows(str(tmp_path / "csv"))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("#N/A", "B2 holds the error #N/A"), ("=A2", "B2 holds a formula that was never calculated: open the file in Excel")],
+)
+def test_errors_and_formulas_without_a_value_are_refused_with_their_cell(value, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        sheet(tmp_path, ["text", "label"], ["fine", value])
 
 
 def labels_of_two_files(folder, *labels: list) -> list:

@@ -52,6 +52,26 @@ def check_names(file: Path, names: list[str], first_file: Path, first_names: lis
         )
 
 
+def without_nameless(file: Path, names: list[str], rows: Iterable[list], first_row: int = 2) -> tuple[list[str], Iterable[list]]:
+    """Return a table without its columns that have no name if there are several, as spreadsheets write them beside a table.
+
+    `first_row`: the number of the first of `rows`, for a message. Raise `UserError` for a value in such a column.
+    """
+    if names.count("") < 2:
+        return names, rows
+
+    def named() -> Iterator[list]:
+        for number, row in enumerate(rows, first_row):
+            for position, (name, value) in enumerate(zip(names, row, strict=True), 1):
+                if value and not name:
+                    raise UserError(
+                        f"{file}: column {position} has no name, but row {number:,} holds {value[:40]!r} there: name the column, or empty it"
+                    )
+            yield [value for name, value in zip(names, row, strict=True) if name]
+
+    return [name for name in names if name], named()
+
+
 def batched(rows: Iterable) -> Iterator[list]:
     """Yield lists of at most `ROWS_PER_TABLE` rows."""
     rows = iter(rows)

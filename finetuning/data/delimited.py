@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from finetuning.data.content import Tables, check_names, string_tables
+from finetuning.data.content import Tables, check_names, string_tables, without_nameless
 from finetuning.data.files import MAX_LINE, SNIFFED_BYTES, lines_of, open_text
 from finetuning.errors import UserError
 
@@ -54,8 +54,10 @@ def _table(files: list[Path], encoding: str | None, separators: list[str | None]
     for file, header in zip(files, headers, strict=True):
         if not header:
             raise UserError(f"{file}: it is empty")
-        check_names(file, header, files[0], headers[0])
-    return string_tables(headers[0], itertools.chain.from_iterable(rows_of_files))
+    tables = [without_nameless(*table) for table in zip(files, headers, rows_of_files, strict=True)]
+    for file, (names, _) in zip(files, tables, strict=True):
+        check_names(file, names, files[0], tables[0][0])
+    return string_tables(tables[0][0], itertools.chain.from_iterable(rows for _, rows in tables))
 
 
 def _fields(file: Path, encoding: str | None, separator: str | None, remarks: list[str]) -> Iterator[list[str]]:

@@ -47,8 +47,8 @@ def known_files(path: Path, endings: Collection[str]) -> list[Path]:
 
 
 def _is_hidden(file: Path) -> bool:
-    """Return whether a file or one of its folders is hidden, as in .ipynb_checkpoints/train-checkpoint.csv."""
-    return any(part.startswith(".") for part in file.parts)
+    """Return whether a file or one of its folders is hidden, as in .ipynb_checkpoints/train-checkpoint.csv, or a lock of Excel."""
+    return any(part.startswith((".", "~$")) for part in file.parts)
 
 
 def ending(file: Path) -> str:

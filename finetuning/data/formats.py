@@ -19,7 +19,16 @@ import pycountry
 from datasets import ClassLabel, Features, Value
 from pyarrow.parquet import ParquetFile, read_schema
 
-from finetuning.data.content import ROWS_PER_TABLE, Reader, Tables, batched, check_classes, check_names, string_tables
+from finetuning.data.content import (
+    ROWS_PER_TABLE,
+    Reader,
+    Tables,
+    batched,
+    check_classes,
+    check_names,
+    string_tables,
+    without_nameless,
+)
 from finetuning.data.delimited import read_csv, read_tsv
 from finetuning.data.files import ending, lines_of, read_bytes, split_of, stem
 from finetuning.data.json_rows import read_json
@@ -34,7 +43,7 @@ TAG = re.compile(r"O|[BIESLUM][-_].+")
 
 
 def read_excel(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables:
-    """Read the first sheet. Its first row has the names of the columns. Numbers, dates and truth values become text."""
+    """Read the first sheet. Its first filled row has the names of the columns. Numbers, dates and truth values become text."""
     require_installed(str(files[0]), "openpyxl")
     import openpyxl
 
@@ -42,26 +51,45 @@ def read_excel(files: list[Path], encoding: str | None, remarks: list[str]) -> T
         raise UserError(
             f"{files[0].parent}: a split has {len(files)} .xlsx files, and only one is allowed: give one, or save them as csv"
         )
-    book = openpyxl.load_workbook(io.BytesIO(read_bytes(files[0])), read_only=True, data_only=True)
+    content = read_bytes(files[0])
+    book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
     if len(book.worksheets) > 1:
         remarks.append(f"{files[0].name}: only its first sheet, {book.worksheets[0].title!r}, was read")
     book.worksheets[0].reset_dimensions()  # some programs write wrong ones, and openpyxl would leave out the cells outside
-    rows = [[_cell_text(value) for value in row] for row in book.worksheets[0].iter_rows(values_only=True)]
-    while rows and not any(rows[-1]):
-        rows.pop()
-    if not rows:
+    rows = [[_cell_text(cell, files[0]) for cell in row] for row in book.worksheets[0].iter_rows()]
+    if any(None in row for row in rows):
+        _check_formulas(files[0], openpyxl.load_workbook(io.BytesIO(content), read_only=True).worksheets[0], rows)
+    filled = [number for number, row in enumerate(rows) if any(row)]
+    if not filled:
         raise UserError(
             f"{files[0]}: its first sheet, {book.worksheets[0].title!r}, is empty: put the rows there, or save them as csv"
         )
+    rows = rows[filled[0] : filled[-1] + 1]
     width = max(i + 1 for row in rows for i, value in enumerate(row) if value)
     rows = [[*row[:width], *[None] * (width - len(row))] for row in rows]
-    names = [(name or "").strip() for name in rows[0]]
+    names, rows = without_nameless(files[0], [(name or "").strip() for name in rows[0]], rows[1:], filled[0] + 2)
     check_names(files[0], names, files[0], names)
-    return string_tables(names, rows[1:])
+    return string_tables(names, rows)
 
 
-def _cell_text(value: Any) -> str | None:
-    """Return the value of a cell as text; a date without a time of day is only the date."""
+def _check_formulas(file: Path, sheet: Any, rows: list[list[str | None]]) -> None:
+    """Raise `UserError` if a cell of a sheet has a formula, but no value in `rows`."""
+    sheet.reset_dimensions()
+    for row, cells in zip(rows, sheet.iter_rows(), strict=True):
+        for text, cell in zip(row, cells, strict=True):
+            if text is None and cell.data_type == "f":
+                raise UserError(
+                    f"{file}: {cell.coordinate} holds a formula that was never calculated: open the file in Excel and save it"
+                )
+
+
+def _cell_text(cell: Any, file: Path) -> str | None:
+    """Return the value of a cell as text, None if it has none; a date without a time of day is only the date."""
+    value = cell.value
+    if cell.data_type == "e":
+        raise UserError(f"{file}: {cell.coordinate} holds the error {value}: correct it, or empty the cell")
+    if value is None and cell.data_type == "str":
+        return ""  # a formula's value
     if isinstance(value, datetime):
         return str(value.date() if value.time() == time() else value)
     if isinstance(value, str):  # Excel writes a carriage return as _x000D_
