@@ -10,6 +10,7 @@ import zipfile
 from dataclasses import replace
 
 import datasets
+import numpy as np
 import openpyxl
 import pandas as pd
 import pyarrow.parquet
@@ -218,11 +219,23 @@ def test_values_stay_as_they_are_written(tmp_path):
 
 
 def test_a_column_of_several_types_keeps_its_values(tmp_path):
-    values = [1, 1.5, "x", None, True, [1, "a"], {"b": [None]}, 2**70]
+    values = [1, 0.1 + 0.2, "x", None, True, [1, "a", 10**25], {"b": [None]}, 2**70]
     lines = [json.dumps({"text": "t", "value": value, "late": "late" if value == 2**70 else None}) for value in values]
     rows = find_rows(str(write(tmp_path / "a.jsonl", "\n".join([*lines, ""]))))[0]["train"]
-    assert [repr(value) for value in rows["value"][:-1]] == [repr(value) for value in values[:-1]]
+    assert [repr(value) for value in rows["value"][:]] == [repr(value) for value in values]
     assert rows["late"][:] == [None] * 7 + ["late"]
+
+
+def test_whole_numbers_beyond_64_bits_may_be_groups_texts_and_parts_of_messages(tmp_path):
+    rows = [record | {"author": 2**127 + number // 4} for number, record in enumerate(RECORDS)]
+    data = load(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows))), group_column="author")
+    assert len(np.unique(data.train.groups)) == 14 and len(data.train) == 56
+    rows[3]["review"] = 10**25
+    data = load(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows))), train_samples=0, test_fraction=0.1)
+    assert "1 numbers or truth values are read as texts, such as 10000000000000000000000000 (row 3)" in data.remarks[0]
+    messages = [{"role": "user", "content": "q", "id": 10**25}, {"role": "assistant", "content": "a"}]
+    rows = find_rows(str(write(tmp_path / "b.jsonl", json.dumps({"messages": messages}))))[0]["train"]
+    assert rows[0]["messages"] == messages
 
 
 AWKWARD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=12)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 from datasets import Features, Json, List, Value
 
@@ -16,6 +17,7 @@ from finetuning.errors import UserError
 MAX_NESTING = 100  # lists and objects inside each other; Python's own limit depends on its version
 NESTED = f"more than {MAX_NESTING} lists or objects are nested in each other: remove this row"
 NO_BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[^\[\]{}"]+', re.DOTALL)  # strings, and what is between them
+datasets.features.features.ujson_loads = json.loads  # ujson rounds decimal numbers, and fails for whole ones beyond 64 bits
 DECODER = json.JSONDecoder(parse_constant=lambda constant: None)  # NaN becomes None
 
 

@@ -17,7 +17,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
-from datasets import Dataset, Json, concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 
 from finetuning import speed
 from finetuning.data.content import as_rows
@@ -220,12 +220,8 @@ def read_file(path: Path, encoding: str | None, cache: Path) -> tuple[Dataset, l
 
 def _lists(rows: Dataset) -> Iterator[list]:
     """Yield the values of each row as a list. NaN becomes None, as when files are read."""
-    json_columns = [name for name, feature in rows.features.items() if isinstance(feature, Json)]
     for start in range(0, len(rows), ROWS_IN_MEMORY):
-        batch = dict.fromkeys(rows.column_names) | rows.remove_columns(json_columns)[start : start + ROWS_IN_MEMORY]
-        for name in json_columns:  # parsed here, because datasets rounds their floats and fails for large integers
-            texts = rows.with_format("arrow")[start : start + ROWS_IN_MEMORY][name].to_pylist()
-            batch[name] = [None if text is None else json.loads(text) for text in texts]
+        batch = rows[start : start + ROWS_IN_MEMORY]
         yield from ([None if value != value else value for value in row] for row in zip(*batch.values(), strict=True))
 
 
