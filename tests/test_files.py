@@ -226,6 +226,16 @@ def test_a_column_of_several_types_keeps_its_values(tmp_path):
     assert rows["late"][:] == [None] * 7 + ["late"]
 
 
+def test_pairs_of_texts_in_json_may_lack_a_side(tmp_path):
+    pairs = [{"translation": {"en": f"one {number}", "de": f"eins {number}"}} for number in range(60)]
+    pairs[4]["translation"]["de"], pairs[8] = None, {"translation": {"en": "one"}}
+    write(tmp_path / "pairs.jsonl", "\n".join(map(json.dumps, pairs)))
+    settings = dict(task="translation", source_column="en", target_column="de")
+    with pytest.raises(UserError, match=r"2 of 60 rows .* with an empty text \(row 4, 8\)"):
+        load(tmp_path / "pairs.jsonl", **settings)
+    assert load(tmp_path / "pairs.jsonl", **settings, on_bad_rows="skip").test_split == "held out from train"
+
+
 def test_whole_numbers_beyond_64_bits_may_be_groups_texts_and_parts_of_messages(tmp_path):
     rows = [record | {"author": 2**127 + number // 4} for number, record in enumerate(RECORDS)]
     data = load(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows))), group_column="author")

@@ -155,7 +155,7 @@ def _objects(file: Path, rows: Callable[[], Iterable[dict]]) -> Tables:
 
 
 def _kind(value: Any) -> Any:
-    """Return the kind of a value: an Arrow type such as "string", a tuple for a list or an object of texts, or else "json"."""
+    """Return the kind of a value: an Arrow type such as "string", a tuple for a list or an object of texts and nulls, else "json"."""
     kind = {str: "string", bool: "bool", float: "float64"}.get(type(value))
     if kind:
         return kind
@@ -164,7 +164,7 @@ def _kind(value: Any) -> Any:
     if isinstance(value, list):
         kinds = {_kind(item) for item in value}
         return ("list", *kinds) if not kinds or (len(kinds) == 1 and kinds <= {"string", "int64", "float64"}) else "json"
-    if value and all(isinstance(item, str) for item in value.values()):
+    if value and all(isinstance(item, str | None) for item in value.values()):
         return ("object", *value)
     return "json"
 
@@ -174,9 +174,11 @@ def _feature(kinds: set) -> Any:
     lists = {kind[1:] for kind in kinds if isinstance(kind, tuple) and kind[0] == "list"} - {()}
     if kinds and all(isinstance(kind, tuple) and kind[0] == "list" for kind in kinds) and len(lists) <= 1:
         return List(Value(next(iter(lists), ("string",))[0]))
+    objects = sorted(kind[1:] for kind in kinds if kind[0] == "object")
+    keys = max(objects, key=len, default=())
+    if keys and len(objects) == len(kinds) and all({*names} <= {*keys} for names in objects):  # some lack keys of another
+        return dict.fromkeys(keys, Value("string"))
     if len(kinds) > 1:
         return Json()
     kind = next(iter(kinds), "string")
-    if isinstance(kind, tuple):
-        return dict.fromkeys(kind[1:], Value("string"))
     return Json() if kind == "json" else Value(kind)
