@@ -70,6 +70,7 @@ FORMATS = {  # file name -> function that writes it
     "latin.json": lambda file: file.write_bytes(json.dumps(RECORDS, ensure_ascii=False).encode("latin-1")),
     "mark.jsonl": lambda file: file.write_bytes(b"\xef\xbb\xbf" + ROWS.to_json(orient="records", lines=True).encode()),
     "unicode.jsonl": lambda file: file.write_text(ROWS.to_json(orient="records", lines=True), encoding="utf-16"),
+    "rows.ndjson": lambda file: file.write_text(ROWS.to_json(orient="records", lines=True)),
     "packed.jsonl.gz": lambda file: ROWS.to_json(file, orient="records", lines=True),
 }
 
@@ -488,12 +489,21 @@ def test_conll_files_may_have_comments_word_numbers_and_several_tag_columns(tmp_
         ('{"text": "a"}\n{"text": \n', "line 2: it is not valid JSON"),
         ('[{"text": "a"}, 3]', "row 1 of train"),
         ('{"text": ["a", "b"], "label": ["c"]}', "different lengths"),
+        (pd.DataFrame({"text": ["a"]}).to_json(orient="split"), 'write it with orient="records"'),
         ("", "empty"),
     ],
 )
 def test_a_json_that_holds_no_rows_is_refused(text, words, tmp_path):
     with pytest.raises(UserError, match=words):
         find_rows(str(write(tmp_path / "rows.json", text)))
+
+
+@pytest.mark.parametrize(
+    ("indent", "words"), [(None, "line 1 is not an object .*name a file"), (1, r"line 1 is only \[, .*name the")]
+)
+def test_a_list_of_rows_in_a_jsonl_is_refused_with_the_right_ending(indent, words, tmp_path):
+    with pytest.raises(UserError, match=f"{words}.* .json"):
+        find_rows(str(write(tmp_path / "rows.jsonl", json.dumps(RECORDS, indent=indent))))
 
 
 A, B = ({"text": text, "label": "x"} for text in "ab")

@@ -296,8 +296,7 @@ READERS: dict[str, Reader] = {  # ending of a file -> reader
     ".parquet": read_parquet,
     ".csv": read_csv,
     ".tsv": read_tsv,
-    ".json": read_json,
-    ".jsonl": read_json,
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), read_json),
     ".xlsx": read_excel,
     **dict.fromkeys((".conll", ".iob", ".iob2", ".bio"), read_conll),
 }

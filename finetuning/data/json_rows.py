@@ -1,4 +1,4 @@
-"""Read objects in .json and .jsonl files as rows. A column with values of several types keeps them as JSON."""
+"""Read objects in .json, .jsonl and .ndjson files as rows. A column with values of several types keeps them as JSON."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def read_json(files: list[Path], encoding: str | None, remarks: list[str]) -> Ta
 
 def _has_lines(file: Path, encoding: str | None) -> bool:
     """Return whether a file has an object on each line."""
-    if ending(file) == ".jsonl":
+    if ending(file) in (".jsonl", ".ndjson"):
         return True
     lines = (line for line in lines_of(file, encoding, longest=MAX_UNPACKED) if line.strip())
     try:
@@ -99,10 +99,15 @@ def _without_surrogates(value: Any) -> Any:
 def _json_lines(file: Path, encoding: str | None) -> Iterator[dict]:
     """Yield the object on each line."""
     for number, line in enumerate(lines_of(file, encoding), 1):
+        if line.strip() in ("[", "{"):
+            raise UserError(
+                f"{file}: line {number:,} is only {line.strip()}, but each line must be a whole object: name the file .json"
+            )
         if line.strip():
             row = _load(line, f"{file}: line {number:,}")
             if not isinstance(row, dict):
-                raise UserError(f"{file}: line {number:,} is not an object with names and values: {line[:80]}")
+                hint = ": name a file with a list of rows .json" if isinstance(row, list) else ""
+                raise UserError(f"{file}: line {number:,} is not an object with names and values: {line[:80]}{hint}")
             yield row
 
 
@@ -127,6 +132,8 @@ def _tables_of(content: dict, file: Path, remarks: list[str]) -> dict[str, list]
     if content and all(isinstance(value, dict) for value in content.values()):  # a data frame of pandas: column -> row -> value
         rows = list(dict.fromkeys(row for column in content.values() for row in column))
         return {"train": [{name: column.get(row) for name, column in content.items()} for row in rows]}
+    if content.keys() == {"columns", "index", "data"}:
+        raise UserError(f'{file}: pandas wrote it with orient="split", which is not read: write it with orient="records"')
     if content and all(isinstance(value, list) for value in content.values()):
         if len(lengths := {len(value) for value in content.values()}) > 1:
             raise UserError(f"{file}: its columns have different lengths, {', '.join(map(str, sorted(lengths)))}: correct them")

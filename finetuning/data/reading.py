@@ -110,7 +110,7 @@ def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: P
         return Reading(in_utf8(saved, path), [], dict.fromkeys(saved, [path.name]))
     card = path / "README.md"
     if card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace").partition("\n---")[0]:
-        for file in known_files(path, (".json", ".jsonl")):
+        for file in known_files(path, (".json", ".jsonl", ".ndjson")):
             json_rows.check_file(file)
         files = [
             file for file in sorted(path.rglob("*")) if file.is_file() and not {".git", ".cache"} & {*file.relative_to(path).parts}
