@@ -24,9 +24,9 @@ def trackio(folder) -> tuple[dict, dict, set]:
     from trackio.sqlite_storage import SQLiteStorage
 
     (run,) = Api().runs("huggingface")
-    assert run.name == "run"
+    assert run.name.startswith("run-"), "a later run of the same name is another one"
     settings = {name.removeprefix("config/"): value for name, value in run.config.items() if name.startswith("config/")}
-    logged = {name: value for log in SQLiteStorage.get_logs("huggingface", "run") for name, value in log.items()}
+    logged = {name: value for log in SQLiteStorage.get_logs("huggingface", run.name) for name, value in log.items()}
     return settings, logged, {name for name, value in logged.items() if isinstance(value, dict)}
 
 

@@ -62,7 +62,7 @@ def _card(run: Run, metrics: dict | None, code: str, variables: dict | None = No
         datasets=[dataset["name"]] if dataset["origin"] == "hub" else None,
         pipeline_tag=run.task.pipeline_tag,
         metrics=[HUB_METRICS[name] for name in names] or None,
-        model_name=printable(run.folder.name),
+        model_name=printable(run.folder.resolve().name),
         eval_results=[_result(run, metrics, name) for name in names] or None,
         **header,
     )
@@ -70,7 +70,7 @@ def _card(run: Run, metrics: dict | None, code: str, variables: dict | None = No
     content = _render(
         "card.md.jinja",
         header=data.to_yaml(),
-        name=run.folder.name,
+        name=run.folder.resolve().name,
         method=METHODS[run.config.method],
         run=run,
         model=model,

@@ -1,8 +1,7 @@
 """Experiment trackers: one tracker run gets a run's settings, losses and test metrics.
 
-The Trainer's own callbacks send losses and validation metrics. This file adds the settings of config.py and the test metrics, and
-stores the id by which a resumed run and evaluate.py find the tracker run. Trackers that `SENDERS` lacks get losses and validation
-metrics only.
+The Trainer's own callbacks send losses and validation metrics. This file adds the settings of config.py and the test metrics. A
+resumed run and evaluate.py find the tracker run by its name. Trackers that `SENDERS` lacks get losses and validation metrics only.
 """
 
 import importlib.util
@@ -16,26 +15,26 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from config import Config
-from finetuning.disk import read_json, write_json
+from finetuning.disk import read_json
 from finetuning.processes import by_first
-
-IDS_FILE = "trackers.json"  # in the run folder: name of a tracker -> id of the tracker run
 
 
 def prepare(folder: Path, config: Config) -> None:
     """Make the Trainer's callbacks write into the run folder, and continue the tracker run if the run was interrupted."""
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
     if "wandb" in config.report_to:
-        os.environ |= {"WANDB_RUN_ID": _ids(folder).get("wandb", run_name(folder)), "WANDB_RESUME": "allow"}
+        os.environ |= {"WANDB_RUN_ID": run_name(folder), "WANDB_RESUME": "allow"}
 
 
 def run_name(folder: Path) -> str:
-    """Return the name of the tracker run: fold-1 of one data set must not continue fold-1 of another."""
-    return folder.name if not re.fullmatch(r"fold-\d+", folder.name) else f"{folder.parent.name}-{folder.name}"
+    """Return the name of the tracker run: that of the folder and the fingerprint of its config.json, which no other run has."""
+    name = folder.name if not re.fullmatch(r"fold-\d+", folder.name) else f"{folder.parent.name}-{folder.name}"
+    file = folder / "config.json"
+    return f"{name}-{read_json(file).get('sha256', '')[:8]}" if file.is_file() else name
 
 
 class Settings(TrainerCallback):
-    """Sends the settings of config.py to the trackers, and stores the ids of the tracker runs."""
+    """Sends the settings of config.py to the trackers."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder, self.config = folder, config
@@ -43,7 +42,7 @@ class Settings(TrainerCallback):
     def on_train_begin(self, args, state, control, **_) -> None:
         if not state.is_world_process_zero or self.config.report_to == "none":
             return
-        settings, ids = {f"config/{name}": value for name, value in asdict(self.config).items()}, {}
+        settings = {f"config/{name}": value for name, value in asdict(self.config).items()}
         for name in self.config.report_to.split(","):
             if name == "tensorboard":
                 from torch.utils.tensorboard import SummaryWriter
@@ -54,17 +53,10 @@ class Settings(TrainerCallback):
                 import wandb
 
                 wandb.config.update(settings, allow_val_change=True)
-                ids[name] = wandb.run.id
             if name == "trackio":
                 import trackio
 
                 trackio.config.update(settings, allow_val_change=True)
-        write_json(self.folder / IDS_FILE, ids)
-
-
-def _ids(folder: Path) -> dict[str, str]:
-    file = folder / IDS_FILE
-    return read_json(file) if file.is_file() else {}
 
 
 @by_first
@@ -95,7 +87,7 @@ def _tensorboard(folder: Path, numbers: dict[str, float], pictures: dict[str, Pa
 def _wandb(folder: Path, numbers: dict[str, float], pictures: dict[str, Path], step: int) -> None:
     import wandb
 
-    with wandb.init(project=os.getenv("WANDB_PROJECT", "huggingface"), id=_ids(folder)["wandb"], resume="allow") as run:
+    with wandb.init(project=os.getenv("WANDB_PROJECT", "huggingface"), id=run_name(folder), resume="allow") as run:
         run.log(numbers | {f"test/{name}": wandb.Image(str(file)) for name, file in pictures.items()})
 
 
