@@ -469,6 +469,8 @@ def test_conll_files_may_have_comments_word_numbers_and_several_tag_columns(tmp_
     rows, source = conll(tmp_path, "# id 1 domain=train\n1\tAnna\tB-PER\n2\t#\tO\n\n \n# text = x\n1\tOslo\tB-LOC\n")
     assert rows["train"]["tokens"][:] == [["Anna", "#"], ["Oslo"]] and rows["train"]["tags"][:] == [["B-PER", "O"], ["B-LOC"]]
     assert "first column numbers the words" in source.remarks[0]
+    rows, _ = conll(tmp_path, "12\tB-NUM\n7\tI-NUM\n\n3\tB-NUM\n")
+    assert rows["train"]["tokens"][:] == [["12", "7"], ["3"]], "of two columns, the first one holds the words"
     rows, _ = conll(tmp_path, "-DOCSTART- -X- O O\n\nAnna NNP B-NP B-PER\n# SYM O O\n\nOslo NNP B-NP B-LOC\n")
     assert rows["train"]["tokens"][:] == [["Anna", "#"], ["Oslo"]] and rows["train"]["tags"][:] == [["B-PER", "O"], ["B-LOC"]]
     with pytest.raises(UserError, match="line 2 has 1 columns"):
@@ -480,6 +482,33 @@ def test_conll_files_may_have_comments_word_numbers_and_several_tag_columns(tmp_
     named = replace(config, text_column="column_2", label_column="column_3", test_fraction=0.2)
     with pytest.raises(UserError, match="too few"):  # the columns are accepted, but all sentences are equal
         load_data(tasks.pick(named), named)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        ["0", "1", "2", "0", "1"],
+        ["1", "2", "3", "4", "5"],
+        ["1", "1", "1", "2", "2"],
+        ["a.txt"] * 5,
+        ["Sentence: 1", "", "", "Sentence: 2", ""],
+        ["0.00", "0.41", "0.87", "3.10", "3.62"],
+    ],
+)
+def test_a_first_column_that_numbers_words_sentences_or_documents_is_not_the_words(numbers, tmp_path):
+    lines = ["{}\tAnna\tB-PER\n", "{}\tsaw\tO\n", "{}\tOslo\tB-LOC\n\n", "{}\tshe\tO\n", "{}\tleft\tO\n\n"]
+    rows, source = conll(tmp_path, "".join(line.format(number) for line, number in zip(lines, numbers, strict=True)))
+    assert rows["train"]["tokens"][:] == [["Anna", "saw", "Oslo"], ["she", "left"]]
+    assert "words are read from column 2, tags from column 3" in source.remarks[0]
+    rows, _ = conll(tmp_path, "".join(line.format(f"{number}\t1") for line, number in zip(lines, numbers, strict=True)))
+    assert rows["train"].column_names == ["column_1", "column_2", "column_3", "column_4"], "the second column has numbers too"
+
+
+def test_lines_of_conll_u_that_are_no_words_are_left_out(tmp_path):
+    no_words = "2-3\tdu\t_\n2\tde\tO\n2.1\tomitted\tO\n3\tle\tO\n"
+    rows, _ = conll(tmp_path, "".join(f"1\tvin\tB-X\n{no_words if i in (7, 90) else ''}\n" for i in range(100)))
+    assert [i for i, words in enumerate(rows["train"]["tokens"][:]) if words != ["vin"]] == [7, 90]
+    assert rows["train"]["tokens"][90] == ["vin", "de", "le"]
 
 
 @pytest.mark.parametrize(

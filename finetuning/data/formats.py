@@ -37,6 +37,7 @@ from finetuning.errors import UserError, require_installed
 SNIFFED_SENTENCES = 50  # of a CoNLL file, to find the columns of words and tags
 LANGUAGE_ENDINGS = [f".{language.alpha_2}" for language in pycountry.languages if hasattr(language, "alpha_2")]
 TAG = re.compile(r"O|[BIESLUM][-_].+")
+NO_WORD = re.compile(r"\d+[-.]\d+")  # CoNLL-U's number of a line that repeats words 1 and 2 (1-2), or of an omitted word (8.1)
 
 
 # --- .xlsx ---------------------------------------------------------------------------------------------------------------
@@ -207,34 +208,45 @@ def read_parallel(files: list[Path], encoding: str | None, remarks: list[str]) -
 def read_conll(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables:
     """Read a word and its tags per line, and an empty line after each sentence. The columns are tokens, column_2, ..., tags.
 
-    Lines with -DOCSTART- and comments are skipped. A first column that numbers the words of each sentence is not the word.
+    Lines with -DOCSTART- and comments are skipped. A first column that numbers words, sentences or documents is not the word.
     """
     sample = list(itertools.islice(_sentences(files[0], encoding), SNIFFED_SENTENCES))
     if not sample:
         raise UserError(f"{files[0]}: it is empty")
     width = len(sample[0][0])
     names = [f"column_{number}" for number in range(1, width + 1)]
-    numbered = width > 2 and all([row[0] for row in sentence] == [str(i + 1) for i in range(len(sentence))] for sentence in sample)
+    numbered = width > 2 and _is_number(sample, 0)
+    words_only = numbered and 2 * sum(row[0].isdigit() for sentence in sample for row in sentence) > sum(map(len, sample))
+    if words_only:
+        sample = list(itertools.islice(_sentences(files[0], encoding, width, words_only), SNIFFED_SENTENCES))
     tag_columns = [i for i in range(1, width) if all(TAG.fullmatch(row[i]) for sentence in sample for row in sentence)]
     if not numbered:
         names[0], names[-1] = "tokens", "tags"
-    elif len(tag_columns) == 1:
-        names[1], names[tag_columns[0]] = "tokens", "tags"
-        remarks.append(
-            f"{files[0].name}: its first column numbers the words; words are read from column 2, tags from column "
-            f"{tag_columns[0] + 1}"
-        )
     else:
-        remarks.append(f"{files[0].name}: its first column numbers the words, and several columns hold tags")
+        note = f"{files[0].name}: its first column numbers the words, sentences or documents"
+        if len(tag_columns) == 1 and not _is_number(sample, 1):
+            names[1], names[tag_columns[0]] = "tokens", "tags"
+            note += f"; words are read from column 2, tags from column {tag_columns[0] + 1}"
+        remarks.append(note)
     if width == 1:
         names = ["tokens"]
-    for batch in batched(sentence for file in files for sentence in _sentences(file, encoding, width)):
+    for batch in batched(sentence for file in files for sentence in _sentences(file, encoding, width, words_only)):
         columns = zip(*([list(column) for column in zip(*sentence, strict=True)] for sentence in batch), strict=True)
         yield pyarrow.table([pyarrow.array(column, pyarrow.list_(pyarrow.string())) for column in columns], names)
 
 
-def _sentences(file: Path, encoding: str | None, width: int | None = None) -> Iterator[list[list[str]]]:
-    """Yield each sentence as a list of lines, each a list of fields. Raise `UserError` for a line without `width` fields."""
+def _is_number(sample: list[list[list[str]]], column: int) -> bool:
+    """Return whether a column of the sentences holds only numbers, or one value in each sentence, perhaps but for its first line."""
+    columns = [[row[column] for row in sentence] for sentence in sample]
+    repeats = all(len({*fields[1:]}) < 2 for fields in columns) and any(len(fields) > 2 for fields in columns)
+    return repeats or all(field.isdigit() or NO_WORD.fullmatch(field) for fields in columns for field in fields)
+
+
+def _sentences(file: Path, encoding: str | None, width: int | None = None, words_only: bool = False) -> Iterator[list[list[str]]]:
+    """Yield each sentence as a list of lines, each a list of fields. Raise `UserError` for a line without `width` fields.
+
+    `words_only`: leave out lines whose number is a `NO_WORD`.
+    """
     sentence: list[list[str]] = []
     for number, line in enumerate(lines_of(file, encoding), 1):
         fields = line.split("\t") if "\t" in line else line.split()
@@ -250,7 +262,8 @@ def _sentences(file: Path, encoding: str | None, width: int | None = None) -> It
                     f"{file}: line {number:,} has {len(fields)} columns, but the lines before have {width}: correct it, or remove "
                     "it"
                 )
-            sentence.append(fields)
+            if not (words_only and NO_WORD.fullmatch(fields[0])):
+                sentence.append(fields)
     if sentence:
         yield sentence
 
