@@ -239,9 +239,11 @@ def test_ambiguous_and_unreadable_annotations_are_refused(row, settings, words):
 
 def test_rows_without_a_value_and_types_that_look_alike_are_noted():
     rows = [{"text": "Orva is", "label": [[0, 4, name]]} for name in ("LOC", "LOC ", "loc")]
-    remarks = read([*rows, {"text": "Orva was", "label": None}, {"text": "it was", "label": []}])[0].remarks
+    result, words = read([*rows, {"text": "Orva was", "label": None}, {"text": "it was", "label": []}])
+    remarks = result.remarks
+    assert [row[0][1] for row in words[:3]] == ["B-LOC", "B-LOC", "B-loc"], "spaces around a type do not count"
     assert any("1 rows have no value in the label column" in remark for remark in remarks), remarks
-    assert any("only in capital letters or spaces: 'LOC', 'LOC ', 'loc'" in remark for remark in remarks), remarks
+    assert any("only in capital letters or spaces: 'LOC', 'loc'" in remark for remark in remarks), remarks
 
 
 def test_a_tag_of_minus_one_is_not_read_as_the_last_tag(tmp_path):
@@ -328,6 +330,8 @@ def test_texts_of_several_languages_are_divided_into_words(text, words):
         ({"text": "a film", "spans": [{"start": 0, "end": 90, "label": "X"}]}, ["row 0", "from 0 to 90", "6 characters"]),
         ({"text": "a film", "spans": [{"from": 0, "label": "X"}]}, ["row 0", "unknown form"]),
         ({"text": "a film", "spans": "film"}, ["row 0", "unknown form"]),
+        ({"text": "a film", "label": [[0, 1, "X"], [2, 6, " "]]}, ["row 0", "unknown form", "[2, 6, ' ']"]),
+        ({"text": "a film", "label": [[0, True, "X"]]}, ["row 0", "unknown form", "[0, True, 'X']"]),
         ({"tokens": ["a", "film"], "other": ["O", "O"]}, ["label_column", "tokens, other"]),
     ],
 )

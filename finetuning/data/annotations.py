@@ -183,9 +183,9 @@ def _span(item: list | dict) -> Span:
         if len({*label}) > 1:
             raise UserError(f"the span from {start} to {end} has several labels, {', '.join(map(str, label))}: keep one of them")
         label = label[0]
-    if not (isinstance(start, int) and isinstance(end, int) and isinstance(label, str)):
+    if not (type(start) is type(end) is int and isinstance(label, str) and label.strip()):  # True is no offset
         raise ValueError(item)
-    return Span(start, end, label, text)
+    return Span(start, end, label.strip(), text)
 
 
 # --- offsets -------------------------------------------------------------------------------------------------------------
