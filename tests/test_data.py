@@ -348,6 +348,31 @@ def test_rows_without_a_group_are_alone(tmp_path):
     assert any(f"{120 - n_used} rows of train are not used" in remark for remark in data.remarks) == (n_used < 120)
 
 
+@pytest.mark.parametrize(
+    ("labels", "n_texts", "settings", "message"),
+    [
+        ("ab" * 300, 3, {}, "600 rows with only 3 different texts are too few .* check text_column, lower test_fraction"),
+        ("a" * 3 + "b" * 997, 1000, {}, "only 3 of 1,000 texts have a label other than 'b', too few .* raise validation_fraction"),
+        ("ab" * 25, 50, {"group_column": "label"}, "50 rows in 2 groups are too few .* check group_column, raise test_fraction"),
+        ("ab" * 6, 12, {"validation_fraction": 0.01}, "12 rows are too few to hold out 1% for validation: raise"),
+        ("ab" * 6, 12, {"test_fraction": 0.9}, "12 rows are too few to hold out 90% for test: lower test_fraction"),
+    ],
+)
+def test_a_split_that_cannot_be_held_out_is_refused_with_the_reason(labels, n_texts, settings, message, tmp_path):
+    texts = [f"text {i % n_texts}" for i in range(len(labels))]
+    pd.DataFrame({"text": texts, "label": [*labels]}).to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "rows.csv", **settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"train_samples": 100}])
+def test_a_type_of_one_sentence_is_in_one_split_and_the_others_are_noted(settings, tmp_path):
+    lines = [f"word{i} O\nParis B-LOC\n" + "It B-MISC\n" * (i == 7) for i in range(400)]
+    (tmp_path / "rare.conll").write_text("\n".join(lines))
+    remarks = load(tmp_path / "rare.conll", task="token-classification", **settings).remarks
+    assert sum("has the label 'MISC'" in remark for remark in remarks) == 2, remarks
+
+
 def test_held_out_sentences_are_neighbours_in_the_file(tmp_path):
     """So that `--context neighbours` reads real neighbours, and few documents are in two splits."""
     lines = [f"word{i} O\nParis B-LOC\n" for i in range(6000)]

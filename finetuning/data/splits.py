@@ -100,14 +100,14 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     if config.folds:
         check_labels_of_folds(task, frames["train"], all_rows, config.folds)
     n_rows = sum(map(len, frames.values()))
-    frames = split(frames, config)
+    classes = all_rows.label_names if task.labels_are_classes else []
+    frames = split(frames, config, classes, _text_settings(columns))
     if unused := n_rows - sum(map(len, frames.values())):
         remarks.append(f"{unused:,} rows of train are not used: copies of held-out texts, or the rest of a group that is held out")
-    frames, notes = samples(frames, config, given)
+    frames, notes = samples(frames, config, given, classes)
     remarks += notes
     splits = {name: _rows_of(frame, name if name in raw else "train", all_rows) for name, frame in frames.items()}
-    if task.labels_are_classes:
-        remarks += absent(splits, all_rows.label_names)
+    remarks += absent(splits, task, all_rows.label_names)
     remarks += overlaps(splits)
     names = {name: f"official {official_names[name]}" if name in raw else "held out from train" for name in SPLITS}
     if config.folds:
@@ -242,6 +242,11 @@ def sha256_of(frames: dict[str, pd.DataFrame]) -> str:
     return hashlib.sha256(b"".join(part.to_numpy().tobytes() for part in parts)).hexdigest()
 
 
+def _text_settings(columns: dict[str, str]) -> str:
+    """Return the settings that name the columns with the texts, for a message."""
+    return " or ".join(setting for setting in (f"{column}_column" for column in columns) if setting in TEXT_SETTINGS)
+
+
 def usable(
     task: Task, frames: dict[str, pd.DataFrame], columns: dict[str, str], official_names: dict[str, str], config: Config
 ) -> tuple[dict[str, pd.DataFrame], list[str]]:
@@ -253,8 +258,9 @@ def usable(
     for name, frame in frames.items():
         frame = frame[~frame.left_out]
         if frame.blank.all():
-            settings = " or ".join(name for name in (f"{column}_column" for column in columns) if name in TEXT_SETTINGS)
-            raise UserError(f"{settings}: all texts of split {official_names[name]} are empty: set it to the column with the texts")
+            raise UserError(
+                f"{_text_settings(columns)}: all texts of split {official_names[name]} are empty: set it to the column with the texts"
+            )
         lacks_label = ~frame.labelled & task.labels_required
         if lacks_label.all():
             alternative = "" if name == "train" else f", or {name}_split to a split that has labels"
@@ -291,12 +297,11 @@ def contradictions(frames: dict[str, pd.DataFrame]) -> list[str]:
     return [f"{len(texts):,} texts have more than one label ({places}): not all of these labels can be right"]
 
 
-def absent(splits: dict[str, Split], label_names: list[str]) -> list[str]:
+def absent(splits: dict[str, Split], task: Task, label_names: list[str]) -> list[str]:
     """Return notes on labels that no row of a split has. They can't be learned (train) or measured (validation, test)."""
     notes = []
     for name, part in splits.items():
-        counts = np.bincount(part.labels, minlength=len(label_names))
-        if missing := [f"{label_names[i]!r}" for i in np.flatnonzero(counts == 0)]:
+        if missing := [f"{label!r}" for label, n in task.label_counts(part, label_names).items() if n == 0]:
             names = ", ".join(missing[:MAX_LISTED])
             names += f" and {len(missing) - MAX_LISTED:,} more" if len(missing) > MAX_LISTED else ""
             notes.append(f"no {name} row has the label {names}")
@@ -313,33 +318,56 @@ def overlaps(splits: dict[str, Split]) -> list[str]:
     return notes
 
 
-def split(frames: dict[str, pd.DataFrame], config: Config) -> dict[str, pd.DataFrame]:
+def split(
+    frames: dict[str, pd.DataFrame], config: Config, classes: Sequence[str] = (), text_settings: str = "text_column"
+) -> dict[str, pd.DataFrame]:
     """Make the splits that the data set lacks: hold out stratified rows of train, or a fold. Only `split_seed` decides which rows.
 
     `frames` are from `scan`, indexed by row numbers. If a held-out text has copies, they leave train and are not used. So do the
     other rows of a group that is held out in part. Rows without a label are never held out. Only language models read such rows, so
-    they hold out the same rows as a classifier.
+    they hold out the same rows as a classifier. `classes`: the names of the strata if they are classes, of which each part then needs
+    two. `text_settings`: the settings that name the columns with the texts.
     """
-    frames = dict(frames)
-    labelled = frames["train"][frames["train"].labelled]
-    unlabelled = frames["train"][~frames["train"].labelled]
-    n_rows, min_strata = len(labelled), min(2, labelled.stratum.nunique())
+    frames, train = dict(frames), frames["train"][frames["train"].labelled]
+    labelled, unlabelled = train, frames["train"][~frames["train"].labelled]
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if name not in frames:
             if name == "test" and config.folds:
                 frames[name] = labelled[folds(labelled, config) == config.fold]
             else:
                 rows = labelled if "group" in labelled else labelled.drop_duplicates("hash")
-                frames[name] = draw(rows, round(n_rows * fraction), config.split_seed)
+                frames[name] = draw(rows, round(len(train) * fraction), config.split_seed)
             for column in {"hash", "group"} & {*labelled}:
                 labelled = labelled[~labelled[column].isin(frames[name][column])]
                 unlabelled = unlabelled[~unlabelled[column].isin(frames[name][column])]
-            if any(part.stratum.nunique() < min_strata for part in (frames[name], labelled)):
-                is_fold = name == "test" and config.folds
-                part, remedy = ("a fold", "lower folds") if is_fold else (f"{fraction:.0%}", f"raise {name}_fraction")
-                raise UserError(f"{n_rows} rows are too few to hold out {part} for {name}: {remedy}, or add rows")
+            for part, change in ((frames[name], "raise"), (labelled, "lower")):
+                if _too_few(part, train, classes):
+                    is_fold = name == "test" and config.folds
+                    held_out, remedy = ("a fold", "lower folds") if is_fold else (f"{fraction:.0%}", f"{change} {name}_fraction")
+                    lack, check = _shortage(part, train, config, classes, text_settings)
+                    raise UserError(f"{lack} too few to hold out {held_out} for {name}: {check}{remedy}, or add rows")
     frames["train"] = pd.concat([labelled, unlabelled]).sort_index()
     return {name: frames[name] for name in SPLITS}
+
+
+def _too_few(part: pd.DataFrame, whole: pd.DataFrame, classes: Sequence[str]) -> bool:
+    """Return whether a part has fewer than two rows, or than two of the `classes` if there are any, and the whole has two strata."""
+    return (part.stratum.nunique() if classes else len(part)) < min(2, whole.stratum.nunique())
+
+
+def _shortage(
+    part: pd.DataFrame, train: pd.DataFrame, config: Config, classes: Sequence[str], text_settings: str
+) -> tuple[str, str]:
+    """Return of what train has too little if a `part` of it is `_too_few`, for a message, and what the user should check."""
+    rows, texts = f"{len(train):,} rows", train.drop_duplicates("hash")
+    if config.group_column:
+        return f"{rows} in {train.group.nunique():,} groups are", "check group_column, "
+    if len(part) > 1:  # all of one class
+        counts = texts.stratum.value_counts()
+        return f"only {counts[1:].sum():,} of {len(texts):,} texts have a label other than {classes[counts.index[0]]!r},", ""
+    if len(texts) < len(train):
+        return f"{rows} with only {len(texts):,} different texts are", f"check {text_settings}, "
+    return f"{rows} are", ""
 
 
 def folds(frame: pd.DataFrame, config: Config) -> pd.Series:
@@ -384,11 +412,13 @@ def draw(frame: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
     return shuffled.loc[fraction_before.sort_values(kind="stable").index[:n]].sort_index()
 
 
-def samples(frames: dict[str, pd.DataFrame], config: Config, given: Collection[str]) -> tuple[dict[str, pd.DataFrame], list[str]]:
+def samples(
+    frames: dict[str, pd.DataFrame], config: Config, given: Collection[str], classes: Sequence[str]
+) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """Return a random sample of each split, of the size that its setting gives (0: all rows), and notes.
 
     The notes are on sizes of a preset that exceed their split. Raise `UserError` for such a size given as a flag, and for a sample
-    of train with only one class.
+    of train with only one of the `classes`.
     """
     frames, notes = dict(frames), []
     for name, frame in frames.items():
@@ -402,6 +432,6 @@ def samples(frames: dict[str, pd.DataFrame], config: Config, given: Collection[s
                 notes.append(f"{problem}: all are used")
         elif n:
             frames[name] = draw(frame, n, config.split_seed)
-            if name == "train" and frames[name].stratum.nunique() < min(2, frame.stratum.nunique()):
-                raise UserError(f"{setting}={n} leaves only one class: raise it")
+            if name == "train" and _too_few(frames[name], frame, classes):
+                raise UserError(f"{setting}={n} leaves only one {'class' if classes else 'row'}: raise it")
     return frames, notes
