@@ -473,6 +473,11 @@ def test_conll_files_may_have_comments_word_numbers_and_several_tag_columns(tmp_
     assert rows["train"]["tokens"][:] == [["12", "7"], ["3"]], "of two columns, the first one holds the words"
     rows, _ = conll(tmp_path, "-DOCSTART- -X- O O\n\nAnna NNP B-NP B-PER\n# SYM O O\n\nOslo NNP B-NP B-LOC\n")
     assert rows["train"]["tokens"][:] == [["Anna", "#"], ["Oslo"]] and rows["train"]["tags"][:] == [["B-PER", "O"], ["B-LOC"]]
+    for text in ("Anna \tB-PER \n#\tO\n\nOslo\tB-LOC\t\n", "Anna\tB-PER\t\n#\tO\t\n\nOslo \t B-LOC\t\n"):
+        rows, _ = conll(tmp_path, text)
+        assert rows["train"]["tokens"][:] == [["Anna", "#"], ["Oslo"]] and rows["train"]["tags"][:] == [["B-PER", "O"], ["B-LOC"]]
+    rows, _ = conll(tmp_path, "Anna\tO\t\n\n#\tO\t\n")
+    assert rows["train"]["tokens"][:] == [["Anna"], ["#"]], "a word of one character, and no comment"
     with pytest.raises(UserError, match="line 2 has 1 columns"):
         conll(tmp_path, "Anna B-PER\nOslo\n")
     nested = "1\tAnna\tB-PER\tO\n2\tOslo\tO\tB-LOC\n\n" * 30

@@ -221,7 +221,8 @@ def read_conll(files: list[Path], encoding: str | None, remarks: list[str]) -> T
         sample = list(itertools.islice(_sentences(files[0], encoding, width, words_only), SNIFFED_SENTENCES))
     tag_columns = [i for i in range(1, width) if all(TAG.fullmatch(row[i]) for sentence in sample for row in sentence)]
     if not numbered:
-        names[0], names[-1] = "tokens", "tags"
+        filled = [i for i in range(1, width) if any(row[i] for sentence in sample for row in sentence)]
+        names[0], names[filled[-1] if filled else -1] = "tokens", "tags"
     else:
         note = f"{files[0].name}: its first column numbers the words, sentences or documents"
         if len(tag_columns) == 1 and not _is_number(sample, 1):
@@ -249,14 +250,17 @@ def _sentences(file: Path, encoding: str | None, width: int | None = None, words
     """
     sentence: list[list[str]] = []
     for number, line in enumerate(lines_of(file, encoding), 1):
-        fields = line.split("\t") if "\t" in line else line.split()
-        comment = not sentence and line.startswith("#") and (len(fields) < 2 or not TAG.fullmatch(fields[-1]))
+        fields = [field.strip(" ") for field in line.split("\t")] if "\t" in line else line.split()
+        filled = [field for field in fields if field]
+        comment = not sentence and line.startswith("#") and (len(filled) < 2 or not TAG.fullmatch(filled[-1]))
         if not line.strip():
             if sentence:
                 yield sentence
             sentence = []
         elif not comment and not line.startswith("-DOCSTART-"):
             width = width or len(fields)
+            if not any(fields[width:]):  # a tab at the end of the line
+                del fields[width:]
             if len(fields) != width:
                 raise UserError(
                     f"{file}: line {number:,} has {len(fields)} columns, but the lines before have {width}: correct it, or remove "
