@@ -237,6 +237,27 @@ def test_ambiguous_and_unreadable_annotations_are_refused(row, settings, words):
     assert all(word in str(error.value) for word in words), error.value
 
 
+@pytest.mark.parametrize(
+    ("text", "span", "meaning"),
+    [
+        ("Orva won today", (0, 3), "end at the last characters"),
+        ("Orva won today", (1, 5), "count from 1"),
+        ("Orva won today", (1, 4), "count from 1 and end at the last characters"),
+        ("Été: Orva won today", (7, 11), "count the bytes of UTF-8"),
+        ("À Orva today", (3, 7), "count from 1 or count the bytes of UTF-8"),
+        ("Orvas won", (1, 3), None),  # as in languages whose words have prefixes and endings
+    ],
+)
+def test_shifted_offsets_are_refused_unless_the_setting_says_that_they_are_right(text, span, meaning):
+    rows = [{"text": f"{text} {i}", "label": [[*span, "LOC"]]} for i in range(20)]
+    rows[0]["label"] = [[0, len(text), "LOC"]]
+    if meaning:
+        with pytest.raises(UserError, match=f"only 1 of the first 20 spans .*, but nearly all do if their offsets {meaning}: "):
+            read(rows)
+    for settings in [{"span_offsets": "characters"}] + [{}] * (not meaning):
+        assert "19 spans begin or end inside a word" in read(rows, **settings)[0].remarks[0]
+
+
 def test_rows_without_a_value_and_types_that_look_alike_are_noted():
     rows = [{"text": "Orva is", "label": [[0, 4, name]]} for name in ("LOC", "LOC ", "loc")]
     result, words = read([*rows, {"text": "Orva was", "label": None}, {"text": "it was", "label": []}])

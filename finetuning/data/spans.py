@@ -22,6 +22,7 @@ from finetuning.data.annotations import (
     Remark,
     Span,
     accepted_rows,
+    in_characters,
     parse_list,
     read_annotation,
     settle_offsets,
@@ -46,7 +47,13 @@ REMARKS = List({"kind": Value("string"), "example": Value("string")})
 FEATURES = Features(PLACES | {"tags": List(Value("string")), "remarks": REMARKS, "left_out": Value("bool")})
 NO_WORDS = {"text": "", "starts": [], "ends": [], "tags": [], "remarks": [], "left_out": False}
 COUNTS = Features(dict.fromkeys(("spans", *OFFSET_UNITS), Value("int32")) | {"example": Value("string")})
-NO_SPANS = dict.fromkeys(("spans", *OFFSET_UNITS), 0) | {"example": ""}
+SHIFTS = {  # offsets -> the numbers to add to the start and the end, so that they count from 0 and end after the last character
+    "are right": (0, 0),
+    "end at the last characters": (0, 1),
+    "count from 1": (-1, -1),
+    "count from 1 and end at the last characters": (-1, 0),
+}
+BYTES = "count the bytes of UTF-8"
 
 TAG = re.compile(r"([BIESLUM])[-_](.+)")
 LIST_OF_WORDS = re.compile(r"""\s*\[\s*(?:['"].*['"]\s*)?\]\s*""", re.DOTALL)
@@ -168,6 +175,8 @@ def read(raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Ro
     accepted, remarks = accepted_rows(raw, columns)
     parts = [_Part(split, split_rows, columns, accepted.get(split)) for split, split_rows in raw.items()]
     unit, notes = _find_unit(parts, config)
+    for part in [] if config.span_offsets else parts:
+        _refuse_shifted(part, unit)
     rows = {part.name: _map_rows(part, _reader(part.rows.features[columns["label"]], unit), FEATURES, unit) for part in parts}
     left_out = {split: read_columns(split_rows, "left_out")["left_out"].to_numpy() for split, split_rows in rows.items()}
     if empty := [split for split, mask in left_out.items() if mask.all()]:
@@ -220,7 +229,8 @@ def _map_rows(part: _Part, function: Callable[[str | list[str], Annotation], dic
 
     Rows without text or that are not accepted get empty values. `unit`: the unit of offsets, which `function` may depend on.
     """
-    columns, accepted, empty_row = part.columns, part.accepted, {name: (NO_WORDS | NO_SPANS)[name] for name in features}
+    columns, accepted = part.columns, part.accepted
+    empty_row = {name: (NO_WORDS | {"example": ""}).get(name, 0) for name in features}
 
     def read_batch(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
         new_rows = []
@@ -306,6 +316,41 @@ def count_whole_words(text: str | list[str], annotation: Annotation) -> dict:
         **whole_words,
         "example": f"{spans_by_unit[0]['characters'].label} {' or '.join(map(repr, texts))}",
     }
+
+
+def _refuse_shifted(part: _Part, unit: str) -> None:
+    """Raise `UserError` if most spans of the first rows hold no whole words, but nearly all would with offsets of another kind.
+
+    Other such spans are kept: in some languages, such as Korean, names have endings or prefixes.
+    """
+    column, n = part.columns["label"], min(len(part.rows), ROWS_CHECKED)
+    if _are_tags(part.rows.features[column]):
+        return
+
+    def count(text: str | list[str], annotation: Annotation) -> dict[str, int]:
+        if isinstance(text, list):
+            return {}
+        counts, words, encoded = Counter(), find_words(text), text.encode()
+        for span in (in_characters(text, mark, unit) for mark in annotation.marks if isinstance(mark, Span) and mark.text is None):
+            placed = {name: (span.start + first, span.end + last) for name, (first, last) in SHIFTS.items()}
+            if 0 <= span.start < span.end <= len(encoded):
+                placed[BYTES] = [len(encoded[:offset].decode(errors="ignore")) for offset in span[:2]]
+            for name, (start, end) in placed.items():
+                without_spaces = text[start:end] == text[start:end].strip()
+                counts[name] += without_spaces and are_whole(text, Span(start, end, ""), *words)
+            counts["spans"] += 1
+        return counts
+
+    features = Features(dict.fromkeys(("spans", *SHIFTS, BYTES), Value("int32")))
+    first = part._replace(rows=part.rows.select(range(n)), accepted=None if part.accepted is None else part.accepted[:n])
+    counts = read_columns(_map_rows(first, count, features, unit), *features).to_pandas().sum()
+    fitting = [name for name in (*SHIFTS, BYTES) if counts[name] >= 0.95 * counts.spans]
+    if fitting and 2 * counts["are right"] < counts.spans:
+        raise UserError(
+            f"label_column={column}: only {counts['are right']:,} of the first {counts.spans:,} spans of split {part.name} hold whole "
+            f"words, but nearly all do if their offsets {' or '.join(fitting)}: count characters from 0, with the end after the last one, or "
+            f"set span_offsets to {unit} to read them as they are"
+        )
 
 
 def _summarize(rows: dict[str, Dataset]) -> list[str]:
