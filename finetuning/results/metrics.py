@@ -52,7 +52,7 @@ def interval(metric: Metric, *runs: Statistics) -> list[float] | None:
     if len(runs) == 1 and metric.limits == (0, 1) and metric.of(runs[0]) in (0, 1):  # all resamples would be equal
         return wilson_interval(round(metric.of(runs[0]) * n), n)
     to_scale, from_scale = (np.log, np.exp) if metric.log_scale else (np.asarray, np.asarray)
-    resampled = to_scale(sum(_resampled(metric, run) for run in runs) / len(runs))
+    resampled = to_scale(_resampled(metric, runs).mean(axis=0))
     values = [metric.of(run) for run in runs]
     center = to_scale(np.mean(values))
     if len(runs) == 1 and n >= FEW:
@@ -76,11 +76,12 @@ def difference(metric: Metric, a: Sequence[Statistics], b: Sequence[Statistics])
     center, n = float(np.mean(values[0]) - np.mean(values[1])), _units(a[0])
     if n < 2:
         return {"difference": center, "difference_ci95": None, "difference_ci90": None, "p": None}
-    resampled = [sum(_resampled(metric, run) for run in runs) / len(runs) for runs in (a, b)]
-    distribution, one_run_each = _student(center, resampled[0] - resampled[1], n, *values), len(a) == len(b) == 1
+    resampled = _resampled(metric, [*a, *b])
+    differences = resampled[: len(a)].mean(axis=0) - resampled[len(a) :].mean(axis=0)
+    distribution, one_run_each = _student(center, differences, n, *values), len(a) == len(b) == 1
     ends = distribution.ppf([0.025, 0.975, 0.05, 0.95]).tolist()
     if one_run_each and n >= FEW:
-        ends = _percentiles(resampled[0] - resampled[1], center, [2.5, 97.5, 5, 95]).tolist()
+        ends = _percentiles(differences, center, [2.5, 97.5, 5, 95]).tolist()
     if not one_run_each:
         p = 2 * min(distribution.cdf(0), distribution.sf(0))
     elif metric.proportion and "group" not in a[0]:
@@ -132,15 +133,22 @@ def _batches(units: int) -> list[int]:
     return [min(size, RESAMPLES - start) for start in range(0, RESAMPLES, size)]
 
 
-def _resampled(metric: Metric, statistics: Statistics) -> np.ndarray:
-    """Return the metric of `RESAMPLES` resamples of the rows or groups. For the same number of these, the resamples are the same."""
-    columns, rng, values = _columns(statistics), np.random.default_rng(0), []
-    n = len(columns["rows"])
+def _resampled(metric: Metric, runs: Sequence[Statistics]) -> np.ndarray:
+    """Return the metric of each run for resamples of the rows or groups, (runs, `RESAMPLES`).
+
+    The resamples are the same for all runs, and for the same number of rows or groups always the same.
+    """
+    columns, rng, values = [_columns(run) for run in runs], np.random.default_rng(0), []
+    parts = [column for by_name in columns for column in by_name.values()]
+    joined, ends, n = np.concatenate(parts, axis=1), np.cumsum([part.shape[1] for part in parts]), len(parts[0])
     for size in _batches(n):
         resamples = rng.integers(0, n, (size, n))
         counts = np.stack([np.bincount(units, minlength=n) for units in resamples]).astype(np.float64)  # how often each was drawn
-        values.append(_values(metric, statistics, {name: counts @ column for name, column in columns.items()}))
-    return np.concatenate(values)
+        sums = iter(np.split(counts @ joined, ends[:-1], axis=1))
+        values.append(
+            [_values(metric, run, {name: next(sums) for name in by_name}) for run, by_name in zip(runs, columns, strict=True)]
+        )
+    return np.concatenate(values, axis=1)
 
 
 def _percentiles(resampled: np.ndarray, center: float, percentiles: list[float]) -> np.ndarray:
