@@ -24,17 +24,44 @@ from finetuning.results import report, run_folder
 from finetuning.tasks.regression import Regression
 from finetuning.use.predicting import Answers
 
-RUN_CODE = """
-import json
+# For each folder of the standard input: run its codes.json in a fork, and print an empty line when it has ended.
+RUN_CODES = """
+import json, os, sys, traceback
+import peft, torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-for code, expression in json.load(open("codes.json")):
-    variables = {"json": json}
-    exec(code, variables)
-    print("ANSWER", json.dumps(eval(expression, variables)))
+for folder in map(str.strip, sys.stdin):
+    if process := os.fork():
+        os.waitpid(process, 0)
+        print(flush=True)
+        continue
+    try:
+        os.chdir(folder)
+        sys.stdout = sys.stderr = open("errors.txt", "w")
+        answers = []
+        for code, expression in json.load(open("codes.json")):
+            variables = {"json": json}
+            exec(code, variables)
+            answers.append(eval(expression, variables))
+        json.dump(answers, open("answers.json", "w"))
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    os._exit(0)
 """
 
 
-def run_code(cards: list[tuple[Path, dict[str, Path]]], expression: str, folder: Path) -> list[list]:
+@pytest.fixture(scope="module")
+def elsewhere():
+    """Start a process without this repository that runs codes in forks, so that they need not import the libraries again."""
+    env = os.environ | {"PYTHONPATH": "", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-I", "-c", RUN_CODES]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as process:
+        yield process
+        process.stdin.close()
+
+
+def run_code(cards: list[tuple[Path, dict[str, Path]]], expression: str, folder: Path, elsewhere: subprocess.Popen) -> list[list]:
     """Run the last Python block of each card in a process without this repository; return the value of `expression` after each.
 
     `cards` holds the folder of each card, and the paths that replace names in its code.
@@ -47,10 +74,10 @@ def run_code(cards: list[tuple[Path, dict[str, Path]]], expression: str, folder:
             code = code.replace(f'"{name}"', repr(str(path)))
         codes.append((code, expression))
     (folder / "codes.json").write_text(json.dumps(codes))
-    env = os.environ | {"PYTHONPATH": "", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run([sys.executable, "-I", "-c", RUN_CODE], cwd=folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line.removeprefix("ANSWER ")) for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
+    print(folder, file=elsewhere.stdin, flush=True)
+    elsewhere.stdout.readline()
+    assert (folder / "answers.json").exists(), (folder / "errors.txt").read_text()
+    return json.loads((folder / "answers.json").read_text())
 
 
 VARIANTS = [(kind, {}) for kind in KINDS]
@@ -132,7 +159,7 @@ def files(data_file, pairs, tagged, ratings, sentences, tmp_path) -> dict[str, P
     VARIANTS,
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())) or "plain",
 )
-def test_the_code_of_each_model_card_gives_the_answers_of_predict(kind, changed, files, tmp_path, call):
+def test_the_code_of_each_model_card_gives_the_answers_of_predict(kind, changed, files, tmp_path, call, elsewhere):
     model_type = changed.get("model_name", {"causal-lm": "gpt2", "translation": "marian"}.get(kind, "distilbert"))
     model = make_model(tmp_path / f"tiny-{model_type}", model_type)
     changed = dict(changed)
@@ -166,7 +193,7 @@ def test_the_code_of_each_model_card_gives_the_answers_of_predict(kind, changed,
     if changed.get("truncation") == "tail":
         assert "It reads the last 16 tokens" in ModelCard.load(merged / "README.md").text
     cards = [(run / "adapter", {"ADAPTER": run / "adapter"}), (merged, {"MODEL": merged})]  # the base model is where it was
-    for answers in run_code(cards, expression, tmp_path):
+    for answers in run_code(cards, expression, tmp_path, elsewhere):
         assert len(answers) == len(expected) > 3
         for answer, expected_answer in zip(answers, expected, strict=True):
             assert equal(answer, expected_answer), (answer, expected_answer)
@@ -181,7 +208,7 @@ def equal(a, b) -> bool:
     return len(a) == len(b) and all(map(equal, a, b)) if isinstance(a, list) else a == b
 
 
-def test_card_code_gives_real_reviews_the_probabilities_of_predict(call, tmp_path):
+def test_card_code_gives_real_reviews_the_probabilities_of_predict(call, tmp_path, elsewhere):
     """Use 50 reviews of the stand-in data, from one line to far more than the model reads; also try a plain pipeline."""
     settings = dict(train_samples=320, max_length=64, batch_size=16, precision="float32", run_name="run")
     flags = as_flags(settings)
@@ -200,7 +227,7 @@ def test_card_code_gives_real_reviews_the_probabilities_of_predict(call, tmp_pat
     base = find_model("distilbert-base-uncased")
     expression = "[label(review['text']) for review in json.load(open('reviews.json'))]"
     cards = [(run.folder / "adapter", {"ADAPTER": run.folder / "adapter", base.name: base.path}), (merged, {"MODEL": merged})]
-    for answers in run_code(cards, expression, tmp_path):
+    for answers in run_code(cards, expression, tmp_path, elsewhere):
         assert all(map(equal, answers, expected)) and len(answers) == len(expected)
     model_config, tokenizer_config = (json.loads((merged / name).read_text()) for name in ("config.json", "tokenizer_config.json"))
     assert model_config["id2label"] == {"0": "neg", "1": "pos"}
