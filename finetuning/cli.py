@@ -244,14 +244,14 @@ def parse_config(args: Sequence[str] | None = None, about: str | None = None) ->
     extra.given = {flag.replace("-", "_").removeprefix("no_") for flag in flags}
     if extra.resume is not None and extra.given != {"resume"}:
         raise UserError("--resume continues with the run's own settings: leave the other flags out")
-    if extra.search is not None and (extra.search < 1 or extra.resume is not None or extra.resume_if_exists):
-        raise UserError(
-            "--search N: N must be at least 1. Leave --resume and --resume_if_exists out: the same command, given again, continues a search"
-        )
+    if extra.search is not None and extra.search < 1:
+        raise UserError(f"--search {extra.search}: the number of trials must be at least 1")
+    if extra.search is not None and (extra.resume is not None or extra.resume_if_exists):
+        raise UserError("--search continues if the same command is given again: leave --resume and --resume_if_exists out")
     if extra.search is not None and config.report_to != "none":
         raise UserError("--search stores its trials itself, in search.db: leave report_to out")
     for name in ("save_steps", "eval_steps"):
-        if config.eval_strategy == "epoch" and name in extra.given:
+        if config.eval_strategy == "epoch" and (name in extra.given or (name == "save_steps" and config.save_steps)):
             raise UserError(f"{name} is for eval_strategy steps, and this run validates and saves after each epoch: leave it out")
     if config.lr_scheduler_type == "constant" and "warmup_steps" in extra.given:
         raise UserError("warmup_steps is not used if lr_scheduler_type is constant: leave it out, or use constant_with_warmup")
@@ -319,7 +319,11 @@ def check_ranges(config: Config) -> None:
     require(0 < config.num_train_epochs < float("inf"), "num_train_epochs", "above 0")
     require(config.weight_decay >= 0, "weight_decay", "0 or more")
     require(config.folds == 0 or 2 <= config.folds < 2**31, "folds", "0, or at least 2")
-    require(1 <= config.fold <= max(1, config.folds), "fold", f"from 1 to {max(1, config.folds)}, as folds is {config.folds}")
+    require(
+        1 <= config.fold <= max(1, config.folds),
+        "fold",
+        f"from 1 to folds, which is {config.folds}" if config.folds else "1, unless folds is set",
+    )
     require(config.test_fraction + config.validation_fraction < 1, "validation_fraction", "below 1 - test_fraction")
     for name, value in vars(config).items():
         require(not isinstance(value, int | float) or abs(value) < 1e300, name, "a number that is not so large")

@@ -113,7 +113,7 @@ def show_trained(folder: Path, metric: Metric, best_validation: dict, seconds: f
         f"\nvalidation  {_result(metric, value, interval, n, split)}\n"
         f"            from the best checkpoint, step {step:,}; training took {duration(seconds)}\n"
         f"run folder  {folder}\n"
-        f"next        python evaluate.py {shlex.quote(str(folder))}"
+        f"next        python evaluate.py {shlex.quote(folder.as_posix())}"
     )
 
 
@@ -158,7 +158,7 @@ def show_metrics(run, metrics: dict, sections: list) -> None:
             f"            {metric.name} {metric.show(unseen[metric.name])} on the {unseen['n']:,} rows whose text is not in train or validation"
         )
     show(f"report      {run.folder / 'report.html'}")
-    show(f"next        python predict.py --run {shlex.quote(str(run.folder))} {inputs}")
+    show(f"next        python predict.py --run {shlex.quote(run.folder.as_posix())} {inputs}")
 
 
 def format_table(rows: list[tuple[str, ...]]) -> str:

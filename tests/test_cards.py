@@ -43,7 +43,8 @@ for folder in map(str.strip, sys.stdin):
             variables = {"json": json}
             exec(code, variables)
             answers.append(eval(expression, variables))
-        json.dump(answers, open("answers.json", "w"))
+        with open("answers.json", "w") as file:
+            json.dump(answers, file)
     except BaseException:
         traceback.print_exc()
     sys.stdout.flush()
@@ -74,6 +75,7 @@ def run_code(cards: list[tuple[Path, dict[str, Path]]], expression: str, folder:
             code = code.replace(f'"{name}"', repr(str(path)))
         codes.append((code, expression))
     (folder / "codes.json").write_text(json.dumps(codes))
+    (folder / "answers.json").unlink(missing_ok=True)
     print(folder, file=elsewhere.stdin, flush=True)
     elsewhere.stdout.readline()
     assert (folder / "answers.json").exists(), (folder / "errors.txt").read_text()

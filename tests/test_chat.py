@@ -139,13 +139,18 @@ def test_the_columns_that_are_read_are_printed(tmp_path):
     [
         ({"input": 1}, "its input is 1, which is no text"),
         ({"system": 1}, "its system is 1, which is no text"),
-        ({"prompt": say(("system", "a"), ("user", "b")), "system": "c"}, "system where user should come"),
-        ({"completion": [{"role": "assistant", "content": "2", "weight": 0}]}, "a message has the weight 0"),
+        ({"prompt": say(("system", "a"), ("user", "b")), "system": "c"}, "its column of the system differs from"),
+        ({"completion": [{"role": "assistant", "content": "2", "weight": 0}]}, "an answer has the weight 0"),
     ],
 )
 def test_more_of_a_prompt_that_can_not_be_read_is_refused(more, problem):
     with pytest.raises(ValueError, match=problem):
         chats.conversation({"prompt": "count", "completion": "2"} | more)
+
+
+def test_weights_of_prompts_do_not_matter():
+    prompt = [{"from": "human", "value": "count", "weight": 0.0}, {"from": "gpt", "value": "2", "weight": 1.0}]  # SlimOrca
+    assert chats.conversation({"prompt": prompt}) == say(("user", "count"), ("assistant", "2"))
 
 
 @pytest.mark.parametrize(

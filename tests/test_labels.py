@@ -167,7 +167,7 @@ def test_many_classes_are_accepted_only_if_the_user_named_the_column():
         (["010", "110"], TEXT, dict(problem_type=SEVERAL), "such as '010', with a 0 or 1 for each label: write columns of 0 and 1"),
         (["1.5", "2"], TEXT, dict(problem_type=SEVERAL), "holds decimal numbers: write .* as a list, or as a text with commas"),
         (["1.5", "2"], TEXT, {}, "decimal numbers, such as 1.5: .*set problem_type to regression.*single_label_classification"),
-        (["2", "1,5", "-3,25"], TEXT, {}, "decimal commas, such as 1,5: .*write points and set problem_type to regression.*multi_label"),
+        (["2", "1,5", "-3,25"], TEXT, {}, "numbers with commas, such as 1,5: .*points for decimals, and set problem_type to regression.*multi_label"),
     ],
 )  # fmt: skip
 def test_labels_that_can_be_read_in_two_ways_are_refused(values, feature, settings, message):

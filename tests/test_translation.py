@@ -459,10 +459,12 @@ def test_t5_gets_a_prefix_with_the_names_of_the_languages(tokenizers):
 
 def test_madlad_gets_the_token_of_the_target_language(tokenizers):
     tokenizer = copy.deepcopy(tokenizers["t5"])
-    tokenizer.add_tokens("<2de>")
+    tokenizer.add_tokens(["<2en>", "<2de>"])
     config = replace(CONFIG, source_lang="en", target_lang="German", max_length=40)
     (ids,) = TASK.tokenize({"source": ["a man"]}, tokenizer, config)["input_ids"]
     assert tokenizer.convert_ids_to_tokens(ids)[0] == "<2de>"
+    with pytest.raises(UserError, match="target_lang=French is not a language that"):
+        languages.set_direction(tokenizer, replace(config, target_lang="French"))
 
 
 def test_a_prefix_is_not_truncated(tokenizers):

@@ -19,7 +19,7 @@ from config import Config
 from finetuning.data.annotations import parse_list
 from finetuning.data.text import find_column
 from finetuning.data.tokens import start_token
-from finetuning.errors import BadRow, UserError
+from finetuning.errors import UserError
 
 Messages = list[dict[str, str]]
 
@@ -89,12 +89,16 @@ def conversation(row: dict) -> Messages:
     """Return the conversation of a row with the columns of `find_chat_columns`. Raise `ValueError` if it is none."""
     for name in ("input", "system"):
         if not isinstance(row.get(name) or "", str):
-            raise ValueError(f"its {name} is {row[name]!r:.40}, which is no text")
+            raise ValueError(
+                f"its {name} is {row[name]!r:.40}, which is no text: rename the column if it is no part of the prompts"
+            )
     messages = _messages_of(row["prompt"], "user") or [{"role": "user", "content": ""}]
     if more := row.get("input"):
         messages[-1]["content"] = f"{messages[-1]['content']}\n\n{more}".strip()
     system = _messages_of(row.get("system"), "system")
     if messages[:1] != system:
+        if system and messages[0]["role"] == "system":
+            raise ValueError("its column of the system differs from the system's message in the conversation: remove one of them")
         messages = system + messages
     messages += _messages_of(row.get("completion"), "assistant")
     _check_roles(messages)
@@ -131,8 +135,8 @@ def _message_of(message: dict) -> dict[str, str]:
         raise ValueError(f"the role {role!r} is not known, only {', '.join(ROLES)}")
     if not isinstance(content, str):
         raise ValueError(f"the content of a message is {content!r:.40}, which is no text")
-    if message.get("weight") not in (None, 1):
-        raise ValueError(f"a message has the weight {message['weight']!r}, but the loss counts all answers alike")
+    if ROLES[role] == "assistant" and message.get("weight") not in (None, 1):
+        raise ValueError(f"an answer has the weight {message['weight']!r}, but the loss counts all answers alike")
     return {"role": ROLES[role], "content": content.strip()}
 
 
@@ -202,7 +206,7 @@ def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Config, position: int = 0) -> dict[str, Any]:
+def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, Any]:
     """Return a conversation as a training example: a dictionary with the columns of the task.
 
     input_ids       token ids, at most `max_length`
@@ -213,7 +217,7 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
     skipped         the number of earlier answers that the loss does not count, because the template renders them in another form
                     than that in which the model writes them (Qwen3)
 
-    Raise `BadRow` with the row's `position` in its batch if `max_length` leaves no token of an answer.
+    Raise `UserError` if `max_length` leaves no token of an answer, or if the chat template does not suit the conversation.
     """
     while messages[-1]["role"] != "assistant":  # nothing to learn from a question without an answer
         messages = messages[:-1]
@@ -243,8 +247,7 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
                 )
             targets[answer] = ids[answer]
     if not any(target >= 0 for target in targets[: config.max_length]):
-        problem = f"max_length={config.max_length} leaves no token for the answer to {as_text(full[:-1])[:60]!r}: raise it"
-        raise BadRow(problem, position)
+        raise UserError(f"max_length={config.max_length} leaves no token for the answer to {as_text(full[:-1])[:60]!r}: raise it")
     if not config.completion_only_loss:
         targets[1:] = ids[1:]
     return {

@@ -65,7 +65,8 @@ def without_nameless(file: Path, names: list[str], rows: Iterable[list], first_r
             for position, (name, value) in enumerate(zip(names, row, strict=True), 1):
                 if value and not name:
                     raise UserError(
-                        f"{file}: column {position} has no name, but row {number:,} holds {value[:40]!r} there: name the column, or empty it"
+                        f"{file}: column {position} has no name, but row {number:,} of the table holds {value[:40]!r} there: name the "
+                        "column, empty it, or put quotation marks around a text that contains the separator"
                     )
             yield [value for name, value in zip(names, row, strict=True) if name]
 

@@ -57,9 +57,21 @@ def read_excel(files: list[Path], encoding: str | None, remarks: list[str]) -> T
     if len(book.worksheets) > 1:
         remarks.append(f"{files[0].name}: only its first sheet, {book.worksheets[0].title!r}, was read")
     book.worksheets[0].reset_dimensions()  # some programs write wrong ones, and openpyxl would leave out the cells outside
-    rows = [[_cell_text(cell, files[0]) for cell in row] for row in book.worksheets[0].iter_rows()]
+    rows, unreadable = [], []
+    for cells in book.worksheets[0].iter_rows():
+        rows.append([_cell_text(cell) for cell in cells])
+        unreadable += [cell.coordinate for cell in cells if cell.data_type == "e"]
     if any(None in row for row in rows):
-        _check_formulas(files[0], openpyxl.load_workbook(io.BytesIO(content), read_only=True).worksheets[0], rows)
+        formulas = openpyxl.load_workbook(io.BytesIO(content), read_only=True).worksheets[0]
+        formulas.reset_dimensions()
+        for row, cells in zip(rows, formulas.iter_rows(), strict=True):
+            pairs = zip(row, cells, strict=True)
+            unreadable += [cell.coordinate for text, cell in pairs if text is None and cell.data_type == "f"]
+    if unreadable:
+        remarks.append(
+            f"{files[0].name}: {len(unreadable):,} cells hold errors, or formulas that were never calculated, and are read as empty, "
+            f"such as {unreadable[0]}"
+        )
     filled = [number for number, row in enumerate(rows) if any(row)]
     if not filled:
         raise UserError(
@@ -73,22 +85,9 @@ def read_excel(files: list[Path], encoding: str | None, remarks: list[str]) -> T
     return string_tables(names, rows)
 
 
-def _check_formulas(file: Path, sheet: Any, rows: list[list[str | None]]) -> None:
-    """Raise `UserError` if a cell of a sheet has a formula, but no value in `rows`."""
-    sheet.reset_dimensions()
-    for row, cells in zip(rows, sheet.iter_rows(), strict=True):
-        for text, cell in zip(row, cells, strict=True):
-            if text is None and cell.data_type == "f":
-                raise UserError(
-                    f"{file}: {cell.coordinate} holds a formula that was never calculated: open the file in Excel and save it"
-                )
-
-
-def _cell_text(cell: Any, file: Path) -> str | None:
-    """Return the value of a cell as text, None if it has none; a date without a time of day is only the date."""
-    value = cell.value
-    if cell.data_type == "e":
-        raise UserError(f"{file}: {cell.coordinate} holds the error {value}: correct it, or empty the cell")
+def _cell_text(cell: Any) -> str | None:
+    """Return the value of a cell as text, None if it has none or an error; a date without a time of day is only the date."""
+    value = cell.value if cell.data_type != "e" else None
     if value is None and cell.data_type == "str":
         return ""  # a formula's value
     if isinstance(value, datetime):

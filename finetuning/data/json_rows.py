@@ -100,9 +100,8 @@ def _json_lines(file: Path, encoding: str | None) -> Iterator[dict]:
     """Yield the object on each line."""
     for number, line in enumerate(lines_of(file, encoding), 1):
         if line.strip() in ("[", "{"):
-            raise UserError(
-                f"{file}: line {number:,} is only {line.strip()}, but each line must be a whole object: name the file .json"
-            )
+            remedy = "name the file .json" if line.strip() == "[" else "write it so, or name a file with a single object .json"
+            raise UserError(f"{file}: line {number:,} is only {line.strip()}, but each line must be a whole object: {remedy}")
         if line.strip():
             row = _load(line, f"{file}: line {number:,}")
             if not isinstance(row, dict):

@@ -106,9 +106,9 @@ def holds_several(train: Dataset, column: str) -> bool:
             )
         if _decimal([value.replace(",", ".") for value in values]) is not None:
             raise UserError(
-                f"label_column={column} holds numbers with decimal commas, such as {next(value for value in values if ',' in value)}: "
-                "to predict the numbers write points and set problem_type to regression; if these are several labels set it to "
-                f"multi_label_classification; {is_class}"
+                f"label_column={column} holds numbers with commas, such as {next(value for value in values if ',' in value)}: to predict "
+                "the numbers write them without commas, with points for decimals, and set problem_type to regression; if these are "
+                f"several labels set it to multi_label_classification; {is_class}"
             )
     return False
 

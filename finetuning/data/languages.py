@@ -67,9 +67,12 @@ def set_direction(tokenizer: PreTrainedTokenizerBase, config: Config) -> dict:
     settings of the tokenizer. Raise `UserError` for a language that the model does not know.
     """
     direction = dict.fromkeys(("prefix", "forced_bos_token_id", "src_lang", "tgt_lang"))
-    code = getattr(language(config.target_lang), "alpha_2", None)
-    if f"<2{code}>" in tokenizer.get_vocab():  # MADLAD-400
-        return direction | {"prefix": f"<2{code}> "}
+    if _has_token(tokenizer, "<2en>"):  # MADLAD-400
+        entry = language(config.target_lang)
+        tokens = [f"<2{getattr(entry, kind)}>" for kind in ("alpha_2", "alpha_3") if hasattr(entry, kind)]
+        if token := next((token for token in tokens if _has_token(tokenizer, token)), None):
+            return direction | {"prefix": f"{token} "}
+        raise UserError(f"target_lang={config.target_lang} is not a language that {config.model_name} knows by this code")
     if isinstance(tokenizer, T5Tokenizer):
         source, target = (_name(getattr(config, setting), setting) for setting in ("source_lang", "target_lang"))
         return direction | {"prefix": f"translate {source} to {target}: "}
@@ -88,6 +91,10 @@ def set_direction(tokenizer: PreTrainedTokenizerBase, config: Config) -> dict:
             "as mBART-50, M2M100 or NLLB"
         )
     return direction | {"forced_bos_token_id": first, "src_lang": source, "tgt_lang": target}
+
+
+def _has_token(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
+    return tokenizer.convert_tokens_to_ids(token) not in (None, tokenizer.unk_token_id)
 
 
 def _name(given: str | None, setting: str) -> str:

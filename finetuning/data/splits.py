@@ -94,7 +94,11 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     require_same("data", sha256)
     frames, left_out = usable(task, frames, columns, official_names, config)
     remarks = [*source.remarks, *unused_splits(dataset, official_names, config)]
-    remarks += [*not_read(raw["train"].column_names, columns, config), *all_rows.remarks, *left_out]
+    remarks += [
+        *not_read(raw["train"].column_names, columns, config, "text_pair_column" in task.settings),
+        *all_rows.remarks,
+        *left_out,
+    ]
     if all_rows.label_names:
         remarks += contradictions(frames)
     if config.folds:

@@ -44,7 +44,7 @@ def find_column(setting: str, given: str | None, usual: tuple[str, ...], columns
             "the columns are those of Label Studio's JSON, which is read only for named entities: export labels as CSV or JSON_MIN"
         )
     if "column_1" in columns and not given:
-        hint = " (column_1 numbers the words; set text_column to the column of the words and label_column to that of the tags)"
+        hint = " (column_1 holds numbers; set text_column to the column of the words and label_column to that of the tags)"
     raise UserError(f"{problem}; the columns are {listed_columns(columns)}{hint}: set {setting} to one of them")
 
 
@@ -55,13 +55,16 @@ def listed_columns(columns: Iterable[str]) -> str:
     return ", ".join(names[:MAX_LISTED]) + more
 
 
-def not_read(available: list[str], columns: dict[str, str], config: Config) -> list[str]:
-    """Return notes on columns that are not read although their names are usual ones, unless the column to read was named."""
+def not_read(available: list[str], columns: dict[str, str], config: Config, pairs: bool) -> list[str]:
+    """Return notes on columns that are not read although their names are usual ones, unless the column to read was named.
+
+    `pairs`: whether the task has a setting for a second text.
+    """
     notes = []
-    for name, usual in (("text", (*TEXT_COLUMNS, *PAIR_COLUMNS)), ("label", LABEL_COLUMNS)):
+    for name, usual in (("text", (*TEXT_COLUMNS, *(PAIR_COLUMNS if pairs else ()))), ("label", LABEL_COLUMNS)):
         others = [column for column in available if column.strip().lower() in usual and column not in columns.values()]
         if others and name in columns and not getattr(config, f"{name}_column"):
-            more = " or text_pair_column" if name == "text" else ""
+            more = " or text_pair_column" if name == "text" and pairs else ""
             notes.append(
                 f"column {columns[name]} is read, and not {', '.join(others)}: set {name}_column{more} to read another column"
             )

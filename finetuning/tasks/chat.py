@@ -33,7 +33,7 @@ from finetuning.data.content import as_rows
 from finetuning.data.splits import Split, listed
 from finetuning.data.text import TEXT_COLUMNS, find_column
 from finetuning.data.tokens import Tokens
-from finetuning.errors import UserError, shorten
+from finetuning.errors import BadRow, UserError, shorten
 from finetuning.model.generation import check_options, longest_prompt, stream_text
 from finetuning.model.scoring import next_token_batch
 from finetuning.results import answers as written
@@ -159,7 +159,12 @@ class Chat(TokenTask):
         return Features({**ids, "length": Value("int32"), "answer_cut": Value("bool"), "skipped": Value("int32")})
 
     def tokenize(self, batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, list]:
-        examples = [encode(conversation(row), tokenizer, config, position) for position, row in enumerate(as_rows(batch))]
+        examples = []
+        for position, row in enumerate(as_rows(batch)):
+            try:
+                examples.append(encode(conversation(row), tokenizer, config))
+            except UserError as error:
+                raise BadRow(str(error), position) from error
         return {name: [example[name] for example in examples] for name in examples[0]}
 
     def first_example(self, tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> list[str]:
