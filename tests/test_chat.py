@@ -200,7 +200,11 @@ def test_all_weights_can_be_trained_in_the_precision_of_this_machine(call, chat_
 def test_a_named_column_of_texts_is_read_as_documents(call, chat_flags, tmp_path):
     rows = [{"instruction": "a film", "output": "great", "text": f"a film great {i}"} for i in range(40)]
     write_lines(tmp_path / "rows.jsonl", rows)
-    assert call("fine_tune.py", *chat_flags, "--text_column", "text").code == 0
+    position = chat_flags.index("--max_new_tokens")
+    for flags, code in ((chat_flags, 2), (chat_flags[:position] + chat_flags[position + 2 :], 0)):
+        assert call("fine_tune.py", *flags, "--text_column", "text").code == code, (
+            "documents have no answers, and so no length of them"
+        )
     assert open_run(Path("outputs/run"), tasks.pick).task is tasks.pick(Config(task="causal-lm"))
 
 
