@@ -139,6 +139,8 @@ STEP = "transformers:Trainer.training_step"
 def flags_of(settings: dict, model_dir: Path, data_file: Path, name: str) -> list[str]:
     """Return the flags of a short run of fine_tune.py on 56 rows, with `settings`."""
     settings = dict(model_name=model_dir, dataset_name=data_file, max_length=32, run_name=name) | FLAGS | settings
+    if "eval_strategy" in settings:
+        del settings["eval_steps"]
     return [str(part) for setting, value in settings.items() for part in (f"--{setting}", value)]
 
 

@@ -93,7 +93,7 @@ HELPERS = {  # functions that `tokenize` calls, directly or through others
     "token-classification": [(windows, "tokenize"), (windows, "label_sub_words"), (windows, "split"), (tokens, "special_tokens")],
     "causal-lm": [(language_model, "token_ids"), (tokens, "start_token"), (text, "clean")],
     "masked-lm": [(language_model, "token_ids"), (masked_lm, "mask_tokens"), (tokens, "special_tokens"), (text, "clean")],
-    "translation": [(tokens, "truncate"), (languages, "set_direction"), (languages, "known_languages"), (text, "clean")],
+    "translation": [(tokens, "truncate"), (languages, "set_direction"), (languages, "known_languages"), (text, "filled")],
 }
 
 

@@ -159,7 +159,7 @@ def test_lists_of_labels_may_have_missing_and_blank_entries():
     class_label = ClassLabel(names=["a", "b", "c"])
     for values, names in (
         ([["a", "b "], [], None, [None, "c"]], ["a", "b", "c"]),
-        (["a; b", "", None, "c,; c"], ["a", "b", "c"]),
+        (["a; b", "", None, "c;; c"], ["a", "b", "c"]),
         ([[3, 1], [], None, [None, 7]], ["1", "3", "7"]),
         ([[0, 1], [], [], [2]], class_label.names),
     ):

@@ -1,5 +1,6 @@
 """The known architectures, and the linear layers of each that LoRA adapts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,7 +73,7 @@ ARCHITECTURES = {
 TARGETS = ("all-linear", "attention", "mlp", "query-value")
 
 
-def target_modules(base: torch.nn.Module, wanted: str, fully_trained: list[str]) -> str | list[str]:
+def target_modules(base: torch.nn.Module, wanted: str, fully_trained: Sequence[str] = ()) -> str | list[str]:
     """Return peft's `target_modules`: a regular expression if `wanted` is one of `TARGETS`, else the names in `wanted` as a list.
 
     The layers of the modules `fully_trained`, such as the head, can't have LoRA. Raise `UserError` if `wanted` needs an entry of `ARCHITECTURES` that is missing, or names no linear layer of `base`.
