@@ -15,7 +15,7 @@ import reprlib
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn, TextIO, get_args, get_type_hints
@@ -156,6 +156,8 @@ def _cannot_write(error: Exception) -> str | None:
 
 def _report(message: str, code: int) -> int:
     if _is_first_process():
+        with suppress(AttributeError, OSError):  # stdout is closed
+            sys.stdout.flush()  # in a log file, the message comes after what was printed before
         print(message, file=sys.stderr)
     return code
 

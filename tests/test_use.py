@@ -109,6 +109,7 @@ def test_nothing_private_is_uploaded_to_a_public_repository(tmp_path, monkeypatc
     with hub_for_uploads() as (address, _, uploaded):
         use_hub(address, tmp_path, timeout=10, replace=monkeypatch.setattr)
         monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", address)
+        monkeypatch.setattr(cards, "hub_answers", lambda: True)
         cards.push_to_hub({"a.txt": tmp_path / "file.txt"}, "me/name", private=False, message="public")
         with pytest.raises(UserError, match="is public already, so nothing was uploaded"):
             cards.push_to_hub({"b.txt": tmp_path / "file.txt"}, "me/name", private=True, message="private")
