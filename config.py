@@ -311,7 +311,6 @@ PRESETS: dict[str, dict] = {
         **ALL_ROWS,
         max_length=128,
         num_train_epochs=3.0,
-        learning_rate=2e-3,
         metric_for_best_model="spearman",
     ),
     # Further pre-training on IMDb's training reviews, without their labels.

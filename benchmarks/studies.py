@@ -334,7 +334,7 @@ STUDIES = {
         reference="snli-recipe/{0}, 1e-",
     ),
     "snli": Study("test", SNLI, best("snli-recipe"), SEEDS, reference="full fine-tuning"),
-    "stsb-recipe": Study("validation", STSB, both(("1e-3", "2e-3", "4e-3"), ("1e-4", "2e-4", "4e-4")), reference="LoRA, 1e-3"),
+    "stsb-recipe": Study("validation", STSB, both(("5e-4", "1e-3", "2e-3"), ("1e-4", "2e-4", "4e-4")), reference="LoRA, 1e-3"),
     "stsb": Study("test", STSB, best("stsb-recipe"), SEEDS, reference="full fine-tuning"),
     # In "without first bias" the head's bias starts at zero: its record names a commit before `first_bias`.
     "goemotions-recipe": Study(
