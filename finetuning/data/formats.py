@@ -69,8 +69,8 @@ def read_excel(files: list[Path], encoding: str | None, remarks: list[str]) -> T
             unreadable += [cell.coordinate for text, cell in pairs if text is None and cell.data_type == "f"]
     if unreadable:
         remarks.append(
-            f"{files[0].name}: {len(unreadable):,} cells hold errors, or formulas that were never calculated, and are read as empty, "
-            f"such as {unreadable[0]}"
+            f"{files[0].name}: cells with an error, or with a formula that was never calculated, are read as empty "
+            f"({len(unreadable):,}, such as {unreadable[0]})"
         )
     filled = [number for number, row in enumerate(rows) if any(row)]
     if not filled:
