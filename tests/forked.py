@@ -3,9 +3,11 @@
 The processes are forked from a process that has loaded the libraries, which saves each of them some seconds.
 """
 
+import contextlib
 import importlib
 import json
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import runpy
 import signal
@@ -20,7 +22,8 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
 _FORKS = multiprocessing.get_context("forkserver")
-PRELOADED = ["finetuning.tasks", "finetuning.training.search", "finetuning.results.evaluation"]
+PRELOADED = ["finetuning.tasks", "finetuning.training.search", "finetuning.results.evaluation", "finetuning.use.predicting"]
+PRELOADED += ["matplotlib.pyplot", "scipy.stats", "sklearn.metrics", "transformers.models.distilbert.modeling_distilbert"]
 _FORKS.set_forkserver_preload(PRELOADED)
 
 
@@ -87,6 +90,7 @@ def watch(target: str, before: Callable[[Callable | None, tuple, dict], None], r
 
 
 def _main(script: str | Path, flags: list[str], folder: Path, environment: dict, kill, output: Path) -> None:
+    assert not (missing := {*PRELOADED} - {*sys.modules}), f"{missing} would be imported once more in each process"
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # `nohup` and shells ignore some for jobs in the background
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     os.chdir(folder)
@@ -108,6 +112,8 @@ def run(
     Several processes get the environment variables that torchrun sets on one machine. A process is killed after `within` seconds.
     Instead of a `Kill` another object may be given; its `prepare` is called in each process if its `process` is None.
     """
+    with contextlib.chdir(ROOT):  # before Python 3.12.4 the server looks for the libraries in its working directory
+        multiprocessing.forkserver.ensure_running()
     with socket.socket() as reserved:  # until all have ended, so that no other test takes the port
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
