@@ -8,6 +8,7 @@ import tarfile
 import pytest
 import transformers
 from conftest import make_model, make_rows
+from safetensors.torch import load_file
 
 
 @pytest.fixture
@@ -169,12 +170,18 @@ def test_a_full_disk_is_an_error_with_a_remedy_and_the_run_can_continue(error, c
     assert call("fine_tune.py", "--resume", "outputs/run").code == 0, "the half-written checkpoint is ignored"
 
 
-def test_an_unknown_architecture_is_refused_with_a_list_of_its_linear_layers(call, tiny_flags, tmp_path):
-    unknown = make_model(tmp_path / "convbert", "convbert")
-    result = call("fine_tune.py", *tiny_flags, "--model_name", unknown)
-    assert result.code == 2 and "not known for convbert" in result.err and "self.query" in result.err
-    named = call("fine_tune.py", *tiny_flags, "--model_name", unknown, "--target_modules", "query,value", "--num_train_epochs", "1")
-    assert named.code == 0, named.err
+def test_an_architecture_that_is_not_among_those_of_the_tests_is_adapted_by_the_names_of_its_layers(call, tiny_flags, tmp_path):
+    flags = [*tiny_flags, "--model_name", make_model(tmp_path / "convbert", "convbert"), "--num_train_epochs", "1"]
+    result = call("fine_tune.py", *flags)
+    assert result.code == 0, result.err
+    adapted = load_file(tmp_path / "outputs/run/adapter/adapter_model.safetensors")
+    names = {
+        name.partition("layer.1.")[2].removesuffix(".lora_A.weight") for name in adapted if "layer.1." in name and "lora_A" in name
+    }
+    attention = {f"attention.self.{name}" for name in ("query", "key", "value", "conv_kernel_layer", "conv_out_layer")}
+    assert names == attention | {"attention.output.dense", "intermediate.dense", "output.dense"}
+    wrong = call("fine_tune.py", *flags, "--run_name", "wrong", "--target_modules", "querry")
+    assert wrong.code == 2 and "no linear layer is called querry" in wrong.err and "self.query" in wrong.err
 
 
 def test_pickled_weights_are_not_loaded(call, tiny_flags, model_dir, tmp_path):

@@ -13,7 +13,7 @@ from config import Config
 from finetuning import tasks
 from finetuning.data.sources import find_model
 from finetuning.errors import UserError
-from finetuning.model.architectures import ARCHITECTURES
+from finetuning.model.architectures import TESTED
 from finetuning.model.base import build_base
 from finetuning.model.lora import add_lora
 from finetuning.results import run_folder
@@ -24,7 +24,7 @@ from finetuning.use.predicting import Answers, pick_engine
 pytest.importorskip("openvino")
 
 
-@pytest.mark.parametrize("model_type", [name for name in ARCHITECTURES if name not in TRANSLATORS])
+@pytest.mark.parametrize("model_type", [name for name in TESTED if name not in TRANSLATORS])
 def test_openvino_gives_the_logits_of_pytorch_for_any_length_and_batch_size(model_type, tmp_path):
     config = Config(precision="float32", max_length=64)
     task, source = tasks.pick(config), find_model(str(make_model(tmp_path / model_type, model_type)))

@@ -22,7 +22,7 @@ from finetuning.data.sources import find_model
 from finetuning.data.tokens import Tokens
 from finetuning.errors import UserError
 from finetuning.model import base
-from finetuning.model.architectures import ARCHITECTURES
+from finetuning.model.architectures import TESTED
 from finetuning.model.lora import LoraLayer, add_lora, count_parameters, load_adapter
 from finetuning.speed import attention, fused_lora
 from finetuning.tasks.classification import MultiLabel, SingleLabel
@@ -31,10 +31,11 @@ from finetuning.training.prediction import Predictor
 
 TASK = SingleLabel()
 CONFIG = Config(max_length=32, lora_r=4, precision="float32")
-LABELLERS = [name for name in ARCHITECTURES if name not in TRANSLATORS]
+LABELLERS = [name for name in TESTED if name not in TRANSLATORS]
 # Number of adapted linear layers by target: query-value, attention, mlp. The two layers of ALBERT have the same weights.
 ADAPTED = dict.fromkeys(LABELLERS, (4, 8, 4)) | {
     "albert": (2, 4, 2),
+    "deberta-v2": (4, 12, 4),  # attention to positions has layers of its own
     "modernbert": (2, 4, 4),
     "gpt2": (2, 4, 4),
     **dict.fromkeys(["llama", "qwen2", "qwen3", "gemma2", "gemma3_text"], (4, 8, 6)),

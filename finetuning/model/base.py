@@ -22,7 +22,7 @@ from config import Config
 from finetuning.data.sources import Source
 from finetuning.errors import UserError, require_installed
 from finetuning.model import four_bits
-from finetuning.model.architectures import ARCHITECTURES
+from finetuning.model.architectures import FIRST_POSITIONS, TESTED
 from finetuning.speed import attention
 from finetuning.speed.precision import on_cpu
 from finetuning.task import Task
@@ -54,10 +54,9 @@ def read_model_config(task: Task, source: Source, config: Config) -> PretrainedC
         raise UserError(f"model_name: {source.name} is an XLNet, which needs padding before the text: choose another model_name")
     if config.quantization == "4bit":
         require_installed("quantization=4bit", "bitsandbytes")
-    architecture = ARCHITECTURES.get(model_config.model_type)
     positions = getattr(model_config, "max_position_embeddings", None)  # models with relative positions have none
     if positions is not None:
-        positions -= architecture.first_position if architecture else 0
+        positions -= FIRST_POSITIONS.get(model_config.model_type, 0)
         if config.max_length > positions:
             raise UserError(f"max_length={config.max_length} exceeds the {positions} positions of {source.name}: lower it")
         task.check_positions(positions, config)
@@ -145,7 +144,7 @@ def build_base(
     for name, value in (task.model_settings(label_names) | rates).items():
         setattr(model_config, name, value)
     # Other architectures may pass arguments that our attention does not accept, and layers in 4 bits may mix bf16 and float32.
-    known = model_config.model_type in ARCHITECTURES and config.quantization == "none"
+    known = model_config.model_type in TESTED and config.quantization == "none"
     use_our_attention = config.speedups and on_cpu() and known and attention.has_sdpa(task.auto_class, model_config)
     set_seed(config.seed)
     try:
