@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ from finetuning.data.tokens import encode, tokenize_texts
 from finetuning.disk import read_json, write_json
 from finetuning.model.base import load_tokenizer
 from finetuning.results import evaluation, run_folder
-from finetuning.task import Evaluation, Statistics
+from finetuning.task import Evaluation, Metric, Statistics
 from finetuning.use import exporting
 
 
@@ -71,9 +71,13 @@ def runs(names: list[str]) -> list[Run]:
     return [run for run in known if not names or names_of(run) & set(names)]
 
 
-def headline(record: dict) -> str:
-    """Return the name of a record's main metric."""
-    return next(name for name in record if name in ("accuracy", "f1", "perplexity", "bleu", "spearman"))
+def metric_of(record: dict) -> Metric:
+    """Return the metric that picked the checkpoint of the record."""
+    settings = record.get("config") or record.get("settings") or record["run"]["config"]
+    task = tasks.pick(Config(**{name: settings[name] for name in ("task", "problem_type", "prompt_column") if name in settings}))
+    name = settings.get("metric_for_best_model") or task.metrics[0].name
+    metric = next(metric for metric in task.metrics if metric.name == name)
+    return replace(metric, format=".2f") if name == "perplexity" else metric
 
 
 def record_file(study: str, name: str, seed: int) -> Path:
@@ -96,8 +100,8 @@ def best_settings(study: str, method: str) -> dict:
 
     def quality(name: str) -> float:
         record = read_json(record_file(study, name, 0))
-        metric = record["config"]["metric_for_best_model"] or headline(record)
-        return -record[metric] if metric in ("perplexity", "rmse") else record[metric]
+        metric = metric_of(record)
+        return record[metric.name] if metric.better == "higher" else -record[metric.name]
 
     return STUDIES[study].experiments[max(names, key=quality)]
 
@@ -291,10 +295,8 @@ def show(run: Run) -> None:
     result = "not run yet"
     if (file := record_file(*run)).exists():
         record = read_json(file)
-        metric = headline(record)
-        result = (
-            f"{record['minutes']:5.1f} min  {STUDIES[run.study].split} {metric} {record[metric]:.4f}, loss {record['loss']:.4f}"
-        )
+        name = metric_of(record).name
+        result = f"{record['minutes']:5.1f} min  {STUDIES[run.study].split} {name} {record[name]:.4f}, loss {record['loss']:.4f}"
     print(f"{f'{run.study}/{run.experiment}':<42} seed {run.seed}  {result}", flush=True)
 
 

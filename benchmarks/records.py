@@ -1,17 +1,14 @@
 """Read the records in results/ for tables.py: an experiment is the mean of its seeds, with the further fields of `DERIVED`."""
 
 import itertools
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from common import RESULTS
-from quality import record_file, statistics_of
+from quality import metric_of, record_file, statistics_of
 from studies import STUDIES, file_name
 
-from config import Config
-from finetuning import tasks
 from finetuning.disk import read_json
 from finetuning.results import metrics
 from finetuning.task import Metric
@@ -73,15 +70,6 @@ def _mean(values: list):
     if isinstance(first, list) and all(len(value) == len(first) for value in values):
         return [_mean(items) for items in zip(*values, strict=True)]
     return float(np.mean(values)) if isinstance(first, int | float) else first
-
-
-def metric_of(record: dict) -> Metric:
-    """Return the metric that picked the checkpoint of the record."""
-    settings = record.get("config") or record.get("settings") or record["run"]["config"]
-    task = tasks.pick(Config(**{name: settings[name] for name in ("task", "problem_type", "prompt_column") if name in settings}))
-    name = settings.get("metric_for_best_model") or task.metrics[0].name
-    metric = next(metric for metric in task.metrics if metric.name == name)
-    return replace(metric, format=".2f") if name == "perplexity" else metric
 
 
 def scale_of(metric: Metric) -> tuple[int, str]:
@@ -185,7 +173,6 @@ DERIVED |= {
     "parts": lambda r: r["experiment"].split(", "),
     "behind_first": lambda r: ", ".join(r["parts"][1:]),
     "behind_second": lambda r: ", ".join(r["parts"][2:]),
-    "score_in_lines": lambda r: r["score"].replace(" (", "<br>("),
     "minutes_in_all": lambda r: r["seconds"] / 60,
     "seeds": lambda r: ", ".join(metric_of(r).show(run[metric_of(r).name]) for run in r["runs"]),
     "p": lambda r: ("< 0.001" if r["compared"]["p"] < 0.001 else f"{r['compared']['p']:.3f}") if r["compared"] else "",

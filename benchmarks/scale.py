@@ -7,7 +7,7 @@
 Rows are repeated training reviews of IMDb; each copy ends with its number, so no two are equal. fine_tune.py trains on all rows and
 is stopped after its third step, first with an empty cache, then again with the cache of that run. evaluate.py evaluates a run of a
 few steps on as many test rows, at 16 tokens each, so that it takes minutes. Memory is that of the process alone (USS), the maximum
-over five measurements per second: with and without pages of files, which the system can take back at any time.
+over five measurements per second.
 
 For the processes, one process with all cores and two under torchrun with half the cores each train on the same 1,600 reviews in turns.
 """
@@ -64,13 +64,10 @@ class Watch(TrainerCallback):
     def __init__(self) -> None:
         self.process, self.done, self.tokenised = psutil.Process(), threading.Event(), []
         self.encode_of_project = tokens.encode
-        self.record = {"uss_gib": 0.0, "anonymous_gib": 0.0}
+        self.record = {"uss_gib": 0.0}
 
     def measure_memory(self) -> None:
-        files = sum(part.private_clean for part in self.process.memory_maps() if part.path.endswith(".arrow"))
-        uss = self.process.memory_full_info().uss
-        for name, size in (("uss_gib", uss), ("anonymous_gib", uss - files)):
-            self.record[name] = max(self.record[name], size / 2**30)
+        self.record["uss_gib"] = max(self.record["uss_gib"], self.process.memory_full_info().uss / 2**30)
 
     def measure_repeatedly(self) -> None:
         while not self.done.wait(0.2):

@@ -15,7 +15,6 @@ whole epoch. The baseline pads every review to max_length, so a few reviews are 
 import argparse
 import functools
 import itertools
-import json
 import re
 import tempfile
 import time
@@ -24,10 +23,9 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-import psutil
 import torch
 import transformers
-from common import RESULTS, flags, new_processes, run_script, worker, write_record
+from common import RESULTS, new_processes, write_record
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers.pytorch_utils import Conv1D
@@ -161,10 +159,8 @@ def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
     predict_seconds, rate = timed(predict), matrix_rate()
     return {
         "train_reviews_per_s": len(lengths) / train_seconds,
-        "train_tokens_per_s": sum(lengths) / train_seconds,
         "seconds_before_training": seconds_before,
         "predict_reviews_per_s": len(lengths) / predict_seconds,
-        "predict_tokens_per_s": sum(lengths) / predict_seconds,
         "peak_memory_gib": memory,
         "matrix_product_tflops": 2 * rate / 1e12,
         "share_of_limit": multiply_adds(model_trainer.model, lengths) / train_seconds / rate,
@@ -172,17 +168,10 @@ def measure(step: str, model_path: str, max_length: int, rows: int) -> dict:
 
 
 class Start(transformers.TrainerCallback):
-    """Records when the first epoch begins. With `stop`, the first step ends the process with the seconds since its start."""
-
-    def __init__(self, stop: bool = False) -> None:
-        self.stop = stop
+    """Records when the epoch begins."""
 
     def on_epoch_begin(self, *_, **__) -> None:
         self.epoch_began = time.perf_counter()
-
-    def on_step_begin(self, *_, **__) -> None:
-        if self.stop:
-            raise SystemExit(json.dumps({"seconds_to_first_step": time.time() - psutil.Process().create_time()}))
 
 
 def timed_training(model_trainer: transformers.Trainer) -> tuple[float, float]:
@@ -227,15 +216,6 @@ def multiply_adds(model, lengths: list[int]) -> float:
     return sum((2 * weights[False] + 3 * weights[True]) * n + 6 * layers * width * n * n for n in lengths)
 
 
-def start_up() -> dict:
-    """Return the seconds from the start of `python fine_tune.py` to its first training step: default settings, warm caches."""
-    try:
-        run_script("fine_tune.py", *flags(output_dir="outputs", run_name="start-up"), callback=Start(stop=True))
-    except SystemExit as stop:
-        return json.loads(stop.code)
-    raise RuntimeError("fine_tune.py ended before its first step")
-
-
 def save_shape(model_type: str, folder: str) -> str:
     """Save the architecture with random weights and the tokenizer of the stand-in, whose vocabulary is that of BERT and DistilBERT."""
     stand_in = find_model("distilbert-base-uncased", "stand-in").path
@@ -257,7 +237,7 @@ def measure_all(arguments: argparse.Namespace, name: str | None) -> None:
     variants = itertools.product(arguments.models or models, lengths, arguments.variants or steps)
     if steps is STEPS:
         variants = [variant for variant in variants if variant[2] in ("baseline", "ours") or variant[:2] == LADDER]
-    measured, starts = {variant: [] for variant in variants}, []
+    measured = {variant: [] for variant in variants}
     record = {"repeats": repeats, "reviews": arguments.rows}
     if arguments.quick and (file := RESULTS / f"{name}.json").exists():
         earlier = read_json(file)
@@ -270,8 +250,6 @@ def measure_all(arguments: argparse.Namespace, name: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder, new_processes(folder=folder) as processes:
         paths = {model: save_shape(model, folder) for model in {model for model, _, _ in measured}}
         for repeat in range(repeats):
-            if steps is STEPS:
-                starts.append(worker(__file__, "start-up")["seconds_to_first_step"])
             for (model, length, step), results in measured.items():
                 if len(results) > repeat:
                     continue
@@ -284,11 +262,9 @@ def measure_all(arguments: argparse.Namespace, name: str | None) -> None:
                     for (model, length, step), results in measured.items()
                     if results
                 ]
-                record |= {"rows": rows, "steps": steps} | ({"seconds_to_first_step": median(starts)} if starts else {})
+                record |= {"rows": rows, "steps": steps}
                 if name:
                     write_record(name, record)
-    if starts:
-        print(f"from the start of the process to the first training step: {median(starts):.1f} s")
 
 
 def main() -> None:
@@ -299,12 +275,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", help=f"any of {', '.join(MODELS | SHAPES)}")
     parser.add_argument("--variants", nargs="+", help=f"any of {', '.join(STEPS | WAYS)}")
     parser.add_argument("--rows", type=int, default=3200, help="number of reviews")
-    parser.add_argument("--worker", choices=["start-up"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.name and arguments.variants:
         parser.error("a record has all variants: give --name or --variants, not both")
-    if arguments.worker:
-        return print(json.dumps(start_up()))
     kind = "gpu" if torch.cuda.is_available() else "speed"
     measure_all(arguments, arguments.name and f"{kind}-{arguments.name}")
 

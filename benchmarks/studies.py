@@ -97,7 +97,7 @@ SENTENCES = ENTITIES | lora(16, context="sentence", batch_size=32, eval_steps=0.
 SENTENCES_RUN = SENTENCES | dict(num_train_epochs=3, eval_steps=0.5)
 NEIGHBOURS = dict(context="neighbours", batch_size=8)
 LANGUAGE = dict(task="causal-lm", **ALL_ROWS, **NO_EARLY_STOP, eval_steps=0.2)
-SMALL_GPT2 = dict(model_name="outputs/small-gpt2")  # made by small_gpt2.py
+SMALL_GPT2 = dict(model_name="outputs/small-gpt2")  # made by small_models.py
 GPT2 = pretrained("gpt2", "1 pass")
 STYLE = LANGUAGE | GPT2 | dict(dataset_name="cornell-movie-review-data/rotten_tomatoes", max_length=64, num_train_epochs=3)
 STYLES = rates("LoRA, {}", "1e-3", "3e-3") | rates("LoRA, rank 64, {}", "1e-3", "3e-3", "1e-2", **lora(64))
@@ -300,7 +300,7 @@ STUDIES = {
         SEEDS,
         reference="no further",
     ),
-    # A decoder: the random weights of small_gpt2.py are trained on IMDb's training reviews. Perplexity on the validation reviews.
+    # A decoder: the random weights of small_models.py are trained on IMDb's training reviews. Perplexity on the validation reviews.
     "gpt2": Study("validation", LANGUAGE | SMALL_GPT2 | full(1e-3, max_length=256), {"1 pass": {}}, keep=True),
     # The decoder learns another style: short sentences of critics.
     "gpt2-recipe": Study("validation", STYLE, STYLES),
@@ -345,7 +345,7 @@ STUDIES = {
     ),
     "goemotions": Study("test", GOEMOTIONS, best("goemotions-recipe"), SEEDS, reference="full fine-tuning"),
     "translation-recipe": Study("validation", FROM_SCRATCH | EN_DE, {"no dropout": {}}),
-    # A translation model from scratch: the random weights of small_translator.py. Multi30k's official test of 2016.
+    # A translation model from scratch: the random weights of small_models.py. Multi30k's official test of 2016.
     "translation-base": Study("test", FROM_SCRATCH | dict(dropout=0.1), {"English to German": EN_DE}, SEEDS, keep=True),
     # That model learns another direction and another language. First the settings for each method, in one of the cases.
     "translation-lora": Study(

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from common import RESULTS, ROOT
-from records import Record, experiment, experiments, metric_of, named
+from records import Record, experiment, experiments, named
 from studies import STUDIES
 
 from finetuning.results import plots
@@ -169,12 +169,6 @@ def draw() -> None:
     """Draw the pictures of the pages."""
     growth_picture(RESULTS / "growth.png")
     knobs_picture(RESULTS / "knobs.png")
-    run = experiments("comparison")[0]["runs"][0]
-    title = plots.title(metric_of(run), run | {"dataset": run["data"], "dataset_origin": run["dataset"]["origin"]})
-    names = (run["label_names"], run["label_names"])
-    plots.plot_confusion_matrix(run["confusion_matrix"], names, title, RESULTS / "confusion_matrix.png")
-    calibration = named("run-laptop")["calibration"]
-    plots.plot_reliability(calibration["as_trained"], calibration["scaled"], RESULTS / "reliability.png")
 
 
 if __name__ == "__main__":
