@@ -159,17 +159,10 @@ def unlock() -> None:
 
 
 def _release(file_lock: FileLock) -> None:
-    """Release a lock and remove its file.
-
-    The file goes first, so that no other process locks one that is about to go. Windows can't remove a locked file.
-    """
-    file = Path(file_lock.lock_file)
-    if os.name == "posix":
-        file.unlink(missing_ok=True)
+    """Release a lock and remove its file, first, so that no other process locks one that is about to go."""
+    if os.name == "posix":  # on Windows, filelock removes it
+        Path(file_lock.lock_file).unlink(missing_ok=True)
     file_lock.release()
-    if os.name != "posix":
-        with suppress(OSError):  # another process may have locked it
-            file.unlink()
 
 
 def to_disk(path: Path) -> None:

@@ -458,13 +458,9 @@ def seal(file: Path) -> None:
         for record in (parent / "whole.json", parent / "training.json"):
             if record.is_file():
                 content = json.loads(record.read_text())
-                if record.name == "whole.json":
-                    content["sha256"][str(file.relative_to(parent))] = sha256(file)
-                else:
-                    names = content.pop("files")
-                    content.pop("sha256")
-                    content = fingerprints.seal(content, parent, names)
-                record.write_text(json.dumps(content))
+                names = content.pop("files")
+                content.pop("sha256")
+                record.write_text(json.dumps(fingerprints.seal(content, parent, names)))
 
 
 # --- pages ---------------------------------------------------------------------------------------------------------------

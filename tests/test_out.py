@@ -193,7 +193,7 @@ def test_lines_of_the_standard_input_are_read_in_any_encoding(content, lines, mo
 @pytest.mark.parametrize(
     ("content", "encoding", "words"),
     [
-        ("a".encode("utf-16-le"), None, "NUL characters, first in line 1"),
+        ("a".encode("utf-16-le"), None, "NUL characters .the first in line 1"),
         ("é".encode("latin-1"), "utf-8", "set --encoding"),
         ("é".encode("utf-16")[:-1], None, "set --encoding"),
     ],

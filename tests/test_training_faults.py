@@ -69,7 +69,7 @@ def test_a_search_continues_after_a_trial_that_is_not_finite(call, tiny_flags, m
     flags = [*tiny_flags, "--num_train_epochs", 1, "--precision", "float32", "--warmup_steps", 0]
     failed = call("fine_tune.py", *flags, "--search", 1)
     assert failed.code == 2 and "no trial had a finite loss" in failed.err, failed.err
-    monkeypatch.setattr(search, "draw", lambda trial, config: config if trial.suggest_categorical("lora_alpha", [10**25]) else None)
+    monkeypatch.setattr(search, "draw", lambda trial, config: {} if trial.suggest_categorical("lora_alpha", [10**25]) else None)
     result = call("fine_tune.py", *flags, "--search", 2)
     assert result.code == 0 and "1 of 2 trials failed" in result.out, result.err
 
@@ -171,16 +171,6 @@ def test_a_best_checkpoint_that_is_damaged_during_training_is_not_loaded(killed,
     result = call("fine_tune.py", "--resume", tmp_path / "run")
     assert result.code == 2 and "checkpoint-5, the best checkpoint, is damaged: adapter_model.safetensors" in result.err, result.err
     assert not (tmp_path / "run/adapter").exists() and not (tmp_path / "run/training.json").exists()
-
-
-def test_a_checkpoint_of_an_older_version_is_used_with_a_note(killed, call, tmp_path):
-    shutil.copytree(killed / "outputs/run", tmp_path / "run")
-    for file in (tmp_path / "run/checkpoints").glob("*/whole.json"):
-        content = json.loads(file.read_text())
-        content["files"] = {name: (file.parent / name).stat().st_size for name in content.pop("sha256")}
-        file.write_text(json.dumps(content))
-    result = call("fine_tune.py", "--resume", tmp_path / "run")
-    assert result.code == 0 and "checkpoint-10 is of an older version: only the sizes of its files were checked" in result.err
 
 
 # --- two processes on one run --------------------------------------------------------------------------------------------

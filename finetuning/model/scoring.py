@@ -30,27 +30,27 @@ def scoring(
 
     The head computes logits only where there is a target. So a tensor of shape (all tokens, vocabulary) is never in memory.
     """
-    forward, pending_masks = model.forward, []  # pending_masks: the mask of the targets, until the backbone has run
-
-    def keep_targets(_, __, output):
-        if pending_masks:
-            output.last_hidden_state = output.last_hidden_state[pending_masks.pop()][None]
-        return output
+    forward = model.forward
 
     @functools.wraps(forward)
     def forward_with_targets(*args, targets: torch.Tensor | None = None, labels: torch.Tensor | None = None, **inputs):
         if targets is None:
             return forward(*args, **inputs)
         mask = targets >= 0
-        pending_masks[:] = [mask]
-        logits = forward(*args, **(inputs | inputs_of(targets))).logits
-        logits = logits[mask] if pending_masks else logits[0]  # OPT's head reads a part of its backbone, so the hook does not run
+
+        def keep_targets(_, __, output):
+            output.last_hidden_state = output.last_hidden_state[mask][None]
+            return output
+
+        with backbone.register_forward_hook(keep_targets):
+            logits = forward(*args, **(inputs | inputs_of(targets))).logits
+        # OPT's head reads a part of its backbone, so the hook does not run.
+        logits = logits[mask] if logits.shape[:2] == mask.shape else logits[0]
         scores = scores_of(logits.float(), targets[mask])
         sums = scores.new_zeros(len(targets), scores.shape[1]).index_add(0, mask.nonzero()[:, 0], scores)
         return MaskedLMOutput(logits=torch.cat([sums, mask.sum(dim=1, keepdim=True).to(sums.dtype)], dim=1))
 
     model.forward = forward_with_targets
-    backbone.register_forward_hook(keep_targets)
     return model
 
 

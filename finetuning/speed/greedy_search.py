@@ -39,8 +39,7 @@ def search(
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     only_last = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
     # The hidden states of the last tokens are a slice. Without a copy, PyTorch copies the output layer's weights for each row.
-    copy = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
-    try:
+    with model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:])):
         for step in range(max_new_tokens):
             inputs = dict(input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
             output = model(**inputs, use_cache=True, **only_last)
@@ -55,6 +54,4 @@ def search(
                 rows, mask, positions, tokens = rows[unfinished], mask[unfinished], positions[unfinished], tokens[unfinished]
             input_ids, positions = tokens[:, None], positions[:, -1:] + 1
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-    finally:
-        copy.remove()
     return result

@@ -16,8 +16,9 @@ from accelerate.utils import gather
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from finetuning.disk import read_json, sha256, to_disk, write_json
+from finetuning.disk import read_json, to_disk, write_json
 from finetuning.errors import UserError
+from finetuning.fingerprints import read_sealed, seal
 from finetuning.processes import by_first
 from finetuning.signals import AfterCheckpoint, Stopped
 from finetuning.training.progress import is_best
@@ -77,8 +78,8 @@ class Keeper(TrainerCallback):
             files = [file for file in folder.rglob("*") if file.is_file()]
             for path in (*files, folder, folder.parent):
                 to_disk(path)
-            digests = {str(file.relative_to(folder)): sha256(file) for file in files}
-            write_json(folder / COMPLETE, {"seconds": self.seconds(), "sha256": digests})
+            names = [str(file.relative_to(folder)) for file in files]
+            write_json(folder / COMPLETE, seal({"seconds": self.seconds()}, folder, names))
         if self.stopped_by:
             PartialState().wait_for_everyone()  # torchrun ends all processes when the first one has ended
             raise Stopped(self.stopped_by)
@@ -130,17 +131,8 @@ def check_best(args, step: int) -> None:
 
 
 def _fault(folder: Path) -> str | None:
-    """Return the first fault of a checkpoint, such as "lacks optimizer.pt"; None if it has none."""
-    name = COMPLETE
+    """Return the first fault of a checkpoint, such as "is damaged: optimizer.pt is missing"; None if it has none."""
     try:
-        content = read_json(folder / COMPLETE)
-        content["seconds"] + 0.0  # a TypeError if it is not a number
-        if "sha256" not in content:
-            print(f"note: {folder.name} is of an older version: only the sizes of its files were checked", file=sys.stderr)
-        for name, expected in content.get("sha256", content.get("files")).items():
-            if expected != (sha256(folder / name) if "sha256" in content else (folder / name).stat().st_size):
-                return f"is damaged: {name} has changed"
-    except FileNotFoundError:
-        return f"is damaged: {name} is missing"
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
-        return f"is damaged: {name} can't be read"
+        read_sealed(folder / COMPLETE, remedy="")
+    except UserError as error:
+        return f"is damaged: {str(error).removeprefix(f'{folder}: ').removesuffix('; ')}"

@@ -2,14 +2,12 @@
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import fields
 from functools import partial
 
 import numpy as np
 import torch
 from torch.utils.data import Subset
 from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
-from transformers.modeling_outputs import Seq2SeqSequenceClassifierOutput, SequenceClassifierOutputWithPast
 
 from config import Config
 from finetuning.data.tokens import Tokens
@@ -20,10 +18,8 @@ from finetuning.training.progress import RowBar
 
 BATCHES_AT_A_TIME = 32  # The Trainer keeps a small tensor of each batch. Many of them fragment the memory that larger tensors need.
 # What a model may return besides the logits, such as the states of the encoder in BART and T5. The Trainer would collect them too.
-OTHER_OUTPUTS = {
-    field.name for kind in (Seq2SeqSequenceClassifierOutput, SequenceClassifierOutputWithPast) for field in fields(kind)
-}
-OTHER_OUTPUTS = sorted(OTHER_OUTPUTS - {"logits"})
+OTHER_OUTPUTS = ["loss", "past_key_values", "hidden_states", "attentions", "encoder_last_hidden_state", "encoder_hidden_states"]
+OTHER_OUTPUTS += ["encoder_attentions", "decoder_hidden_states", "decoder_attentions", "cross_attentions"]
 
 
 class Predictor:

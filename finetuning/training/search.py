@@ -28,8 +28,8 @@ def space(config: Config) -> dict[str, tuple | list]:
     return {name: values for name, values in SEARCH_SPACE.items() if config.method == "lora" or not name.startswith("lora")}
 
 
-def draw(trial, config: Config) -> Config:
-    """Return `config` with the settings that an Optuna trial draws from `SEARCH_SPACE`. lora_alpha keeps its ratio to lora_r."""
+def draw(trial, config: Config) -> dict:
+    """Return the settings that an Optuna trial draws from `SEARCH_SPACE`. lora_alpha keeps its ratio to lora_r."""
     settings = {}
     for name, values in space(config).items():
         if isinstance(values, tuple):
@@ -38,7 +38,7 @@ def draw(trial, config: Config) -> Config:
             settings[name] = trial.suggest_categorical(name, values)
     if "lora_r" in settings and "lora_alpha" not in settings:
         settings["lora_alpha"] = max(1, round(settings["lora_r"] * config.lora_alpha / config.lora_r))
-    return replace(config, **settings)
+    return settings
 
 
 def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, tokens: dict[str, Tokens], data: Data) -> None:
@@ -70,10 +70,9 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
 
     def train_trial(trial) -> float:
         """Train with the settings that a trial draws, and return its best value of the metric."""
-        trial_config = draw(trial, config)
-        settings = (f"{name}={value!r}" for name, value in _settings(trial_config, config).items())
-        print(f"trial {trial.number}: {', '.join(settings)}", flush=True)
-        trial_config = replace(trial_config, early_stopping_patience=0)
+        settings = draw(trial, config)
+        print(f"trial {trial.number}: {', '.join(f'{name}={value!r}' for name, value in settings.items())}", flush=True)
+        trial_config = replace(config, **settings, early_stopping_patience=0)
         base = build_base(data.task, source, data.label_names, trial_config, data.train.labels)
         model, trial_data = add_lora(data.task, base, trial_config), replace(data, config=trial_config)
         with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +95,7 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
     print(
         f"\nbest of {count('COMPLETE', 'PRUNED')} trials: validation {metric.name} {metric.show(study.best_value)}. "
         "To use its settings, repeat this command with these flags in place of --search:\n"
-        f"    {' '.join(f'--{name} {value}' for name, value in _settings(best, config).items())}"
+        f"    {' '.join(f'--{name} {value}' for name, value in best.items())}"
     )
 
 
@@ -105,9 +104,3 @@ def _study_name(config: Config, source: Source, data: Data) -> str:
     searched = space(config)
     fixed = {name: value for name, value in asdict(config).items() if name not in (*searched, "output_dir", "run_name")}
     return hashlib.sha256(json.dumps([fixed, searched, source.sha256, data.sha256]).encode()).hexdigest()[:12]
-
-
-def _settings(trial_config: Config, config: Config) -> dict:
-    """Return a trial's settings: those of the search space, and those that follow from them."""
-    before, after = asdict(config), asdict(trial_config)
-    return {name: value for name, value in after.items() if name in space(config) or value != before[name]}

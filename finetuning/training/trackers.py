@@ -40,23 +40,15 @@ class Settings(TrainerCallback):
         self.folder, self.config = folder, config
 
     def on_train_begin(self, args, state, control, **_) -> None:
-        if not state.is_world_process_zero or self.config.report_to == "none":
-            return
-        settings = {f"config/{name}": value for name, value in asdict(self.config).items()}
-        for name in self.config.report_to.split(","):
+        for name in self.config.report_to.split(",") if state.is_world_process_zero else ():
             if name == "tensorboard":
                 from torch.utils.tensorboard import SummaryWriter
 
                 with SummaryWriter(self.folder / "logs") as writer:
                     writer.add_text("config", f"```\n{json.dumps(asdict(self.config), indent=1)}\n```")
-            if name == "wandb":
-                import wandb
-
-                wandb.config.update(settings, allow_val_change=True)
-            if name == "trackio":
-                import trackio
-
-                trackio.config.update(settings, allow_val_change=True)
+            elif name in SENDERS:
+                settings = {f"config/{setting}": value for setting, value in asdict(self.config).items()}
+                importlib.import_module(name).config.update(settings, allow_val_change=True)
 
 
 @by_first

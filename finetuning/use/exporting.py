@@ -207,9 +207,8 @@ class OnnxModel(torch.nn.Module):
         super().__init__()
         self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None) -> dict:
-        batch = dict(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
-        (logits,) = self.session.run(["logits"], {name: ids.cpu().numpy() for name, ids in batch.items() if ids is not None})
+    def forward(self, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        (logits,) = self.session.run(["logits"], {name: ids.cpu().numpy() for name, ids in batch.items()})
         return {"logits": torch.from_numpy(logits)}
 
 

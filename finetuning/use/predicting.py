@@ -1,6 +1,5 @@
 """Predict with a finished run: single texts, or all rows of a file."""
 
-import contextlib
 import csv
 import importlib.util
 import json
@@ -21,7 +20,6 @@ from datasets import Dataset, concatenate_datasets
 
 from finetuning import speed
 from finetuning.data.content import as_rows
-from finetuning.data.files import UTF_16, guess_encoding, without_mark
 from finetuning.data.formats import READERS, read_lines
 from finetuning.data.reading import read
 from finetuning.data.splits import flat, load_data
@@ -156,42 +154,17 @@ def check_names(task: Task, available: list[str]) -> None:
 
 @by_first
 def read_stdin(encoding: str | None) -> tuple[list[str], list[str]]:
-    """Return the lines of the standard input, each a text, and notes on how they were read.
-
-    Only \\n and \\r\\n end a line, so that there are as many answers as `wc -l` counts lines. Without `encoding`, the input is read
-    as UTF-8, as UTF-16 if it begins with a byte order mark, or in a guessed encoding. Raise `UserError` if it is not text.
-    """
-    content, remarks = sys.stdin.buffer.read(), []
-    try:
-        text = content.decode(
-            without_mark(encoding, content) if encoding else "utf-16" if content.startswith(UTF_16) else "utf-8-sig"
-        )
-    except UnicodeDecodeError as error:
-        guessed = None if encoding else _guess(content)
-        if not guessed:
-            raise UserError(f"the standard input can't be read ({error}): set --encoding to its encoding") from error
-        text, remark = guessed
-        remarks.append(remark)
-    lines = re.split("\r?\n", text)
-    if numbers := [number for number, line in enumerate(lines, 1) if "\0" in line]:
-        advice = "is it UTF-16 (--encoding utf-16-le) or binary? If it is text, remove them with tr -d '\\000'"
-        raise UserError(f"the standard input has NUL characters, first in line {numbers[0]}: {advice}")
-    return lines if lines[-1] else lines[:-1], remarks
-
-
-def _guess(content: bytes) -> tuple[str, str] | None:
-    """Return the text of bytes that are not UTF-8, and a note on the guessed encoding; None if no encoding fits."""
-    file = temporary() / "stdin"
+    """Return the lines of the standard input, each a text, and notes on how they were read: as those of a .txt file."""
+    content = sys.stdin.buffer.read()
+    if not content:
+        return [], []
+    file = temporary() / "standard-input.txt"
     file.write_bytes(content)
     try:
-        guessed = None if content.startswith(UTF_16) else guess_encoding([file])
+        splits, remarks, _ = read(file, {".txt": read_lines}, "the standard input: ", encoding, file.parent)
     except UserError as error:
-        raise UserError(str(error).replace(str(file), "the standard input").replace("set encoding", "set --encoding")) from error
-    with contextlib.suppress(UnicodeDecodeError):
-        if guessed:
-            reading = f"read as {guessed[0]}, with words such as {guessed[1]!r}"
-            remark = f"the standard input is not UTF-8; {reading}: if wrong, set --encoding"
-            return content.decode(guessed[0]), remark
+        raise UserError(str(error).replace(f"{file}: ", "").replace("set encoding", "set --encoding")) from error
+    return [text or "" for text in splits["train"]["text"]], remarks
 
 
 def rows_of(texts: list[str]) -> Dataset:
