@@ -325,6 +325,7 @@ def starts_of(answers: list[dict]) -> list[list[int]]:
     return [[entity["start"] for entity in answer["entities"]] for answer in answers]
 
 
+@pytest.mark.predictions
 def test_entities_go_through_all_the_scripts(call, entity_flags, entity_files, tmp_path):
     for name, more in (("run", ["--num_train_epochs", 60]), ("other", ["--num_train_epochs", 1])):
         trained = call("fine_tune.py", *entity_flags, "--run_name", name, *more)
@@ -378,6 +379,7 @@ def test_entities_go_through_all_the_scripts(call, entity_flags, entity_files, t
     assert call("predict.py", "--run", run, "--explain", "a text").code == 2
 
 
+@pytest.mark.predictions
 @pytest.mark.parametrize("model_type", ["roberta", "gpt2", "qwen3", "modernbert", "deberta-v2"])
 def test_other_architectures_predict_the_entities_of_their_evaluation(model_type, call, entity_flags, tmp_path):
     folder = make_model(tmp_path / model_type, model_type)
@@ -414,6 +416,7 @@ def test_a_run_of_entities_and_one_of_labels_are_not_compared(call, entity_flags
     assert call("evaluate.py", "outputs/run", "outputs/labels").code == 2
 
 
+@pytest.mark.predictions
 def test_predict_reads_the_rows_of_a_file_with_their_neighbours_and_single_texts_alone(call, entity_flags, entity_files, tmp_path):
     flags = [*entity_flags, "--dataset_name", entity_files / "eng", "--context", "neighbours", "--num_train_epochs", 4]
     assert call("fine_tune.py", *flags).code == 0
@@ -440,6 +443,7 @@ def test_predict_reads_the_rows_of_a_file_with_their_neighbours_and_single_texts
         assert f"read together with its neighbours in the split. If each is read alone, F1 is {f1:.2%}." in text
 
 
+@pytest.mark.predictions
 @pytest.mark.parametrize("has_entities", [True, False])
 def test_a_run_that_predicts_no_entity_is_evaluated(has_entities, call, entity_flags, tmp_path):
     (tmp_path / "eng").mkdir()

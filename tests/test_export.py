@@ -13,6 +13,7 @@ from finetuning import errors
 from finetuning.model import base
 from finetuning.use import exporting
 
+pytestmark = pytest.mark.predictions
 TEXTS = ["a fine film", "a dull film without a heart and a thin plot", "moving"]
 
 

@@ -44,6 +44,7 @@ def bert(tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("models") / "bert", "bert")
 
 
+@pytest.mark.predictions
 def test_a_gpt_goes_through_all_the_scripts(gpt, data_file, call, tmp_path):
     flags = ["--task", "causal-lm", "--model_name", gpt, "--dataset_name", data_file, *FLAGS]
     trained = call("fine_tune.py", *flags, *LEARN)
@@ -108,7 +109,7 @@ def test_a_gpt_goes_through_all_the_scripts(gpt, data_file, call, tmp_path):
     assert first["loss"] < 1.5 * metrics["loss"] + 0.5, "the new run continues where the first one ended"
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.predictions)])
 def test_a_classifier_can_start_from_a_pretrained_and_merged_model(method, bert, data_file, call, tiny_flags, tmp_path):
     flags = ["--task", "masked-lm", "--model_name", bert, "--dataset_name", data_file, *FLAGS, *LEARN]
     trained = call("fine_tune.py", *flags, "--method", method, "--run_name", "pretrained")

@@ -219,6 +219,7 @@ def test_settings_that_the_faster_code_does_not_support_still_train(settings, mo
     assert gradients and all(g is not None and torch.isfinite(g).all() for g in gradients)
 
 
+@pytest.mark.predictions
 @pytest.mark.parametrize("model_type", LABELLERS)
 def test_every_architecture_trains_in_bf16(model_type, tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "pick_precision", lambda wanted: ("bf16", ""))
@@ -233,11 +234,13 @@ def test_a_layer_that_is_fully_trained_cannot_have_lora(model_dir):
     assert "names from attention.k_lin" in str(error.value) and "classifier" not in str(error.value).split("names from")[1]
 
 
+@pytest.mark.predictions
 def test_trainable_parameters_stay_in_float32(model_dir):
     lora = build(model_dir, replace(CONFIG, precision="auto"))
     assert {p.dtype for p in lora.parameters() if p.requires_grad} == {torch.float32}
 
 
+@pytest.mark.predictions
 def test_predictions_come_back_in_the_order_of_the_rows(model_dir):
     lora = build(model_dir)
     randomise(lora.eval())
@@ -260,6 +263,7 @@ def test_parameters_are_counted_once(model_dir):
     assert total == sum(p.numel() for p in plain.parameters()) + adapters
 
 
+@pytest.mark.predictions
 @pytest.mark.parametrize("in_cache", [1, 2**20], ids=["one at a time", "together"])
 @pytest.mark.parametrize("mask", ["none", "padding", "causal", "of another text"])
 def test_attention_in_bf16_is_close_to_float32(mask, in_cache, monkeypatch):

@@ -54,6 +54,7 @@ def pairs(tmp_path_factory):
     return file
 
 
+@pytest.mark.predictions
 def test_translation_goes_through_all_the_scripts(marian, pairs, call, tmp_path, monkeypatch):
     flags = [*FLAGS, "--model_name", marian, "--dataset_name", pairs]
     trained = call("fine_tune.py", *flags, *LEARN, "--run_name", "run")
@@ -241,6 +242,7 @@ def test_translations_are_not_sampled_even_if_the_model_asks_for_it(marian):
     assert not beam_search.supports(predictor.model.generation_config) and first == second
 
 
+@pytest.mark.predictions
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_without_speedups_generate_makes_the_same_translations(num_beams, marian, monkeypatch):
     texts, translations, calls = [f"{i} {i % 7} {i % 3}" * (1 + i % 3) for i in range(20)], [], []

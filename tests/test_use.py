@@ -22,6 +22,7 @@ from finetuning.errors import UserError
 from finetuning.results import cards, run_folder
 from finetuning.use import explaining, predicting
 
+pytestmark = pytest.mark.predictions
 WORDS = [set(" ".join(texts).replace(",", "").split()) for texts in (GOOD, BAD)]
 ONLY = [sorted(WORDS[0] - WORDS[1]), sorted(WORDS[1] - WORDS[0])]  # words of good texts alone, of bad texts alone
 COMMON = sorted(WORDS[0] & WORDS[1])
