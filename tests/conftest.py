@@ -139,6 +139,24 @@ def as_flags(settings: dict) -> list[str]:
     return [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
 
 
+@pytest.fixture
+def pictures() -> None:
+    """Ask for this to draw the pictures of runs."""
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(request, monkeypatch):
+    """Write empty pictures unless a test asks for `pictures`: drawing takes two thirds of the time of evaluate.py."""
+
+    def save_empty(figure, path):
+        from matplotlib.figure import Figure  # delayed, as many tests draw nothing
+
+        Figure().savefig(path, dpi=1)
+
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("finetuning.results.plots.save", save_empty)
+
+
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "tiny-distilbert")

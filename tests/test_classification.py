@@ -20,6 +20,7 @@ from finetuning.results import evaluation, label_report, plots
 from finetuning.task import Evaluation
 from finetuning.tasks.classification import MultiLabel, SingleLabel
 
+pytestmark = pytest.mark.usefixtures("pictures")
 SINGLE, SEVERAL = SingleLabel(), MultiLabel()
 PAIRS = Config(text_pair_column="b", max_length=12)
 

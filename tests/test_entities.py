@@ -289,7 +289,7 @@ def test_a_paired_difference_compares_sentences_and_averages_seeds():
 
 @pytest.mark.parametrize("actual", [True, False])
 @pytest.mark.parametrize("predicted", [True, False])
-def test_a_test_split_or_predictions_without_entities_are_measured_and_reported(actual, predicted, tmp_path):
+def test_a_test_split_or_predictions_without_entities_are_measured_and_reported(actual, predicted, tmp_path, pictures):
     words, tags = make_sentences(100)
     for ending, part in (("train", slice(0, 60)), ("testa", slice(60, 80)), ("testb", slice(80, 100))):
         kept = tags[part] if ending != "testb" or actual else [["O"] * len(row) for row in tags[part]]
@@ -326,7 +326,7 @@ def starts_of(answers: list[dict]) -> list[list[int]]:
 
 
 @pytest.mark.predictions
-def test_entities_go_through_all_the_scripts(call, entity_flags, entity_files, tmp_path):
+def test_entities_go_through_all_the_scripts(call, entity_flags, entity_files, tmp_path, pictures):
     for name, more in (("run", ["--num_train_epochs", 60]), ("other", ["--num_train_epochs", 1])):
         trained = call("fine_tune.py", *entity_flags, "--run_name", name, *more)
         assert trained.code == 0, trained.err
@@ -445,7 +445,7 @@ def test_predict_reads_the_rows_of_a_file_with_their_neighbours_and_single_texts
 
 @pytest.mark.predictions
 @pytest.mark.parametrize("has_entities", [True, False])
-def test_a_run_that_predicts_no_entity_is_evaluated(has_entities, call, entity_flags, tmp_path):
+def test_a_run_that_predicts_no_entity_is_evaluated(has_entities, call, entity_flags, tmp_path, pictures):
     (tmp_path / "eng").mkdir()
     test_tag = "B-NUM" if has_entities else "O"
     # No number of validation and test is in train, so none is found.

@@ -45,7 +45,7 @@ def bert(tmp_path_factory):
 
 
 @pytest.mark.predictions
-def test_a_gpt_goes_through_all_the_scripts(gpt, data_file, call, tmp_path):
+def test_a_gpt_goes_through_all_the_scripts(gpt, data_file, call, tmp_path, pictures):
     flags = ["--task", "causal-lm", "--model_name", gpt, "--dataset_name", data_file, *FLAGS]
     trained = call("fine_tune.py", *flags, *LEARN)
     assert trained.code == 0 and "validation  perplexity" in trained.out, trained.err

@@ -19,6 +19,7 @@ from finetuning.results.entities import F1
 from finetuning.results.label_report import F1_MACRO
 from finetuning.task import Metric
 
+pytestmark = pytest.mark.usefixtures("pictures")
 ACCURACY = Metric("accuracy", lambda sums: sums["correct"] / sums["rows"], proportion=True, limits=(0, 1))
 
 

@@ -29,7 +29,7 @@ from finetuning.training.trainer import FineTuner
 
 
 @pytest.fixture
-def run(call, tiny_flags, tmp_path):
+def run(call, tiny_flags, tmp_path, pictures):
     """Return the folder of a finished and evaluated run."""
     trained = call("fine_tune.py", *tiny_flags)
     assert trained.code == 0, trained.err

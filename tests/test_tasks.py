@@ -210,7 +210,7 @@ def test_several_labels_per_text_are_read_from_lists_texts_and_columns(flags, ta
     assert counts.tolist() == [20, 20, 20, 20], "every set of labels keeps its fraction"
 
 
-def test_several_labels_per_text_go_through_all_the_scripts(tagged, call, tiny_flags, tmp_path):
+def test_several_labels_per_text_go_through_all_the_scripts(tagged, call, tiny_flags, tmp_path, pictures):
     flags = [*tiny_flags, "--dataset_name", tagged / "lists.parquet", "--method", "full", "--learning_rate", 0.001]
     for name, epochs in (("run", 24), ("other", 1)):
         trained = call("fine_tune.py", *flags, "--run_name", name, "--num_train_epochs", epochs)
@@ -248,7 +248,7 @@ def test_several_labels_per_text_go_through_all_the_scripts(tagged, call, tiny_f
 # --- a number per text ---------------------------------------------------------------------------------------------------
 
 
-def test_regression_goes_through_all_the_scripts(ratings, call, tiny_flags, tmp_path):
+def test_regression_goes_through_all_the_scripts(ratings, call, tiny_flags, tmp_path, pictures):
     flags = [*tiny_flags, "--dataset_name", ratings, "--problem_type", "regression", "--label_column", "score"]
     for name, learning_rate in (("run", 0.003), ("other", 1e-4)):
         more = ["--method", "full", "--run_name", name, "--learning_rate", learning_rate, "--num_train_epochs", 6]

@@ -31,7 +31,9 @@ def trackio(folder) -> tuple[dict, dict, set]:
 
 
 @pytest.mark.parametrize("tracker", [tensorboard, trackio], ids=lambda tracker: tracker.__name__)
-def test_settings_losses_and_test_metrics_arrive_in_a_single_tracker_run(tracker, call, tiny_flags, tmp_path, monkeypatch):
+def test_settings_losses_and_test_metrics_arrive_in_a_single_tracker_run(
+    tracker, call, tiny_flags, tmp_path, monkeypatch, pictures
+):
     pytest.importorskip(tracker.__name__)
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "an earlier run in this process"))

@@ -78,7 +78,7 @@ def test_a_search_continues_after_a_trial_that_is_not_finite(call, tiny_flags, m
 
 
 @pytest.mark.parametrize("task", ["one label", "several labels", "entities", "numbers"])
-def test_a_model_that_learned_nothing_is_called_so(task, call, tiny_flags, entity_flags, tmp_path):
+def test_a_model_that_learned_nothing_is_called_so(task, call, tiny_flags, entity_flags, tmp_path, pictures):
     """The model knows no word of these texts, so it reads the same tokens in every row."""
     rows = make_rows().assign(review=[f"unknown{i}" for i in range(80)])
     flags, common, file = tiny_flags, "rows gets '", tmp_path / "rows.csv"

@@ -55,7 +55,7 @@ def pairs(tmp_path_factory):
 
 
 @pytest.mark.predictions
-def test_translation_goes_through_all_the_scripts(marian, pairs, call, tmp_path, monkeypatch):
+def test_translation_goes_through_all_the_scripts(marian, pairs, call, tmp_path, monkeypatch, pictures):
     flags = [*FLAGS, "--model_name", marian, "--dataset_name", pairs]
     trained = call("fine_tune.py", *flags, *LEARN, "--run_name", "run")
     assert trained.code == 0 and "validation  bleu" in trained.out, trained.err

@@ -51,7 +51,7 @@ def flags(trained, tiny_flags):
 
 
 @pytest.fixture
-def run(trained, flags, call):
+def run(trained, flags, call, pictures):
     """Return the evaluated run of this module; the first test that needs it trains it."""
     folder = trained / "outputs" / "run"
     if not folder.exists():
