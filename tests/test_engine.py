@@ -23,8 +23,12 @@ from finetuning.use.predicting import Answers, pick_engine
 
 pytest.importorskip("openvino")
 
+# These architectures compute attention or positions in ways of their own; the others are much like one of them, or like DistilBERT.
+OWN_CODE = ("mpnet", "deberta-v2", "modernbert", "gpt2", "opt", "llama", "gemma2", "gemma3_text")
+LIKE_THEM = [name for name in TESTED if name not in (*OWN_CODE, *TRANSLATORS)]
 
-@pytest.mark.parametrize("model_type", [name for name in TESTED if name not in TRANSLATORS])
+
+@pytest.mark.parametrize("model_type", [*OWN_CODE, *(pytest.param(name, marks=pytest.mark.slow) for name in LIKE_THEM)])
 def test_openvino_gives_the_logits_of_pytorch_for_any_length_and_batch_size(model_type, tmp_path):
     config = Config(precision="float32", max_length=64)
     task, source = tasks.pick(config), find_model(str(make_model(tmp_path / model_type, model_type)))
@@ -55,10 +59,12 @@ def run(call, tiny_flags, tmp_path):
     return tmp_path / "outputs" / "run"
 
 
-def test_all_engines_give_the_rows_of_a_file_the_same_labels(run, call, tmp_path):
-    make_rows(predicting.ROWS_FOR_OPENVINO)[["review"]].to_csv("in.csv", index=False)
+def test_all_engines_give_the_rows_of_a_file_the_same_labels(run, call, monkeypatch):
+    monkeypatch.setattr(predicting, "ROWS_FOR_OPENVINO", 300)
+    rows = make_rows(300)[["review"]]
+    rows.to_csv("in.csv", index=False)
     answers = {}
-    for name in ("torch", "openvino", "auto", "int8"):
+    for name in ("torch", "openvino", "auto"):
         result = call("predict.py", "--file", "in.csv", "--out", f"{name}.csv", "--engine", name)
         assert result.code == 0, result.err
         assert ("engine" in result.err) == (name != "torch")
@@ -66,9 +72,9 @@ def test_all_engines_give_the_rows_of_a_file_the_same_labels(run, call, tmp_path
     assert answers["auto"].equals(answers["openvino"]), "auto chooses OpenVINO for so many texts"
     assert (answers["openvino"].prediction == answers["torch"].prediction).mean() > 0.99
     assert abs(answers["openvino"].probability - answers["torch"].probability).max() < 0.05
-    assert (answers["int8"].prediction == answers["torch"].prediction).mean() > 0.9
-    lines = call("predict.py", "--engine", "int8", "--json", "a fine film", "a dull film").out.splitlines()
-    assert [json.loads(line)["text"] for line in lines] == ["a fine film", "a dull film"], "nothing else is printed"
+    lines = [json.loads(line) for line in call("predict.py", "--file", "in.csv", "--engine", "int8", "--json").out.splitlines()]
+    assert [line["text"] for line in lines] == rows.review.tolist(), "nothing else is printed"
+    assert ([line["label"] for line in lines] == answers["torch"].prediction).mean() > 0.9
     few = call("predict.py", "a fine film")
     assert few.code == 0 and "engine" not in few.err
     explained = call("predict.py", "--explain", "--json", "a fine film with a warm heart")
