@@ -104,30 +104,43 @@ def _main(script: str | Path, flags: list[str], folder: Path, environment: dict,
     runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
+def fork(script: str | Path, flags: list[str], folder: Path, environment: dict, kill, output: Path) -> multiprocessing.Process:
+    """Start a script in `folder`, with more environment variables; it prints into the file `output`. `kill` is as in `run`."""
+    with contextlib.chdir(ROOT):  # before Python 3.12.4 the server looks for the libraries in its working directory
+        multiprocessing.forkserver.ensure_running()
+    process = _FORKS.Process(target=_main, args=(script, flags, folder, environment, kill, output))
+    process.start()
+    return process
+
+
 def run(
-    folder: Path, script: str | Path, *flags, processes: int = 1, kill: Kill | None = None, within: float = 240
+    folder: Path,
+    script: str | Path,
+    *flags,
+    processes: int = 1,
+    machines: int = 1,
+    kill: Kill | None = None,
+    within: float = 240,
 ) -> list[tuple[int, str]]:
     """Run a script and return each process's exit code and output.
 
-    Several processes get the environment variables that torchrun sets on one machine. A process is killed after `within` seconds.
-    Instead of a `Kill` another object may be given; its `prepare` is called in each process if its `process` is None.
+    Several processes get the environment variables that torchrun sets on `machines` machines with equally many processes each. A
+    process is killed after `within` seconds. Instead of a `Kill` another object may be given; its `prepare` is called in each
+    process if its `process` is None.
     """
-    with contextlib.chdir(ROOT):  # before Python 3.12.4 the server looks for the libraries in its working directory
-        multiprocessing.forkserver.ensure_running()
+    per_machine = processes // machines
     with socket.socket() as reserved:  # until all have ended, so that no other test takes the port
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
-        common = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=processes, LOCAL_WORLD_SIZE=processes)
+        common = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=processes, LOCAL_WORLD_SIZE=per_machine)
         started = []
         for rank in range(processes):
-            environment = {k: str(v) for k, v in (common | dict(RANK=rank, LOCAL_RANK=rank)).items()} if processes > 1 else {}
+            ranks = dict(RANK=rank, LOCAL_RANK=rank % per_machine)
+            environment = {k: str(v) for k, v in (common | ranks).items()} if processes > 1 else {}
             output = folder / f"{Path(script).name}-{rank}.out"
             own_kill = kill if kill and kill.process in (rank, None) else None
-            arguments = (script, [str(flag) for flag in flags], folder, environment, own_kill, output)
-            process = _FORKS.Process(target=_main, args=arguments)
-            process.start()
-            started.append((process, output))
+            started.append((fork(script, [str(flag) for flag in flags], folder, environment, own_kill, output), output))
         results = []
         for process, output in started:
             process.join(within)

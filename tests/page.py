@@ -2,33 +2,43 @@
 
 import http.client
 import json
-import os
+import re
 import socket
-import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from conftest import ROOT
+import forked
+
+
+class Lines:
+    """Prepares a forked script: the file with what it prints has each line at once."""
+
+    def prepare(self) -> None:
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 @contextmanager
 def serving(run: str | Path, folder: Path) -> Iterator[str]:
-    """Yield the address of the page of a run. The file app.err in `folder` has what its process prints on the standard error."""
+    """Yield the address of the page of a run. The file app.out in `folder` has what its process prints."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]  # Gradio takes a later one if it is no longer free
-    environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, str(ROOT / "app.py"), str(run)]
-    with (folder / "app.err").open("w") as errors:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+    environment = {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
+    output = folder / "app.out"
+    output.write_text("")
+    process = forked.fork("app.py", [str(run)], folder, environment, Lines(), output)
     try:
-        yield next(line for line in process.stdout if "Running on local URL" in line).split()[-1]
+        while not (line := re.search(r"Running on local URL: +(\S+)\n", output.read_text())):
+            assert process.is_alive(), output.read_text()
+            time.sleep(0.1)
+        yield line[1]
     finally:
         process.kill()
-        process.communicate()
+        process.join()
 
 
 def request(address: str, path: str, body, kind: str = "application/json") -> tuple[int, str]:

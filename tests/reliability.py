@@ -479,7 +479,7 @@ def serve(draw: random.Random, folder: Path, work: Path, number: int) -> str:
     for text, label, answer in zip(texts, labels, answers, strict=True):
         if "event: complete" not in answer or f'"label": "{label}"' not in answer:
             raise Failure(f"{text}: {label} by predict.py, {answer} by app.py")
-    if "Traceback" in (errors := (folder / "app.err").read_text()):
+    if "Traceback" in (errors := (folder / "app.out").read_text()):
         raise Failure(errors)
     return f"{CLIENTS} clients"
 

@@ -91,7 +91,6 @@ def test_the_page_shows_the_number_that_predict_prints(page, call, tiny_flags, t
 
 
 def test_requests_that_make_no_sense_leave_no_traceback(app, call, tiny_flags, tmp_path):
-    """Slow, because the page starts from scratch."""
     assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", 1).code == 0
     address = app("outputs/run")
     answer, ask = partial(page_answer, address), partial(request, address)
@@ -105,7 +104,7 @@ def test_requests_that_make_no_sense_leave_no_traceback(app, call, tiny_flags, t
             ask(path, body)
     upload = b'--b\r\nContent-Disposition: form-data; name="files"; filename="x"\r\n\r\n' + b"0" * 2_000_000 + b"\r\n--b--\r\n"
     assert ask("upload", upload, "multipart/form-data; boundary=b")[0] == 413
-    assert "Traceback" not in (tmp_path / "app.err").read_text()
+    assert "Traceback" not in (tmp_path / "app.out").read_text()
 
 
 def test_the_page_of_a_model_that_answers_prompts_is_a_chat(app, call, chat_flags, tmp_path):

@@ -134,6 +134,16 @@ def test_a_killed_process_ends_the_others_and_the_run_continues_with_another_num
     assert code == 0 and json.loads((folder / "training.json").read_text())["validation"]["step"] >= 5, printed
 
 
+def test_the_processes_of_two_machines_train_one_run(tiny_flags, tmp_path):
+    """As on a shared disk: each process is the first one of its machine."""
+    flags = [*tiny_flags, "--num_train_epochs", 1]
+    (first, printed), (second, nothing) = forked.run(tmp_path, "fine_tune.py", *flags, processes=2, machines=2)
+    assert (first, second) == (0, 0), printed + nothing
+    assert "run folder" in printed and not nothing.strip()
+    assert (tmp_path / "outputs" / "run" / "adapter").is_dir()
+
+
+@pytest.mark.slow
 def test_two_torchrun_commands_train_one_run_on_two_machines(tiny_flags, tmp_path):
     """Slow, because two torchrun commands and their processes start from scratch at the same time."""
     flags = [*tiny_flags, "--num_train_epochs", "1"]
