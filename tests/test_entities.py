@@ -333,6 +333,7 @@ def test_entities_go_through_all_the_scripts(call, entity_flags, entity_files, t
         assert "validation  f1" in trained.out
         evaluated = call("evaluate.py", f"outputs/{name}")
         assert evaluated.code == 0, evaluated.err
+        assert name == "other" or "learned nothing" not in trained.out + evaluated.out
     run = tmp_path / "outputs" / "run"
     results, test = json.loads((run / "metrics.json").read_text()), pd.read_parquet(run / "predictions.parquet")
     words, tags = make_sentences()
