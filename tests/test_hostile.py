@@ -5,16 +5,16 @@ import io
 import json
 import os
 import pty
-import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import forked
 import huggingface_hub
 import pyarrow.parquet
 import pytest
-from conftest import ROOT, make_model, make_rows
+from conftest import make_model, make_rows
 from datasets import Dataset
 from transformers import AutoTokenizer
 
@@ -118,8 +118,7 @@ def test_long_texts_give_the_same_tokens_with_little_memory(model_dir, tmp_path)
     """Without `MAX_CHARACTERS`, these 5 million characters take 500 MiB of memory."""
     program = tmp_path / "program.py"
     program.write_text(f"""
-import resource, sys
-sys.path.insert(0, {str(ROOT)!r})
+import resource
 from transformers import AutoTokenizer
 from config import Config
 from finetuning.data.tokens import tokenize_texts
@@ -134,12 +133,12 @@ for text, row, length in zip(texts, ids, lengths, strict=True):
     full = tokenizer(text, padding=False, truncation=False)["input_ids"]
     assert length == len(full) and list(row) == (full if len(full) <= 64 else full[:16] + full[-48:])
 """)
-    result = subprocess.run([sys.executable, program], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert int(result.stdout) < 150, f"{result.stdout} MiB"
+    ((code, printed),) = forked.run(tmp_path, program)
+    assert code == 0, printed
+    assert int(printed) < 150, f"{printed} MiB"
 
 
-def test_texts_and_names_cannot_control_the_terminal(call, tiny_flags, tmp_path):
+def test_texts_and_names_cannot_control_the_terminal(call, tiny_flags, tmp_path, monkeypatch):
     hostile = "\x1b[31m\x9b2J\u202e"
     rows = make_rows()
     rows["review"] = hostile + " " + rows["review"]
@@ -160,11 +159,12 @@ def test_texts_and_names_cannot_control_the_terminal(call, tiny_flags, tmp_path)
     assert not CONTROLS.search(card) and "<b>" not in text and "'<img src=x>'`" in text
     assert "\x1b" in again.out, "a file gets the labels as they are"
     terminal, standard_output = pty.openpty()
-    command = [sys.executable, ROOT / "predict.py", "--explain", hostile + "a film"]
-    result = subprocess.run(command, stdout=standard_output, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    os.close(standard_output)
+    with monkeypatch.context() as patch, open(standard_output, "w", encoding="utf-8") as stdout:
+        patch.setattr(sys, "stdout", stdout)
+        result = call("predict.py", "--explain", hostile + "a film")
     printed = os.read(terminal, 10_000).decode().replace("\r", "")
-    assert result.returncode == 0 and "\\x1b" in printed and not CONTROLS.search(printed + result.stderr)
+    os.close(terminal)
+    assert result.code == 0 and "\\x1b" in printed and not CONTROLS.search(printed + result.err)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, names of files are always Unicode")
@@ -229,8 +229,7 @@ def test_a_batch_of_long_pairs_is_tokenized_with_little_memory(tmp_path):
     model = make_model(tmp_path / "model", "bert")
     program = tmp_path / "program.py"
     program.write_text(f"""
-import resource, sys
-sys.path.insert(0, {str(ROOT)!r})
+import resource
 from transformers import AutoTokenizer
 from config import Config
 from finetuning import tasks
@@ -244,9 +243,9 @@ examples = task.tokenize(dict(text=texts, text_pair=texts), tokenizer, config)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 assert [len(ids) for ids in examples["input_ids"]] == [2003] * 400 == examples["length"]
 """)
-    result = subprocess.run([sys.executable, program], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert int(result.stdout) < 150, f"{result.stdout} MiB"
+    ((code, printed),) = forked.run(tmp_path, program)
+    assert code == 0, printed
+    assert int(printed) < 150, f"{printed} MiB"
 
 
 @pytest.mark.parametrize("kind", ["pairs", "entities", "translation"])
