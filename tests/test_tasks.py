@@ -37,7 +37,7 @@ def test_every_preset_is_accepted_by_the_command_line(name):
 # --- architectures -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "qwen3", "modernbert", "deberta-v2", "albert", "bart", "t5"])
+@pytest.mark.parametrize("model_type", ["qwen3", "modernbert", "deberta-v2", "bart", "t5"])
 def test_an_architecture_goes_through_all_the_scripts(model_type, call, tiny_flags, tmp_path):
     folder = make_model(tmp_path / model_type, model_type)
     trained = call("fine_tune.py", *tiny_flags, "--model_name", folder, *BRIEFLY)
@@ -153,9 +153,8 @@ def sentences(tmp_path_factory):
 # --- pairs of texts ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", ["bert", "distilbert"])
-def test_pairs_of_texts_go_through_all_the_scripts(model_type, pairs, call, tiny_flags, tmp_path):
-    folder = make_model(tmp_path / model_type, model_type)
+def test_pairs_of_texts_go_through_all_the_scripts(pairs, call, tiny_flags, tmp_path):
+    folder = make_model(tmp_path / "bert", "bert")
     flags = [*tiny_flags, "--model_name", folder, "--dataset_name", pairs / "pairs.csv", "--text_column", "premise"]
     flags += ["--text_pair_column", "hypothesis", *BRIEFLY]
     trained = call("fine_tune.py", *flags, "--max_length", 12)
@@ -212,7 +211,7 @@ def test_several_labels_per_text_are_read_from_lists_texts_and_columns(flags, ta
 
 def test_several_labels_per_text_go_through_all_the_scripts(tagged, call, tiny_flags, tmp_path, pictures):
     flags = [*tiny_flags, "--dataset_name", tagged / "lists.parquet", "--method", "full", "--learning_rate", 0.001]
-    for name, epochs in (("run", 24), ("other", 1)):
+    for name, epochs in (("run", 12), ("other", 1)):
         trained = call("fine_tune.py", *flags, "--run_name", name, "--num_train_epochs", epochs)
         assert trained.code == 0, trained.err
         evaluated = call("evaluate.py", f"outputs/{name}")
@@ -250,8 +249,8 @@ def test_several_labels_per_text_go_through_all_the_scripts(tagged, call, tiny_f
 
 def test_regression_goes_through_all_the_scripts(ratings, call, tiny_flags, tmp_path, pictures):
     flags = [*tiny_flags, "--dataset_name", ratings, "--problem_type", "regression", "--label_column", "score"]
-    for name, learning_rate in (("run", 0.003), ("other", 1e-4)):
-        more = ["--method", "full", "--run_name", name, "--learning_rate", learning_rate, "--num_train_epochs", 6]
+    for name, learning_rate, epochs in (("run", 0.003, 6), ("other", 1e-4, 1)):
+        more = ["--method", "full", "--run_name", name, "--learning_rate", learning_rate, "--num_train_epochs", epochs]
         trained = call("fine_tune.py", *flags, *more)
         assert trained.code == 0, trained.err
         evaluated = call("evaluate.py", f"outputs/{name}")
