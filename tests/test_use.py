@@ -1,17 +1,14 @@
 """Use of a finished run: report, model card, upload, comparison with another run, predictions for new texts, explanations."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import huggingface_hub
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import BAD, GOOD, ROOT, make_rows
+from conftest import BAD, GOOD, make_rows
 from datasets import Dataset
 from hub import hub_for_uploads, use_hub
 from huggingface_hub import ModelCard
@@ -104,29 +101,33 @@ def test_nothing_is_uploaded_without_a_hub(run, call):
     assert refused.code == 2 and "add merged" in refused.err and not (run.folder / "export").exists()
 
 
-def test_nothing_private_is_uploaded_to_a_public_repository(tmp_path, monkeypatch):
-    (tmp_path / "file.txt").write_text("secret")
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Let this process use a local server for uploads; return what `hub_for_uploads` yields."""
     monkeypatch.setenv("HF_TOKEN", "hf_no")
-    with hub_for_uploads() as (address, _, uploaded):
+    with hub_for_uploads() as (address, created, uploaded):
         use_hub(address, tmp_path, timeout=10, replace=monkeypatch.setattr)
         monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", address)
         monkeypatch.setattr(cards, "hub_answers", lambda: True)
-        cards.push_to_hub({"a.txt": tmp_path / "file.txt"}, "me/name", private=False, message="public")
-        with pytest.raises(UserError, match="is public already, so nothing was uploaded"):
-            cards.push_to_hub({"b.txt": tmp_path / "file.txt"}, "me/name", private=True, message="private")
+        yield address, created, uploaded
+
+
+def test_nothing_private_is_uploaded_to_a_public_repository(hub, tmp_path):
+    (tmp_path / "file.txt").write_text("secret")
+    _, _, uploaded = hub
+    cards.push_to_hub({"a.txt": tmp_path / "file.txt"}, "me/name", private=False, message="public")
+    with pytest.raises(UserError, match="is public already, so nothing was uploaded"):
+        cards.push_to_hub({"b.txt": tmp_path / "file.txt"}, "me/name", private=True, message="private")
     assert [*uploaded["me/name"]] == ["a.txt"]
 
 
-def test_adapter_and_exports_are_uploaded_completely(run, tmp_path):
+def test_adapter_and_exports_are_uploaded_completely(run, call, hub, tmp_path):
     """Upload with the Hub's own client to a local server."""
     folder = shutil.copytree(run.folder, tmp_path / "run")
-    env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    env |= {"HF_TOKEN": "hf_no", "HF_HOME": str(tmp_path)}
-    with hub_for_uploads() as (address, created, uploaded):
-        for script, *flags in (("evaluate.py",), ("export.py", "--formats", "merged", "--private")):
-            command = [sys.executable, ROOT / script, folder, *flags, "--push_to_hub", f"me/{script[:-3]}"]
-            done = subprocess.run(command, env=env | {"HF_ENDPOINT": address}, capture_output=True, text=True)
-            assert done.returncode == 0 and f"pushed to {address}/me/{script[:-3]}" in done.stdout, done.stderr
+    address, created, uploaded = hub
+    for script, *flags in (("evaluate.py",), ("export.py", "--formats", "merged", "--private")):
+        done = call(script, folder, *flags, "--push_to_hub", f"me/{script[:-3]}")
+        assert done.code == 0 and f"pushed to {address}/me/{script[:-3]}" in done.out, done.err
     visibility = {repository["name"]: repository.get("visibility") for repository in created}
     assert visibility == {"evaluate": None, "export": "private"}
     for name, part in (("me/evaluate", folder / "adapter"), ("me/export", folder / "export" / "merged")):
