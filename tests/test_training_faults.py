@@ -4,8 +4,7 @@ import json
 import shutil
 import signal
 import socket
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import forked
@@ -14,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import ROOT, make_model, make_rows
+from conftest import make_model, make_rows
 from forked import STEP, Kill, flags_of, outcome
 
 from finetuning.fingerprints import seal
@@ -171,24 +170,24 @@ def test_a_best_checkpoint_that_is_damaged_during_training_is_not_loaded(killed,
 
 
 def test_a_run_is_trained_by_one_command_at_a_time(call, model_dir, data_file, tmp_path):
-    """Slow, because the first command starts from scratch, like a second terminal."""
-    flags = flags_of(dict(num_train_epochs=4000), model_dir, data_file, "run")
-    first = subprocess.Popen([sys.executable, ROOT / "fine_tune.py", *flags], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    run = tmp_path / "outputs/run"
+    run, flags = tmp_path / "outputs/run", flags_of({}, model_dir, data_file, "run")
+    hold = Kill(STEP, 8, signal=signal.SIGSTOP)  # the first command holds the run and leaves the CPU to the others
+    first = forked.fork("fine_tune.py", flags, tmp_path, {}, hold, tmp_path / "first.out")
     try:
-        forked.wait_for_checkpoint(first, run)
-        first.send_signal(signal.SIGSTOP)  # it holds the run and leaves the CPU to the others
+        started = time.monotonic()
+        while not [*run.glob("checkpoints/checkpoint-*/whole.json")]:
+            assert first.is_alive() and time.monotonic() < started + 60, (tmp_path / "first.out").read_text()
+            time.sleep(0.1)
         config = (run / "config.json").read_bytes()
         results = forked.run(tmp_path, "fine_tune.py", "--resume", "outputs/run", processes=2)
         assert [code for code, _ in results] == [2, 2], results
         expected = f"error: outputs/run is being trained by process {first.pid} on {socket.gethostname()}"
         assert results[0][1].startswith(expected) and len(results[0][1].strip().splitlines()) == 1
-        assert first.poll() is None and (run / "config.json").read_bytes() == config
+        assert first.is_alive() and (run / "config.json").read_bytes() == config
     finally:
         first.kill()
-        first.communicate()
+        first.join()
     assert (run / "process.lock").exists(), "the files that a killed process leaves do not block the run"
-    forked.end_at_checkpoint(run)
     result = call("fine_tune.py", "--resume", run)
     assert result.code == 0 and not [*run.glob("process*")], result.err
 
