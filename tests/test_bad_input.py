@@ -11,12 +11,11 @@ from conftest import make_model, make_rows
 from safetensors.torch import load_file
 
 
-@pytest.fixture
-def bad(tmp_path, data_file):
+@pytest.fixture(scope="module")
+def bad_files(tmp_path_factory):
     """Return a folder of files that have one mistake each."""
     rows = make_rows()
-    folder = tmp_path / "bad"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("bad")
     rows.rename(columns={"review": "abc"}).to_csv(folder / "no_text.csv", index=False)
     rows.rename(columns={"sentiment": "xyz"}).to_csv(folder / "no_label.csv", index=False)
     rows.assign(sentiment="good").to_csv(folder / "one_class.csv", index=False)
@@ -46,6 +45,12 @@ def bad(tmp_path, data_file):
             archive.addfile(member, io.BytesIO(text))
     (folder / "cut.tar.gz").write_bytes(gzip.compress(packed.getvalue())[:-900])
     return folder
+
+
+@pytest.fixture
+def bad(bad_files, tmp_path):
+    """Let the files with mistakes be in the folder "bad"."""
+    (tmp_path / "bad").symlink_to(bad_files)
 
 
 @pytest.mark.parametrize(
