@@ -124,9 +124,9 @@ def run(
 ) -> list[tuple[int, str]]:
     """Run a script and return each process's exit code and output.
 
-    Several processes get the environment variables that torchrun sets on `machines` machines with equally many processes each. A
-    process is killed after `within` seconds. Instead of a `Kill` another object may be given; its `prepare` is called in each
-    process if its `process` is None.
+    Several processes get the environment variables that torchrun sets on `machines` machines, each with equally many of them.
+    A process is killed after `within` seconds. Instead of a `Kill` another object may be given; its `prepare` is called in
+    each process if its `process` is None.
     """
     per_machine = processes // machines
     with socket.socket() as reserved:  # until all have ended, so that no other test takes the port

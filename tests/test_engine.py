@@ -23,7 +23,7 @@ from finetuning.use.predicting import Answers, pick_engine
 
 pytest.importorskip("openvino")
 
-# These architectures compute attention or positions in ways of their own; the others are much like one of them, or like DistilBERT.
+# These architectures compute attention or positions in ways of their own. The others are like one of them, or like DistilBERT.
 OWN_CODE = ("mpnet", "deberta-v2", "modernbert", "gpt2", "opt", "llama", "gemma2", "gemma3_text")
 LIKE_THEM = [name for name in TESTED if name not in (*OWN_CODE, *TRANSLATORS)]
 
@@ -72,7 +72,8 @@ def test_all_engines_give_the_rows_of_a_file_the_same_labels(run, call, monkeypa
     assert answers["auto"].equals(answers["openvino"]), "auto chooses OpenVINO for so many texts"
     assert (answers["openvino"].prediction == answers["torch"].prediction).mean() > 0.99
     assert abs(answers["openvino"].probability - answers["torch"].probability).max() < 0.05
-    lines = [json.loads(line) for line in call("predict.py", "--file", "in.csv", "--engine", "int8", "--json").out.splitlines()]
+    printed = call("predict.py", "--file", "in.csv", "--engine", "int8", "--json").out
+    lines = [json.loads(line) for line in printed.splitlines()]
     assert [line["text"] for line in lines] == rows.review.tolist(), "nothing else is printed"
     assert ([line["label"] for line in lines] == answers["torch"].prediction).mean() > 0.9
     few = call("predict.py", "a fine film")
