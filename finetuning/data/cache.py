@@ -5,14 +5,12 @@ memory-mapped. The pages that were read count as memory of the process, also for
 files are mapped again (`reopened`) for each pass over them, or after some thousand rows.
 """
 
-import inspect
+import functools
 import pickle
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import CodeType
 
 import datasets
 import pandas
@@ -34,12 +32,12 @@ ROWS_PER_FILE = 50_000  # an interrupted computation continues after the last co
 def map_once(split: Dataset, function: Callable[[dict, list[int]], dict], features: Features, depends_on: list) -> Dataset:
     """Return the columns that `function` computes from batches of rows and their positions; from disk if they are there.
 
-    The name on disk is made from `split`, `depends_on`, the versions of the libraries and the source of `function` and the
-    functions that it calls. A file gets its name when it is complete, and then its fingerprint, so an interruption does no harm, and
-    a damaged file is computed again. One process per machine computes.
+    The name on disk is made from the arguments (only the name of `function`), the versions of the libraries and `source_code`. So
+    `depends_on` must hold all values that `function` uses besides. A file gets its name when it is complete, and then its
+    fingerprint, so an interruption does no harm, and a damaged file is computed again. One process per machine computes.
     """
     versions = [library.__version__ for library in (pandas, tokenizers, transformers)]
-    key = Hasher.hash([split._fingerprint, depends_on, versions, source_of(function)])
+    key = Hasher.hash([split._fingerprint, function.__qualname__, features, depends_on, versions, source_code()])
 
     def compute(start: int) -> Dataset:
         rows = reopened(split.select(range(start, min(start + ROWS_PER_FILE, len(split)))))
@@ -89,41 +87,12 @@ def _removing_partial(folders: set[Path]) -> Iterator[None]:
         raise
 
 
-def source_of(function: Callable) -> dict[str, str]:
-    """Return name -> source for a function, and for all functions, classes and constants of this package that it uses."""
-    package, sources, queue, owners = __name__.partition(".")[0], {}, [function], {}
-
-    def is_ours(value) -> bool:
-        return (getattr(value, "__module__", None) or getattr(value, "__name__", None) or "").partition(".")[0] == package
-
-    while queue:
-        current = queue.pop()
-        name = f"{current.__module__}.{current.__qualname__}"
-        if name in sources:
-            continue
-        sources[name] = inspect.getsource(current)
-        if inspect.isclass(current):
-            continue
-        names, scope = _used_names(current.__code__), current.__globals__
-        global_values = {key: scope[key] for key in names if key in scope}
-        for key, value in (global_values | inspect.getclosurevars(current).nonlocals).items():
-            if inspect.isfunction(value) or inspect.isclass(value):
-                queue += [value] if is_ours(value) else []
-            elif inspect.ismodule(value) and is_ours(value):
-                owners[value.__name__] = value
-            elif is_ours(type(value)):  # an object: the function may call its methods, and those of its base classes
-                owners |= {owner.__qualname__: owner for owner in type(value).__mro__ if is_ours(owner)}
-            elif key in global_values and isinstance(value, str | int | float | tuple | dict | re.Pattern):
-                sources[f"{current.__module__}.{key}"] = repr(value)
-        attributes = [getattr(owner, key, None) for owner in owners.values() for key in names]
-        queue += [value for value in attributes if inspect.isfunction(value) and is_ours(value)]
-    return dict(sorted(sources.items()))
-
-
-def _used_names(code: CodeType) -> set[str]:
-    """Return the names of globals and attributes in the code of a function, with its comprehensions and inner functions."""
-    inner = [constant for constant in code.co_consts if inspect.iscode(constant)]
-    return {*code.co_names}.union(*map(_used_names, inner))
+@functools.cache
+def source_code() -> list[str]:
+    """Return the source of the modules that read and tokenize rows. A change of any of them makes the columns on disk outdated."""
+    package = Path(__file__).parents[1]
+    files = (file for pattern in ("task.py", "data/*.py", "tasks/*.py") for file in sorted(package.glob(pattern)))
+    return [file.read_text(encoding="utf-8") for file in files]
 
 
 def read_columns(rows: Dataset, *names: str) -> pyarrow.Table:

@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from finetuning import fingerprints
 from finetuning.data import formats, json_rows
-from finetuning.data.cache import reopened, source_of
+from finetuning.data.cache import reopened, source_code
 from finetuning.data.content import ROWS_PER_TABLE, Reader
 from finetuning.data.files import ending, guess_encoding, known_files, split_files, split_words
 from finetuning.disk import read_json, room_in, sha256, why_full, write_json
@@ -164,7 +164,7 @@ def read_once(files: list[Path], reader: Reader, encoding: str | None, cache: Pa
     """Return the splits that `reader` reads from files, and its notes; from the cache if it has read the same contents before."""
     root = os.path.commonpath([file.parent for file in files] or ["."])  # the folder of a file may tell its label or its split
     hashes = [(str(file.relative_to(root)), sha256(file)) for file in files]
-    key = Hasher.hash([hashes, reader.__qualname__, encoding, source_of(reader), CONTENTS])
+    key = Hasher.hash([hashes, reader.__qualname__, encoding, source_code(), CONTENTS])
     folder, contents = cache / key, cache / key / CONTENTS
     with FileLock(cache / f"{key}.lock"):  # other processes wait for the copy
         if not fingerprints.is_intact(contents):

@@ -32,7 +32,7 @@ from finetuning.data.cache import map_once, read_columns
 from finetuning.data.labels import alike
 from finetuning.data.splits import listed
 from finetuning.data.text import TEXT_COLUMNS, find_column
-from finetuning.data.words import WORDS, are_whole, divide_words, find_words
+from finetuning.data.words import are_whole, divide_words, find_words
 from finetuning.errors import UserError
 from finetuning.task import Rows
 
@@ -248,7 +248,7 @@ def _map_rows(part: _Part, function: Callable[[str | list[str], Annotation], dic
             new_rows.append(row)
         return {name: [row[name] for row in new_rows] for name in features}
 
-    return map_once(part.rows, read_batch, features, [columns, part.name, accepted, unit, WORDS.pattern])
+    return map_once(part.rows, read_batch, features, [columns, part.name, accepted, unit])
 
 
 def _reader(feature: object, unit: str) -> Callable[[str | list[str], Annotation], dict]:

@@ -212,7 +212,7 @@ def scan(task: Task, all_rows: Rows, raw: Dataset, config: Config, split: str) -
         }
 
     features = Features(dict.fromkeys(("hash", "content", "row"), Value("uint64")) | {"blank": Value("bool")})
-    frame = read_columns(map_once(rows, hash_batch, features, [labels]), *features).to_pandas()
+    frame = read_columns(map_once(rows, hash_batch, features, [type(task), labels]), *features).to_pandas()
     left_out = all_rows.left_out.get(split, np.zeros(len(rows), dtype=bool))
     frame = frame.assign(stratum=task.strata(labels), labelled=task.has_label(labels), left_out=left_out)
     groups = groups_of(task, raw, frame.hash, config)

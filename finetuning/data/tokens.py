@@ -80,8 +80,8 @@ def encode(task: Task, split: Split, tokenizer: PreTrainedTokenizerBase, config:
     folder = Path(tokenizer.name_or_path)
     files = [file.read_bytes() for pattern in ("*.json", "*.txt", "*.model", "**/*.jinja") for file in sorted(folder.glob(pattern))]
     settings = {name: getattr(config, name) for name in task.token_settings}
-    features = task.features(tokenizer, config)
-    examples = map_once(split.raw.select(split.rows), tokenize_batch, features, [files, task.tokenizer_options, settings])
+    depends_on, features = [files, type(task), task.tokenizer_options, settings], task.features(tokenizer, config)
+    examples = map_once(split.raw.select(split.rows), tokenize_batch, features, depends_on)
     lengths = read_columns(examples, "length")["length"].to_numpy()
     if "rows" not in features:
         return Tokens(examples.remove_columns("length"), lengths, split.labels)
