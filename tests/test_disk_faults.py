@@ -18,7 +18,6 @@ from forked import Kill, run
 
 from finetuning import disk
 from finetuning.data import reading
-from finetuning.data.cache import map_once
 from finetuning.disk import temporary
 from finetuning.errors import UserError
 from finetuning.results import evaluation, run_folder
@@ -101,7 +100,9 @@ def test_a_reached_limit_is_one_message_and_the_run_can_continue(target, call, t
 
 
 def partial_files(folder: Path) -> list[Path]:
-    return [file for file in folder.rglob("*") if file.is_file() and file.suffix not in (".lock", ".json", ".arrow")]
+    """Return the files that are not whole, without the temporary ones that `datasets` leaves on a full disk and never reads."""
+    files = [file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("tmp")]
+    return [file for file in files if file.suffix not in (".lock", ".json", ".arrow")]
 
 
 @pytest.fixture
@@ -180,20 +181,6 @@ def test_evaluate_names_the_output_folder_and_keeps_the_run(call, trained, limit
     assert_is_one_message(call("evaluate.py"), "output_dir")
     release()
     assert call("evaluate.py").code == 0
-
-
-def test_an_error_leaves_the_temporary_files_of_other_processes(cache):
-    """Two runs that start at once tokenize the same rows, each in a file of its own in the same folder."""
-    rows = datasets.Dataset.from_generator(lambda: iter([{"text": "fine"}]), cache_dir=str(cache))
-    other = Path(rows.cache_files[0]["filename"]).with_name("tmp-of-another-process")
-
-    def refuse(batch, positions):
-        other.touch()
-        raise UserError("row 0: no label")
-
-    with pytest.raises(UserError, match="row 0"):
-        map_once(rows, refuse, datasets.Features({"n": datasets.Value("int64")}), [])
-    assert other.exists()
 
 
 @pytest.fixture

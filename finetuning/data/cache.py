@@ -8,8 +8,7 @@ files are mapped again (`reopened`) for each pass over them, or after some thous
 import functools
 import pickle
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -23,7 +22,6 @@ from datasets.fingerprint import Hasher
 
 from finetuning import fingerprints
 from finetuning.disk import room_in, write_json
-from finetuning.errors import NoRoom
 
 MOVE_CACHE = "set the environment variable HF_HOME to another folder"
 ROWS_PER_FILE = 50_000  # an interrupted computation continues after the last complete file
@@ -59,32 +57,8 @@ def map_once(split: Dataset, function: Callable[[dict, list[int]], dict], featur
             write_json(sealed, fingerprints.seal({}, file.parent, [file.name]))
         return result
 
-    folders = {Path(file["filename"]).parent for file in split.cache_files}
-    with (
-        PartialState().local_main_process_first(),
-        _removing_partial(folders),
-        room_in(datasets.config.HF_DATASETS_CACHE, MOVE_CACHE),
-    ):
+    with PartialState().local_main_process_first(), room_in(datasets.config.HF_DATASETS_CACHE, MOVE_CACHE):
         return concatenate_datasets([compute(start) for start in range(0, len(split), ROWS_PER_FILE)])
-
-
-@contextmanager
-def _removing_partial(folders: set[Path]) -> Iterator[None]:
-    """If the disk is full, remove the temporary files that `datasets` then leaves in folders.
-
-    After another error they may belong to another process, which is still writing them.
-    """
-
-    def files() -> set[Path]:
-        return {file for folder in folders for file in folder.glob("tmp*")}
-
-    files_before = files()
-    try:
-        yield
-    except NoRoom:
-        for file in files() - files_before:
-            file.unlink(missing_ok=True)
-        raise
 
 
 @functools.cache
