@@ -7,7 +7,6 @@ files are mapped again (`reopened`) for each pass over them, or after some thous
 
 import functools
 import pickle
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +19,7 @@ from accelerate import PartialState
 from datasets import Dataset, Features, concatenate_datasets
 from datasets.fingerprint import Hasher
 
-from finetuning import fingerprints
-from finetuning.disk import room_in, write_json
+from finetuning.disk import room_in
 
 MOVE_CACHE = "set the environment variable HF_HOME to another folder"
 ROWS_PER_FILE = 50_000  # an interrupted computation continues after the last complete file
@@ -31,31 +29,22 @@ def map_once(split: Dataset, function: Callable[[dict, list[int]], dict], featur
     """Return the columns that `function` computes from batches of rows and their positions; from disk if they are there.
 
     The name on disk is made from the arguments (only the name of `function`), the versions of the libraries and `source_code`. So
-    `depends_on` must hold all values that `function` uses besides. A file gets its name when it is complete, and then its
-    fingerprint, so an interruption does no harm, and a damaged file is computed again. One process per machine computes.
+    `depends_on` must hold all values that `function` uses besides. A file gets its name when it is complete, so an interruption
+    does no harm. One process per machine computes.
     """
     versions = [library.__version__ for library in (pandas, tokenizers, transformers)]
     key = Hasher.hash([split._fingerprint, function.__qualname__, features, depends_on, versions, source_code()])
 
     def compute(start: int) -> Dataset:
         rows = reopened(split.select(range(start, min(start + ROWS_PER_FILE, len(split)))))
-        file = Path(rows._get_cache_file_path(f"{key}-{start}")) if rows.cache_files else None
-        sealed = file and file.with_suffix(".json")
-        is_intact = not file or fingerprints.is_intact(sealed)
-        if not is_intact and sealed.is_file():
-            print(f"note: {file} in the cache was damaged; it is computed again", file=sys.stderr)
-        result = rows.map(
+        return rows.map(
             lambda batch, positions: function(batch, [start + position for position in positions]),
             with_indices=True,
             batched=True,
             features=features,
             remove_columns=split.column_names,
             new_fingerprint=f"{key}-{start}",
-            load_from_cache_file=is_intact,
         )
-        if not is_intact:
-            write_json(sealed, fingerprints.seal({}, file.parent, [file.name]))
-        return result
 
     with PartialState().local_main_process_first(), room_in(datasets.config.HF_DATASETS_CACHE, MOVE_CACHE):
         return concatenate_datasets([compute(start) for start in range(0, len(split), ROWS_PER_FILE)])

@@ -6,7 +6,6 @@ contents of the files, and are memory-mapped from there.
 
 import os
 import shutil
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -22,15 +21,14 @@ from datasets.arrow_writer import ArrowWriter, SchemaInferenceError
 from datasets.fingerprint import Hasher
 from filelock import FileLock
 
-from finetuning import fingerprints
 from finetuning.data import formats, json_rows
 from finetuning.data.cache import reopened, source_code
 from finetuning.data.content import ROWS_PER_TABLE, Reader
 from finetuning.data.files import ending, guess_encoding, known_files, split_files, split_words
-from finetuning.disk import read_json, room_in, sha256, why_full, write_json
+from finetuning.disk import move, read_json, room_in, sha256, why_full, write_json
 from finetuning.errors import UserError
 
-CONTENTS = "contents.json"  # in the folder of a copy: the notes of its reader and the fingerprints of its files
+REMARKS = "remarks.json"  # in the folder of a copy: the notes of its reader
 
 READING_ERRORS = (  # of the libraries, for a file that can't be read
     datasets.exceptions.DatasetsError,
@@ -164,27 +162,25 @@ def read_once(files: list[Path], reader: Reader, encoding: str | None, cache: Pa
     """Return the splits that `reader` reads from files, and its notes; from the cache if it has read the same contents before."""
     root = os.path.commonpath([file.parent for file in files] or ["."])  # the folder of a file may tell its label or its split
     hashes = [(str(file.relative_to(root)), sha256(file)) for file in files]
-    key = Hasher.hash([hashes, reader.__qualname__, encoding, source_code(), CONTENTS])
-    folder, contents = cache / key, cache / key / CONTENTS
+    key = Hasher.hash([hashes, reader.__qualname__, encoding, source_code()])
+    folder = cache / key
     with FileLock(cache / f"{key}.lock"):  # other processes wait for the copy
-        if not fingerprints.is_intact(contents):
-            if contents.is_file():
-                print(f"note: the copy of {files[0].name} in {folder} was damaged; the file is read again", file=sys.stderr)
+        if not folder.is_dir():
             partial = cache / f"{key}.partial"
             try:
-                remarks = _write(partial, files, reader, encoding)
-                names = [file.name for file in partial.glob("*.arrow")]
-                write_json(partial / contents.name, fingerprints.seal({"remarks": remarks}, partial, names))
-                shutil.rmtree(folder, ignore_errors=True)
-                os.replace(partial, folder)
+                write_json(partial / REMARKS, {"remarks": _write(partial, files, reader, encoding)})
+                move(partial, folder)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-    splits, sealed = {}, read_json(contents)
-    for file in map(folder.joinpath, sorted(sealed["files"])):
+    splits = {}
+    for file in sorted(folder.glob("[0-9]*.arrow")):  # computed columns are there too
         split = file.stem.partition("-")[2]
-        splits[split] = Dataset.from_file(str(file), split=datasets.NamedSplit(split))
+        try:
+            splits[split] = Dataset.from_file(str(file), split=datasets.NamedSplit(split))
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{folder} in the cache is damaged ({error}): remove this folder") from error
         splits[split]._fingerprint = f"{key}{split}"  # equal contents have equal fingerprints, so computed columns are reused
-    return splits, sealed["remarks"]
+    return splits, read_json(folder / REMARKS)["remarks"]
 
 
 def _write(folder: Path, files: list[Path], reader: Reader, encoding: str | None) -> list[str]:
