@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from finetuning.errors import NoRoom, UserError
+from finetuning.errors import UserError
 
 NAMES = dict(encoding="utf-8", errors="surrogateescape")  # for names of files that are not UTF-8 (PEP 383)
 _reserved: dict[Path, FileLock] = {}  # folders of this process that `remove_reserved` removes
@@ -82,12 +82,12 @@ def why_full(error: BaseException | None) -> str | None:
 
 @contextmanager
 def room_in(folder: str | Path, remedy: str) -> Iterator[None]:
-    """Raise `NoRoom`, which names the folder and the remedy, if there is no room for the files that the `with` block writes."""
+    """Raise `UserError`, which names the folder and the remedy, if there is no room for the files that the `with` block writes."""
     try:
         yield
     except Exception as error:
         if reason := why_full(error):
-            raise NoRoom(f"cannot write to {folder}: {reason}: make room, or {remedy}") from error
+            raise UserError(f"cannot write to {folder}: {reason}: make room, or {remedy}") from error
         raise
 
 

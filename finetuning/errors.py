@@ -36,10 +36,6 @@ class BadRow(UserError):
         self.position = position
 
 
-class NoRoom(UserError):
-    """A file could not be written, because the disk is full or a quota is used up."""
-
-
 class NotFinite(UserError):
     """The loss, its gradient or a weight is NaN or infinite."""
 

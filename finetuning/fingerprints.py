@@ -33,15 +33,6 @@ def read_sealed(file: Path, remedy: str) -> dict:
     return content
 
 
-def is_intact(file: Path) -> bool:
-    """Return whether a JSON file that `seal` made is there, and neither it nor a file that it names has changed."""
-    try:
-        read_sealed(file, remedy="")
-    except UserError:
-        return False
-    return True
-
-
 def read(file: Path, remedy: str) -> dict:
     """Return the content of a JSON file. Raise `UserError` if it is damaged."""
     try:
