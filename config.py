@@ -55,7 +55,7 @@ class Config:
     span_offsets: Literal["characters", "utf-16"] | None = HfArg(
         default=None,
         help="named entities: the unit of the spans' offsets: characters, or UTF-16 units as in JavaScript, where an emoji counts "
-        "as two; not given: the unit in which spans match whole words",
+        "as two; not given: characters, but a span whose text depends on the unit is refused",
     )
     prompt_column: str | None = HfArg(
         default=None,

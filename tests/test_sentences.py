@@ -171,32 +171,11 @@ EMOJI = "🎉🎉🎉🎉🎉 Orva wins"  # Orva: 6 to 10 in characters, 11 to 1
     [
         (EMOJI, dict(start=11, end=15, text="Orva"), {}, "Orva", "1 spans hold the text that the tool wrote .* UTF-16 units"),
         (EMOJI, dict(start=6, end=10, text="Orva"), {}, "Orva", None),
-        (
-            "🎉 Orva wins",
-            dict(start=3, end=7),
-            {},
-            "Orva",
-            "1 spans come after emoji .* in 0 cases if .* characters, in 1 cases if .* read as utf-16",
-        ),
-        (
-            "🎉 Orva wins",
-            dict(start=2, end=6),
-            {},
-            "Orva",
-            "1 spans come after emoji .* in 1 cases if .* characters, in 0 cases if .* read as char",
-        ),
-        (
-            EMOJI,
-            dict(start=16, end=20),
-            {},
-            "wins",
-            "1 spans come after emoji .* in 0 cases if .* characters, in 1 cases if .* read as utf-16",
-        ),
         (EMOJI, dict(start=11, end=15), {"span_offsets": "utf-16"}, "Orva", None),
         (EMOJI, dict(start=11, end=15), {"span_offsets": "characters"}, "wins", None),
     ],
 )
-def test_offsets_behind_emoji_are_read_by_the_text_the_words_or_the_setting(text, span, settings, words, note):
+def test_offsets_behind_emoji_are_read_by_the_text_or_the_setting(text, span, settings, words, note):
     rows = [{"text": text, "label": [span | {"label": "LOC"}]}, {"text": "Orva 🎉", "label": [[0, 4, "LOC"]]}]
     result, tagged = read(rows, **settings)
     assert [word for word, tag in tagged[0] if tag != "O"] == [words] and tagged[1] == [("Orva", "B-LOC"), ("🎉", "O")]
@@ -206,12 +185,14 @@ def test_offsets_behind_emoji_are_read_by_the_text_the_words_or_the_setting(text
 @pytest.mark.parametrize(
     ("row", "settings", "words"),
     [
-        ({"text": EMOJI, "label": [[11, 15, "LOC"]]}, {}, ["1 spans", "row 0 of train", "'wins' or 'Orva'", "set span_offsets"]),
         (
-            {"text": EMOJI, "label": [[12, 16, "LOC"]]},
+            {"text": EMOJI, "label": [[11, 15, "LOC"]]},
             {},
-            ["in 0 cases if offsets count characters, in 0 cases if", "set span_offsets"],
+            ["row 0 of split train", "'wins' if offsets count characters or 'Orva' if offsets count UTF-16", "set span_offsets"],
         ),
+        ({"text": EMOJI, "label": [[16, 20, "LOC"]]}, {}, ["'' if offsets count characters or 'wins' if", "set span_offsets"]),
+        ({"text": EMOJI, "label": [[86, 90, "LOC"]]}, {}, ["from 86 to 90", "15 characters: correct or remove it"]),
+        ({"text": "Été: Orva", "label": [[86, 90, "LOC"]]}, {}, ["from 86 to 90", "9 characters: correct or remove it"]),
         (
             {"text": EMOJI, "label": [[16, 20, "LOC"]]},
             {"span_offsets": "characters"},
@@ -238,24 +219,27 @@ def test_ambiguous_and_unreadable_annotations_are_refused(row, settings, words):
 
 
 @pytest.mark.parametrize(
-    ("text", "span", "meaning"),
+    ("text", "start", "end"),
     [
-        ("Orva won today", (0, 3), "end at the last characters"),
-        ("Orva won today", (1, 5), "count from 1"),
-        ("Orva won today", (1, 4), "count from 1 and end at the last characters"),
-        ("Été: Orva won today", (7, 11), "count the bytes of UTF-8"),
-        ("À Orva today", (3, 7), "count from 1 or count the bytes of UTF-8"),
-        ("Orvas won", (1, 3), None),  # as in languages whose words have prefixes and endings
+        ("Orva won today", 0, 3),  # the end is the last character
+        ("Orva won today", 1, 5),  # the first character is 1
+        ("Orva won today", 1, 4),
+        ("Été: Orva won today", 7, 11),  # bytes of UTF-8
+        ("Orvas won", 1, 3),  # right, as in languages whose words have prefixes and endings
     ],
 )
-def test_shifted_offsets_are_refused_unless_the_setting_says_that_they_are_right(text, span, meaning):
-    rows = [{"text": f"{text} {i}", "label": [[*span, "LOC"]]} for i in range(20)]
+def test_data_are_refused_if_most_spans_divide_words_unless_their_texts_or_the_setting_say_that_they_are_right(text, start, end):
+    rows = [{"text": f"{text} {i}", "label": [dict(start=start, end=end, label="LOC")]} for i in range(20)]
     rows[0]["label"] = [[0, len(text), "LOC"]]
-    if meaning:
-        with pytest.raises(UserError, match=f"only 1 of the first 20 spans .*, but nearly all do if their offsets {meaning}: "):
-            read(rows)
-    for settings in [{"span_offsets": "characters"}] + [{}] * (not meaning):
-        assert "19 spans begin or end inside a word" in read(rows, **settings)[0].remarks[0]
+    with pytest.raises(UserError, match="19 of 20 spans of train begin or end inside a word: .* set span_offsets to characters"):
+        read(rows)
+    assert "19 spans begin or end inside a word" in read(rows, span_offsets="characters")[0].remarks[0]
+    half = rows[:11] + [{"text": f"{text} {i}", "label": [[0, len(text), "LOC"]]} for i in range(10)]
+    assert "10 spans begin or end inside a word" in read(half)[0].remarks[0]
+    for row in rows[1:]:
+        row["label"][0]["text"] = text[start:end]
+    rows[0]["label"] = [dict(start=0, end=len(text), label="LOC", text=text)]
+    assert "19 spans begin or end inside a word; the words were divided there, as their own texts say" in read(rows)[0].remarks[0]
 
 
 def test_rows_without_a_value_and_types_that_look_alike_are_noted():

@@ -3,10 +3,9 @@
 import ast
 import io
 import json
-import re
 import tokenize
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -23,7 +22,6 @@ OFFSET_UNITS = {  # value of `span_offsets` -> its unit in messages
     "characters": "characters",
     "utf-16": "UTF-16 units, as JavaScript does",
 }
-BEYOND_16_BITS = re.compile("[\U00010000-\U0010ffff]")  # characters that are two UTF-16 units
 ANSWERS = {"accept", "reject", "ignore"}  # values of Prodigy's column `answer`
 
 
@@ -207,12 +205,14 @@ def in_characters(text: str, span: Span, unit: str) -> Span:
     return span._replace(start=offset_in_characters(text, span.start), end=offset_in_characters(text, span.end))
 
 
-def settle_offsets(text: str, span: Span, unit: str) -> Span:
+def settle_offsets(text: str, span: Span, unit: str | None) -> Span:
     """Convert the offsets of a span to characters: from the unit in which it holds its own `text`, or else from `unit`.
 
-    Raise `UserError` for a span that is outside of the text, or whose `text` differs from the text at its offsets.
+    Raise `UserError` for a span that is outside of the text, or whose `text` differs from the text at its offsets. If `unit` is None,
+    raise `UserError` too for a span that depends on it.
     """
-    placed = {name: in_characters(text, span, name) for name in sorted(OFFSET_UNITS, key=lambda name: name != unit)}
+    usual = unit or "characters"
+    placed = {name: in_characters(text, span, name) for name in sorted(OFFSET_UNITS, key=lambda name: name != usual)}
     inside = {name: candidate for name, candidate in placed.items() if 0 <= candidate.start < candidate.end <= len(text)}
     if span.text is not None:
         words = span.text.split()
@@ -220,27 +220,20 @@ def settle_offsets(text: str, span: Span, unit: str) -> Span:
             return fitting[0]
         raise UserError(
             f"the span from {span.start} to {span.end} has the text {span.text!r}, but the row has "
-            f"{text[slice(*placed[unit][:2])]!r} at these offsets: correct the offsets, or remove the span"
+            f"{text[slice(*placed[usual][:2])]!r} at these offsets: correct the offsets, or remove the span"
         )
-    if unit not in inside:
-        length = len(text) if unit == "characters" else len(text.encode("utf-16-le")) // 2
+    if unit is None and inside and len({*placed.values()}) > 1:
+        texts = {name: text[slice(*inside[name][:2])] if name in inside else "" for name in OFFSET_UNITS}
+        meanings = " or ".join(f"{texts[name]!r} if offsets count {words}" for name, words in OFFSET_UNITS.items())
+        raise UserError(
+            f"the span from {span.start} to {span.end} is {meanings}, where an emoji counts as two: set span_offsets to "
+            f"{' or '.join(OFFSET_UNITS)}"
+        )
+    if usual not in inside:
+        length = len(text) if usual == "characters" else len(text.encode("utf-16-le")) // 2
         remedy = ": correct or remove it"
         if inside:
             other = next(iter(inside))
             remedy = f"; it fits if offsets count {OFFSET_UNITS[other]}, where an emoji counts as two: set span_offsets to {other}"
-        raise UserError(f"a span goes from {span.start} to {span.end}, but the text has {length} {OFFSET_UNITS[unit]}{remedy}")
-    return inside[unit]
-
-
-def spans_in_each_unit(text: str, annotation: Annotation) -> Iterator[dict[str, Span]]:
-    """Yield each span that depends on the unit of offsets, as a dictionary: unit -> span with offsets in characters.
-
-    Spans that have a text are left out, because their text tells the unit.
-    """
-    if not BEYOND_16_BITS.search(text):
-        return
-    for span in annotation.marks:
-        if isinstance(span, Span) and span.text is None:
-            spans_by_unit = {name: in_characters(text, span, name) for name in OFFSET_UNITS}
-            if len({*spans_by_unit.values()}) > 1:
-                yield spans_by_unit
+        raise UserError(f"a span goes from {span.start} to {span.end}, but the text has {length} {OFFSET_UNITS[usual]}{remedy}")
+    return inside[usual]

@@ -7,13 +7,12 @@ word of an entity of type number t, 2 + 2 t for each further word.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import pyarrow.compute
-from datasets import ClassLabel, Dataset, Features, LargeList, List, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 
 from config import Config
 from finetuning.data.annotations import (
@@ -22,17 +21,15 @@ from finetuning.data.annotations import (
     Remark,
     Span,
     accepted_rows,
-    in_characters,
     parse_list,
     read_annotation,
     settle_offsets,
-    spans_in_each_unit,
 )
 from finetuning.data.cache import map_once, read_columns
 from finetuning.data.labels import alike
 from finetuning.data.splits import listed
 from finetuning.data.text import TEXT_COLUMNS, find_column
-from finetuning.data.words import are_whole, divide_words, find_words
+from finetuning.data.words import DIVIDED, divide_words, find_words
 from finetuning.errors import UserError
 from finetuning.task import Rows
 
@@ -46,15 +43,6 @@ PLACES = {"text": Value("string"), "starts": List(Value("int32")), "ends": List(
 REMARKS = List({"kind": Value("string"), "example": Value("string")})
 FEATURES = Features(PLACES | {"tags": List(Value("string")), "remarks": REMARKS, "left_out": Value("bool")})
 NO_WORDS = {"text": "", "starts": [], "ends": [], "tags": [], "remarks": [], "left_out": False}
-COUNTS = Features(dict.fromkeys(("spans", *OFFSET_UNITS), Value("int32")) | {"example": Value("string")})
-SHIFTS = {  # offsets -> the numbers to add to the start and the end, so that they count from 0 and end after the last character
-    "are right": (0, 0),
-    "end at the last characters": (0, 1),
-    "count from 1": (-1, -1),
-    "count from 1 and end at the last characters": (-1, 0),
-}
-BYTES = "count the bytes of UTF-8"
-
 TAG = re.compile(r"([BIESLUM])[-_](.+)")
 LIST_OF_WORDS = re.compile(r"""\s*\[\s*(?:['"].*['"]\s*)?\]\s*""", re.DOTALL)
 
@@ -134,13 +122,25 @@ def place(value: str | list[str] | dict) -> dict:
     return {"text": " ".join(text), "starts": starts.tolist(), "ends": ends.tolist()}
 
 
-def read_spans(text: str, annotation: Annotation, starts: list[int], ends: list[int], unit: str) -> dict:
-    """Return the columns of `divide_words` for the spans of a row."""
+def read_row(text: str | list[str], annotation: Annotation, names: list[str] | None, unit: str | None) -> dict:
+    """Return the columns `FEATURES` of a row. `names`: those of the tags, if they are numbers. `unit` is as in `settle_offsets`."""
+    if annotation.missing:
+        return {"left_out": True, "remarks": [remark._asdict() for remark in annotation.remarks]}
+    marks, placed, is_text = annotation.marks, place(text), isinstance(text, str)
+    if marks and isinstance(marks[0], Span) != is_text:
+        kinds = "a text but label_column a tag for each word" if is_text else "a list of words but label_column spans in a text"
+        raise UserError(f"text_column holds {kinds}: give a list of words with a tag for each, or a text with spans")
+    return placed | (read_spans(placed, annotation, unit) if is_text else {"tags": read_tags(text, marks, names)})
+
+
+def read_spans(placed: dict, annotation: Annotation, unit: str | None) -> dict:
+    """Return the columns of `divide_words` for the spans of a row, which `place` has read. `unit` is as in `settle_offsets`."""
+    text = placed["text"]
     spans = [settle_offsets(text, span, unit) for span in annotation.marks]
     moved = [span for span, original in zip(spans, annotation.marks, strict=True) if span[:2] != original[:2]]
-    columns = divide_words(text, spans, starts, ends)
+    columns = divide_words(text, spans, placed["starts"], placed["ends"])
     kind = f"spans hold the text that the tool wrote with them only if offsets count {OFFSET_UNITS['utf-16']}; they were read in this way"
-    converted = [Remark(kind, f"{span.label} {span.text!r}") for span in moved if unit == "characters"]
+    converted = [Remark(kind, f"{span.label} {span.text!r}") for span in moved if unit != "utf-16"]
     return columns | {"remarks": [remark._asdict() for remark in (*annotation.remarks, *converted, *columns["remarks"])]}
 
 
@@ -173,11 +173,9 @@ def read(raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Ro
     for split, split_rows in raw.items():
         _refuse_single_words(split_rows, columns, split)
     accepted, remarks = accepted_rows(raw, columns)
-    parts = [_Part(split, split_rows, columns, accepted.get(split)) for split, split_rows in raw.items()]
-    unit, notes = _find_unit(parts, config)
-    for part in [] if config.span_offsets else parts:
-        _refuse_shifted(part, unit)
-    rows = {part.name: _map_rows(part, _reader(part.rows.features[columns["label"]], unit), FEATURES, unit) for part in parts}
+    rows = {
+        split: _read_rows(split, split_rows, columns, accepted.get(split), config.span_offsets) for split, split_rows in raw.items()
+    }
     left_out = {split: read_columns(split_rows, "left_out")["left_out"].to_numpy() for split, split_rows in rows.items()}
     if empty := [split for split, mask in left_out.items() if mask.all()]:
         raise UserError(f"label_column={columns['label']}: no row of split {empty[0]} is annotated: annotate some rows")
@@ -186,6 +184,8 @@ def read(raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Ro
     if not types:
         raise UserError(f"label_column={columns['label']}: train has no entity in it: set it to the column with the tags or spans")
     _check_types(rows, counts, types, columns["label"])
+    if not config.span_offsets:
+        _refuse_shifted(rows["train"], counts["train"], columns["label"])
     names = tag_names(types)
     coded = {
         split: split_rows.select_columns([*PLACES, "tags"]).cast_column("tags", List(ClassLabel(names=names)))
@@ -197,7 +197,7 @@ def read(raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Ro
         labels={split: _rarest_type(split_rows, frequency) for split, split_rows in coded.items()},
         label_names=names,
         left_out=left_out,
-        remarks=[*remarks, *notes, *_summarize(rows), *alike(types, columns["label"])],
+        remarks=[*remarks, *_summarize(rows), *alike(types, columns["label"])],
     )
 
 
@@ -215,141 +215,42 @@ def _refuse_single_words(rows: Dataset, columns: dict[str, str], split: str) -> 
         )
 
 
-class _Part(NamedTuple):
-    """A split of the data set before it is read."""
+def _read_rows(split: str, rows: Dataset, columns: dict[str, str], accepted: np.ndarray | None, unit: str | None) -> Dataset:
+    """Return the columns `FEATURES` of each row; empty values for rows without text or that are not `accepted`, (rows,) bool.
 
-    name: str
-    rows: Dataset
-    columns: dict[str, str]  # the names of `text` and `label` in it
-    accepted: np.ndarray | None  # (rows,) bool; None: all rows
-
-
-def _map_rows(part: _Part, function: Callable[[str | list[str], Annotation], dict], features: Features, unit: str) -> Dataset:
-    """Return the columns that `function` computes from the text and the annotation of each row.
-
-    Rows without text or that are not accepted get empty values. `unit`: the unit of offsets, which `function` may depend on.
+    `unit`: the unit of offsets, a key of `OFFSET_UNITS`, or None.
     """
-    columns, accepted = part.columns, part.accepted
-    empty_row = {name: (NO_WORDS | {"example": ""}).get(name, 0) for name in features}
+    feature = getattr(rows.features[columns["label"]], "feature", None)
+    names = feature.names if isinstance(feature, ClassLabel) else None
 
     def read_batch(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
         new_rows = []
         for number, value, label in zip(positions, batch[columns["text"]], batch[columns["label"]], strict=True):
-            row = empty_row | {"left_out": accepted is not None and not accepted[number]}
+            row = NO_WORDS | {"left_out": accepted is not None and not accepted[number]}
             try:
                 if not row["left_out"] and (text := text_of(value)):
-                    row |= function(text, read_annotation(label, isinstance(value, dict)))
+                    row |= read_row(text, read_annotation(label, isinstance(value, dict)), names, unit)
             except (UserError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
                 form = f"its entities have an unknown form: {str(error)[:MAX_CHARACTERS_SHOWN]}: write them as [start, end, type]"
                 problem = error if isinstance(error, UserError) else form
                 raise UserError(
-                    f"text_column={columns['text']}, label_column={columns['label']}: row {number} of split {part.name}: {problem}"
+                    f"text_column={columns['text']}, label_column={columns['label']}: row {number} of split {split}: {problem}"
                 ) from error
             new_rows.append(row)
-        return {name: [row[name] for row in new_rows] for name in features}
+        return {name: [row[name] for row in new_rows] for name in FEATURES}
 
-    return map_once(part.rows, read_batch, features, [columns, part.name, accepted, unit])
-
-
-def _reader(feature: object, unit: str) -> Callable[[str | list[str], Annotation], dict]:
-    """Return a function from a text and its annotation to a row with the columns `FEATURES`.
-
-    `feature` is that of the label column. `unit`: the unit of offsets, a key of `OFFSET_UNITS`. The function raises `UserError`,
-    `ValueError`, `TypeError` or `IndexError` for a row that can't be read.
-    """
-    names = feature.feature.names if _are_tags(feature) and isinstance(feature.feature, ClassLabel) else None
-
-    def read_row(text: str | list[str], annotation: Annotation) -> dict:
-        if annotation.missing:
-            return NO_WORDS | {"left_out": True, "remarks": [remark._asdict() for remark in annotation.remarks]}
-        marks, placed, is_text = annotation.marks, NO_WORDS | place(text), isinstance(text, str)
-        if marks and isinstance(marks[0], Span) != is_text:
-            kinds = "a text but label_column a tag for each word" if is_text else "a list of words but label_column spans in a text"
-            raise UserError(f"text_column holds {kinds}: give a list of words with a tag for each, or a text with spans")
-        if is_text:
-            return placed | read_spans(text, annotation, placed["starts"], placed["ends"], unit)
-        return placed | {"tags": read_tags(text, marks, names)}
-
-    return read_row
+    return map_once(rows, read_batch, FEATURES, [columns, split, accepted, unit])
 
 
-def _are_tags(feature: object) -> bool:
-    """Return whether a column with this feature holds a list of tags per row, and no spans."""
-    return isinstance(feature, List | LargeList) and isinstance(feature.feature, Value | ClassLabel)
-
-
-def _find_unit(parts: list[_Part], config: Config) -> tuple[str, list[str]]:
-    """Return the unit of the offsets, a key of `OFFSET_UNITS`, and a note if the words of the texts decided it.
-
-    The unit matters for spans after a character that is two UTF-16 units. It is the one in which all of these spans hold whole
-    words. Raise `UserError` if both units fit, or none.
-    """
-    column = parts[0].columns["label"]
-    if config.span_offsets or all(_are_tags(part.rows.features[column]) for part in parts):
-        return config.span_offsets or "characters", []
-    counts = {part.name: read_columns(_map_rows(part, count_whole_words, COUNTS, ""), *COUNTS).to_pandas() for part in parts}
-    totals = sum(frame[["spans", *OFFSET_UNITS]].sum() for frame in counts.values())
-    if not totals.spans:
-        return "characters", []
-    split, frame = next((split, frame[frame.spans > 0]) for split, frame in counts.items() if frame.spans.any())
-    counts_by_unit = ", ".join(f"in {totals[name]:,} cases if offsets count {words}" for name, words in OFFSET_UNITS.items())
-    problem = (
-        f"{totals.spans:,} spans come after emoji or similar characters; they hold whole words {counts_by_unit} (first: row "
-        f"{frame.index[0]} of {split}, {frame.example.iloc[0]})"
-    )
-    fitting = [name for name in OFFSET_UNITS if totals[name] == totals.spans]
-    if len(fitting) != 1:
-        raise UserError(f"label_column={column}: {problem}: set span_offsets to {' or '.join(OFFSET_UNITS)}")
-    return fitting[0], [f"{problem}; they were read as {fitting[0]}: if this is wrong, set span_offsets"]
-
-
-def count_whole_words(text: str | list[str], annotation: Annotation) -> dict:
-    """Return how many `spans` depend on the unit of offsets, how many of them hold whole words in each unit, and an `example`."""
-    spans_by_unit = [] if isinstance(text, list) else [*spans_in_each_unit(text, annotation)]
-    if not spans_by_unit:
-        return {}
-    starts, ends = find_words(text)
-    whole_words = {name: sum(are_whole(text, spans[name], starts, ends) for spans in spans_by_unit) for name in OFFSET_UNITS}
-    texts = [text[span.start : span.end] if 0 <= span.start < span.end else "" for span in spans_by_unit[0].values()]
-    return {
-        "spans": len(spans_by_unit),
-        **whole_words,
-        "example": f"{spans_by_unit[0]['characters'].label} {' or '.join(map(repr, texts))}",
-    }
-
-
-def _refuse_shifted(part: _Part, unit: str) -> None:
-    """Raise `UserError` if most spans of the first rows hold no whole words, but nearly all would with offsets of another kind.
-
-    Other such spans are kept: in some languages, such as Korean, names have endings or prefixes.
-    """
-    column, n = part.columns["label"], min(len(part.rows), ROWS_CHECKED)
-    if _are_tags(part.rows.features[column]):
-        return
-
-    def count(text: str | list[str], annotation: Annotation) -> dict[str, int]:
-        if isinstance(text, list):
-            return {}
-        counts, words, encoded = Counter(), find_words(text), text.encode()
-        for span in (in_characters(text, mark, unit) for mark in annotation.marks if isinstance(mark, Span) and mark.text is None):
-            placed = {name: (span.start + first, span.end + last) for name, (first, last) in SHIFTS.items()}
-            if 0 <= span.start < span.end <= len(encoded):
-                placed[BYTES] = [len(encoded[:offset].decode(errors="ignore")) for offset in span[:2]]
-            for name, (start, end) in placed.items():
-                without_spaces = text[start:end] == text[start:end].strip()
-                counts[name] += without_spaces and are_whole(text, Span(start, end, ""), *words)
-            counts["spans"] += 1
-        return counts
-
-    features = Features(dict.fromkeys(("spans", *SHIFTS, BYTES), Value("int32")))
-    first = part._replace(rows=part.rows.select(range(n)), accepted=None if part.accepted is None else part.accepted[:n])
-    counts = read_columns(_map_rows(first, count, features, unit), *features).to_pandas().sum()
-    fitting = [name for name in (*SHIFTS, BYTES) if counts[name] >= 0.95 * counts.spans]
-    if fitting and 2 * counts["are right"] < counts.spans:
+def _refuse_shifted(train: Dataset, tags: Counter, column: str) -> None:
+    """Raise `UserError` if most spans of train begin or end inside a word: their offsets probably count in another way."""
+    n_spans = sum(count for tag, count in tags.items() if tag.startswith("B-"))
+    remarks = pyarrow.compute.list_flatten(read_columns(train, "remarks")["remarks"])
+    n_divided = pyarrow.compute.struct_field(remarks, "kind").to_pylist().count(DIVIDED)
+    if 2 * n_divided > n_spans:
         raise UserError(
-            f"label_column={column}: only {counts['are right']:,} of the first {counts.spans:,} spans of split {part.name} hold whole "
-            f"words, but nearly all do if their offsets {' or '.join(fitting)}: count characters from 0, with the end after the last one, or "
-            f"set span_offsets to {unit} to read them as they are"
+            f"label_column={column}: {n_divided:,} of {n_spans:,} spans of train begin or end inside a word: offsets must count "
+            "characters from 0, and the end is after the last one; if yours are right, set span_offsets to characters"
         )
 
 

@@ -18,6 +18,7 @@ _ELIDED = "l d j m t s c n v qu jusqu lorsqu puisqu gl un all dall dell nell sul
 _ELISION = rf"(?i:{_ELIDED})['’](?!s\b)(?=\p{{L}})"  # in French, Italian, Catalan: l'Arvénie, dell'Orvanie
 _CLUSTER = rf"(?=[{_WITHOUT_SPACES}])\X\p{{M}}*"
 WORDS = regex.compile(rf"(?V1){_ABBREVIATION}|{_ELISION}|{_WORD}|['’]s\b|{_CLUSTER}|(?=[^\s\u200b])\X")
+DIVIDED = "spans begin or end inside a word; the words were divided there"
 
 
 def find_words(text: str) -> tuple[list[int], list[int]]:
@@ -28,13 +29,6 @@ def find_words(text: str) -> tuple[list[int], list[int]]:
     """
     offsets = [match.span() for match in WORDS.finditer(text)]
     return [start for start, _ in offsets], [end for _, end in offsets]
-
-
-def are_whole(text: str, span: Span, starts: list[int], ends: list[int]) -> bool:
-    """Return whether a span is inside the text and consists of whole words."""
-    first, after = bisect_right(ends, span.start), bisect_left(starts, span.end)
-    inside = 0 <= span.start < span.end <= len(text) and first < after
-    return inside and span.start <= starts[first] and ends[after - 1] <= span.end
 
 
 def divide_words(text: str, spans: Sequence[Span], starts: list[int], ends: list[int]) -> dict:
@@ -56,7 +50,8 @@ def divide_words(text: str, spans: Sequence[Span], starts: list[int], ends: list
         kept.append(span)
         if span.start != starts[first] or span.end != ends[after - 1]:
             words = text[starts[first] : ends[after - 1]]
-            remarks.append(Remark("spans begin or end inside a word; the words were divided there", f"{shown} in {words!r}"))
+            kind = DIVIDED if span.text is None else f"{DIVIDED}, as their own texts say"
+            remarks.append(Remark(kind, f"{shown} in {words!r}"))
     borders = sorted({place for span in kept for place in (span.start, span.end)})
     pieces = []
     for start, end in zip(starts, ends, strict=True):
