@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow
 import pycountry
 from datasets import ClassLabel, Features, Value
+from datasets.features.features import _visit
 from pyarrow.parquet import ParquetFile, read_schema
 
 from finetuning.data.content import (
@@ -104,18 +105,12 @@ def read_parquet(files: list[Path], encoding: str | None, remarks: list[str]) ->
     """Read columns with their types."""
     opened = [io.BytesIO(read_bytes(file)) if file.suffix.lower() != ".parquet" else file for file in files]
     schemas = [read_schema(file) for file in opened]
-    for file, schema in zip(files, schemas, strict=True):
+    features = [_features(file, schema) for file, schema in zip(files, schemas, strict=True)]
+    for file, schema, file_features in zip(files, schemas, features, strict=True):
         check_names(file, schema.names, files[0], schemas[0].names)
-        for column in schema:
-            try:
-                Features.from_arrow_schema(pyarrow.schema([column]))
-            except ValueError as error:
-                raise UserError(
-                    f"{file}: its column {column.name} has the type {column.type}, which can't be read: remove it, or store it as text"
-                ) from error
-        check_classes(str(file), Features.from_arrow_schema(schemas[0]), Features.from_arrow_schema(schema))
+        check_classes(str(file), features[0], file_features)
     try:
-        schema = pyarrow.unify_schemas([_plain_schema(schema) for schema in schemas], promote_options="permissive")
+        schema = pyarrow.unify_schemas([types.arrow_schema for types in features], promote_options="permissive")
     except pyarrow.ArrowTypeError as error:
         raise UserError(
             f"{files[0].parent}: a column has different types in {', '.join(file.name for file in files[:5])} ({error}): write it "
@@ -126,19 +121,17 @@ def read_parquet(files: list[Path], encoding: str | None, remarks: list[str]) ->
             yield pyarrow.Table.from_batches([batch]).cast(schema)
 
 
-def _plain_schema(schema: pyarrow.Schema) -> pyarrow.Schema:
-    """Return a schema in which dictionaries, such as pandas' categories, have the type of their values, and views are texts."""
-    return pyarrow.schema([field.with_type(_plain_type(field.type)) for field in schema], schema.metadata)
-
-
-def _plain_type(kind: pyarrow.DataType) -> pyarrow.DataType:
-    if pyarrow.types.is_dictionary(kind):
-        return _plain_type(kind.value_type)
-    if pyarrow.types.is_list(kind):
-        return pyarrow.list_(kind.value_field.with_type(_plain_type(kind.value_type)))
-    if pyarrow.types.is_struct(kind):
-        return pyarrow.struct([field.with_type(_plain_type(field.type)) for field in kind])
-    return pyarrow.string() if kind == pyarrow.string_view() else kind
+def _features(file: Path, schema: pyarrow.Schema) -> Features:
+    """Return the types of columns. Categories, as pandas writes them, have the type of their values, and views are texts."""
+    for column in schema:
+        try:
+            Features.from_arrow_schema(pyarrow.schema([column]))
+        except ValueError as error:
+            raise UserError(
+                f"{file}: its column {column.name} has the type {column.type}, which can't be read: remove it, or store it as text"
+            ) from error
+    view, text = Value("string_view"), Value("string")
+    return Features(_visit(Features.from_arrow_schema(schema), lambda feature: text if feature == view else feature))
 
 
 # --- plain text ----------------------------------------------------------------------------------------------------------
