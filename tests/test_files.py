@@ -726,10 +726,16 @@ def test_a_byte_order_mark_is_no_part_of_the_text_whatever_encoding_is_set(encod
 
 
 def test_files_whose_names_hold_train_and_test_in_longer_words_are_not_all_train(tmp_path):
-    for name in ("trainset", "testset"):
+    for name in ("filmtrain", "filmtest"):
         write(tmp_path / f"{name}.csv", CSV)
     with pytest.raises(UserError, match="tell no split, so all would be train"):
         load(tmp_path)
+
+
+def test_names_of_splits_may_end_with_set_or_data(tmp_path):
+    for name in ("trainset", "devset", "TestData"):
+        write(tmp_path / f"{name}.csv", CSV)
+    assert {*find_rows(str(tmp_path))[0]} == {"train", "validation", "test"}
 
 
 def test_quotation_marks_after_a_space_are_refused_unless_they_are_text(tmp_path):

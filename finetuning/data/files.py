@@ -15,10 +15,15 @@ import chardet
 from finetuning.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-SPLIT_WORDS = {  # words in the names of files -> splits
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "testa"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation", "testb"), "test"),
+SPLIT_WORDS = {  # words in the names of files, such as test, testset or testdata -> splits
+    word + ending: split
+    for split, words in {
+        "train": ("train", "training"),
+        "validation": ("validation", "valid", "val", "dev", "testa"),
+        "test": ("test", "testing", "eval", "evaluation", "testb"),
+    }.items()
+    for word in words
+    for ending in ("", "set", "data")
 }
 SNIFFED_BYTES = 2**16  # at the start of a file, to see whether it is text and which separator it has
 MAX_LINE = 10_000_000  # characters; a novel has a million
