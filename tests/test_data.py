@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_model, make_rows
+from conftest import make_rows
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List
 from transformers import AutoTokenizer
 
@@ -278,13 +278,6 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
 
 
 # --- augmentation --------------------------------------------------------------------------------------------------------
-
-
-def test_a_very_long_text_has_whole_numbers_as_token_ids_without_special_tokens(tmp_path, monkeypatch):
-    tokenizer = AutoTokenizer.from_pretrained(make_model(tmp_path, "gpt2"))
-    monkeypatch.setattr(tokens, "MAX_CHARACTERS", 20)
-    (ids,), _ = tokens.tokenize_texts(["a good film " * 10], tokenizer, Config(max_length=16))
-    assert np.array(ids).dtype.kind == "i"
 
 
 @pytest.mark.parametrize("name", ["token-dropout", "crop", "sentence-shuffle"])

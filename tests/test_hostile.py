@@ -124,7 +124,7 @@ from config import Config
 from finetuning.data.tokens import tokenize_texts
 
 tokenizer = AutoTokenizer.from_pretrained({str(model_dir)!r})
-texts = ["a fine film"] * 3 + ["word " * 50_000 + str(i % 60) for i in range(8)] + ["one film, and " * 200_000 + "no  end"]
+texts = ["a fine film"] * 3 + ["one film, and " * 18_000 + f"no  end {{i % 60}}" for i in range(20)]
 tokenize_texts(["a film"], tokenizer, Config())
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 ids, lengths = tokenize_texts(texts, tokenizer, Config(max_length=64))

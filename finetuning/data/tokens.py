@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,7 @@ from finetuning.data.splits import Split
 from finetuning.errors import BadRow, UserError
 from finetuning.task import Task
 
-MAX_CHARACTERS = 250_000  # that a tokenizer gets at once; each takes about 100 bytes of memory
-MAX_WORD = 1_000  # characters in which a longer text is searched for a space
+MAX_CHARACTERS = 250_000  # that a tokenizer gets at once, unless a single text has more; each takes about 100 bytes of memory
 ROWS_PER_MAPPING = 1024  # rows that are read through one memory mapping; a new one takes 10 ms for a million rows
 
 
@@ -101,8 +99,7 @@ def tokenize_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, config:
     before, after = special_tokens(tokenizer)
     ids, lengths = [], []
     for part in by_characters(map(len, texts)):
-        group = texts[part]
-        rows = whole_ids(group, tokenizer) if len(group[0]) <= MAX_CHARACTERS else [_long_ids(group[0], tokenizer)]
+        rows = whole_ids(texts[part], tokenizer)
         ids += [truncate(row, config.max_length, config.truncation, len(before), len(after)) for row in rows]
         lengths += [len(row) for row in rows]
     return ids, np.array(lengths)
@@ -130,19 +127,6 @@ def by_characters(lengths: Iterable[int]) -> Iterator[slice]:
         characters += length
     if start < end:
         yield slice(start, end)
-
-
-def _long_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Return the token ids of a text with more than `MAX_CHARACTERS`, which the tokenizer gets in parts of about equal length.
-
-    A part begins with a space, so that no word is divided, unless there is none in reach.
-    """
-    width = -(-len(text) // -(-len(text) // MAX_CHARACTERS))
-    starts = [max(text.rfind(" ", end - MAX_WORD, end), end - MAX_WORD) for end in range(width, len(text), width)]
-    parts = [text[start:end] for start, end in pairwise([0, *starts, len(text)])]
-    before, after = special_tokens(tokenizer)
-    ids = [np.array(whole_ids([part], tokenizer, special=False)[0], np.int32) for part in parts]
-    return np.concatenate([np.array(before, np.int32), *ids, np.array(after, np.int32)])
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
