@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 from test_hostile import LISTS, OBJECTS
-from test_hub_faults import REFUSALS, change_a_byte, cut, drip, stall
+from test_hub_faults import REFUSALS, change_a_byte, cut, stall
 
 # --- damaged files -------------------------------------------------------------------------------------------------------
 
@@ -100,7 +100,6 @@ def longer(request) -> bool:
 FAULTS = {name: refuse for name, (refuse, _) in REFUSALS.items()} | {
     "half of a file": lambda request: request.file is not None and request.file.is_file() and cut(request),
     "no answer": stall,
-    "a byte at a time": drip,
     "another byte": lambda request: (
         request.file is not None
         and request.file.is_file()

@@ -49,7 +49,6 @@ from forked import STEP, Kill, watch
 from hub import hub_for_downloads, use_hub
 
 from finetuning import fingerprints
-from finetuning.data import hub
 from finetuning.errors import CONTROLS
 from finetuning.results import run_folder
 
@@ -83,7 +82,6 @@ class Child:
         if self.hub:
             address, timeout = self.hub
             use_hub(address, self.folder, timeout)
-            hub.PATIENCE = 5 * timeout
             huggingface_hub.utils._http.time = SimpleNamespace(sleep=lambda seconds: None)
         if self.memory:
             used = int(re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))[1]) * 1024

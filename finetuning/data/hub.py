@@ -9,7 +9,6 @@ import json
 import re
 import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,8 +30,7 @@ from finetuning.processes import by_first
 
 _detect_agent._registry = {}  # else the client downloads a list of agents and keeps it for a day, even if it is a proxy's error page
 ANSWER_TIMEOUT = 2.5  # seconds; without it, the Hub's clients retry for 25 to 49 s
-PATIENCE = 60  # seconds without progress after which a download ends
-MIN_BYTES = 2**16  # fewer in `PATIENCE` seconds are no progress
+PATIENCE = 60  # seconds that a download waits if the Hub asks for it
 RETRIED = (429, 500, 502, 503, 504)  # HTTP status of an answer that may be another one soon
 NOT_ON_HUB = (  # errors of the clients
     HfHubHTTPError,
@@ -86,12 +84,10 @@ def _ask_hub() -> bool:
 
 
 class Watch:
-    """Watches the Hub's answers, and ends the download of `name` if it makes no progress for `PATIENCE` seconds."""
+    """Watches the Hub's answers during the download of `name`, and ends it if the Hub asks to wait for long."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.last_progress: float | None = None  # time, while an answer is awaited
-        self.n_bytes = 0  # since then
         self.refusal: httpx2.Response | None = None  # the last answer with an error
         self.notes: set[str] = set()
 
@@ -104,11 +100,6 @@ class Watch:
 
     def before_request(self, request: httpx2.Request) -> None:
         request.extensions["timeout"] = httpx2.Timeout(constants.HF_HUB_DOWNLOAD_TIMEOUT).as_dict()  # some requests have none
-        if self.last_progress is None:
-            self.last_progress = time.monotonic()
-        self.require_patience()
-        if self.refusal is None and self.silence >= constants.HF_HUB_DOWNLOAD_TIMEOUT:
-            self.note("the Hugging Face Hub sends nothing; trying again")
 
     def after_answer(self, answer: httpx2.Response) -> None:
         is_optional = self.name not in answer.url.path or answer.headers.get("X-Error-Code") == "EntryNotFound"
@@ -118,31 +109,11 @@ class Watch:
             limit = parse_ratelimit_headers(answer.headers)
             is_used_up = limit is not None and limit.remaining == 0
             wait = str(limit.reset_in_seconds if is_used_up else answer.headers.get("Retry-After", "0"))
-            self.require_patience(int(wait) if wait.isdigit() else 0)
+            if wait.isdigit() and int(wait) > PATIENCE:
+                raise UserError(f"{self.problem()} (it asks to wait for {wait} s)")
             self.note(f"the Hugging Face Hub answers with error {answer.status_code}; trying again")
-        if answer.is_success:
-            if answer.request.method == "GET" and "/resolve/" in answer.url.path:
-                self.note(f"downloading {self.name} from {constants.ENDPOINT}")
-            answer.stream = WatchedStream(answer.stream, self)
-
-    def count(self, chunk: bytes) -> None:
-        """Count what has arrived. Fewer than `MIN_BYTES` are no progress. An empty chunk completes the answer."""
-        self.n_bytes += len(chunk)
-        if not chunk:
-            self.last_progress, self.n_bytes = None, 0
-        elif self.last_progress is None or self.n_bytes >= MIN_BYTES:
-            self.last_progress, self.n_bytes = time.monotonic(), 0
-        self.require_patience()
-
-    @property
-    def silence(self) -> float:
-        return time.monotonic() - self.last_progress if self.last_progress else 0.0
-
-    def require_patience(self, wait: float = 0) -> None:
-        """Raise `UserError` if there will have been no progress for `PATIENCE` seconds after `wait` seconds."""
-        if self.silence + wait > PATIENCE:
-            reason = f"it asks to wait for {wait} s" if wait else f"no progress for {self.silence:.0f} s"
-            raise UserError(f"{self.problem()} ({reason})")
+        if answer.is_success and answer.request.method == "GET" and "/resolve/" in answer.url.path:
+            self.note(f"downloading {self.name} from {constants.ENDPOINT}")
 
     def problem(self, error: Exception | None = None) -> str:
         """Return what is wrong with the Hub, and the remedy."""
@@ -160,22 +131,6 @@ class Watch:
         if text not in self.notes:
             self.notes.add(text)
             tqdm.write(f"note: {text}", file=sys.stderr)
-
-
-class WatchedStream(httpx2.SyncByteStream):
-    """The content of an answer, counted as it arrives."""
-
-    def __init__(self, stream: httpx2.SyncByteStream, watch: Watch) -> None:
-        self.stream, self.watch = stream, watch
-
-    def __iter__(self) -> Iterator[bytes]:
-        for chunk in self.stream:
-            self.watch.count(chunk)
-            yield chunk
-        self.watch.count(b"")
-
-    def close(self) -> None:
-        self.stream.close()
 
 
 @contextmanager
