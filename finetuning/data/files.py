@@ -30,12 +30,6 @@ MAX_LINE = 10_000_000  # characters; a novel has a million
 MAX_UNPACKED = 2**31  # bytes of a file that is read into memory at once
 NO_ROWS = ("readme", "license", "licence", "notice", "changelog")  # names of files without rows
 BYTES_FOR_GUESS = 2**18  # of lines that are not UTF-8, to guess the encoding
-MARKS = {  # encoding -> its byte order mark, and the encoding that leaves it out
-    "utf-8": (codecs.BOM_UTF8, "utf-8-sig"),
-    "utf-16-le": (codecs.BOM_UTF16_LE, "utf-16"),
-    "utf-16-be": (codecs.BOM_UTF16_BE, "utf-16"),
-}
-UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
 MAX_BY_CHANCE = 0.1  # lines that are UTF-8 by chance, for each line that is not
 MIN_CONFIDENCE = 0.1  # of chardet; below it, Windows-1252 is as probable
 
@@ -181,19 +175,14 @@ def open_text(file: Path, encoding: str | None) -> io.TextIOWrapper:
     """
     with open_bytes(file) as opened:
         start = opened.read(SNIFFED_BYTES)
-    if encoding is not None:
-        encoding = without_mark(encoding, start)
-    else:
-        encoding = "utf-16" if start.startswith(UTF_16) else "utf-8-sig"
-        if encoding == "utf-8-sig" and b"\0" in start:
+    if encoding is None:
+        encoding = "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
+        if encoding == "utf-8" and b"\0" in start:
             _refuse_nul(file, start.count(b"\n", 0, start.index(b"\0")) + 1)
-    return io.TextIOWrapper(open_bytes(file), encoding=encoding, newline="\n")
-
-
-def without_mark(encoding: str, start: bytes) -> str:
-    """Return the name of an encoding that also leaves out a byte order mark if the bytes of a text `start` with one."""
-    mark, name = MARKS.get(codecs.lookup(encoding).name, (b"", encoding))
-    return name if start.startswith(mark) else encoding
+    text = io.TextIOWrapper(open_bytes(file), encoding=encoding, newline="\n")
+    if text.read(1) != "\ufeff":  # a byte order mark, which is no part of the text
+        text.seek(0)
+    return text
 
 
 def _refuse_nul(file: Path, line: int) -> NoReturn:

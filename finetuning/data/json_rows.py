@@ -65,7 +65,10 @@ def _load(text: str, where: str | Path) -> Any:
         content = DECODER.decode(text)
     except ValueError as error:
         raise UserError(f"{where}: it is not valid JSON, or it is cut short ({error})") from error
-    return _without_surrogates(content) if "\\ud" in text or "\\uD" in text else content
+    if "\\ud" in text or "\\uD" in text:  # U+FFFD replaces each lone surrogate, which is half of a character
+        text = json.dumps(content, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        content = json.loads(text)
+    return content
 
 
 def check_file(file: Path) -> None:
@@ -85,15 +88,6 @@ def _nesting(text: bytes, before: int = 0) -> tuple[int, int]:
         depth += 1 if bracket in b"[{" else -1
         deepest = max(deepest, depth)
     return depth, deepest
-
-
-def _without_surrogates(value: Any) -> Any:
-    """Return `value` with U+FFFD in place of each lone surrogate, which is half of a character."""
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, dict):
-        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
-    return [_without_surrogates(item) for item in value] if isinstance(value, list) else value
 
 
 def _json_lines(file: Path, encoding: str | None) -> Iterator[dict]:
