@@ -344,11 +344,16 @@ def test_rows_without_a_group_are_alone(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "n_texts", "settings", "message"),
     [
-        ("ab" * 300, 3, {}, "600 rows with only 3 different texts are too few .* check text_column, lower test_fraction"),
-        ("a" * 3 + "b" * 997, 1000, {}, "only 3 of 1,000 texts have a label other than 'b', too few .* raise validation_fraction"),
-        ("ab" * 25, 50, {"group_column": "label"}, "50 rows in 2 groups are too few .* check group_column, raise test_fraction"),
-        ("ab" * 6, 12, {"validation_fraction": 0.01}, "12 rows are too few to hold out 1% for validation: raise"),
-        ("ab" * 6, 12, {"test_fraction": 0.9}, "12 rows are too few to hold out 90% for test: lower test_fraction"),
+        ("ab" * 300, 3, {}, r"600 rows, 3 different texts, .*\): lower test_fraction"),
+        (
+            "a" * 3 + "b" * 997,
+            1000,
+            {},
+            r"1,000 different texts, 3 rows without the most frequent label\): raise validation_fraction",
+        ),
+        ("ab" * 25, 50, {"group_column": "label"}, r"50 rows, 50 different texts, 2 groups, .*\): raise test_fraction"),
+        ("ab" * 6, 12, {"validation_fraction": 0.01}, r"to hold out 1% for validation \(12 rows, .*: raise"),
+        ("ab" * 6, 12, {"test_fraction": 0.9}, r"to hold out 90% for test \(12 rows, .*: lower test_fraction"),
     ],
 )
 def test_a_split_that_cannot_be_held_out_is_refused_with_the_reason(labels, n_texts, settings, message, tmp_path):

@@ -105,7 +105,7 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
         check_labels_of_folds(task, frames["train"], all_rows, config.folds)
     n_rows = sum(map(len, frames.values()))
     classes = all_rows.label_names if task.labels_are_classes else []
-    frames = split(frames, config, classes, _text_settings(columns))
+    frames = split(frames, config, classes)
     if unused := n_rows - sum(map(len, frames.values())):
         remarks.append(f"{unused:,} rows of train are not used: copies of held-out texts, or the rest of a group that is held out")
     frames, notes = samples(frames, config, given, classes)
@@ -306,9 +306,7 @@ def absent(splits: dict[str, Split], task: Task, label_names: list[str]) -> list
     notes = []
     for name, part in splits.items():
         if missing := [f"{label!r}" for label, n in task.label_counts(part, label_names).items() if n == 0]:
-            names = ", ".join(missing[:MAX_LISTED])
-            names += f" and {len(missing) - MAX_LISTED:,} more" if len(missing) > MAX_LISTED else ""
-            notes.append(f"no {name} row has the label {names}")
+            notes.append(f"no {name} row has the label {listed(missing)}")
     return notes
 
 
@@ -322,15 +320,13 @@ def overlaps(splits: dict[str, Split]) -> list[str]:
     return notes
 
 
-def split(
-    frames: dict[str, pd.DataFrame], config: Config, classes: Sequence[str] = (), text_settings: str = "text_column"
-) -> dict[str, pd.DataFrame]:
+def split(frames: dict[str, pd.DataFrame], config: Config, classes: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
     """Make the splits that the data set lacks: hold out stratified rows of train, or a fold. Only `split_seed` decides which rows.
 
     `frames` are from `scan`, indexed by row numbers. If a held-out text has copies, they leave train and are not used. So do the
     other rows of a group that is held out in part. Rows without a label are never held out. Only language models read such rows, so
     they hold out the same rows as a classifier. `classes`: the names of the strata if they are classes, of which each part then needs
-    two. `text_settings`: the settings that name the columns with the texts.
+    two.
     """
     frames, train = dict(frames), frames["train"][frames["train"].labelled]
     labelled, unlabelled = train, frames["train"][~frames["train"].labelled]
@@ -348,8 +344,14 @@ def split(
                 if _too_few(part, train, classes):
                     is_fold = name == "test" and config.folds
                     held_out, remedy = ("a fold", "lower folds") if is_fold else (f"{fraction:.0%}", f"{change} {name}_fraction")
-                    lack, check = _shortage(part, train, config, classes, text_settings)
-                    raise UserError(f"{lack} too few to hold out {held_out} for {name}: {check}{remedy}, or add rows")
+                    facts = [f"{len(train):,} rows", f"{train.hash.nunique():,} different texts"]
+                    facts += [f"{train.group.nunique():,} groups"] if config.group_column else []
+                    n_rare = len(train) - train.stratum.value_counts().max()
+                    facts += [f"{n_rare:,} rows without the most frequent label"] if classes else []
+                    raise UserError(
+                        f"train is too small to hold out {held_out} for {name} ({', '.join(facts)}): {remedy}, add rows, or check "
+                        "that the right columns are read"
+                    )
     frames["train"] = pd.concat([labelled, unlabelled]).sort_index()
     return {name: frames[name] for name in SPLITS}
 
@@ -357,21 +359,6 @@ def split(
 def _too_few(part: pd.DataFrame, whole: pd.DataFrame, classes: Sequence[str]) -> bool:
     """Return whether a part has fewer than two rows, or than two of the `classes` if there are any, and the whole has two strata."""
     return (part.stratum.nunique() if classes else len(part)) < min(2, whole.stratum.nunique())
-
-
-def _shortage(
-    part: pd.DataFrame, train: pd.DataFrame, config: Config, classes: Sequence[str], text_settings: str
-) -> tuple[str, str]:
-    """Return of what train has too little if a `part` of it is `_too_few`, for a message, and what the user should check."""
-    rows, texts = f"{len(train):,} rows", train.drop_duplicates("hash")
-    if config.group_column:
-        return f"{rows} in {train.group.nunique():,} groups are", "check group_column, "
-    if len(part) > 1:  # all of one class
-        counts = texts.stratum.value_counts()
-        return f"only {counts[1:].sum():,} of {len(texts):,} texts have a label other than {classes[counts.index[0]]!r},", ""
-    if len(texts) < len(train):
-        return f"{rows} with only {len(texts):,} different texts are", f"check {text_settings}, "
-    return f"{rows} are", ""
 
 
 def folds(frame: pd.DataFrame, config: Config) -> pd.Series:
