@@ -18,6 +18,7 @@ MAX_NESTING = 100  # lists and objects inside each other; Python's own limit dep
 NESTED = f"more than {MAX_NESTING} lists or objects are nested in each other: remove this row"
 NO_BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[^\[\]{}"]+', re.DOTALL)  # strings, and what is between them
 datasets.features.features.ujson_loads = json.loads  # ujson rounds decimal numbers, and fails for whole ones beyond 64 bits
+ARROW_TYPES = {str: "string", bool: "bool", int: "int64", float: "float64"}
 DECODER = json.JSONDecoder(parse_constant=lambda constant: None)  # NaN becomes None
 
 
@@ -154,31 +155,28 @@ def _objects(file: Path, rows: Callable[[], Iterable[dict]]) -> Tables:
         yield pyarrow.table(columns, features.arrow_schema)
 
 
-def _kind(value: Any) -> Any:
-    """Return the kind of a value: an Arrow type such as "string", a tuple for a list or an object of texts and nulls, else "json"."""
-    kind = {str: "string", bool: "bool", float: "float64"}.get(type(value))
-    if kind:
-        return kind
-    if isinstance(value, int):
-        return "int64" if -(2**63) <= value < 2**63 else "json"
+def _kind(value: Any) -> tuple:
+    """Return the kind of a value: an Arrow type; "list" and the type of its items; "object" and its keys, for texts; or "json"."""
     if isinstance(value, list):
-        kinds = {_kind(item) for item in value}
-        return ("list", *kinds) if not kinds or (len(kinds) == 1 and kinds <= {"string", "int64", "float64"}) else "json"
-    if value and all(isinstance(item, str | None) for item in value.values()):
-        return ("object", *value)
-    return "json"
+        items = {_kind(item) for item in value}
+        is_plain = len(items) < 2 and items <= {("string",), ("int64",), ("float64",)}
+        return ("list", *items) if is_plain else ("json",)
+    if isinstance(value, dict):
+        return ("object", *value) if value and all(isinstance(item, str | None) for item in value.values()) else ("json",)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return ("json",)
+    return (ARROW_TYPES.get(type(value), "json"),)
 
 
-def _feature(kinds: set) -> Any:
+def _feature(kinds: set[tuple]) -> Any:
     """Return the feature of a column with values of these kinds."""
-    lists = {kind[1:] for kind in kinds if isinstance(kind, tuple) and kind[0] == "list"} - {()}
-    if kinds and all(isinstance(kind, tuple) and kind[0] == "list" for kind in kinds) and len(lists) <= 1:
-        return List(Value(next(iter(lists), ("string",))[0]))
-    objects = sorted(kind[1:] for kind in kinds if kind[0] == "object")
-    keys = max(objects, key=len, default=())
-    if keys and len(objects) == len(kinds) and all({*names} <= {*keys} for names in objects):  # some lack keys of another
-        return dict.fromkeys(keys, Value("string"))
-    if len(kinds) > 1:
-        return Json()
-    kind = next(iter(kinds), "string")
-    return Json() if kind == "json" else Value(kind)
+    forms = {form for form, *_ in kinds} or {"string"}  # only nulls: texts
+    if forms == {"list"}:
+        items = {item for _, *types in kinds for (item,) in types}
+        if len(items) < 2:
+            return List(Value(*items or ["string"]))
+    if forms == {"object"}:
+        keys = max(sorted(keys for _, *keys in kinds), key=len)
+        if all({*others} <= {*keys} for _, *others in kinds):  # some lack keys of another
+            return dict.fromkeys(keys, Value("string"))
+    return Json() if len(forms) > 1 or forms & {"list", "object", "json"} else Value(*forms)
