@@ -2,9 +2,11 @@
 
 import importlib.util
 import re
+from collections.abc import Sequence
 
 # Characters that move the cursor, change what is on the screen, or reverse the order of others (bidirectional overrides).
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+MAX_LISTED = 5  # row numbers or labels in a message
 
 
 def printable(text: str) -> str:
@@ -16,6 +18,11 @@ def shorten(text: str, length: int) -> str:
     """Return a text on one line, cut to at most `length` characters."""
     text = " ".join(text.split())
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def listed(items: Sequence) -> str:
+    """Return the first `MAX_LISTED` items as text."""
+    return ", ".join(map(str, items[:MAX_LISTED])) + (", ..." if len(items) > MAX_LISTED else "")
 
 
 class UserError(Exception):

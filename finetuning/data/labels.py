@@ -15,8 +15,7 @@ import pyarrow.compute
 from datasets import ClassLabel, Dataset
 
 from finetuning.data.label_forms import Distinct, Lists, as_text, distinct, distinct_names, find_lists, kind_of, refuse, shown
-from finetuning.data.splits import listed
-from finetuning.errors import UserError
+from finetuning.errors import UserError, listed
 
 SEPARATORS = ",;|"  # between labels that are written as one text
 HASH = r"(?<=\w)#(?=\w)"  # doccano's separator, as in "a#b"; "C#" is one label

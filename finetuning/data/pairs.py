@@ -7,9 +7,8 @@ from datasets import Dataset, Features, Value
 
 from config import Config
 from finetuning.data.cache import map_once, read_columns
-from finetuning.data.splits import listed
 from finetuning.data.text import filled
-from finetuning.errors import UserError
+from finetuning.errors import UserError, listed
 
 FINE, EQUAL, UNEQUAL_LENGTHS, SWAPPED = range(4)  # kinds of pairs
 PROBLEMS = {

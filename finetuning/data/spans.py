@@ -27,10 +27,9 @@ from finetuning.data.annotations import (
 )
 from finetuning.data.cache import map_once, read_columns
 from finetuning.data.labels import alike
-from finetuning.data.splits import listed
 from finetuning.data.text import TEXT_COLUMNS, find_column
 from finetuning.data.words import DIVIDED, divide_words, find_words
-from finetuning.errors import UserError
+from finetuning.errors import UserError, listed
 from finetuning.task import Rows
 
 WORD_COLUMNS = ("tokens", "words")  # usual names of columns

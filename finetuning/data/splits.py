@@ -18,11 +18,10 @@ from finetuning.data.content import check_classes
 from finetuning.data.files import SPLIT_WORDS, SPLITS
 from finetuning.data.sources import Source, find_rows
 from finetuning.data.text import not_read
-from finetuning.errors import UserError
+from finetuning.errors import UserError, listed
 from finetuning.processes import require_same
 from finetuning.task import Rows, Task
 
-MAX_LISTED = 5  # row numbers or labels in a message
 NEIGHBOURS = 30  # rows in a group of neighbours, if the rows are parts of documents; with 15, intervals were narrower
 TEXT_SETTINGS = ("text_column", "text_pair_column", "source_column", "target_column", "prompt_column", "completion_column")
 SAMPLE_SETTINGS = {"train": "train_samples", "validation": "val_samples", "test": "test_samples"}
@@ -283,11 +282,6 @@ def usable(
     if empty := [official_names[name] for name, frame in kept.items() if frame.empty]:
         raise UserError(f"split {empty[0]} has no row with both a text and a label: check text_column and label_column")
     return kept, [f"{problem}: left out" for problem in problems]
-
-
-def listed(items: Sequence) -> str:
-    """Return the first `MAX_LISTED` items as text, for a message."""
-    return ", ".join(map(str, items[:MAX_LISTED])) + (", ..." if len(items) > MAX_LISTED else "")
 
 
 def contradictions(frames: dict[str, pd.DataFrame]) -> list[str]:

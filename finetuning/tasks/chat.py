@@ -30,10 +30,10 @@ from finetuning.data.chats import (
     with_more,
 )
 from finetuning.data.content import as_rows
-from finetuning.data.splits import Split, listed
+from finetuning.data.splits import Split
 from finetuning.data.text import TEXT_COLUMNS, find_column
 from finetuning.data.tokens import Tokens
-from finetuning.errors import BadRow, UserError, shorten
+from finetuning.errors import BadRow, UserError, listed, shorten
 from finetuning.model.generation import check_options, longest_prompt, stream_text
 from finetuning.model.scoring import next_token_batch
 from finetuning.results import answers as written
