@@ -133,20 +133,6 @@ def test_a_new_tokenizer_file_of_the_base_model_is_refused(run, call):
     assert result.code == 2 and "added_tokens.json" in result.err and "new" in result.err
 
 
-def test_a_run_of_an_older_version_is_opened_with_a_note(run, changed, call):
-    def as_older(old: bytes) -> bytes:
-        training = json.loads(old)
-        files = training.pop("files")
-        del training["sha256"]
-        return json.dumps(training | {"adapter_sha256": files["adapter/adapter_model.safetensors"]}).encode()
-
-    changed(run / "training.json", as_older)
-    result = call("predict.py", "--run", run, "a fine film")
-    assert result.code == 0 and result.out and "older version" in result.err and "only the weights" in result.err
-    changed(run / "adapter" / "adapter_model.safetensors", lambda old: old[:-1] + b"\1")
-    assert call("predict.py", "--run", run, "a fine film").code == 2
-
-
 # --- the evaluation ------------------------------------------------------------------------------------------------------
 
 

@@ -20,11 +20,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
-from functools import reduce
 from itertools import count
-from operator import getitem
 from pathlib import Path
-from typing import Any
 
 import accelerate
 import datasets
@@ -32,7 +29,6 @@ import peft
 import psutil
 import torch
 import transformers
-from huggingface_hub.dataclasses import type_validator
 
 from config import Config
 from finetuning import fingerprints
@@ -48,11 +44,6 @@ from finetuning.speed.precision import pick_precision
 from finetuning.task import Task
 from finetuning.training.prediction import Predictor
 
-# Types of the entries of config.json and training.json.
-RECORD = dict.fromkeys(("model.name", "model.origin", "model.sha256", "dataset.name", "dataset.origin", "dataset.sha256"), str)
-RECORD |= {"config": dict[str, Any], "dataset.label_names": list[str]}
-TRAINING = {"validation": dict[str, Any], "seconds": dict[str, int | float], "log_history": list[dict[str, int | float]]}
-TRAINING |= {"trainable_parameters": int, "total_parameters": int, "peak_memory_gib": float}
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 SETTINGS = tuple(field.name for field in fields(Config) if field.name != "output_dir")  # a resumed run may have been moved
 
@@ -74,8 +65,7 @@ class Run:
     @property
     def calibration(self) -> dict:
         """The values that `Task.calibrate` fitted on validation."""
-        of_older_runs = {name: self.training[name] for name in ("temperature", "threshold", "direction") if name in self.training}
-        return self.training.get("calibration", of_older_runs)
+        return self.training["calibration"]
 
     @property
     def origins(self) -> dict[str, str]:
@@ -186,15 +176,7 @@ def open_run(folder: Path, pick: Callable[[Config], Task]) -> Run:
     file, remedy = folder / "training.json", "restore it, or train again"
     if not file.is_file():
         raise UserError(f"{folder} is unfinished: python fine_tune.py --resume {folder} continues it")
-    training = fingerprints.read(file, remedy)
-    if "adapter_sha256" in training:
-        fingerprints.check_files(folder, {f"adapter/{ADAPTER_FILES[1]}": training["adapter_sha256"]}, remedy)
-        if not (folder / "adapter" / ADAPTER_FILES[0]).is_file():
-            raise UserError(f"{folder}: adapter/{ADAPTER_FILES[0]} is missing; {remedy}")
-        _note_older_version(folder, "only the weights can be checked, not whether settings, calibration or tokenizer have changed")
-    else:
-        training = fingerprints.read_sealed(file, remedy)
-    _check_types(file, training, TRAINING)
+    training = fingerprints.read_sealed(file, remedy)
     if any((folder / name).exists() for name in ("process.lock", "checkpoints")):  # left by a process that was stopped at its end
         with contextlib.suppress(UserError, OSError):
             lock(folder, "opened")
@@ -211,10 +193,6 @@ def open_run(folder: Path, pick: Callable[[Config], Task]) -> Run:
 @by_first
 def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
-
-
-def _note_older_version(folder: Path, problem: str) -> None:
-    _note(f"{folder} was trained by an older version: {problem}")
 
 
 def find_earlier(config: Config, resume: str | None, resume_if_exists: bool, pick: Callable[[Config], Task]) -> Run | None:
@@ -235,8 +213,6 @@ def find_earlier(config: Config, resume: str | None, resume_if_exists: bool, pic
     else:
         return None
     record, config = _read_config(folder)
-    if "sha256" not in record:
-        _note_older_version(folder, "it can't be checked whether its settings have changed")
     _require_unfinished(folder)
     by_first(lock)(folder, "trained")
     _require_unfinished(folder)  # another process may have finished it before the lock
@@ -272,25 +248,13 @@ def _read_config(folder: Path) -> tuple[dict, Config]:
     file, remedy = folder / "config.json", "restore it, or train again"
     if not file.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.json")
-    record = fingerprints.read(file, remedy)
-    if "sha256" in record:
-        record = fingerprints.read_sealed(file, remedy)
-    _check_types(file, record, RECORD)
+    record = fingerprints.read_sealed(file, remedy)
     try:
         config = Config(**record["config"])
         check(replace(config, report_to="none"))  # the tracker may be missing here
     except (TypeError, UserError) as error:
         raise UserError(f"{folder}: config.json has other settings than this version ({error}); train again") from error
     return record, config
-
-
-def _check_types(file: Path, content: dict, types: dict[str, Any]) -> None:
-    """Raise `UserError` for an entry of the wrong type. `types`: names of entries, with dots between levels, and their types."""
-    for name, kind in types.items():
-        try:
-            type_validator(name, reduce(getitem, name.split("."), content), kind)
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{file.parent}: {file.name} is damaged ({error}); restore it, or train again") from error
 
 
 def newest_unfinished(output_dir: Path) -> Path:
@@ -315,7 +279,7 @@ def find_base_model(run: Run) -> Source:
     if source.sha256 != run.record["model"]["sha256"]:
         raise UserError(f"{run.folder}: the adapter was trained on another base model; the weights in {source.path} are different")
     files = fingerprints.of_model_settings(Path(source.path))
-    if differing := sorted({name for name, _ in files.items() ^ run.record["model"].get("files", files).items()}):
+    if differing := sorted({name for name, _ in files.items() ^ run.record["model"]["files"].items()}):
         raise UserError(
             f"{run.folder}: the base model has changed since training: {differing[0]} in {source.path} is different, missing or new; "
             "restore it, or train again"
