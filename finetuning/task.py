@@ -328,6 +328,10 @@ class Task:
         """Return the length of each row, (rows,), for the groups of `length_edges`; in tokens by default."""
         return evaluation.lengths
 
+    def length_unit(self, evaluation: Evaluation) -> str:
+        """Return what `lengths` counts, as text."""
+        return "tokens of the text"
+
     # --- results ---------------------------------------------------------------------------------------------------------
 
     def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:

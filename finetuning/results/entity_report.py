@@ -55,12 +55,7 @@ def describe_context(results: dict) -> str:
 
 
 def _summary(results: dict) -> Section:
-    numbers = (
-        ("precision", f"{results['precision']:.2%}", ""),
-        ("recall", f"{results['recall']:.2%}", ""),
-        ("entities", f"{results['entities']:,}", ""),
-        ("words with the right tag", f"{results['accuracy']:.2%}", f"of {results['words']:,}"),
-    )
+    numbers = tuple((name, f"{results[name]:,}", "") for name in ("entities", "words"))
     errors = Table(("error", "entities"), [(name, f"{n:,}") for name, n in results["errors"].items()], in_terminal=True)
     names = ([*results["types"], "spurious"], [*results["types"], "missed"])
     draw = partial(plots.plot_confusion_matrix, results["confusion_matrix"], names, plots.title(F1, results))
@@ -75,12 +70,9 @@ def _summary(results: dict) -> Section:
 def _groups(results: dict) -> Section:
     scores = ("f1", "precision", "recall")
     rows = [(row["label"], *(f"{row[name]:.2%}" for name in scores), f"{row['n']:,}") for row in results["by_type"]]
-    pictures = [Picture("by_label", "F1 by type", partial(plots.plot_by_label, results["by_type"]))]
-    if results["by_length"]:  # else no entity is actual
-        draw = partial(plots.plot_by_length, results["by_length"], F1, "words of the sentence")
-        pictures.append(Picture("by_length", "F1 by length of the sentence", draw))
+    picture = Picture("by_label", "F1 by type", partial(plots.plot_by_label, results["by_type"]))
     table = Table(("type", "F1", "precision", "recall", "entities"), rows, in_terminal=True)
-    return Section("Results by type and by length", tables=(table,), pictures=tuple(pictures))
+    return Section("Results by type", tables=(table,), pictures=(picture,))
 
 
 def _examples(evaluation: Evaluation, comparison: Comparison) -> Section:

@@ -76,16 +76,31 @@ def describe(run: Run, model: Source, data: Data, seconds: float) -> dict:
 
 
 def sections_of(run: Run, evaluation: Evaluation) -> list[report.Section]:
-    """Return the sections of the report page: those of the task, and one about the training."""
+    """Return the sections of the report page: those of the task, with the metrics in the first, and two that all tasks have."""
     first, *others = run.task.report(evaluation)
-    unseen, metric = evaluation.metrics.get("unseen"), run.task.metrics[0]
+    results, unseen, metric = evaluation.metrics, evaluation.metrics.get("unseen"), run.task.metrics[0]
     if unseen and unseen["n"] < len(evaluation.split):
         n = len(evaluation.split) - unseen["n"]
         without = (
             f"without them, {metric.name} is {metric.show(unseen[metric.name])}" if unseen["n"] else "no text is new to the model"
         )
         first = replace(first, text=f"{first.text} {n:,} texts are in train or validation too; {without}.")
-    return [first, _training_section(run), *others]
+    sections = [replace(first, numbers=(*_numbers(run, results), *first.numbers)), _training_section(run)]
+    if results["by_length"]:
+        draw = partial(plots.plot_by_length, results["by_length"], metric, run.task.length_unit(evaluation))
+        sections.append(report.Section("By length", pictures=(report.Picture("by_length", f"{metric.name} by length", draw),)))
+    return sections + others
+
+
+def _numbers(run: Run, results: dict) -> list[tuple[str, str, str]]:
+    """Return each metric with its interval and sacreBLEU's signature, and on validation the metric that chose the checkpoint."""
+    numbers, chosen, validation = [], chosen_metric(run.task, run.config), results["validation"]
+    for metric in run.task.metrics:
+        interval = metric.show_interval(results[f"{metric.name}_ci95"]) if metric.interval else ""
+        note = "; ".join(filter(None, (interval, results.get(f"{metric.name}_signature"))))
+        numbers.append((metric.name, metric.show(results[metric.name]), note))
+    note = f"{validation['n']:,} rows, {validation['split']}"
+    return [*numbers, (f"validation {chosen.name}", chosen.show(validation[chosen.name]), note)]
 
 
 @by_first

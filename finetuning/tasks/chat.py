@@ -259,7 +259,7 @@ class Chat(TokenTask):
         return first_rows[np.argsort(np.array(columns["chrf"])[first_rows], kind="stable")]
 
     def report(self, evaluation: Evaluation) -> list[Section]:
-        measured, (order, lines_of) = evaluation.metrics, self.errors(evaluation)
+        order, lines_of = self.errors(evaluation)
         references = _references(evaluation.predictions, evaluation.split)
 
         def examples_of(positions: np.ndarray) -> tuple:
@@ -268,14 +268,8 @@ class Chat(TokenTask):
             return (("", [_as_example(line, references[prompt]) for line, prompt in lines]),)
 
         sample = np.sort(np.random.default_rng(0).permutation(order)[:MAX_EXAMPLES])
-        numbers = [
-            (metric.title, metric.show(measured[metric.name]), metric.show_interval(measured[f"{metric.name}_ci95"]))
-            for metric in self.metrics
-        ]
-        validation = measured["validation"]
-        numbers.append(("validation perplexity", f"{validation['perplexity']:.3f}", f"{validation['n']:,} rows"))
         return [
-            Section(text=self.remark(measured), numbers=tuple(numbers)),
+            Section(text=self.remark(evaluation.metrics)),
             Section("A random sample", "Open a line to see the answer beside the references.", examples=examples_of(sample)),
             Section("The worst answers", "Sorted by chrF. All are in errors.csv.", examples=examples_of(order[:MAX_EXAMPLES])),
         ]

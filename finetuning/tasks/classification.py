@@ -100,9 +100,8 @@ class Labels(TextClassification):
         return {"curves.json": json.dumps(self.curves(evaluation), indent=1, ensure_ascii=False) + "\n"}
 
     def common_sections(self, evaluation: Evaluation) -> list[Section]:
-        """Return the sections on curves, calibration and length, which both problem types have."""
-        sections = ranking_section(self.curves(evaluation)), calibration_section(evaluation.metrics)
-        return [*sections, self.length_section(evaluation)]
+        """Return the sections on curves and calibration, which both problem types have."""
+        return [ranking_section(self.curves(evaluation)), calibration_section(evaluation.metrics)]
 
     def remark(self, metrics: dict) -> str:
         error = metrics["calibration"]["scaled"]["expected_calibration_error"]
@@ -203,17 +202,11 @@ class SingleLabel(Labels):
         labels, predicted = evaluation.split.labels, self.decide(evaluation.predictions, {})
         title, counts = plots.title(ACCURACY, metrics), metrics["confusion_matrix"]
         draw = partial(plots.plot_confusion_matrix, counts, (names, names), title)
-        validation, no_auc = metrics["validation"], "not defined: a label is missing from the test"
+        no_auc = "not defined: a label is missing from the test"
         roc_auc = no_auc if metrics["roc_auc"] is None else f"{metrics['roc_auc']:.4f}"
-        scores = (metrics["averaged"], f"{metrics['precision']:.4f}", f"{metrics['recall']:.4f}", roc_auc)
-        numbers = (
-            *([("F1", f"{metrics['f1']:.4f}", metrics["averaged"])] if len(names) == 2 else []),  # else it is the macro F1
-            ("F1", f"{metrics['f1_macro']:.4f}", "macro"),
-            ("loss", f"{metrics['loss']:.4f}", ""),
-            ("validation accuracy", f"{validation['accuracy']:.4f}", f"{validation['n']:,} texts, {validation['split']}"),
-        )
+        scores = (metrics["averaged"], *(f"{metrics[name]:.4f}" for name in ("f1", "precision", "recall")), roc_auc)
         tables = (
-            Table(("", "precision", "recall", "ROC AUC"), [scores], in_terminal=True),
+            Table(("", "F1", "precision", "recall", "ROC AUC"), [scores], in_terminal=True),
             label_report.confusion_table(counts, names),
         )
         wrong, lines = self.errors(evaluation)
@@ -225,7 +218,7 @@ class SingleLabel(Labels):
             for i, j in label_report.most_confused(counts)[:MAX_CONFUSED_PAIRS]
         )
         return [
-            Section(numbers=numbers, tables=tables, pictures=(Picture("confusion_matrix", "confusion matrix", draw),)),
+            Section(tables=tables, pictures=(Picture("confusion_matrix", "confusion matrix", draw),)),
             *self.common_sections(evaluation),
             Section("The most confident errors", f"All {len(wrong):,} are in errors.csv.", examples=examples),
         ]
@@ -402,8 +395,7 @@ class MultiLabel(Labels):
     def report(self, evaluation: Evaluation) -> list[Section]:
         metrics, (wrong, lines) = evaluation.metrics, self.errors(evaluation)
         labels = metrics["by_label"]
-        numbers = [(f"{name}, micro", f"{metrics[name]:.4f}", "") for name in ("f1", "precision", "recall")]
-        numbers += [("f1, macro", f"{metrics['f1_macro']:.4f}", ""), ("loss", f"{metrics['loss']:.4f}", "")]
+        numbers = tuple((f"{name}, micro", f"{metrics[name]:.4f}", "") for name in ("precision", "recall"))
         text = (
             "A text is correct if all its labels are correct. The model gives a label if its probability is at least "
             f"{metrics['threshold']:.2f}: this threshold had the best micro F1 on validation."
@@ -415,7 +407,7 @@ class MultiLabel(Labels):
 
         examples = (("", show_examples(lines, wrong, show_labels)),)
         return [
-            Section(text=text, numbers=tuple(numbers), tables=(label_report.table_by_label(labels),), pictures=(picture,)),
+            Section(text=text, numbers=numbers, tables=(label_report.table_by_label(labels),), pictures=(picture,)),
             *self.common_sections(evaluation),
             Section("The most confident errors", f"All {len(wrong):,} are in errors.csv.", examples=examples),
         ]

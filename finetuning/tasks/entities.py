@@ -203,6 +203,9 @@ class Entities(Task):
         """Return the number of words of each row, (rows,)."""
         return np.array([len(logits) for logits in evaluation.predictions])
 
+    def length_unit(self, evaluation: Evaluation) -> str:
+        return "words of the sentence"
+
     # --- results ---------------------------------------------------------------------------------------------------------
 
     def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:

@@ -29,10 +29,10 @@ from finetuning.training.prediction import Predictor
 
 SAMPLE_DOCUMENTS = 6  # documents on the report page that the model continues, or whose masks it fills
 MAX_LINE_CHARACTERS = 100  # of a document, on a line of the report page
-# The second metric is in nats per token.
+LOSS = Metric("loss", lambda sums: sums["loss"] / sums["tokens"], "lower", limits=(0, math.inf))  # nats per token
 PERPLEXITY = (
     Metric("perplexity", lambda sums: np.exp(sums["loss"] / sums["tokens"]), "lower", ".3f", "Perplexity", log_scale=True),
-    Metric("loss", lambda sums: sums["loss"] / sums["tokens"], "lower", limits=(0, math.inf)),
+    LOSS,
 )
 
 
@@ -182,15 +182,10 @@ class LanguageModel(TokenTask):
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         metrics = evaluation.metrics
-        validation, interval = metrics["validation"], self.metrics[1].show_interval(metrics["loss_ci95"])
-        numbers = (
-            ("loss", f"{metrics['loss']:.4f}", f"nats per token; {interval}"),
-            ("tokens", f"{metrics['tokens']:,}", f"predicted in {metrics['n']:,} documents"),
-            ("validation perplexity", f"{validation['perplexity']:.3f}", f"{validation['n']:,} documents"),
-        )
+        tokens = ("tokens", f"{metrics['tokens']:,}", f"predicted in {metrics['n']:,} documents; the loss is in nats per token")
         samples = [self.as_example(sample) for sample in metrics["samples"]]
         return [
-            Section(text=self.remark(metrics), numbers=numbers),
+            Section(text=self.remark(metrics), numbers=(tokens,)),
             Section(*self.samples_title(), examples=(("", samples),)),
             self._hardest(evaluation),
         ]

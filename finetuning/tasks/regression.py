@@ -128,17 +128,13 @@ class Regression(TextClassification):
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         metrics, positions = evaluation.metrics, self.worst(evaluation)
-        numbers = [(metric.name, metric.show(metrics[metric.name]), "") for metric in self.metrics]
-        numbers.append(
-            ("RMSE of the mean", f"{metrics['rmse_of_mean']:.4f}", "if every prediction were the mean of the test labels")
-        )
+        mean = ("RMSE of the mean", f"{metrics['rmse_of_mean']:.4f}", "if every prediction were the mean of the test labels")
         draw = partial(_plot_scatter, evaluation.split.labels, self.numbers(evaluation.predictions, evaluation.calibration))
         examples = show_examples(
             self.errors(evaluation)[1], positions, lambda row: f"row {row.row}: {row.actual:.6g}, predicted {row.predicted:.6g}"
         )
         return [
-            Section(pictures=(Picture("scatter", "predicted against actual value", draw),), numbers=tuple(numbers)),
-            self.length_section(evaluation),
+            Section(pictures=(Picture("scatter", "predicted against actual value", draw),), numbers=(mean,)),
             Section("Largest errors", f"All {len(positions):,} rows are in errors.csv.", examples=(("", examples),)),
         ]
 

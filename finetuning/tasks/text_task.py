@@ -5,7 +5,6 @@ The subclasses turn its logits, (rows, outputs), into labels (classification.py)
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -31,8 +30,7 @@ from finetuning.data.text import (
 )
 from finetuning.data.tokens import Tokens, by_characters, encode_batch, special_tokens, tokenize_texts, truncate
 from finetuning.errors import UserError
-from finetuning.results import plots
-from finetuning.results.report import MAX_EXAMPLES, Example, Picture, Section
+from finetuning.results.report import MAX_EXAMPLES, Example
 from finetuning.task import Evaluation, Rows, Task
 from finetuning.training.prediction import Predictor
 
@@ -194,11 +192,8 @@ class TextClassification(Task):
 
         return self.worst(evaluation), lines
 
-    def length_section(self, evaluation: Evaluation) -> Section:
-        """Return the section with a picture of the task's first metric by length of the text."""
-        metric, xlabel = self.metrics[0], f"tokens of the text (the model reads at most {evaluation.config.max_length})"
-        draw = partial(plots.plot_by_length, evaluation.metrics["by_length"], metric, xlabel)
-        return Section("By length", pictures=(Picture("by_length", f"{metric.name} by length of the text", draw),))
+    def length_unit(self, evaluation: Evaluation) -> str:
+        return f"tokens of the text (the model reads at most {evaluation.config.max_length})"
 
     def remark(self, metrics: dict) -> str:
         config = Config(**metrics["run"]["config"])

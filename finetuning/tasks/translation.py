@@ -4,7 +4,6 @@ The model learns from pairs of texts to predict the next token of the translatio
 search, which takes the most probable token at each step. evaluate.py and predict.py use beam search.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,8 +27,8 @@ from finetuning.errors import UserError
 from finetuning.model.scoring import scoring
 from finetuning.results import bleu, metrics
 from finetuning.results.report import MAX_EXAMPLES, Example, Section
-from finetuning.task import Evaluation, Metric, Rows, Statistics, Task
-from finetuning.tasks.language_model import TokenTask
+from finetuning.task import Evaluation, Rows, Statistics, Task
+from finetuning.tasks.language_model import LOSS, TokenTask
 from finetuning.training.prediction import Predictor
 from finetuning.training.writing import translate
 from finetuning.use.ctranslate2 import CTranslate2
@@ -59,10 +58,7 @@ class Translation(TokenTask):
     name = pipeline_tag = "translation"
     auto_class = AutoModelForSeq2SeqLM
     peft_type = TaskType.SEQ_2_SEQ_LM
-    metrics = (
-        *bleu.METRICS,
-        Metric("loss", lambda sums: sums["loss"] / sums["tokens"], "lower", limits=(0, math.inf)),
-    )  # nats/token
+    metrics = (*bleu.METRICS, LOSS)
     token_settings = ("max_length", "truncation", "source_lang", "target_lang")
     settings = ("source_column", "target_column", "source_lang", "target_lang", "num_beams", "truncation", "label_smoothing_factor")
     readers = dict.fromkeys(LANGUAGE_ENDINGS, read_parallel)
@@ -227,9 +223,11 @@ class Translation(TokenTask):
 
     def lengths(self, evaluation: Evaluation) -> np.ndarray:
         """Return the number of words of each source, or of characters if its language has no spaces between words, (rows,)."""
-        sources = filled(evaluation.split.columns()["source"])
-        in_words = _unit_of_length(evaluation.config, sources) == "words"
+        in_words, sources = _counts_words(evaluation), filled(evaluation.split.columns()["source"])
         return np.array([len(text.split() if in_words else "".join(text.split())) for text in sources])
+
+    def length_unit(self, evaluation: Evaluation) -> str:
+        return f"{'words' if _counts_words(evaluation) else 'characters'} of the source"
 
     # --- results ---------------------------------------------------------------------------------------------------------
 
@@ -259,35 +257,17 @@ class Translation(TokenTask):
             return (("", [_as_example(line) for line in lines_of(positions).itertuples()]),)
 
         worst = f"Sorted by chrF of the sentence. All {len(order):,} rows are in errors.csv."
+        measured, greedy, max_length = evaluation.metrics, bleu.GREEDY_BLEU, evaluation.config.max_length
+        longer = f" In {(evaluation.lengths > max_length).sum():,} pairs a side has more than {max_length} tokens."
+        numbers = (
+            ("tokens", f"{measured['tokens']:,}", "of the references; the loss is in nats per token"),
+            (greedy.label, greedy.show(measured["greedy"]["bleu"]), "takes the most probable token at each step"),
+        )
         return [
-            self._numbers(evaluation),
-            self._length_section(evaluation),
+            Section(text=_describe_search(measured) + longer, numbers=numbers),
             Section("A random sample", "Open a line to see the translation beside the reference.", examples=examples_of(sample)),
             Section("The worst translations", worst, examples=examples_of(order[:MAX_EXAMPLES])),
         ]
-
-    def _numbers(self, evaluation: Evaluation) -> Section:
-        """Return the section with the metrics."""
-        measured, max_length, numbers = evaluation.metrics, evaluation.config.max_length, []
-        for metric in self.metrics:
-            note = measured.get(f"{metric.name}_signature") or f"nats per token of the references; {measured['tokens']:,} tokens"
-            interval = metric.show_interval(measured[f"{metric.name}_ci95"])
-            numbers.append((metric.title, metric.show(measured[metric.name]), f"{interval}; {note}"))
-        greedy, validation = bleu.GREEDY_BLEU, measured["validation"]
-        numbers.append((greedy.label, greedy.show(measured["greedy"]["bleu"]), "takes the most probable token at each step"))
-        numbers.append(("validation BLEU", greedy.show(validation["bleu"]), f"{validation['n']:,} pairs, greedy search"))
-        longer = f" In {(evaluation.lengths > max_length).sum():,} pairs a side has more than {max_length} tokens."
-        return Section(text=_describe_search(measured) + longer, numbers=tuple(numbers))
-
-    def _length_section(self, evaluation: Evaluation) -> Section:
-        """Return the section with BLEU by length of the source."""
-        metric, numbers = self.metrics[0], []
-        unit = _unit_of_length(evaluation.config, filled(evaluation.split.columns()["source"]))
-        for group in evaluation.metrics["by_length"]:
-            length = f"{group['above'] + 1} to {group['up_to']}" if group["up_to"] else f"{group['above'] + 1} or more"
-            note = f"{metric.show_interval(group['bleu_ci95'])}; {group['n']:,} pairs"
-            numbers.append((f"{length} {unit}", metric.show(group["bleu"]), note))
-        return Section("By length of the source", f"BLEU by the number of {unit} of the source.", numbers=tuple(numbers))
 
     def remark(self, metrics: dict) -> str:
         greedy = f" BLEU of greedy search: {metrics['greedy']['bleu']:.2f}." if metrics["run"]["config"]["num_beams"] > 1 else ""
@@ -320,9 +300,9 @@ class Translation(TokenTask):
         return {"direction": calibration["direction"], "line_break": LINE_BREAK.pattern}
 
 
-def _unit_of_length(config: Config, sources: list[str]) -> str:
-    """Return the unit that the length of a source is counted in, words or characters."""
-    return "words" if special_script(config.source_lang, sources) in (None, "ko") else "characters"
+def _counts_words(evaluation: Evaluation) -> bool:
+    """Return whether the length of a source is counted in words, not in characters."""
+    return special_script(evaluation.config.source_lang, filled(evaluation.split.columns()["source"])) in (None, "ko")
 
 
 def references(split: Split) -> list[str]:
