@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
+import pyarrow
 
 from config import Config
 from finetuning.errors import UserError, shorten
 
 if TYPE_CHECKING:
-    import pandas as pd
     import torch
     from datasets import Dataset, Features
     from peft import TaskType
@@ -346,9 +347,28 @@ class Task:
         """Return the columns of predictions.parquet, a value per row. The caller adds `row`, the row's number in the file."""
         raise NotImplementedError
 
-    def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], "pd.DataFrame"]]:
-        """Return the numbers of the errors, the worst first, and a function that gives the lines of errors.csv for such numbers."""
+    def worst(self, evaluation: Evaluation, columns: dict[str, Any]) -> np.ndarray:
+        """Return the positions in the split of the rows that are errors, the worst first. `columns` are `prediction_columns`."""
         raise NotImplementedError
+
+    def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
+        """Return the numbers of the errors, the worst first, and a function that gives the lines of errors.csv for such numbers.
+
+        By default the numbers are positions in the split, and a line has the row's texts and `prediction_columns` without logits.
+        """
+        columns = self.prediction_columns(evaluation)
+        worst, new_names = self.worst(evaluation, columns), {"label": "actual", "prediction": "predicted"}
+        columns = {new_names.get(name, name): values for name, values in columns.items() if name != "logits"}
+        table = pyarrow.table({"row": evaluation.split.rows} | columns)
+        lists = [field.name for field in table.schema if pyarrow.types.is_list(field.type)]
+
+        def lines_of(positions: np.ndarray) -> pd.DataFrame:
+            frame = table.take(positions).to_pandas()
+            frame = frame.assign(**{name: frame[name].str.join(", ") for name in lists})
+            texts = self.readable(evaluation.split.select(positions).columns())
+            return pd.DataFrame({"row": frame.pop("row")} | texts).join(frame)
+
+        return worst, lines_of
 
     def files(self, evaluation: Evaluation) -> dict[str, str]:
         """Return further files for the run folder: name -> text, such as curves.json."""
@@ -364,7 +384,7 @@ class Task:
 
     # --- labels that may be wrong ----------------------------------------------------------------------------------------
 
-    def stored_predictions(self, table: "pd.DataFrame", label_names: list[str]):
+    def stored_predictions(self, table: pd.DataFrame, label_names: list[str]):
         """Return predictions as `predict` returned them, from the columns of predictions.parquet."""
         return np.stack(table["logits"])
 

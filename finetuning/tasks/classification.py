@@ -83,11 +83,11 @@ class Labels(TextClassification):
         names = ", ".join(repr(name) for name, has_label in zip(label_names, predicted[0], strict=True) if has_label)
         return f"gets {names or 'no label'}"
 
-    def worst(self, evaluation: Evaluation) -> np.ndarray:
-        """Return the numbers of the rows with a wrong label, the most confident first."""
+    def worst(self, evaluation: Evaluation, columns: dict[str, Any]) -> np.ndarray:
+        """Return the positions of the rows with a wrong label, the most confident first."""
         statistics = self.statistics(evaluation.predictions, evaluation.split, evaluation.calibration)
         wrong = np.flatnonzero(~statistics["correct"])
-        return wrong[np.argsort(-self.answer_columns(evaluation)["probability"][wrong], kind="stable")]
+        return wrong[np.argsort(-columns["probability"][wrong], kind="stable")]
 
     def curves(self, evaluation: Evaluation) -> dict:
         """Return ROC and precision-recall curves for each label; with two exclusive labels only for the second."""

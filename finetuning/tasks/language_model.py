@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
@@ -66,23 +65,6 @@ class TokenTask(Task):
         """Return the mean log-likelihood of the targets of each row, and their number, (rows, 2)."""
         sums = predictor.array(tokens).astype(np.float64)
         return np.stack([sums[:, 0] / sums[:, -1], sums[:, -1]], axis=1)
-
-    def worst(self, evaluation: Evaluation, columns: dict[str, Any]) -> np.ndarray:
-        """Return the numbers of the rows in errors.csv: by default all, those with the lowest chrF first.
-
-        `columns` are `prediction_columns`.
-        """
-        return np.argsort(columns["chrf"], kind="stable")
-
-    def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
-        """Return `worst`, and a function that gives lines with the row, `prediction_columns` and the texts."""
-        columns = self.prediction_columns(evaluation)
-        table = pd.DataFrame({"row": evaluation.split.rows} | columns)
-
-        def lines_of(rows: np.ndarray) -> pd.DataFrame:
-            return table.iloc[rows].assign(**self.readable(evaluation.split.select(rows).columns()))
-
-        return self.worst(evaluation, columns), lines_of
 
 
 class LanguageModel(TokenTask):

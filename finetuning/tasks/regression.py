@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy
@@ -123,16 +124,14 @@ class Regression(TextClassification):
         predicted, actual = self.numbers(evaluation.predictions, evaluation.calibration), evaluation.split.labels
         return {"label": actual, "prediction": predicted, "error": predicted - actual}
 
-    def worst(self, evaluation: Evaluation) -> np.ndarray:
-        return np.argsort(-abs(self.answer_columns(evaluation)["error"]), kind="stable")
+    def worst(self, evaluation: Evaluation, columns: dict[str, Any]) -> np.ndarray:
+        return np.argsort(-abs(columns["error"]), kind="stable")
 
     def report(self, evaluation: Evaluation) -> list[Section]:
-        metrics, positions = evaluation.metrics, self.worst(evaluation)
+        metrics, (positions, lines) = evaluation.metrics, self.errors(evaluation)
         mean = ("RMSE of the mean", f"{metrics['rmse_of_mean']:.4f}", "if every prediction were the mean of the test labels")
         draw = partial(_plot_scatter, evaluation.split.labels, self.numbers(evaluation.predictions, evaluation.calibration))
-        examples = show_examples(
-            self.errors(evaluation)[1], positions, lambda row: f"row {row.row}: {row.actual:.6g}, predicted {row.predicted:.6g}"
-        )
+        examples = show_examples(lines, positions, lambda row: f"row {row.row}: {row.actual:.6g}, predicted {row.predicted:.6g}")
         return [
             Section(pictures=(Picture("scatter", "predicted against actual value", draw),), numbers=(mean,)),
             Section("Largest errors", f"All {len(positions):,} rows are in errors.csv.", examples=(("", examples),)),

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import pyarrow
 import torch
 from datasets import Dataset, Features, List, Value
 from peft import TaskType
@@ -162,35 +161,11 @@ class TextClassification(Task):
         """Return the columns `label` and `prediction`, and further columns about the prediction, with a value for each row."""
         raise NotImplementedError
 
-    def worst(self, evaluation: Evaluation) -> np.ndarray:
-        """Return the positions in the split of the rows that are errors, the worst first."""
-        raise NotImplementedError
-
     def prediction_columns(self, evaluation: Evaluation) -> dict:
         """Return `answer_columns`, and the columns `logits`, `tokens` (their number before truncation) and `truncated`."""
         truncated = evaluation.lengths > evaluation.config.max_length
         scores = {"logits": evaluation.predictions, "tokens": evaluation.lengths, "truncated": truncated}
         return self.answer_columns(evaluation) | scores
-
-    def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
-        """Return `worst`, and a function that returns the lines of errors.csv at some positions.
-
-        A line has the text and the values of `prediction_columns`, except for the logits. A list is joined to one text.
-        """
-        columns = self.prediction_columns(evaluation)
-        del columns["logits"]
-        columns = {"actual": columns.pop("label"), "predicted": columns.pop("prediction")} | columns
-        table = pyarrow.table({"row": evaluation.split.rows} | columns)
-        lists = [field.name for field in table.schema if pyarrow.types.is_list(field.type)]
-
-        def lines(positions: np.ndarray) -> pd.DataFrame:
-            frame = table.take(positions).to_pandas()
-            texts = self.readable(evaluation.split.select(positions).columns())
-            return pd.DataFrame(
-                {"row": frame.pop("row")} | texts | dict(frame.items()) | {name: frame[name].str.join(", ") for name in lists}
-            )
-
-        return self.worst(evaluation), lines
 
     def length_unit(self, evaluation: Evaluation) -> str:
         return f"tokens of the text (the model reads at most {evaluation.config.max_length})"

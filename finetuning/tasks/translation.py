@@ -243,6 +243,9 @@ class Translation(TokenTask):
         columns = {"reference": targets, "translation": texts, "chrf": bleu.sentence_chrf(texts, [[target] for target in targets])}
         return columns | {"loss": -evaluation.predictions.scores[:, 0]}
 
+    def worst(self, evaluation: Evaluation, columns: dict[str, Any]) -> np.ndarray:
+        return np.argsort(columns["chrf"], kind="stable")
+
     def files(self, evaluation: Evaluation) -> dict[str, str]:
         """Return sources, references and translations with a text per line, for other tools."""
         texts = {"sources": filled(evaluation.split.columns()["source"]), "references": references(evaluation.split)}
