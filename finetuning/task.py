@@ -443,10 +443,6 @@ class Task:
         """
         return None
 
-    def code_variables(self, config: Config, calibration: dict) -> dict:
-        """Return variables for `code_template`, which also gets `config` and `calibration`."""
-        return {}
-
     def explain(self, predictor: "Predictor", text: str) -> list[tuple[str, float]]:
         """Return each word with its contribution to the prediction, in order. Raise `UserError` if the task can't explain."""
         raise UserError("--explain works only if the model gives one label to a single text: leave it out")

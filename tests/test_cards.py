@@ -262,6 +262,6 @@ def test_the_model_card_names_the_test_split(call, tiny_flags, tmp_path):
 
 
 def test_the_code_for_numbers_adds_their_mean_even_if_their_standard_deviation_is_1():
-    variables = Regression().code_variables(Config(problem_type="regression"), {"label_mean": 3.0, "label_std": 1.0})
-    code = report.template("numbers.py.jinja").render(config=Config(), load="", **variables)
+    factor, offset = Regression().output_scale({"label_mean": 3.0, "label_std": 1.0})
+    code = report.template("numbers.py.jinja").render(config=Config(), load="", factor=factor, offset=offset)
     assert "return (3.0 + 1.0 * logits).tolist()\n\n\nprint(" in code

@@ -7,7 +7,9 @@ import huggingface_hub
 from huggingface_hub import CommitOperationAdd, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 
+from finetuning.data.chats import SEPARATOR
 from finetuning.data.hub import NOT_ON_HUB, hub_answers
+from finetuning.data.text import LINE_BREAK
 from finetuning.disk import read_json
 from finetuning.errors import UserError, printable
 from finetuning.processes import by_first
@@ -46,8 +48,9 @@ def of_export(run: Run, exports: dict) -> ModelCard:
 
 def _code(run: Run, load: str, calibration: dict) -> str:
     """Return Python code with the answers of predict.py. The lines `load` define its `model` and `tokenizer`."""
-    variables = run.task.code_variables(run.config, calibration)
-    return _render(run.task.code_template, config=run.config, calibration=calibration, load=load, **variables)
+    factor, offset = run.task.output_scale(calibration)
+    variables = dict(task=run.task, config=run.config, calibration=calibration, load=load, factor=factor, offset=offset)
+    return _render(run.task.code_template, **variables, line_break=LINE_BREAK.pattern, separator=SEPARATOR)
 
 
 def _render(template_name: str, **variables) -> str:

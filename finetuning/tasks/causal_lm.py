@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from config import Config
 from finetuning.data.chats import find_chat_columns
-from finetuning.data.text import LINE_BREAK, TEXT_COLUMNS, find_column
+from finetuning.data.text import TEXT_COLUMNS, find_column
 from finetuning.data.tokens import Tokens, start_token
 from finetuning.errors import UserError
 from finetuning.model.generation import continue_text
@@ -124,6 +124,3 @@ class CausalLM(LanguageModel):
 
     def pipeline(self, config: Config) -> tuple[str, str]:
         return "", "It samples with its own settings, and does not put the token for the start of a text before the prompt."
-
-    def code_variables(self, config: Config, calibration: dict) -> dict:
-        return {"options": self.options, "line_break": LINE_BREAK.pattern}

@@ -17,7 +17,6 @@ from finetuning.data.cache import map_once, read_columns
 from finetuning.data.chats import (
     ANSWER_COLUMNS,
     CONVERSATION_COLUMNS,
-    SEPARATOR,
     as_text,
     conversation,
     conversation_of_text,
@@ -318,9 +317,6 @@ class Chat(TokenTask):
 
     def pipeline(self, config: Config) -> tuple[str, str]:
         return "", "Give it a list of messages, so that it uses the chat template. It samples if the base model's settings say so."
-
-    def code_variables(self, config: Config, calibration: dict) -> dict:
-        return {"separator": SEPARATOR}
 
 
 def _problem(row: dict) -> str:

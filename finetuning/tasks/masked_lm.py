@@ -9,7 +9,7 @@ from datasets import Features, List, Value
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from config import Config
-from finetuning.data.text import LINE_BREAK, clean, shortened
+from finetuning.data.text import clean, shortened
 from finetuning.data.tokens import special_tokens
 from finetuning.errors import UserError
 from finetuning.model.generation import fill_masks
@@ -19,7 +19,6 @@ from finetuning.training.prediction import Predictor
 
 SAMPLE_TOKENS = 48  # tokens at the start of a document that the model reads for the report page
 MASK = "[MASK]"  # the mask in texts for predict.py, for all tokenizers
-GUESSES_PER_MASK = 5
 
 
 class MaskedLM(LanguageModel):
@@ -40,6 +39,7 @@ class MaskedLM(LanguageModel):
     placeholder = f"YOUR {MASK} TEXT"
     widgets = (("json", f"The most probable tokens for each {MASK}"),)
     block_columns = ("input_ids", "targets")
+    guesses_per_mask = 5  # the most probable tokens, in answers and on the report page
 
     def blocks(self, ids: list[int], tokenizer: PreTrainedTokenizerBase, config: Config) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the result of `mask_tokens` for each block. The masked tokens depend only on the block."""
@@ -83,7 +83,7 @@ class MaskedLM(LanguageModel):
             ids = ids[: min(SAMPLE_TOKENS, predictor.config.max_length - len(before) - len(after))]
             positions = sorted(np.random.default_rng(row).permutation(len(ids))[: max(1, len(ids) // 8)].tolist())
             masked = [tokenizer.mask_token_id if i in positions else token for i, token in enumerate(ids)]
-            guesses = fill_masks(predictor.model, tokenizer, [*before, *masked, *after], GUESSES_PER_MASK)
+            guesses = fill_masks(predictor.model, tokenizer, [*before, *masked, *after], self.guesses_per_mask)
             actual = [tokenizer.decode([ids[i]]).strip() for i in positions]
             samples.append({"row": row, "text": tokenizer.decode(masked), "guesses": guesses, "actual": actual})
         return samples
@@ -118,7 +118,7 @@ class MaskedLM(LanguageModel):
             ids = tokenizer(text.replace(MASK, tokenizer.mask_token), truncation=True, max_length=max_length)["input_ids"]
             if tokenizer.mask_token_id not in ids:
                 raise UserError(f"no {MASK} in the first {max_length} tokens of {text[:60]!r}: write {MASK} in place of a word")
-            words.append(fill_masks(predictor.model, tokenizer, ids, GUESSES_PER_MASK))
+            words.append(fill_masks(predictor.model, tokenizer, ids, self.guesses_per_mask))
         return {"words": words}
 
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
@@ -132,9 +132,6 @@ class MaskedLM(LanguageModel):
 
     def pipeline(self, config: Config) -> tuple[str, str]:
         return "", "It reads the tokenizer's own mask token, and a text that is longer than the model can read raises an error."
-
-    def code_variables(self, config: Config, calibration: dict) -> dict:
-        return {"mask": MASK, "guesses": GUESSES_PER_MASK, "line_break": LINE_BREAK.pattern}
 
 
 def mask_tokens(

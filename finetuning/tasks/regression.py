@@ -143,10 +143,6 @@ class Regression(TextClassification):
         """Return `prediction`, a number with seven digits for each row: a model's float32 has no more."""
         return {"prediction": [float(f"{value:.7g}") for value in self.numbers(self.logits_of(predictor, batch), calibration)]}
 
-    def code_variables(self, config: Config, calibration: dict) -> dict:
-        factor, offset = self.output_scale(calibration)
-        return super().code_variables(config, calibration) | {"factor": factor, "offset": offset}
-
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
         return f"{answer['prediction']:>9.6g}  {shortened(inputs)}"
 

@@ -19,7 +19,6 @@ from finetuning.data.augmentation import augmentation
 from finetuning.data.labels import Encoded
 from finetuning.data.text import (
     LABEL_COLUMNS,
-    LINE_BREAK,
     PAIR_SEPARATOR,
     check_texts,
     clean,
@@ -185,9 +184,6 @@ class TextClassification(Task):
             f"It reads the {side} {config.max_length} tokens of a longer text{note}. Without `truncation=True`, a text that is "
             "longer than the model can read raises an error."
         )
-
-    def code_variables(self, config: Config, calibration: dict) -> dict:
-        return {"inputs": ["text", *(["text_pair"] if config.text_pair_column else [])], "line_break": LINE_BREAK.pattern}
 
 
 def show_examples(lines: Callable[[np.ndarray], pd.DataFrame], positions: np.ndarray, title: Callable) -> list[Example]:

@@ -21,7 +21,7 @@ from finetuning.data.formats import LANGUAGE_ENDINGS, read_parallel
 from finetuning.data.languages import SAMPLED_TEXTS, language, set_direction, special_script
 from finetuning.data.pairs import check_pairs
 from finetuning.data.splits import Split
-from finetuning.data.text import LINE_BREAK, TEXT_COLUMNS, check_texts, filled, find_column, listed_columns, renamed
+from finetuning.data.text import TEXT_COLUMNS, check_texts, filled, find_column, listed_columns, renamed
 from finetuning.data.tokens import Tokens, encode_batch, special_tokens, truncate, whole_ids
 from finetuning.errors import UserError
 from finetuning.model.scoring import scoring
@@ -298,9 +298,6 @@ class Translation(TokenTask):
 
     def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
         return self.answers(predictor, {"source": [text]}, label_names, calibration)["translation"]
-
-    def code_variables(self, config: Config, calibration: dict) -> dict:
-        return {"direction": calibration["direction"], "line_break": LINE_BREAK.pattern}
 
 
 def _counts_words(evaluation: Evaluation) -> bool:
