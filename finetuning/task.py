@@ -371,7 +371,7 @@ class Task:
         return worst, lines_of
 
     def files(self, evaluation: Evaluation) -> dict[str, str]:
-        """Return further files for the run folder: name -> text, such as curves.json."""
+        """Return further files for the run folder: name -> text, such as translations.txt."""
         return {}
 
     def report(self, evaluation: Evaluation) -> list["Section"]:

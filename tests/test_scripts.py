@@ -53,7 +53,7 @@ def run(first_run, call, tiny_flags, tmp_path, pictures):
 def test_a_run_folder_holds_all_that_is_needed_to_judge_repeat_and_use_it(run):
     assert {file.name for file in run.iterdir()} == {
         "config.json", "training.json", "adapter", "metrics.json", "predictions.parquet", "statistics.parquet", "errors.csv",
-        "report.html", "curves.json", *[f"{name}.png" for name in ("confusion_matrix", "training", "roc", "precision_recall", "reliability", "by_length")],
+        "report.html", *[f"{name}.png" for name in ("confusion_matrix", "training", "roc", "precision_recall", "reliability", "by_length")],
     }  # fmt: skip
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["accuracy"] > 0.9, "the texts of the two classes differ in most words"

@@ -130,11 +130,11 @@ def table_by_label(labels: list[dict]) -> Table:
     return Table((heading, "F1", "precision", "recall", "rows"), rows, in_terminal=True)
 
 
-def ranking_section(curves: dict) -> Section:
-    """Return the section that draws the `curves` which `plots.curves` returned."""
-    roc = Picture("roc", "ROC curve", partial(plots.plot_roc, curves))
-    precision_recall = Picture("precision_recall", "precision-recall curve", partial(plots.plot_precision_recall, curves))
-    return Section("ROC and precision-recall curves", pictures=(roc, precision_recall))
+def ranking_section(by_label: dict[str, tuple[np.ndarray, np.ndarray]]) -> Section:
+    """Return the section that draws ROC and precision-recall curves. `by_label` is as in `plots.plot_curves`."""
+    captions = {"roc": "ROC curve", "precision_recall": "precision-recall curve"}
+    pictures = tuple(Picture(kind, caption, partial(plots.plot_curves, kind, by_label)) for kind, caption in captions.items())
+    return Section("ROC and precision-recall curves", pictures=pictures)
 
 
 def calibration_section(

@@ -8,15 +8,12 @@ import numpy as np
 from finetuning.task import Metric
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MAX_MATRIX_LABELS = 20  # in a confusion matrix
 WORST_MATRIX_LABELS = 15  # in a confusion matrix of a task with more labels than that: those with the most errors
 MAX_BARS = 30  # in the plot of F1 by label
 MAX_CURVES = 10  # in a plot of curves, one per label
-MAX_POINTS = 200  # in a curve
-MAX_LEGEND_LINES = 6  # in a legend inside the axes; longer ones are below
 MAX_NAME_LENGTH = 36  # characters of a label's name
 MAX_INCHES = 13.2  # width and height of a plot: 1,980 pixels
 
@@ -92,69 +89,26 @@ def plot_training(log: list[dict], best: dict, metric: Metric, path: Path) -> No
     save(figure, path)
 
 
-def curves(by_label: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict:
-    """Return each label's ROC and precision-recall curves, with at most `MAX_POINTS` points, and the areas under them.
+def plot_curves(kind: str, by_label: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
+    """Draw the curve of each label, "roc" or "precision_recall"; of the `MAX_CURVES` with the smallest areas if there are more.
 
     `by_label` has two arrays for each label, both (rows,): whether a row has the label, and the label's score. A label that no row
     or every row has is left out, as it has no curve.
     """
     # delayed: it is slow to import, and predict.py does without it
-    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+    from sklearn.metrics import PrecisionRecallDisplay, RocCurveDisplay, average_precision_score, roc_auc_score
 
-    by_name = {}
-    for name, (actual, score) in by_label.items():
-        if actual.any() and not actual.all():
-            false_positive, true_positive, _ = roc_curve(actual, score)
-            precision, recall, _ = precision_recall_curve(actual, score)
-            roc, pr = (np.unique(np.linspace(0, len(x) - 1, MAX_POINTS).astype(int)) for x in (false_positive, recall))
-            by_name[name] = {
-                "roc": {"false_positive_rate": false_positive[roc].tolist(), "true_positive_rate": true_positive[roc].tolist()},
-                "roc_auc": float(roc_auc_score(actual, score)),
-                "precision_recall": {"recall": recall[pr].tolist(), "precision": precision[pr].tolist()},
-                "average_precision": float(average_precision_score(actual, score)),
-                "fraction": float(actual.mean()),
-            }
-    return by_name
-
-
-def plot_roc(curves: dict, path: Path) -> None:
-    """Draw the ROC curves that `curves` returned, with the line of random guessing."""
-    figure, axes = _square("false positive rate", "true positive rate (recall)")
-    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="random guessing")
-    for name, curve in _worst(curves, "roc_auc", axes).items():
-        axes.plot(*curve["roc"].values(), label=f"{shorten(name)}: area under the curve {curve['roc_auc']:.4f}")
-    _legend(figure, axes, "lower right")
+    display, area = (RocCurveDisplay, roc_auc_score) if kind == "roc" else (PrecisionRecallDisplay, average_precision_score)
+    areas = {name: area(*arrays) for name, arrays in by_label.items() if arrays[0].any() and not arrays[0].all()}
+    figure, axes = subplots(figsize=(5.4, 5.4))
+    for name in sorted(areas, key=areas.get)[:MAX_CURVES]:
+        display.from_predictions(*by_label[name], name=shorten(name), ax=axes, plot_chance_level=len(areas) == 1)
+    xlabel, ylabel = ("false positive rate", "true positive rate (recall)") if kind == "roc" else ("recall", "precision")
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.3)
+    if len(areas) > MAX_CURVES:
+        axes.set_title(f"the {MAX_CURVES} of {len(areas)} labels with the smallest area under the curve", fontsize=9)
     save(figure, path)
-
-
-def plot_precision_recall(curves: dict, path: Path) -> None:
-    """Draw the precision-recall curves that `curves` returned, each with the line of random guessing."""
-    figure, axes = _square("recall", "precision")
-    for name, curve in _worst(curves, "average_precision", axes).items():
-        label = f"{shorten(name)}: average precision {curve['average_precision']:.4f}"
-        (line,) = axes.plot(*curve["precision_recall"].values(), label=label)
-        guess = f"{shorten(name)}: random guessing" if len(curves) <= MAX_CURVES else None
-        axes.axhline(curve["fraction"], color=line.get_color(), linestyle=":", label=guess)
-    _legend(figure, axes, "lower left")
-    save(figure, path)
-
-
-def _worst(curves: dict, area: str, axes: "Axes") -> dict:
-    """Return the `MAX_CURVES` curves with the smallest `area`. If there are more curves, the title of the axes says so."""
-    names = sorted(curves, key=lambda name: curves[name][area])[:MAX_CURVES]
-    if len(names) < len(curves):
-        axes.set_title(f"the {len(names)} of {len(curves)} labels with the smallest area under the curve", fontsize=9)
-    return {name: curve for name, curve in curves.items() if name in names}
-
-
-def _legend(figure: "Figure", axes: "Axes", corner: str) -> None:
-    """Add a legend in a corner of the axes, or below them if it is long."""
-    lines = len(axes.get_legend_handles_labels()[0])
-    if lines > MAX_LEGEND_LINES:
-        figure.set_size_inches(5.4, 5.4 + 0.2 * lines)
-        figure.legend(fontsize=9, loc="outside lower center")
-    elif lines:
-        axes.legend(fontsize=9, loc=corner)
 
 
 def plot_reliability(before: dict, after: dict, path: Path) -> None:
@@ -162,7 +116,9 @@ def plot_reliability(before: dict, after: dict, path: Path) -> None:
 
     `before` and `after` temperature scaling are results of `metrics.reliability`.
     """
-    figure, axes = _square("probability of the prediction", "fraction of correct predictions")
+    figure, axes = subplots(figsize=(5.4, 5.4))
+    axes.set(xlabel="probability of the prediction", ylabel="fraction of correct predictions", aspect="equal")
+    axes.grid(alpha=0.3)
     axes.plot([0, 1], [0, 1], color="grey", linestyle=":", label="perfect calibration")
     for calibration, label in ((before, "as trained"), (after, "after temperature scaling")):
         error = calibration["expected_calibration_error"]
@@ -223,13 +179,6 @@ def subplots(rows: int = 1, columns: int = 1, sharex: bool = False, sharey: bool
     matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a dollar sign
     figure = Figure(layout="constrained", **options)
     return figure, figure.subplots(rows, columns, sharex=sharex, sharey=sharey)
-
-
-def _square(xlabel: str, ylabel: str) -> "tuple[Figure, Axes]":
-    figure, axes = subplots(figsize=(5.4, 5.4))
-    axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    axes.grid(alpha=0.3)
-    return figure, axes
 
 
 def save(figure: "Figure", path: Path) -> None:

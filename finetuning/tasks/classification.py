@@ -1,13 +1,11 @@
 """Labels for texts or pairs of texts: exactly one label each (`SingleLabel`), or any number of labels (`MultiLabel`)."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow
 import torch
 from datasets import Dataset, Features, List, Value
@@ -89,19 +87,13 @@ class Labels(TextClassification):
         wrong = np.flatnonzero(~statistics["correct"])
         return wrong[np.argsort(-columns["probability"][wrong], kind="stable")]
 
-    def curves(self, evaluation: Evaluation) -> dict:
-        """Return ROC and precision-recall curves for each label; with two exclusive labels only for the second."""
+    def common_sections(self, evaluation: Evaluation) -> list[Section]:
+        """Return the sections on curves, with two exclusive labels only that of the second, and on calibration."""
         names, probabilities = evaluation.label_names, self.probabilities(evaluation.predictions, evaluation.calibration)
         actual = self.one_hot(evaluation.split.labels, len(names))
         shown = [1] if self.labels_are_classes and len(names) == 2 else range(len(names))
-        return plots.curves({names[i]: (actual[:, i], probabilities[:, i]) for i in shown})
-
-    def files(self, evaluation: Evaluation) -> dict[str, str]:
-        return {"curves.json": json.dumps(self.curves(evaluation), indent=1, ensure_ascii=False) + "\n"}
-
-    def common_sections(self, evaluation: Evaluation) -> list[Section]:
-        """Return the sections on curves and calibration, which both problem types have."""
-        return [ranking_section(self.curves(evaluation)), calibration_section(evaluation.metrics)]
+        curves = {names[i]: (actual[:, i], probabilities[:, i]) for i in shown}
+        return [ranking_section(curves), calibration_section(evaluation.metrics)]
 
     def remark(self, metrics: dict) -> str:
         error = metrics["calibration"]["scaled"]["expected_calibration_error"]
@@ -188,14 +180,6 @@ class SingleLabel(Labels):
         names, predicted = np.array(evaluation.label_names, dtype=object), self.decide(evaluation.predictions, {})
         probability = self.probabilities(evaluation.predictions, evaluation.calibration).max(axis=-1)
         return {"label": names[evaluation.split.labels], "prediction": names[predicted], "probability": probability}
-
-    def files(self, evaluation: Evaluation) -> dict[str, str]:
-        """Return curves.json, and the confusion matrix as csv if it has too many labels for the picture."""
-        files, names = super().files(evaluation), evaluation.label_names
-        if len(names) > plots.MAX_MATRIX_LABELS:
-            matrix = pd.DataFrame(evaluation.metrics["confusion_matrix"], index=names, columns=names)
-            files["confusion_matrix.csv"] = matrix.to_csv(index_label="actual")
-        return files
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         metrics, names = evaluation.metrics, evaluation.label_names
