@@ -242,8 +242,8 @@ def test_many_labels_get_a_small_picture_and_a_table_of_confusions(tmp_path):
         picture = matplotlib.image.imread(file)
         assert max(picture.shape[:2]) <= 2000 and picture[..., :3].std() > 0.02, file
     tables = [table for table in sections[0].tables if table.in_terminal]
-    assert tables[1].rows[0][0] == f"{names[0]}, predicted as {names[1]}" and int(tables[1].rows[0][1]) >= 6
-    assert sections[-1].examples[0][0] == tables[1].rows[0][0] and len(sections[-1].examples) <= 20
+    assert tables[0].rows[0][0] == f"{names[0]}, predicted as {names[1]}" and int(tables[0].rows[0][1]) >= 6
+    assert sections[-1].examples[0][0] == tables[0].rows[0][0] and len(sections[-1].examples) <= 20
 
 
 def test_the_confusion_matrix_of_two_labels_is_printed(tmp_path):
@@ -251,7 +251,7 @@ def test_the_confusion_matrix_of_two_labels_is_printed(tmp_path):
     sections = SINGLE.report(example)
     draw_all(sections, tmp_path)
     assert matplotlib.image.imread(tmp_path / "confusion_matrix.png").shape[:2] == (720, 720)
-    assert sections[0].tables[1].rows == [("neg", "1", "1"), ("pos", "0", "1")]
+    assert sections[0].tables[0].rows == [("neg", "1", "1"), ("pos", "0", "1")]
     wrong, lines = SINGLE.errors(example)
     assert lines(wrong).to_dict("list") | {"probability": 0} == dict(
         row=[1], text=["text 1"], actual=["neg"], predicted=["pos"], probability=0, tokens=[5], truncated=[False]

@@ -31,7 +31,6 @@ from finetuning.results.entities import (
     Comparison,
     Entity,
     best_sequence,
-    by_type,
     confusion_matrix,
     count_errors,
     entity_probabilities,
@@ -40,6 +39,7 @@ from finetuning.results.entities import (
     pair,
     word_probabilities,
 )
+from finetuning.results.label_report import by_label
 from finetuning.task import Evaluation
 from finetuning.tasks.entities import Entities, actual_codes
 from finetuning.training.prediction import longest_first
@@ -235,7 +235,7 @@ def test_metrics_equal_those_of_conlleval_and_nervaluate_and_errors_add_up():
     reference = Evaluator(*as_spans, tags=types, loader="dict").evaluate()
     strict = reference["overall"]["strict"]
     assert scores == {"f1": strict.f1, "precision": strict.precision, "recall": strict.recall}
-    for row in by_type(counts, types):
+    for row in by_label(counts, types):
         strict = reference["entities"][row["label"]]["strict"]
         assert row == {
             "label": row["label"],

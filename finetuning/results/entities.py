@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import log_softmax, softmax
 
-from finetuning.results.label_report import f1_micro
+from finetuning.results.label_report import f1, micro
 from finetuning.results.metrics import groups, reliability
 from finetuning.results.report import Spans
-from finetuning.task import Metric, Statistics, Sums
+from finetuning.task import Metric, Statistics
 
 ERRORS = ("boundary", "type", "boundary and type", "missed", "spurious")
 
@@ -204,22 +204,7 @@ def confusion_matrix(pairs: list[list[Pair]], n_types: int) -> np.ndarray:
     return counts
 
 
-# --- metrics -------------------------------------------------------------------------------------------------------------
-
-
-def precision(sums: Sums) -> float:
-    """Return the precision of all types together, from 0 to 1; 0 if no entity is predicted."""
-    predicted = np.sum(sums["predicted"])
-    return float(np.sum(sums["true_positives"]) / predicted) if predicted else 0.0
-
-
-def recall(sums: Sums) -> float:
-    """Return the recall of all types together, from 0 to 1; 0 if there is no actual entity."""
-    actual = np.sum(sums["actual"])
-    return float(np.sum(sums["true_positives"]) / actual) if actual else 0.0
-
-
-F1 = Metric("f1", f1_micro, format=".2%", label="Entity F1", limits=(0, 1))
+F1 = Metric("f1", micro(f1), format=".2%", label="Entity F1", limits=(0, 1))
 
 
 def by_length(statistics: Statistics, edges: Sequence[int]) -> list[dict]:
@@ -229,17 +214,6 @@ def by_length(statistics: Statistics, edges: Sequence[int]) -> list[dict]:
         mask = (words > group["above"]) & (words <= (group["up_to"] or np.inf))
         results.append(group | {"entities": int(statistics["actual"][mask].sum())})
     return [group for group in results if group["entities"]]
-
-
-def by_type(statistics: Statistics, types: Sequence[str]) -> list[dict]:
-    """Return F1, precision, recall and the number of actual entities of each type. Types that never occur are left out."""
-    rows = []
-    for number, label in enumerate(types):
-        sums = {name: statistics[name][:, number].sum() for name in ("true_positives", "predicted", "actual")}
-        if sums["predicted"] or sums["actual"]:
-            scores = {"f1": float(f1_micro(sums)), "precision": precision(sums), "recall": recall(sums)}
-            rows.append({"label": label, **scores, "n": int(sums["actual"])})
-    return rows
 
 
 # --- places of entities in the text --------------------------------------------------------------------------------------

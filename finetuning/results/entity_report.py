@@ -5,7 +5,7 @@ from functools import partial
 from finetuning.data.spans import types_of
 from finetuning.results import plots
 from finetuning.results.entities import F1, Comparison, Error, mark, place_entities
-from finetuning.results.label_report import calibration_section
+from finetuning.results.label_report import calibration_section, table_by_label
 from finetuning.results.report import MAX_EXAMPLES, Example, Picture, Section, Table
 from finetuning.task import Evaluation
 
@@ -68,10 +68,8 @@ def _summary(results: dict) -> Section:
 
 
 def _groups(results: dict) -> Section:
-    scores = ("f1", "precision", "recall")
-    rows = [(row["label"], *(f"{row[name]:.2%}" for name in scores), f"{row['n']:,}") for row in results["by_type"]]
     picture = Picture("by_label", "F1 by type", partial(plots.plot_by_label, results["by_type"]))
-    table = Table(("type", "F1", "precision", "recall", "entities"), rows, in_terminal=True)
+    table = table_by_label(results["by_type"], "type", "entities", ".2%")
     return Section("Results by type", tables=(table,), pictures=(picture,))
 
 

@@ -18,9 +18,20 @@ from finetuning.data.splits import Split
 from finetuning.data.text import listed_columns, shortened
 from finetuning.errors import UserError, shorten
 from finetuning.results import label_report, plots
-from finetuning.results.label_report import ACCURACY, F1_MACRO, LOSS, calibration_section, ranking_section
-from finetuning.results.metrics import accuracy, fit_temperature
-from finetuning.results.report import Picture, Section, Table
+from finetuning.results.label_report import (
+    ACCURACY,
+    F1_MACRO,
+    LOSS,
+    calibration_section,
+    f1,
+    micro,
+    precision,
+    ranking_section,
+    recall,
+    single,
+)
+from finetuning.results.metrics import accuracy, fit_temperature, reliability
+from finetuning.results.report import Picture, Section
 from finetuning.task import Evaluation, Metric, Statistics, Task
 from finetuning.tasks.text_task import TextClassification, show_examples
 from finetuning.training.prediction import Predictor
@@ -107,7 +118,14 @@ class SingleLabel(Labels):
     """Exactly one label for each text, such as the sentiment of a review or the topic of a message."""
 
     problem_type = "single_label_classification"
-    metrics = (ACCURACY, Metric("f1", label_report.f1_single, limits=(0, 1)), F1_MACRO, LOSS)
+    metrics = (
+        ACCURACY,
+        Metric("f1", single(f1), limits=(0, 1)),
+        F1_MACRO,
+        Metric("precision", single(precision), interval=False),
+        Metric("recall", single(recall), interval=False),
+        LOSS,
+    )
     labels_are_classes = True
     answer_features = Features({"prediction": Value("string"), "probability": Value("float64")})
     code_template = "classification.py.jinja"
@@ -170,11 +188,18 @@ class SingleLabel(Labels):
     # --- results ---------------------------------------------------------------------------------------------------------
 
     def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
-        """Return the scores of `label_report.details`, and the accuracy from Hugging Face's `evaluate`."""
-        logits, labels = evaluation.predictions, evaluation.split.labels
-        probabilities = softmax(logits, axis=-1), self.probabilities(logits, evaluation.calibration)
-        details = label_report.details(logits, labels, evaluation.label_names, probabilities)
-        return details | {"accuracy": accuracy(self.decide(logits, {}), labels)}
+        """Return ROC AUC, the confusion matrix (rows actual, columns predicted), calibration, and `evaluate`'s accuracy."""
+        logits, labels, names = evaluation.predictions, evaluation.split.labels, evaluation.label_names
+        predicted, n = self.decide(logits, {}), len(names)
+        as_trained = softmax(logits.astype(np.float64), axis=-1)
+        probabilities = {"as_trained": as_trained, "scaled": self.probabilities(logits, evaluation.calibration)}
+        return {
+            "accuracy": accuracy(predicted, labels),
+            "averaged": f"of {names[1]!r}" if n == 2 else "macro",
+            "roc_auc": label_report.roc_auc(labels, as_trained),
+            "confusion_matrix": np.bincount(labels * n + predicted, minlength=n * n).reshape(n, n).tolist(),
+            "calibration": {name: reliability(array.max(axis=-1), predicted == labels) for name, array in probabilities.items()},
+        }
 
     def answer_columns(self, evaluation: Evaluation) -> dict[str, np.ndarray]:
         names, predicted = np.array(evaluation.label_names, dtype=object), self.decide(evaluation.predictions, {})
@@ -186,13 +211,9 @@ class SingleLabel(Labels):
         labels, predicted = evaluation.split.labels, self.decide(evaluation.predictions, {})
         title, counts = plots.title(ACCURACY, metrics), metrics["confusion_matrix"]
         draw = partial(plots.plot_confusion_matrix, counts, (names, names), title)
+        averaged = f"those {metrics['averaged']}" if len(names) == 2 else "macro averages"
         no_auc = "not defined: a label is missing from the test"
         roc_auc = no_auc if metrics["roc_auc"] is None else f"{metrics['roc_auc']:.4f}"
-        scores = (metrics["averaged"], *(f"{metrics[name]:.4f}" for name in ("f1", "precision", "recall")), roc_auc)
-        tables = (
-            Table(("", "F1", "precision", "recall", "ROC AUC"), [scores], in_terminal=True),
-            label_report.confusion_table(counts, names),
-        )
         wrong, lines = self.errors(evaluation)
         examples = tuple(
             (
@@ -202,7 +223,12 @@ class SingleLabel(Labels):
             for i, j in label_report.most_confused(counts)[:MAX_CONFUSED_PAIRS]
         )
         return [
-            Section(tables=tables, pictures=(Picture("confusion_matrix", "confusion matrix", draw),)),
+            Section(
+                text=f"f1, precision, recall and ROC AUC are {averaged}.",
+                numbers=(("ROC AUC", roc_auc, ""),),
+                tables=(label_report.confusion_table(counts, names),),
+                pictures=(Picture("confusion_matrix", "confusion matrix", draw),),
+            ),
             *self.common_sections(evaluation),
             Section("The most confident errors", f"All {len(wrong):,} are in errors.csv.", examples=examples),
         ]
@@ -251,9 +277,11 @@ class MultiLabel(Labels):
 
     problem_type = "multi_label_classification"
     metrics = (
-        Metric("f1", label_report.f1_micro, label="F1, micro", limits=(0, 1)),
+        Metric("f1", micro(f1), label="F1, micro", limits=(0, 1)),
         replace(ACCURACY, label="All labels correct:"),
         F1_MACRO,
+        Metric("precision", micro(precision), interval=False),
+        Metric("recall", micro(recall), interval=False),
         LOSS,
     )
     code_template = "classification_several.py.jinja"
@@ -360,9 +388,15 @@ class MultiLabel(Labels):
     # --- results ---------------------------------------------------------------------------------------------------------
 
     def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
-        predicted = self.decide(evaluation.predictions, evaluation.calibration)
-        probabilities = expit(evaluation.predictions), self.probabilities(evaluation.predictions, evaluation.calibration)
-        return label_report.details_of_several(predicted, evaluation.split.labels, evaluation.label_names, probabilities)
+        """Return the scores of each label, and the calibration of the predicted labels, whose probabilities predict.py prints."""
+        logits, predicted = evaluation.predictions, self.decide(evaluation.predictions, evaluation.calibration)
+        correct = evaluation.split.labels[predicted].astype(bool)
+        probabilities = {"as_trained": expit(logits), "scaled": self.probabilities(logits, evaluation.calibration)}
+        return {
+            "averaged": "micro",
+            "calibration": {name: reliability(array[predicted], correct) for name, array in probabilities.items()},
+            "by_label": label_report.by_label(statistics, evaluation.label_names),
+        }
 
     def answer_columns(self, evaluation: Evaluation) -> dict[str, Any]:
         """Return lists of labels, and the probability of the predicted list if labels were independent."""
@@ -379,9 +413,8 @@ class MultiLabel(Labels):
     def report(self, evaluation: Evaluation) -> list[Section]:
         metrics, (wrong, lines) = evaluation.metrics, self.errors(evaluation)
         labels = metrics["by_label"]
-        numbers = tuple((f"{name}, micro", f"{metrics[name]:.4f}", "") for name in ("precision", "recall"))
         text = (
-            "A text is correct if all its labels are correct. The model gives a label if its probability is at least "
+            "A text is correct if all its labels are correct. f1, precision and recall are those of all labels together. The model gives a label if its probability is at least "
             f"{metrics['threshold']:.2f}: this threshold had the best micro F1 on validation."
         )
         picture = Picture("by_label", "F1 by label", partial(plots.plot_by_label, labels))
@@ -391,7 +424,7 @@ class MultiLabel(Labels):
 
         examples = (("", show_examples(lines, wrong, show_labels)),)
         return [
-            Section(text=text, numbers=numbers, tables=(label_report.table_by_label(labels),), pictures=(picture,)),
+            Section(text=text, tables=(label_report.table_by_label(labels),), pictures=(picture,)),
             *self.common_sections(evaluation),
             Section("The most confident errors", f"All {len(wrong):,} are in errors.csv.", examples=examples),
         ]

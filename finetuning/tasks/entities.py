@@ -7,6 +7,7 @@ sentence are decoded together, so that they are valid IOB2 (results/entities.py)
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,6 @@ from finetuning.results.entities import (
     F1,
     Comparison,
     by_length,
-    by_type,
     confusion_matrix,
     count_errors,
     decode,
@@ -38,11 +38,10 @@ from finetuning.results.entities import (
     entity_probabilities,
     mark,
     place_entities,
-    precision,
-    recall,
     word_probabilities,
 )
 from finetuning.results.entity_report import COLUMNS, MARKED, describe, describe_context, sections
+from finetuning.results.label_report import by_label, micro, precision, recall
 from finetuning.results.metrics import fit_temperature
 from finetuning.results.report import Section, show_spans
 from finetuning.task import Evaluation, Metric, Rows, Statistics, Task
@@ -60,8 +59,8 @@ class Entities(Task):
     peft_type = TaskType.TOKEN_CLS
     metrics = (
         F1,
-        Metric("precision", precision, format=".2%", interval=False),
-        Metric("recall", recall, format=".2%", interval=False),
+        Metric("precision", micro(precision), format=".2%", interval=False),
+        Metric("recall", micro(recall), format=".2%", interval=False),
         Metric("accuracy", lambda sums: sums["words_correct"] / sums["words"], format=".2%", label="Word accuracy", interval=False),
         Metric("loss", lambda sums: sums["loss"] / sums["words"], better="lower", interval=False),
     )
@@ -210,14 +209,14 @@ class Entities(Task):
 
     def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
         comparison, types = self.compare(evaluation.predictions, evaluation.split), types_of(evaluation.label_names)
-        pairs = comparison.pairs()
+        pairs, occurs = comparison.pairs(), (statistics["actual"] + statistics["predicted"]).any(axis=0)
         return {
             "mode": "strict IOB2: span and type of a whole entity are exact",
             "context": evaluation.config.context,
             "words": int(statistics["words"].sum()),
             "entities": int(statistics["actual"].sum()),
             "types": types,
-            "by_type": by_type(statistics, types),
+            "by_type": [*compress(by_label(statistics, types), occurs)],
             "by_length": by_length(statistics, self.length_edges),
             "errors": count_errors(pairs),
             "confusion_matrix": confusion_matrix(pairs, len(types)).tolist(),
