@@ -28,6 +28,9 @@ from finetuning.disk import remove_reserved, unlock, why_full
 from finetuning.errors import UserError, printable
 from finetuning.signals import AfterCheckpoint, Stopped, handled_by, ignore, stop_at_once
 
+SETTINGS_OF_LORA = ("target_modules", "lora_dropout", "use_rslora", "use_dora", "init_lora_weights", "loraplus_lr_ratio")
+SETTINGS_OF_LORA += ("train_embeddings", "quantization")
+
 
 def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
     """Decorate a script's main, so that it ends with one message and the right exit code instead of a traceback.
@@ -260,7 +263,6 @@ def parse_config(args: Sequence[str] | None = None, about: str | None = None) ->
     if extra.resume_if_exists and (config.run_name is None or extra.resume is not None):
         raise UserError("--resume_if_exists needs the run's name: give it with --run_name, and leave --resume out")
     check(config)
-    check_settings_of_lora(config)
     return config, extra
 
 
@@ -278,13 +280,6 @@ def check(config: Config) -> None:
     check_ranges(config)
     check_encoding(config.encoding)
     check_combinations(config)
-
-
-def check_settings_of_lora(config: Config) -> None:
-    """Raise `UserError` for a setting of LoRA with another method. Runs of earlier versions may have such a setting."""
-    for name in ("use_dora", "use_rslora", "init_lora_weights", "lora_dropout", "target_modules", "loraplus_lr_ratio"):
-        if config.method != "lora" and getattr(config, name) != getattr(Config, name):
-            raise UserError(f"{name}={getattr(config, name)} is for LoRA, and method is {config.method}: leave it out")
 
 
 def check_types(config: Config) -> None:
@@ -357,16 +352,11 @@ def check_combinations(config: Config) -> None:
                 )
             if name not in get_available_reporting_integrations():
                 raise UserError(f"report_to={name}: it is not installed: pip install {name}, or leave report_to out")
-    if config.quantization != "none" and config.method != "lora":
-        raise UserError(
-            f"quantization={config.quantization} stores the base model's weights so that they can't be trained: set method to lora"
-        )
+    for name in SETTINGS_OF_LORA:
+        if config.method != "lora" and getattr(config, name) != getattr(Config, name):
+            raise UserError(f"{name}={getattr(config, name)} is for LoRA, and method is {config.method}: leave it out")
     if config.quantization != "none" and config.init_lora_weights == "pissa":
         raise UserError("init_lora_weights=pissa needs weights that are not quantized: leave it out, or leave quantization out")
-    if config.train_embeddings and config.method != "lora":
-        raise UserError(
-            f"train_embeddings is for LoRA, and method is {config.method}: leave it out (method full trains the embeddings anyway)"
-        )
     if config.run_name is not None and (config.run_name in ("", ".", "..") or "/" in config.run_name or "\\" in config.run_name):
         raise UserError(
             f"run_name={config.run_name!r} must be a name, not a path: set output_dir to the folder that holds the run folder"
