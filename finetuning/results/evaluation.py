@@ -138,13 +138,8 @@ def write(run: Run, evaluation: Evaluation, statistics: Statistics, sections: li
 
 def _write_table(path: Path, columns: dict) -> None:
     """Write columns as a parquet file. A column has one value per row, or several, (rows, k)."""
-
-    def column(values):
-        if isinstance(values, np.ndarray) and values.ndim == 2:
-            return pyarrow.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
-        return values
-
-    pyarrow.parquet.write_table(pyarrow.table({name: column(values) for name, values in columns.items()}), path)
+    columns = {name: [*values] if getattr(values, "ndim", 1) == 2 else values for name, values in columns.items()}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
 
 
 def _training_section(run: Run) -> report.Section:

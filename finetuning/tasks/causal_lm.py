@@ -42,6 +42,7 @@ class CausalLM(LanguageModel):
     widgets = (("text", "The text and its continuation"),)
     settings = Chat.settings  # the data decide between the two
     block_columns = ("input_ids",)
+    samples_title = ("Continuations", "Sampled with predict.py's default options. Open a line to see the actual continuation.")
 
     def fits(self, config: Config) -> bool:
         return super().fits(config) and config.prompt_column is None
@@ -92,10 +93,6 @@ class CausalLM(LanguageModel):
             (continuation,) = self.answers(predictor, {"text": [prompt]}, [], {})["continuation"]
             samples.append({"row": row, "prompt": prompt, "model": continuation, "actual": actual})
         return samples
-
-    def samples_title(self) -> tuple[str, str]:
-        options = ", ".join(f"{name} {value}" for name, value in self.options.items())
-        return "Continuations", f"Sampled with {options}. Open a continuation to see it beside the actual one."
 
     def as_example(self, sample: dict) -> Example:
         sides = (("the model", sample["model"]), ("the document", sample["actual"]))

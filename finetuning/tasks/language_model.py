@@ -81,6 +81,7 @@ class LanguageModel(TokenTask):
     truncates = False
     prediction_column = "loss"
     block_columns: tuple[str, ...]  # names of the lists of token ids that a block has
+    samples_title: tuple[str, str]  # title of the section of samples on the report page, and the text below it
 
     # --- rows ------------------------------------------------------------------------------------------------------------
 
@@ -168,7 +169,7 @@ class LanguageModel(TokenTask):
         samples = [self.as_example(sample) for sample in metrics["samples"]]
         return [
             Section(text=self.remark(metrics), numbers=(tokens,)),
-            Section(*self.samples_title(), examples=(("", samples),)),
+            Section(*self.samples_title, examples=(("", samples),)),
             self._hardest(evaluation),
         ]
 
@@ -179,10 +180,6 @@ class LanguageModel(TokenTask):
     def more_details(self, predictor: Predictor, split: Split) -> dict:
         first = split.select(range(min(SAMPLE_DOCUMENTS, len(split))))
         return {"samples": self.samples(predictor, first.rows.tolist(), first.columns()["text"])}
-
-    def samples_title(self) -> tuple[str, str]:
-        """Return the title of the section of samples on the report page, and the text below it."""
-        raise NotImplementedError
 
     def as_example(self, sample: dict) -> Example:
         """Return one of `samples` for the report page."""

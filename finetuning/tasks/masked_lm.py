@@ -39,6 +39,7 @@ class MaskedLM(LanguageModel):
     placeholder = f"YOUR {MASK} TEXT"
     widgets = (("json", f"The most probable tokens for each {MASK}"),)
     block_columns = ("input_ids", "targets")
+    samples_title = ("Masked tokens", "Open a text to see each masked token, and the most probable tokens for it.")
     guesses_per_mask = 5  # the most probable tokens, in answers and on the report page
 
     def blocks(self, ids: list[int], tokenizer: PreTrainedTokenizerBase, config: Config) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -87,9 +88,6 @@ class MaskedLM(LanguageModel):
             actual = [tokenizer.decode([ids[i]]).strip() for i in positions]
             samples.append({"row": row, "text": tokenizer.decode(masked), "guesses": guesses, "actual": actual})
         return samples
-
-    def samples_title(self) -> tuple[str, str]:
-        return "Masked tokens", "Open a text to see each masked token, and the most probable tokens for it."
 
     def as_example(self, sample: dict) -> Example:
         guesses = [

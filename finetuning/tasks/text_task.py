@@ -56,14 +56,9 @@ class TextClassification(Task):
     )
 
     def check(self, config: Config) -> None:
-        if config.text_pair_column and config.length_warmup not in (0, Config.length_warmup):
-            raise UserError(
-                f"length_warmup={config.length_warmup} is not for pairs of texts: leave it out, or leave text_pair_column out"
-            )
-        if config.text_pair_column and config.augmentation != "none":
-            raise UserError(
-                f"augmentation={config.augmentation} is not for pairs of texts: set it to none, or leave text_pair_column out"
-            )
+        for name, off in (("length_warmup", 0), ("augmentation", "none")):
+            if config.text_pair_column and (value := getattr(config, name)) not in (off, getattr(Config, name)):
+                raise UserError(f"{name}={value} is not for pairs of texts: leave it out, or leave text_pair_column out")
 
     # --- rows ------------------------------------------------------------------------------------------------------------
 
