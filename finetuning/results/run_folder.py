@@ -20,15 +20,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 
 import accelerate
-import datasets
-import peft
 import psutil
 import torch
-import transformers
 
 from config import Config
 from finetuning import fingerprints
@@ -45,6 +43,7 @@ from finetuning.task import Task
 from finetuning.training.prediction import Predictor
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+LIBRARIES = ("torch", "transformers", "peft", "datasets", "accelerate")  # whose versions are recorded
 SETTINGS = tuple(field.name for field in fields(Config) if field.name != "output_dir")  # a resumed run may have been moved
 
 
@@ -301,8 +300,6 @@ def load_predictor(run: Run, source: Source, show_progress: bool = False) -> Pre
 
 def environment() -> dict:
     """Return the machine, library versions and commit, which times and memory depend on."""
-    import sklearn  # delayed: it is slow to import, and predict.py does without it
-
     if torch.cuda.is_available():
         hardware = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     else:
@@ -314,11 +311,10 @@ def environment() -> dict:
         hardware = f"{processes} processes, {'' if torch.cuda.is_available() else 'each with '}{hardware}"
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     git = shutil.which("git") and subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True)
-    libraries = (torch, transformers, peft, datasets, accelerate, sklearn)
     return {
         "hardware": hardware,
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "versions": {"python": platform.python_version()} | {library.__name__: library.__version__ for library in libraries},
+        "versions": {"python": platform.python_version(), "sklearn": version("scikit-learn")} | {name: version(name) for name in LIBRARIES},
         "commit": (git and git.stdout.strip()) or None,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
