@@ -15,11 +15,10 @@ from tabulate import tabulate
 
 from config import Config
 from finetuning.errors import printable, shorten
-from finetuning.task import Metric, Statistics, Task
+from finetuning.task import MAX_EXAMPLE_CHARACTERS, Metric, Statistics, Task
 
 MAX_REMARKS = 20  # notes on the data that are printed
 MAX_LABELS = 10  # labels that are printed with their counts
-MAX_CHARACTERS = 110  # of a label, in the example
 FEW_STEPS = 300  # in 260 steps, pairs of sentences were learned badly (results/kinds-of-labels.md)
 
 
@@ -85,7 +84,7 @@ def show_example(data, tokens, tokenizer) -> None:
     for line in data.task.first_example(tokens, tokenizer):
         show(line)
     if labels := data.task.show_labels(data.train.select([0]), data.label_names):
-        show(f"       label: {shorten(labels[0], MAX_CHARACTERS)}")
+        show(f"       label: {shorten(labels[0], MAX_EXAMPLE_CHARACTERS)}")
 
 
 def show_truncated(task: Task, lengths: np.ndarray, config: Config) -> None:

@@ -75,9 +75,6 @@ def note(signature: str) -> str:
 
 
 def sentence_chrf(texts: list[str], references: list[list[str]]) -> list[float]:
-    """Return the smoothed chrF of each single text and its references.
-
-    chrF compares characters, so it needs no tokenizer for any language.
-    """
+    """Return the smoothed chrF of each single text and its references. It compares characters, so it needs no tokenizer."""
     scorer = CHRF(eps_smoothing=True)
     return [scorer.sentence_score(text, others).score for text, others in zip(texts, references, strict=True)]

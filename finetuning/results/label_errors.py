@@ -12,12 +12,11 @@ from finetuning.disk import as_utf8
 from finetuning.errors import UserError, shorten
 from finetuning.processes import by_first
 from finetuning.results import evaluation, metrics, report
-from finetuning.results.report import Example, Section, Table
+from finetuning.results.report import MAX_LINE_CHARACTERS, Example, Section, Table
 from finetuning.results.run_folder import Run, check_same_data
 from finetuning.task import Task
 
 MAX_EXAMPLES = 100  # on the page
-MAX_LINE_CHARACTERS = 100  # of a text, on the line that opens it
 MAX_PAIRS = 20  # pairs of a given and a likely label, on the page
 CSV, PAGE, ALL_ROWS = "label_errors.csv", "label_errors.html", "label_quality.parquet"
 

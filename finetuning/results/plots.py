@@ -139,7 +139,7 @@ def plot_reliability(before: dict, after: dict, path: Path) -> None:
 def plot_by_length(groups: list[dict], metric: Metric, xlabel: str, path: Path) -> None:
     """Draw a metric by length of the text, with its intervals. `groups` is a result of `metrics.groups`."""
     figure, axes = subplots(figsize=(6.4, 4))
-    names = [length_name(group) for group in groups]
+    names = [f"{group['above'] + 1} to {group['up_to']}" if group["up_to"] else f"over {group['above']}" for group in groups]
     score = np.array([group[metric.name] for group in groups])
     low, high = np.array([group[f"{metric.name}_ci95"] or [group[metric.name]] * 2 for group in groups]).T
     axes.errorbar(names, score, yerr=np.maximum([score - low, high - score], 0), fmt="o", capsize=4)
@@ -165,10 +165,6 @@ def plot_by_label(labels: list[dict], path: Path) -> None:
     axes.set(xlabel=f"F1{selection}", xlim=(0, 1.1))
     axes.invert_yaxis()
     save(figure, path)
-
-
-def length_name(group: dict) -> str:
-    return f"{group['above'] + 1} to {group['up_to']}" if group["up_to"] else f"over {group['above']}"
 
 
 def subplots(rows: int = 1, columns: int = 1, sharex: bool = False, sharey: bool = False, **options):

@@ -314,7 +314,8 @@ def environment() -> dict:
     return {
         "hardware": hardware,
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "versions": {"python": platform.python_version(), "sklearn": version("scikit-learn")} | {name: version(name) for name in LIBRARIES},
+        "versions": {"python": platform.python_version(), "sklearn": version("scikit-learn")}
+        | {name: version(name) for name in LIBRARIES},
         "commit": (git and git.stdout.strip()) or None,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -37,13 +37,12 @@ from finetuning.model.generation import check_options, longest_prompt, stream_te
 from finetuning.model.scoring import next_token_batch
 from finetuning.results import answers as written
 from finetuning.results import bleu
-from finetuning.results.report import MAX_EXAMPLES, Example, Section
+from finetuning.results.report import MAX_EXAMPLES, MAX_LINE_CHARACTERS, Example, Section
 from finetuning.task import Evaluation, Rows, Statistics
 from finetuning.tasks.language_model import PERPLEXITY, TokenTask
 from finetuning.training.prediction import Predictor
 from finetuning.training.writing import write_answers
 
-MAX_LINE_CHARACTERS = 100  # of a prompt, on a line of the report page
 MAX_EXAMPLE_CHARACTERS = 1_200  # of the conversation that is printed before training
 
 

@@ -31,14 +31,13 @@ from finetuning.results.label_report import (
     single,
 )
 from finetuning.results.metrics import accuracy, fit_temperature, reliability
-from finetuning.results.report import Picture, Section
+from finetuning.results.report import MAX_LINE_CHARACTERS, Picture, Section
 from finetuning.task import Evaluation, Metric, Statistics, Task
 from finetuning.tasks.text_task import TextClassification, show_examples
 from finetuning.training.prediction import Predictor
 from finetuning.use import explaining
 
 MAX_CONFUSED_PAIRS = 20  # pairs of labels that the report page shows errors of
-MAX_LINE_CHARACTERS = 120  # of a text, on a line of the report page
 
 
 class Labels(TextClassification):

@@ -22,12 +22,11 @@ from finetuning.data.text import LABEL_COLUMNS, check_texts, clean, find_column,
 from finetuning.data.tokens import Tokens, whole_ids
 from finetuning.errors import UserError
 from finetuning.model.scoring import scoring, targets_batch
-from finetuning.results.report import MAX_EXAMPLES, Example, Section
+from finetuning.results.report import MAX_EXAMPLES, MAX_LINE_CHARACTERS, Example, Section
 from finetuning.task import Evaluation, Metric, Rows, Statistics, Task
 from finetuning.training.prediction import Predictor
 
 SAMPLE_DOCUMENTS = 6  # documents on the report page that the model continues, or whose masks it fills
-MAX_LINE_CHARACTERS = 100  # of a document, on a line of the report page
 LOSS = Metric("loss", lambda sums: sums["loss"] / sums["tokens"], "lower", limits=(0, math.inf))  # nats per token
 PERPLEXITY = (
     Metric("perplexity", lambda sums: np.exp(sums["loss"] / sums["tokens"]), "lower", ".3f", "Perplexity", log_scale=True),
