@@ -130,17 +130,14 @@ def _result(metric: Metric, value: float, interval: Sequence[float] | None, n: i
 
 
 def show_metrics(run, metrics: dict, sections: list) -> None:
-    """Print the test metrics of a `Run`, the report's tables that are marked `in_terminal`, and the next command."""
+    """Print the numbers of a `Run`'s report, its tables that are marked `in_terminal`, and the next command."""
     task = run.task
     show(
         f"\nmodel      {metrics['model']} ({metrics['model_origin']}), {metrics['method']}, "
         f"{metrics['trainable_parameters']:,} trainable parameters\n"
         f"test       {metrics['dataset']} ({metrics['dataset_origin']}), {metrics['split']}, n = {metrics['n']:,}"
     )
-    for metric in task.metrics:
-        interval = metrics.get(f"{metric.name}_ci95")
-        note = f"   {metric.show_interval(interval)}" if interval else ""
-        show(f"{metric.name:<10} {metric.show(metrics[metric.name])}{note}")
+    show(tabulate(sections[0].numbers, tablefmt="plain", disable_numparse=True))
     for section in sections:
         for table in section.tables:
             if table.in_terminal:

@@ -85,22 +85,25 @@ def sections_of(run: Run, evaluation: Evaluation) -> list[report.Section]:
             f"without them, {metric.name} is {metric.show(unseen[metric.name])}" if unseen["n"] else "no text is new to the model"
         )
         first = replace(first, text=f"{first.text} {n:,} texts are in train or validation too; {without}.")
-    sections = [replace(first, numbers=(*_numbers(run, results), *first.numbers)), _training_section(run)]
+    sections = [replace(first, numbers=_numbers(run, results, first.numbers)), _training_section(run)]
     if results["by_length"]:
         draw = partial(plots.plot_by_length, results["by_length"], metric, run.task.length_unit(evaluation))
         sections.append(report.Section("By length", pictures=(report.Picture("by_length", f"{metric.name} by length", draw),)))
     return sections + others
 
 
-def _numbers(run: Run, results: dict) -> list[tuple[str, str, str]]:
-    """Return each metric with its interval and sacreBLEU's signature, and on validation the metric that chose the checkpoint."""
+def _numbers(run: Run, results: dict, of_task: tuple) -> tuple:
+    """Return each metric of the test, then the numbers `of_task`, then the metric that chose the checkpoint, on validation.
+
+    The note of a metric has its interval, and sacreBLEU's signature if there is one.
+    """
     numbers, chosen, validation = [], chosen_metric(run.task, run.config), results["validation"]
     for metric in run.task.metrics:
         interval = metric.show_interval(results[f"{metric.name}_ci95"]) if metric.interval else ""
         note = "; ".join(filter(None, (interval, results.get(f"{metric.name}_signature"))))
         numbers.append((metric.name, metric.show(results[metric.name]), note))
     note = f"{validation['n']:,} rows, {validation['split']}"
-    return [*numbers, (f"validation {chosen.name}", chosen.show(validation[chosen.name]), note)]
+    return (*numbers, *of_task, (f"validation {chosen.name}", chosen.show(validation[chosen.name]), note))
 
 
 @by_first

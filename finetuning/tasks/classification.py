@@ -53,10 +53,6 @@ class Labels(TextClassification):
         """Return each row's loss, (rows,)."""
         raise NotImplementedError
 
-    def probabilities(self, logits: np.ndarray, calibration: dict) -> np.ndarray:
-        """Return each label's probability, (rows, labels)."""
-        raise NotImplementedError
-
     def label_counts(self, split: Split, label_names: list[str]) -> dict[str, int]:
         return dict(zip(label_names, self.one_hot(split.labels, len(label_names)).sum(axis=0).tolist(), strict=True))
 
@@ -210,9 +206,11 @@ class SingleLabel(Labels):
         labels, predicted = evaluation.split.labels, self.decide(evaluation.predictions, {})
         title, counts = plots.title(ACCURACY, metrics), metrics["confusion_matrix"]
         draw = partial(plots.plot_confusion_matrix, counts, (names, names), title)
-        averaged = f"those {metrics['averaged']}" if len(names) == 2 else "macro averages"
-        no_auc = "not defined: a label is missing from the test"
-        roc_auc = no_auc if metrics["roc_auc"] is None else f"{metrics['roc_auc']:.4f}"
+        roc_auc, note = metrics["roc_auc"], f"{metrics['averaged']}, as f1, precision and recall"
+        if roc_auc is None:
+            number = ("ROC AUC", "undefined", f"{note}; a label is missing from the test")
+        else:
+            number = ("ROC AUC", f"{roc_auc:.4f}", note)
         wrong, lines = self.errors(evaluation)
         examples = tuple(
             (
@@ -223,8 +221,7 @@ class SingleLabel(Labels):
         )
         return [
             Section(
-                text=f"f1, precision, recall and ROC AUC are {averaged}.",
-                numbers=(("ROC AUC", roc_auc, ""),),
+                numbers=(number,),
                 tables=(label_report.confusion_table(counts, names),),
                 pictures=(Picture("confusion_matrix", "confusion matrix", draw),),
             ),
