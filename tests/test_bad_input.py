@@ -96,7 +96,7 @@ def bad(bad_files, tmp_path):
         (["--dataset_name", "bad/blank_text.csv"], ["1 of 80 rows", "empty text (row 0)", "on_bad_rows"]),
         (["--dataset_name", "bad/missing_text.csv"], ["1 of 80 rows", "empty text (row 0)", "on_bad_rows"]),
         (["--dataset_name", "bad/missing_label.csv"], ["1 of 80 rows", "without a label (row 0)", "on_bad_rows"]),
-        (["--dataset_name", "bad/four_rows.csv"], ["4 rows are too few"]),
+        (["--dataset_name", "bad/four_rows.csv"], ["train is too small", "(4 rows"]),
         (["--dataset_name", "bad/empty.csv"], ["empty.csv", "it is empty"]),
         (["--dataset_name", "bad/only_header.csv"], ["only_header.csv", "it is empty"]),
         (["--dataset_name", "bad/encoding.csv", "--encoding", "utf-8"], ["encoding.csv", "set encoding"]),

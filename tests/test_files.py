@@ -485,7 +485,7 @@ def test_conll_files_may_have_comments_word_numbers_and_several_tag_columns(tmp_
     with pytest.raises(UserError, match="column_1, column_2, column_3, column_4 .*set label_column"):
         load_data(tasks.pick(config), config)
     named = replace(config, text_column="column_2", label_column="column_3", test_fraction=0.2)
-    with pytest.raises(UserError, match="too few"):  # the columns are accepted, but all sentences are equal
+    with pytest.raises(UserError, match="too small"):  # the columns are accepted, but all sentences are equal
         load_data(tasks.pick(named), named)
 
 
