@@ -27,7 +27,9 @@ def seal(content: dict, folder: Path = Path(), names: Iterable[str] = ()) -> dic
 def read_sealed(file: Path, remedy: str) -> dict:
     """Return the content of a JSON file that `seal` made. Raise `UserError` if it, or a file that it names, has changed."""
     content = read(file, remedy)
-    if content.get("sha256") != _of_content({name: value for name, value in content.items() if name != "sha256"}):
+    if not isinstance(content.get("sha256"), str):
+        raise UserError(f"{file.parent}: {file.name} is damaged, or of an older version, which this one can't read; {remedy}")
+    if content["sha256"] != _of_content({name: value for name, value in content.items() if name != "sha256"}):
         raise UserError(f"{file.parent}: {file.name} has changed since it was written; {remedy}")
     check_files(file.parent, content["files"], remedy)
     return content

@@ -66,6 +66,15 @@ def test_the_source_of_modules_that_read_and_tokenize_is_in_the_name(module):
     assert inspect.getsource(module) in cache.source_code()
 
 
+def test_a_file_of_tokens_that_is_cut_is_computed_again(encode, capsys):
+    first = encode()
+    for file in map(Path, first):
+        content = file.read_bytes()
+        file.unlink()  # the old one may be mapped
+        file.write_bytes(content[:1000])
+    assert encode() == first and "in the cache was damaged; it is computed again" in capsys.readouterr().err
+
+
 def test_texts_are_tokenized_again_after_an_edit(encode, monkeypatch):
     first = encode()
     monkeypatch.setattr(cache, "source_code", lambda: ["an edited module"])
@@ -80,7 +89,7 @@ def test_a_copy_of_the_rows_that_is_cut_is_not_called_the_users_file(damaged, tm
     n_rows = len(load_data(tasks.pick(config), config).train.raw)
     (copy,) = (tmp_path / "cache").rglob("0-train.arrow")
     copy.write_bytes(copy.read_bytes()[:1000] if damaged == "cut" else b"")
-    with pytest.raises(UserError, match=f"{copy.parent} in the cache is damaged .*: remove this folder"):
+    with pytest.raises(UserError, match=f"its copy in the cache, {copy.parent}, is damaged .*: remove this folder"):
         load_data(tasks.pick(config), config)
     shutil.rmtree(copy.parent)
     assert len(load_data(tasks.pick(config), config).train.raw) == n_rows

@@ -7,6 +7,7 @@ files are mapped again (`reopened`) for each pass over them, or after some thous
 
 import functools
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def map_once(split: Dataset, function: Callable[[dict, list[int]], dict], featur
 
     def compute(start: int) -> Dataset:
         rows = reopened(split.select(range(start, min(start + ROWS_PER_FILE, len(split)))))
+        if rows.cache_files:  # else the rows are in memory, and so are the new columns
+            _remove_if_damaged(Path(rows._get_cache_file_path(f"{key}-{start}")))
         return rows.map(
             lambda batch, positions: function(batch, [start + position for position in positions]),
             with_indices=True,
@@ -48,6 +51,16 @@ def map_once(split: Dataset, function: Callable[[dict, list[int]], dict], featur
 
     with PartialState().local_main_process_first(), room_in(datasets.config.HF_DATASETS_CACHE, MOVE_CACHE):
         return concatenate_datasets([compute(start) for start in range(0, len(split), ROWS_PER_FILE)])
+
+
+def _remove_if_damaged(file: Path) -> None:
+    """Remove a file of the cache that is cut short, as by a power failure, so that it is computed again."""
+    try:
+        if file.is_file():
+            Dataset.from_file(str(file))
+    except (pyarrow.ArrowException, OSError):
+        print(f"note: {file} in the cache was damaged; it is computed again", file=sys.stderr)
+        file.unlink()
 
 
 @functools.cache

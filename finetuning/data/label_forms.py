@@ -62,7 +62,10 @@ def distinct(rows: Dataset, column: str) -> Distinct:
     indices = [chunk.indices.fill_null(-1).to_numpy() for chunk in encoded.chunks]
     values = [json.loads(value) for value in values] if isinstance(feature, Json) else values
     values = [value.strip() or None if isinstance(value, str) else value for value in values]
-    values = [float(value) if isinstance(value, Decimal) else value for value in values]
+    values = [
+        (int(value) if value == value.to_integral_value() else float(value)) if isinstance(value, Decimal) else value
+        for value in values
+    ]
     return Distinct([value if value == value else None for value in values], np.concatenate([*indices, np.empty(0, np.int64)]))
 
 

@@ -173,14 +173,14 @@ def read_once(files: list[Path], reader: Reader, encoding: str | None, cache: Pa
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     splits = {}
-    for file in sorted(folder.glob("[0-9]*.arrow")):  # computed columns are there too
-        split = file.stem.partition("-")[2]
-        try:
+    try:
+        for file in sorted(folder.glob("[0-9]*.arrow")):  # computed columns are there too
+            split = file.stem.partition("-")[2]
             splits[split] = Dataset.from_file(str(file), split=datasets.NamedSplit(split))
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{folder} in the cache is damaged ({error}): remove this folder") from error
-        splits[split]._fingerprint = f"{key}{split}"  # equal contents have equal fingerprints, so computed columns are reused
-    return splits, read_json(folder / REMARKS)["remarks"]
+            splits[split]._fingerprint = f"{key}{split}"  # equal contents have equal fingerprints, so computed columns are reused
+        return splits, read_json(folder / REMARKS)["remarks"]
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{files[0]}: its copy in the cache, {folder}, is damaged ({error}): remove this folder") from error
 
 
 def _write(folder: Path, files: list[Path], reader: Reader, encoding: str | None) -> list[str]:

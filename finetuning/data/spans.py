@@ -184,7 +184,8 @@ def read(raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Ro
         raise UserError(f"label_column={columns['label']}: train has no entity in it: set it to the column with the tags or spans")
     _check_types(rows, counts, types, columns["label"])
     if not config.span_offsets:
-        _refuse_shifted(rows["train"], counts["train"], columns["label"])
+        for split, split_rows in rows.items():
+            _refuse_shifted(split, split_rows, counts[split], columns["label"])
     names = tag_names(types)
     coded = {
         split: split_rows.select_columns([*PLACES, "tags"]).cast_column("tags", List(ClassLabel(names=names)))
@@ -241,14 +242,14 @@ def _read_rows(split: str, rows: Dataset, columns: dict[str, str], accepted: np.
     return map_once(rows, read_batch, FEATURES, [columns, split, accepted, unit])
 
 
-def _refuse_shifted(train: Dataset, tags: Counter, column: str) -> None:
-    """Raise `UserError` if most spans of train begin or end inside a word: their offsets probably count in another way."""
+def _refuse_shifted(split: str, rows: Dataset, tags: Counter, column: str) -> None:
+    """Raise `UserError` if most spans of a split begin or end inside a word: their offsets probably count in another way."""
     n_spans = sum(count for tag, count in tags.items() if tag.startswith("B-"))
-    remarks = pyarrow.compute.list_flatten(read_columns(train, "remarks")["remarks"])
+    remarks = pyarrow.compute.list_flatten(read_columns(rows, "remarks")["remarks"])
     n_divided = pyarrow.compute.struct_field(remarks, "kind").to_pylist().count(DIVIDED)
     if 2 * n_divided > n_spans:
         raise UserError(
-            f"label_column={column}: {n_divided:,} of {n_spans:,} spans of train begin or end inside a word: offsets must count "
+            f"label_column={column}: {n_divided:,} of {n_spans:,} spans of {split} begin or end inside a word: offsets must count "
             "characters from 0, and the end is after the last one; if yours are right, set span_offsets to characters"
         )
 

@@ -16,7 +16,8 @@ TESTED = (
     *("marian", "bart", "mbart", "m2m_100", "t5", "mt5", "umt5"),
 )
 # RoBERTa and its relatives count positions from the padding id + 1, so a text's first position is 2.
-FIRST_POSITIONS = dict.fromkeys(("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"), 2)
+_ROBERTAS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "roberta-prelayernorm", "data2vec-text")
+FIRST_POSITIONS = dict.fromkeys((*_ROBERTAS, "ibert", "luke", "longformer", "esm"), 2)
 
 
 def target_modules(base: torch.nn.Module, wanted: str, fully_trained: Sequence[str] = ()) -> str | list[str]:
@@ -43,9 +44,10 @@ def target_modules(base: torch.nn.Module, wanted: str, fully_trained: Sequence[s
         names = [name.strip() for name in wanted.split(",") if name.strip()]
         unknown = [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in linear_layers)]
     if unknown or not names:
-        short_names = {".".join(part for part in name.split(".")[-2:] if not part.isdigit()) for name in linear_layers}
-        raise UserError(
-            f"target_modules={wanted}: no linear layer is called {', '.join(unknown) or 'that'}. "
-            f"Use {', '.join(TARGETS)}, or names from {', '.join(sorted(short_names))}"
+        problem = (
+            f"no linear layer is called {', '.join(unknown)}" if unknown else "no layer of this model has a name that shows this"
         )
+        short_names = {".".join(part for part in name.split(".")[-2:] if not part.isdigit()) for name in linear_layers}
+        choices = f"{', '.join(TARGETS)}, or names from {', '.join(sorted(short_names))}"
+        raise UserError(f"target_modules={wanted}: {problem}. Use {choices}")
     return "|".join(names) if wanted in TARGETS else names

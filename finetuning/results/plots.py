@@ -14,6 +14,7 @@ MAX_MATRIX_LABELS = 20  # in a confusion matrix
 WORST_MATRIX_LABELS = 15  # in a confusion matrix of a task with more labels than that: those with the most errors
 MAX_BARS = 30  # in the plot of F1 by label
 MAX_CURVES = 10  # in a plot of curves, one per label
+MAX_LEGEND_LINES = 5  # inside the axes of a plot of curves; a longer legend is below
 MAX_NAME_LENGTH = 36  # characters of a label's name
 MAX_INCHES = 13.2  # width and height of a plot: 1,980 pixels
 
@@ -103,6 +104,10 @@ def plot_curves(kind: str, by_label: dict[str, tuple[np.ndarray, np.ndarray]], p
     figure, axes = subplots(figsize=(5.4, 5.4))
     for name in sorted(areas, key=areas.get)[:MAX_CURVES]:
         display.from_predictions(*by_label[name], name=shorten(name), ax=axes, plot_chance_level=len(areas) == 1)
+    if (legend := axes.get_legend()) and len(areas) > MAX_LEGEND_LINES:
+        legend.remove()
+        figure.set_size_inches(5.4, 5.4 + 0.2 * min(len(areas), MAX_CURVES))
+        figure.legend(fontsize=9, loc="outside lower center")
     xlabel, ylabel = ("false positive rate", "true positive rate (recall)") if kind == "roc" else ("recall", "precision")
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(alpha=0.3)

@@ -117,8 +117,8 @@ class SingleLabel(Labels):
         ACCURACY,
         Metric("f1", single(f1), limits=(0, 1)),
         F1_MACRO,
-        Metric("precision", single(precision), interval=False),
-        Metric("recall", single(recall), interval=False),
+        Metric("precision", single(precision), interval=False, limits=(0, 1)),
+        Metric("recall", single(recall), interval=False, limits=(0, 1)),
         LOSS,
     )
     labels_are_classes = True
@@ -276,8 +276,8 @@ class MultiLabel(Labels):
         Metric("f1", micro(f1), label="F1, micro", limits=(0, 1)),
         replace(ACCURACY, label="All labels correct:"),
         F1_MACRO,
-        Metric("precision", micro(precision), interval=False),
-        Metric("recall", micro(recall), interval=False),
+        Metric("precision", micro(precision), interval=False, limits=(0, 1)),
+        Metric("recall", micro(recall), interval=False, limits=(0, 1)),
         LOSS,
     )
     code_template = "classification_several.py.jinja"
@@ -410,8 +410,8 @@ class MultiLabel(Labels):
         metrics, (wrong, lines) = evaluation.metrics, self.errors(evaluation)
         labels = metrics["by_label"]
         text = (
-            "A text is correct if all its labels are correct. f1, precision and recall are those of all labels together. The model gives a label if its probability is at least "
-            f"{metrics['threshold']:.2f}: this threshold had the best micro F1 on validation."
+            "A text is correct if all its labels are correct. f1, precision and recall are those of all labels together. The model "
+            f"gives a label if its probability is at least {metrics['threshold']:.2f}: this threshold had the best micro F1 on validation."
         )
         picture = Picture("by_label", "F1 by label", partial(plots.plot_by_label, labels))
 

@@ -59,8 +59,8 @@ class Entities(Task):
     peft_type = TaskType.TOKEN_CLS
     metrics = (
         F1,
-        Metric("precision", micro(precision), format=".2%", interval=False),
-        Metric("recall", micro(recall), format=".2%", interval=False),
+        Metric("precision", micro(precision), format=".2%", interval=False, limits=(0, 1)),
+        Metric("recall", micro(recall), format=".2%", interval=False, limits=(0, 1)),
         Metric("accuracy", lambda sums: sums["words_correct"] / sums["words"], format=".2%", label="Word accuracy", interval=False),
         Metric("loss", lambda sums: sums["loss"] / sums["words"], better="lower", interval=False),
     )

@@ -136,3 +136,5 @@ def _fault(folder: Path) -> str | None:
         read_sealed(folder / COMPLETE, remedy="")
     except UserError as error:
         return f"is damaged: {str(error).removeprefix(f'{folder}: ').removesuffix('; ')}"
+    except OSError as error:
+        return f"can't be read ({error})"

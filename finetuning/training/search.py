@@ -72,7 +72,7 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
         """Train with the settings that a trial draws, and return its best value of the metric."""
         settings = draw(trial, config)
         print(f"trial {trial.number}: {', '.join(f'{name}={value!r}' for name, value in settings.items())}", flush=True)
-        trial_config = replace(config, **settings, early_stopping_patience=0)
+        trial_config = replace(config, **settings | {"early_stopping_patience": 0})
         base = build_base(data.task, source, data.label_names, trial_config, data.train.labels)
         model, trial_data = add_lora(data.task, base, trial_config), replace(data, config=trial_config)
         with tempfile.TemporaryDirectory() as folder:

@@ -164,6 +164,7 @@ def read_stdin(encoding: str | None) -> tuple[list[str], list[str]]:
         splits, remarks, _ = read(file, {".txt": read_lines}, "the standard input: ", encoding, file.parent)
     except UserError as error:
         raise UserError(str(error).replace(f"{file}: ", "").replace("set encoding", "set --encoding")) from error
+    remarks = [remark.replace(file.name, "the standard input").replace("set encoding", "set --encoding") for remark in remarks]
     return [text or "" for text in splits["train"]["text"]], remarks
 
 
