@@ -297,6 +297,8 @@ def test_numbers_are_the_names_of_classes_and_not_their_codes():
 def test_decimal_numbers_of_parquet_are_classes_only_if_they_are_whole():
     feature = Value("decimal128(3, 2)")
     assert read_labels([Decimal("1.00"), Decimal("2.00")], feature)[0].label_names == ["1", "2"]
+    large = [Decimal(12345678901234567890), Decimal(12345678901234567891)]
+    assert read_labels(large, Value("decimal128(38, 0)"))[0].label_names == [str(number) for number in large]
     with pytest.raises(UserError, match="decimal numbers, which are not classes"):
         read_labels([Decimal("1.50"), Decimal("2.00")], feature)
 

@@ -242,6 +242,19 @@ def test_data_are_refused_if_most_spans_divide_words_unless_their_texts_or_the_s
     assert "19 spans begin or end inside a word; the words were divided there, as their own texts say" in read(rows)[0].remarks[0]
 
 
+def test_a_test_split_whose_spans_are_shifted_is_refused_even_if_train_is_right():
+    config, task = Config(task="token-classification"), Entities()
+    spans = {"train": [0, 4, "LOC"], "test": [1, 5, "LOC"]}
+    raw = {
+        split: Dataset.from_list(
+            [dict(text=f"Orva lost {i}", label=[span]) for i in range(9)], Features(text=Value("string"), label=Json())
+        )
+        for split, span in spans.items()
+    }
+    with pytest.raises(UserError, match="9 of 9 spans of test begin or end inside a word"):
+        task.read(raw, task.columns(["text", "label"], config), config)
+
+
 def test_rows_without_a_value_and_types_that_look_alike_are_noted():
     rows = [{"text": "Orva is", "label": [[0, 4, name]]} for name in ("LOC", "LOC ", "loc")]
     result, words = read([*rows, {"text": "Orva was", "label": None}, {"text": "it was", "label": []}])
