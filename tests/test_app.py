@@ -87,7 +87,7 @@ def test_the_page_shows_the_number_that_predict_prints(page, call, tiny_flags, t
     value = json.loads(call("predict.py", "--json", rows.review[0]).out)["prediction"]
     page, ask, expect = page("outputs/run")
     ask(rows.review[0])
-    expect(page.get_by_label("Predicted value")).to_have_value(f"{value:.4g}")
+    expect(page.get_by_label("Predicted value")).to_have_value(f"{value:.6g}")
 
 
 def test_requests_that_make_no_sense_leave_no_traceback(app, call, tiny_flags, tmp_path):
