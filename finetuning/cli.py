@@ -28,8 +28,10 @@ from finetuning.disk import remove_reserved, unlock, why_full
 from finetuning.errors import UserError, printable
 from finetuning.signals import AfterCheckpoint, Stopped, handled_by, ignore, stop_at_once
 
-SETTINGS_OF_LORA = ("target_modules", "lora_dropout", "use_rslora", "use_dora", "init_lora_weights", "loraplus_lr_ratio")
-SETTINGS_OF_LORA += ("train_embeddings", "quantization")
+SETTINGS_OF_LORA = (
+    *("target_modules", "lora_dropout", "use_rslora", "use_dora", "init_lora_weights", "loraplus_lr_ratio"),
+    *("train_embeddings", "quantization"),
+)
 
 
 def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
