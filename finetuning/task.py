@@ -118,6 +118,7 @@ class Task:
     input_types: tuple[type, ...] = (str,)  # types of the values in an input column
     mixed_lengths = False  # whether batches come in random order; if not, long rows come first (`steps_of_epoch` in training/)
     cuda_graphs = False  # whether training steps can be recorded as CUDA graphs
+    label_columns: tuple[str, ...] = ()  # usual names of the column with the labels
     optional_inputs: tuple[str, ...] = ()  # input columns whose values the task checks itself
     empty_text = "an empty text"  # what a row without contents has, for messages
     labels_required = True  # if False, rows without a label are used too, but only for training

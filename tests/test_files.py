@@ -171,7 +171,7 @@ def test_files_that_cannot_be_read_are_refused_with_the_reason(tmp_path):
         ("no_sheet.xlsx", "cannot be read", {}),
         ("damaged.xlsx", "cannot be read", {}),
         ("keys.json", "several keys have rows, a, b", {}),
-        ("no_names.csv", "names missing", {}),
+        ("no_names.csv", "write a line with the names of the columns above it", {}),
         ("no_labels.csv", "no labels in it", {}),
         ("no_texts.csv", "text_column", {}),
         ("wrong.csv", "set encoding", dict(encoding="utf-8")),
@@ -295,6 +295,52 @@ def test_any_table_comes_back_from_csv_json_and_excel(tmp_path_factory, rows):
 def test_a_csv_that_would_be_misread_is_refused_with_the_line_number(text, words, tmp_path):
     with pytest.raises(UserError, match=words):
         find_rows(str(write(tmp_path / "rows.csv", text)))
+
+
+def test_files_that_can_be_read_in_two_ways_are_refused(tmp_path):
+    pairs = "".join(f"He goes {i}.\tEr geht {i}.\n" for i in range(60))
+    with pytest.raises(UserError, match=r"columns are He goes 0., Er geht 0.: set .* if they are a row of data, write a line"):
+        load(write(tmp_path / "pairs.tsv", pairs), task="translation")
+    given = load(tmp_path / "pairs.tsv", task="translation", source_column="He goes 0.", target_column="Er geht 0.")
+    assert "the names of the columns are He goes 0., Er geht 0.: if they are a row of data" in given.remarks[0]
+    unnamed = write(tmp_path / "unnamed.csv", "a film,good\n" + "".join(f"{text},{label}\n" for text, label in ROWS.to_numpy()))
+    with pytest.raises(UserError, match="line 2 has 3 fields"):
+        load(unnamed)
+    write(unnamed, "a film;good\n" + "".join(f"{text};{label}\n" for text, label in ROWS.to_numpy()))
+    data = load(unnamed, text_column="a film", label_column="good")
+    assert "label_column=good: the name of the column is also a label" in data.remarks[-1]
+    ROWS.assign(partition=["train", "dev", "Test", "train"] * 20).to_csv(tmp_path / "parts.csv", index=False)
+    with pytest.raises(UserError, match="column partition assigns rows to splits, Test, dev, train.* write a file for each"):
+        load(tmp_path / "parts.csv")
+    assert load(tmp_path / "parts.csv", label_column="partition").label_names == ["Test", "dev", "train"], "it may be the label"
+    with pytest.raises(UserError, match="a word and its tags per line, and not a text: rename it to end in .conll"):
+        load(write(tmp_path / "words.tsv", "# a comment\nIn\tO\nParis\tB-LOC\n\n" * 9), task="token-classification")
+    with pytest.raises(UserError, match="two columns are called 'O': .* if the first line is a row of data"):
+        find_rows(str(write(tmp_path / "tags.csv", "In,O,O\nParis,B-LOC,O\n")))
+    with pytest.raises(UserError, match="its rows are lists: write them as objects"):
+        find_rows(str(write(tmp_path / "lists.json", json.dumps({"train": [["a", "b"]], "val": [["c", "d"], ["e", "f"]]}))))
+
+
+@pytest.mark.parametrize(
+    ("rows", "texts", "noted"),
+    [
+        (['"Well, well"\tpos', "fine\tpos"], ["Well, well", "fine"], False),  # as Excel writes it
+        (['"Well, well"\tpos', "no, no\tpos"], ['"Well, well"', "no, no"], True),
+        (['"two\nlines"\tpos', "fine\tpos"], ["two\nlines", "fine"], False),
+        (['"a\tb"\tpos', '"He, "" she"\tpos'], ["a\tb", 'He, " she'], False),
+    ],
+)
+@pytest.mark.parametrize("ending", ["tsv", "csv"])
+def test_quotation_marks_between_tabs(rows, texts, noted, ending, tmp_path):
+    dataset, source = find_rows(str(write(tmp_path / f"rows.{ending}", "\n".join(["text\tlabel", *rows, ""]))))
+    assert dataset["train"]["text"][:] == texts and bool(source.remarks) == noted
+
+
+@pytest.mark.parametrize("ending", ["tsv", "csv"])
+def test_a_row_with_too_few_fields_is_named_also_if_texts_have_quotation_marks(ending, tmp_path):
+    rows = [f'{i}\t" The pie {i}\tb "x", y' for i in range(9)]
+    with pytest.raises(UserError, match="line 11 has 2 fields, but the first line has 3"):
+        find_rows(str(write(tmp_path / f"rows.{ending}", "\n".join(["id\ta\tb", *rows, "9\tbad", ""]))))
 
 
 def test_a_tsv_that_repeats_the_names_of_its_columns_is_refused(tmp_path):
@@ -471,7 +517,10 @@ def test_conll_files_may_have_comments_word_numbers_and_several_tag_columns(tmp_
     assert "first column numbers the words" in source.remarks[0]
     rows, _ = conll(tmp_path, "12\tB-NUM\n7\tI-NUM\n\n3\tB-NUM\n")
     assert rows["train"]["tokens"][:] == [["12", "7"], ["3"]], "of two columns, the first one holds the words"
-    rows, _ = conll(tmp_path, "-DOCSTART- -X- O O\n\nAnna NNP B-NP B-PER\n# SYM O O\n\nOslo NNP B-NP B-LOC\n")
+    rows, source = conll(tmp_path, "-DOCSTART- -X- O O\n\nAnna NNP B-NP B-PER\n# SYM O O\n\nOslo NNP B-NP B-LOC\n")
+    assert source.remarks[0].endswith(
+        "tags are read from column 4, the last one; column_3 has tags too, such as B-NP: set label_column to column_3 to read these"
+    )
     assert rows["train"]["tokens"][:] == [["Anna", "#"], ["Oslo"]] and rows["train"]["tags"][:] == [["B-PER", "O"], ["B-LOC"]]
     for text in ("Anna \tB-PER \n#\tO\n\nOslo\tB-LOC\t\n", "Anna\tB-PER\t\n#\tO\t\n\nOslo \t B-LOC\t\n"):
         rows, _ = conll(tmp_path, text)
@@ -482,7 +531,7 @@ def test_conll_files_may_have_comments_word_numbers_and_several_tag_columns(tmp_
         conll(tmp_path, "Anna B-PER\nOslo\n")
     nested = "1\tAnna\tB-PER\tO\n2\tOslo\tO\tB-LOC\n\n" * 30
     config = Config(dataset_name=str(write(tmp_path / "nested.conll", nested)), task="token-classification")
-    with pytest.raises(UserError, match="column_1, column_2, column_3, column_4 .*set label_column"):
+    with pytest.raises(UserError, match="column_1, column_2, column_3, column_4: .* label_column to that of the tags"):
         load_data(tasks.pick(config), config)
     named = replace(config, text_column="column_2", label_column="column_3", test_fraction=0.2)
     with pytest.raises(UserError, match="too small"):  # the columns are accepted, but all sentences are equal

@@ -22,6 +22,7 @@ OFFSET_UNITS = {  # value of `span_offsets` -> its unit in messages
     "characters": "characters",
     "utf-16": "UTF-16 units, as JavaScript does",
 }
+LABEL_KEYS = ("label", "labels", "type", "entity_type", "entity_group", "category", "entity", "tag")  # of a span; the first counts
 ANSWERS = {"accept", "reject", "ignore"}  # values of Prodigy's column `answer`
 
 
@@ -172,7 +173,7 @@ def _span(item: list | dict) -> Span:
     if isinstance(item, dict):
         item = item["value"] if isinstance(item.get("value"), dict) else item
         text = item["text"] if isinstance(item.get("text"), str) else None
-        keys = ("start", "start_offset"), ("end", "end_offset"), ("label", "labels", "type", "entity", "tag")
+        keys = ("start", "start_offset"), ("end", "end_offset"), LABEL_KEYS
         item = [next((item[key] for key in synonyms if item.get(key) not in (None, "", [])), None) for synonyms in keys]
     if not isinstance(item, list | tuple) or len(item) != 3:
         raise ValueError(item)

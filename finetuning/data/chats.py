@@ -34,7 +34,7 @@ PROMPT_AND_ANSWER_COLUMNS = (
 PROMPT_COLUMNS, ANSWER_COLUMNS = (tuple(dict.fromkeys(names)) for names in zip(*PROMPT_AND_ANSWER_COLUMNS, strict=True))
 INPUT_COLUMNS = ("input", "context")  # of an instruction, in Alpaca and Dolly
 SYSTEM_COLUMNS = ("system", "system_prompt")
-OTHER_COLUMNS = ("history", "tools")  # they belong to conversations, but are not read
+OTHER_COLUMNS = ("history", "tools", "label")  # they belong to conversations, but are not read
 ROLES = {role: role for role in ("system", "user", "assistant")} | {"human": "user", "gpt": "assistant"}  # ShareGPT's names too
 KEYS = (("role", "content"), ("from", "value"))  # of a message
 SEPARATOR = "\n"  # between prompt and answer, for a tokenizer without a chat template
@@ -77,7 +77,7 @@ def with_more(columns: dict[str, str], available: list[str]) -> dict[str, str]:
 
 def unread_columns(columns: dict[str, str], available: list[str]) -> list[str]:
     """Return the columns whose names say that they belong to conversations, but that are not among `columns`."""
-    names = (*INPUT_COLUMNS, *SYSTEM_COLUMNS, *OTHER_COLUMNS)
+    names = (*PROMPT_COLUMNS, *INPUT_COLUMNS, *SYSTEM_COLUMNS, *ANSWER_COLUMNS, *OTHER_COLUMNS)
     return [column for column in available if plain(column) in names and column not in columns.values()]
 
 

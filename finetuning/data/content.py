@@ -44,7 +44,10 @@ def check_names(file: Path, names: list[str], first_file: Path, first_names: lis
     """Raise `UserError` if columns of a file have the same name, or other names than those of the first file of the split."""
     if len(set(names)) < len(names):
         duplicate = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{file}: two columns are called {duplicate!r}: give each column another name")
+        raise UserError(
+            f"{file}: two columns are called {duplicate!r}: give each column another name, or, if the first line is a row of data, "
+            "write a line with names above it"
+        )
     if names != first_names:
         raise UserError(
             f"{file}: its columns are {', '.join(names)}, but those of {first_file.name} are {', '.join(first_names)}: use the same "

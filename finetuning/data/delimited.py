@@ -13,6 +13,9 @@ from finetuning.errors import UserError
 SPACED_QUOTE = re.compile(r' +"(?:[^"]|"")+" *')  # a field that was written with a space after the separator
 SEPARATORS = ",;\t|"
 NAMED_SEPARATOR = re.compile(r'"?sep=([^\w\s"]|\t)"?\r?\n')  # the first line of a file for Excel, before the names of the columns
+TAG = re.compile(r"O|[BIESLUM][-_].+")  # of a word, in a file of entities
+SNIFFED_LINES = 200  # of a .tsv, to see whether it holds a word and its tag per line
+MIN_TAGS = 0.9  # of the sniffed lines that end in a tag
 MAX_DISTINCT_VALUES = 50  # a column with more is not taken for a column of labels
 MAX_DOUBTFUL = 0.1  # of the rows of several lines may look like rows by chance
 MAX_LISTED = 5  # places in a note
@@ -33,13 +36,19 @@ def read_csv(files: list[Path], encoding: str | None, remarks: list[str]) -> Tab
 
     named = NAMED_SEPARATOR.match(start)
     separator = named[1] if named else max(SEPARATORS, key=evenness)
-    if separator not in (",", "\t"):
+    if separator == "\t" and not named:
+        return read_tsv(files, encoding, remarks)
+    if separator != ",":
         remarks.append(f"{files[0].name}: the separator of its columns is {separator!r}")
     return _table(files, encoding, [separator] * len(files), remarks)
 
 
 def read_tsv(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables:
     """Read fields separated by tabs. Quotation marks belong to the texts, unless they consistently surround fields."""
+    lines = [line.rstrip() for line in itertools.islice(lines_of(files[0], encoding), SNIFFED_LINES)]
+    ends = [line.split("\t")[-1] for line in lines if line and not line.startswith("#")]
+    if sum(bool(TAG.fullmatch(end)) for end in ends) >= max(MIN_TAGS * len(ends), 2):
+        raise UserError(f"{files[0]}: it has a word and its tags per line, and not a text: rename it to end in .conll")
     quoted = [_is_quoted(file, encoding) for file in files]
     for file, is_quoted in zip(files, quoted, strict=True):
         if is_quoted is False:
@@ -163,25 +172,35 @@ def _check_joined_rows(file: Path, n_joined: int, suspects: list, values: list[s
 def _is_quoted(file: Path, encoding: str | None) -> bool | None:
     """Return True if quotation marks of a .tsv surround fields, False if they belong to the texts, None if there are none.
 
-    They surround fields if a line has another number of fields than the first line, if they surround all fields of a column, or if
-    only fields that need them have them.
+    They surround fields if only then each row has as many fields as the first line, if they surround all fields of a column, or if
+    only fields that need them have them. Excel also puts them around fields with a comma.
     """
     columns, has_quotes, well_formed = 0, False, True
-    unquoted, needless = set(), set()  # columns with an unquoted field, and with a quoted field that needs no quotation marks
+    # Columns with an unquoted field, and with a quoted field that needs no quotation marks; the same for fields with a comma.
+    unquoted, needless = set(), set()
     for line in lines_of(file, encoding):
         fields = line.split("\t")
         if not line:
             continue
         columns = columns or len(fields)
         if len(fields) != columns:
-            return True if has_quotes or '"' in line else None
+            return _is_table(file, encoding, columns) if has_quotes or '"' in line else None
         for i, field in enumerate(fields):
             if field.startswith('"'):
                 inside = field[1:-1].replace('""', "")
                 well_formed = well_formed and len(field) > 1 and field.endswith('"') and '"' not in inside
                 has_quotes = True
                 if '""' not in field[1:-1]:
-                    needless.add(i)
+                    needless.add((i, "," in field))
             elif field:
-                unquoted.add(i)
+                unquoted |= {(i, False), (i, "," in field)}
     return well_formed and not unquoted & needless if has_quotes else None
+
+
+def _is_table(file: Path, encoding: str | None, columns: int) -> bool:
+    """Return whether all rows have this number of fields if quotation marks surround fields."""
+    try:
+        rows = csv.reader(lines_of(file, encoding, keep_ends=True), delimiter="\t", strict=True)
+        return all(len(row) == columns for row in rows if row)
+    except csv.Error:
+        return False

@@ -30,14 +30,13 @@ from finetuning.data.content import (
     string_tables,
     without_nameless,
 )
-from finetuning.data.delimited import read_csv, read_tsv
+from finetuning.data.delimited import TAG, read_csv, read_tsv
 from finetuning.data.files import ending, lines_of, read_bytes, split_of, stem
 from finetuning.data.json_rows import read_json
 from finetuning.errors import UserError, require_installed
 
 SNIFFED_SENTENCES = 50  # of a CoNLL file, to find the columns of words and tags
 LANGUAGE_ENDINGS = [f".{language.alpha_2}" for language in pycountry.languages if hasattr(language, "alpha_2")]
-TAG = re.compile(r"O|[BIESLUM][-_].+")
 NO_WORD = re.compile(r"\d+[-.]\d+")  # CoNLL-U's number of a line that repeats words 1 and 2 (1-2), or of an omitted word (8.1)
 
 
@@ -214,7 +213,14 @@ def read_conll(files: list[Path], encoding: str | None, remarks: list[str]) -> T
     tag_columns = [i for i in range(1, width) if all(TAG.fullmatch(row[i]) for sentence in sample for row in sentence)]
     if not numbered:
         filled = [i for i in range(1, width) if any(row[i] for sentence in sample for row in sentence)]
-        names[0], names[filled[-1] if filled else -1] = "tokens", "tags"
+        last = filled[-1] if filled else width - 1
+        names[0], names[last] = "tokens", "tags"
+        if others := [i for i in tag_columns if i != last and any(row[i] != "O" for sentence in sample for row in sentence)]:
+            example = next(row[others[-1]] for sentence in sample for row in sentence if row[others[-1]] != "O")
+            remarks.append(
+                f"{files[0].name}: tags are read from column {last + 1}, the last one; {names[others[-1]]} has tags too, such as "
+                f"{example}: set label_column to {names[others[-1]]} to read these"
+            )
     else:
         note = f"{files[0].name}: its first column numbers the words, sentences or documents"
         if len(tag_columns) == 1 and not _is_number(sample, 1):

@@ -128,6 +128,8 @@ def _tables_of(content: dict, file: Path, remarks: list[str]) -> dict[str, list]
         return {"train": [{name: column.get(row) for name, column in content.items()} for row in rows]}
     if content.keys() == {"columns", "index", "data"}:
         raise UserError(f'{file}: pandas wrote it with orient="split", which is not read: write it with orient="records"')
+    if any(split_words(key) and isinstance(value, list) and value and isinstance(value[0], list) for key, value in content.items()):
+        raise UserError(f'{file}: its rows are lists: write them as objects with names, such as {{"text": "a text", "label": "a"}}')
     if content and all(isinstance(value, list) for value in content.values()):
         if len(lengths := {len(value) for value in content.values()}) > 1:
             raise UserError(f"{file}: its columns have different lengths, {', '.join(map(str, sorted(lengths)))}: correct them")

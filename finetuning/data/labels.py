@@ -188,12 +188,17 @@ def _notes_on_names(names: list[str], column: str) -> list[str]:
     number_counts = Counter(numbers.values())
     if same := [name for name, number in numbers.items() if number_counts[number] > 1]:
         remarks.append(f"label_column={column}: labels that are one number in two forms: {listed([*map(repr, same)])}")
+    signs = [name for name in names if not any(map(str.isalnum, name)) or (name == "-1" and {"0", "1", "2"} <= {*names})]
+    if len(signs) == 1:
+        remarks.append(
+            f"label_column={column}: {signs[0]!r} is read as a label: if it means that the label is missing, remove its rows"
+        )
     parts = {name: {part.strip() for part in re.split(POSSIBLE_SEPARATORS, name)} - {"", name} for name in names}
     part_counts = Counter(part for name in names for part in parts[name])
     words = {name: re.findall(r"[0-9]+\.[0-9]+|[^\W_]+", name) for name in names}
     single_words = {name_words[0] for name_words in words.values() if len(name_words) == 1}
     for name, name_parts in parts.items():
-        consists_of_words = len(words[name]) > 1 and {*words[name]} <= single_words
+        consists_of_words = len(words[name]) > 1 and ({*words[name]} <= single_words or {*name.split()} <= {*names} - {name})
         repeats_parts = len(name_parts) > 1 and all(part_counts[part] > 1 for part in name_parts)
         if consists_of_words or repeats_parts or name_parts & {*names}:
             remarks.append(

@@ -120,7 +120,9 @@ def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: P
     files = known_files(path, readers)
     if not files:
         problem = "no file in it has a known ending" if path.is_dir() else "its ending is not known"
-        raise UserError(f"{path}: {problem}: use one of {', '.join(readers)}, .tar.gz")
+        endings = [name for name in readers if name not in formats.LANGUAGE_ENDINGS]
+        pairs = ["a language such as .en and .de"] if len(endings) < len(readers) else []
+        raise UserError(f"{path}: {problem}: use one of {', '.join([*endings, *pairs])}, .tar.gz")
     if path.is_file() and readers[ending(path)] is formats.read_parallel:
         files = formats.in_other_languages(path)
     splits, remarks, names = {}, [], {}

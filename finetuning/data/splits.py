@@ -87,6 +87,7 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     task, config = task.settle(raw["train"], config)
     columns = task.columns(raw["train"].column_names, config)
     check_columns(raw, columns, official_names, source, config)
+    check_no_split_column(raw, columns, config)
     all_rows = task.read(raw, columns, config)
     frames = {name: scan(task, all_rows, raw[name], config, name) for name in all_rows.columns}
     sha256 = sha256_of(frames)
@@ -94,12 +95,17 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     frames, left_out = usable(task, frames, columns, official_names, config)
     remarks = [*source.remarks, *unused_splits(dataset, official_names, config)]
     remarks += [
-        *not_read(raw["train"].column_names, columns, config, "text_pair_column" in task.settings),
+        *not_read(raw["train"].column_names, columns, config, task.label_columns, "text_pair_column" in task.settings),
         *all_rows.remarks,
         *left_out,
     ]
     if all_rows.label_names:
         remarks += contradictions(frames)
+    if columns.get("label") in all_rows.label_names:
+        remarks.append(
+            f"label_column={columns['label']}: the name of the column is also a label: if the first line of the file is a row of data, "
+            "write a line with names above it"
+        )
     if config.folds:
         check_labels_of_folds(task, frames["train"], all_rows, config.folds)
     n_rows = sum(map(len, frames.values()))
@@ -182,13 +188,33 @@ def check_columns(
     for name, rows in raw.items():
         if missing := set(columns.values()) - set(rows.column_names):
             files = f" ({', '.join(source.files[official_names[name]])})" if official_names[name] in source.files else ""
-            remedy = "" if name == "train" else f": add it, or give only the file of train, and {name} rows are held out from it"
+            remedy = (
+                f": add it, set {name}_split to another split, or give only the file of train, and {name} rows are held out from it"
+            )
+            remedy = "" if name == "train" else remedy
             raise UserError(
                 f"dataset_name={config.dataset_name}: split {official_names[name]}{files} has no column "
                 f"{', '.join(missing)}{remedy}"
             )
         if len(rows) == 0:
             raise UserError(f"dataset_name={config.dataset_name}: split {name} has no rows: add rows, or name another split")
+
+
+def check_no_split_column(raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> None:
+    """Raise `UserError` if rows would be held out although a column that is not read says which split a row belongs to."""
+    if len(raw) > 1:
+        return
+    for name, feature in raw["train"].features.items():
+        if getattr(feature, "dtype", None) == "string" and name not in (*columns.values(), config.group_column):
+            if str(raw["train"][0][name]).strip().lower() not in SPLIT_WORDS:
+                continue
+            values = {str(value).strip() for value in raw["train"].unique(name) if value}
+            if len({SPLIT_WORDS.get(value.lower()) for value in values} - {None}) > 1:
+                raise UserError(
+                    f"dataset_name={config.dataset_name}: column {name} assigns rows to splits, {listed(sorted(values))}, but only "
+                    "files, or the keys of a .json, are read as splits: write a file for each split into a folder and give the "
+                    "folder, or remove the column to hold out rows of all"
+                )
 
 
 def scan(task: Task, all_rows: Rows, raw: Dataset, config: Config, split: str) -> pd.DataFrame:

@@ -37,15 +37,21 @@ def find_column(setting: str, given: str | None, usual: tuple[str, ...], columns
         if matches := [column for column in columns if plain(column) == plain(wanted)]:
             return wanted if wanted in matches else matches[0]
     problem = f"{setting}={given} is not a column" if given else f"no column has a usual name ({', '.join(usual)})"
-    no_names = any(len(column.split()) > 4 or column.replace(".", "", 1).isdigit() for column in columns)
-    hint = " (they look like a row of data: is the line with the column names missing?)" if no_names else ""
+    remedy = f"set {setting} to one of them"
+    if look_like_values(columns):
+        remedy += "; or, if they are a row of data, write a line with the names of the columns above it, such as text,label"
     if {"annotations", "data"} <= {*columns} and not given:
         raise UserError(
             "the columns are those of Label Studio's JSON, which is read only for named entities: export labels as CSV or JSON_MIN"
         )
     if "column_1" in columns and not given:
-        hint = " (column_1 holds numbers; set text_column to the column of the words and label_column to that of the tags)"
-    raise UserError(f"{problem}; the columns are {listed_columns(columns)}{hint}: set {setting} to one of them")
+        remedy = "column_1 holds numbers, so set text_column to the column of the words and label_column to that of the tags"
+    raise UserError(f"{problem}; the columns are {listed_columns(columns)}: {remedy}")
+
+
+def look_like_values(columns: Iterable[str]) -> bool:
+    """Return whether names of columns look like a row of data: there is a number, or a sentence."""
+    return any(re.fullmatch(r"-?[0-9.]+|(\S+\s+){4,}\S+|.*\w[.!?]", column.strip()) for column in columns)
 
 
 def listed_columns(columns: Iterable[str]) -> str:
@@ -55,13 +61,20 @@ def listed_columns(columns: Iterable[str]) -> str:
     return ", ".join(names[:MAX_LISTED]) + more
 
 
-def not_read(available: list[str], columns: dict[str, str], config: Config, pairs: bool) -> list[str]:
+def not_read(
+    available: list[str], columns: dict[str, str], config: Config, label_columns: tuple[str, ...], pairs: bool
+) -> list[str]:
     """Return notes on columns that are not read although their names are usual ones, unless the column to read was named.
 
-    `pairs`: whether the task has a setting for a second text.
+    `label_columns`: usual names of the column with the labels. `pairs`: whether the task has a setting for a second text.
     """
     notes = []
-    for name, usual in (("text", (*TEXT_COLUMNS, *(PAIR_COLUMNS if pairs else ()))), ("label", LABEL_COLUMNS)):
+    if look_like_values(columns.values()):
+        notes.append(
+            f"the names of the columns are {listed_columns(available)}: if they are a row of data, it is not read; write a line with "
+            "names above it"
+        )
+    for name, usual in (("text", (*TEXT_COLUMNS, *(PAIR_COLUMNS if pairs else ()))), ("label", label_columns)):
         others = [column for column in available if column.strip().lower() in usual and column not in columns.values()]
         if others and name in columns and not getattr(config, f"{name}_column"):
             more = " or text_pair_column" if name == "text" and pairs else ""

@@ -116,6 +116,11 @@ class Chat(TokenTask):
         """Return the rows as they are; the later steps read conversations from them. Raise `UserError` for a row that holds none."""
         names = {column: name for name, column in columns.items()}
         rows = {split: part.select_columns([*names]).rename_columns(names) for split, part in raw.items()}
+        if getattr(raw["train"].features.get("label"), "dtype", None) == "bool":
+            raise UserError(
+                "the column label holds truth values, as if it said which answers are good, but all answers are learned: keep only the "
+                "rows with good answers, and remove the column"
+            )
         left_out, remarks = {}, [f"prompts and answers are read from {', '.join(columns.values())}"]
         if unread := unread_columns(columns, raw["train"].column_names):
             remarks[0] += f", but not from {', '.join(unread)}: if the model needs these, put them into the prompts"

@@ -69,6 +69,7 @@ class Entities(Task):
     tokenizer_options = {"add_prefix_space": True}  # in RoBERTa and GPT-2 the space before a word is part of its token
     readers = dict.fromkeys((".txt", ".train", ".testa", ".testb"), read_conll)  # usual endings of CoNLL files
     input_types = (str, list, dict)
+    label_columns = (*spans.TAG_COLUMNS, *spans.SPAN_COLUMNS)
     cuda_graphs = True
     truncates = False
     judges_labels = True
@@ -92,7 +93,7 @@ class Entities(Task):
         return spans.input_columns(available, config, text_column)
 
     def columns(self, available: list[str], config: Config) -> dict[str, str]:
-        label = find_column("label_column", config.label_column, (*spans.TAG_COLUMNS, *spans.SPAN_COLUMNS), available)
+        label = find_column("label_column", config.label_column, self.label_columns, available)
         return self.input_columns(available, config, config.text_column) | {"label": label}
 
     def read(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Rows:

@@ -76,6 +76,7 @@ class LanguageModel(TokenTask):
     settings = ("text_column", "label_column")
     token_settings = ("max_length",)
     readers = {".txt": read_documents}
+    label_columns = LABEL_COLUMNS
     labels_required = False
     truncates = False
     prediction_column = "loss"
@@ -94,8 +95,8 @@ class LanguageModel(TokenTask):
         """
         columns = self.input_columns(available, config, config.text_column)
         others = [column for column in available if column not in columns.values()]
-        if config.label_column or any(column.strip().lower() in LABEL_COLUMNS for column in others):
-            columns["label"] = find_column("label_column", config.label_column, LABEL_COLUMNS, others)
+        if config.label_column or any(column.strip().lower() in self.label_columns for column in others):
+            columns["label"] = find_column("label_column", config.label_column, self.label_columns, others)
         return columns
 
     def read(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Rows:

@@ -44,7 +44,7 @@ class TextClassification(Task):
         *("class_weights", "label_smoothing_factor", "length_warmup"),
     )
     tokenizer_options = {"split_special_tokens": True}  # "</s>" or "[SEP]" in a text is text
-    label_columns = LABEL_COLUMNS  # names by which the column with the labels is recognised
+    label_columns = LABEL_COLUMNS
     cuda_graphs = True
     export_formats = ("merged", "onnx", "int8")
     only_logits = True
