@@ -72,9 +72,9 @@ class Metric:
         return f"{value:{self.format}}"
 
     def show_interval(self, interval: list[float] | None) -> str:
-        """Return an interval, [low, high], as text. `interval` is None if there is only one row, or one group of rows."""
+        """Return an interval, [low, high], as text. `interval` is None if the rows are too few for one."""
         if interval is None:
-            return "no interval: one row, or one group of rows"
+            return "no interval: too few rows"
         return f"95 % interval {self.show(interval[0])} to {self.show(interval[1])}"
 
 

@@ -278,7 +278,23 @@ def test_a_run_with_groups_of_rows_is_compared_with_one_without():
         evaluation.differences(SimpleNamespace(metrics=(ACCURACY,)), *runs)[0] for runs in ((one, other), (other, one))
     )
     assert first["difference"] == 0.25 == -second["difference"]
-    assert first["difference_ci95"] == pytest.approx([0.25, 0.25]), "each group has the same difference"
+    low, high = first["difference_ci95"]
+    assert low < 0.25 < high, "each group has the same difference, but there are only 15 groups"
+
+
+def test_resamples_that_are_all_equal_are_not_taken_for_certainty():
+    same = metrics.difference(ACCURACY, [correct(*[1, 0] * 6)], [correct(*[1, 0] * 6)])
+    limit = metrics.wilson_interval(0, 12)[1]
+    assert (same["difference"], same["p"]) == (0, 1) and same["difference_ci95"] == pytest.approx([-limit, limit])
+    assert 0 < same["difference_ci90"][1] < limit
+    low, high = metrics.difference(ACCURACY, [correct(1, 1)], [correct(0, 0)])["difference_ci95"]
+    assert low < 0.5 < high == 1
+    one_label = {"rows": np.ones(9), "actual": np.eye(2)[[0] * 9], "predicted": np.eye(2)[[0] * 9]}
+    assert metrics.interval(F1_MACRO, one_label | {"true_positives": one_label["actual"]}) is None
+    low, high = metrics.interval(ACCURACY, *[correct(1, 1, 1)] * 3)
+    assert low < 0.9 and high == 1
+    broken = {"rows": np.ones(3), "loss": np.array([1, np.nan, 2]), "tokens": np.ones(3)}
+    assert metrics.difference(LOSS, [broken], [broken | {"loss": np.ones(3)}])["p"] is None
 
 
 def test_a_comparison_on_one_row_is_printed_without_an_interval(capsys):

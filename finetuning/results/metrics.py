@@ -41,19 +41,21 @@ def interval(metric: Metric, *runs: Statistics) -> list[float] | None:
     """Return the 95 % interval [low, high] of a metric, or of its mean over several `runs` (seeds) on the same rows.
 
     One run: a percentile bootstrap over rows, or Wilson's interval (1927) for a proportion. Several runs, or few rows: Student's t
-    (`_student`). If the statistics have a `group`, whole groups of rows are resampled. Return None if there are fewer than two rows
-    or groups.
+    (`_student`). If the statistics have a `group`, whole groups of rows are resampled. Return None if all resamples are equal: they
+    would say nothing. So it is with one row or group, unless the metric is a proportion.
     """
     n = _units(runs[0])
     if metric.proportion and len(runs) == 1 and "group" not in runs[0]:
         return wilson_interval(round(metric.of(runs[0]) * n), n)
     if n < 2:
         return None
-    if len(runs) == 1 and metric.limits == (0, 1) and metric.of(runs[0]) in (0, 1):  # all resamples would be equal
-        return wilson_interval(round(metric.of(runs[0]) * n), n)
+    values = [metric.of(run) for run in runs]
+    if metric.limits == (0, 1) and {*values} in ({0}, {1}):  # all resamples would be equal
+        return wilson_interval(round(values[0] * n), n)
     to_scale, from_scale = (np.log, np.exp) if metric.log_scale else (np.asarray, np.asarray)
     resampled = to_scale(_resampled(metric, runs).mean(axis=0))
-    values = [metric.of(run) for run in runs]
+    if len({*values}) == 1 and np.ptp(resampled) < 1e-12:
+        return None
     center = to_scale(np.mean(values))
     if len(runs) == 1 and n >= FEW:
         ends = _percentiles(resampled, center, [2.5, 97.5])
@@ -70,7 +72,8 @@ def difference(metric: Metric, a: Sequence[Statistics], b: Sequence[Statistics])
     `a` and `b` have one run each, or several (seeds), whose means are compared. With several, the interval and the two-sided p value
     of Student's t include the variance between the seeds (`_student`): they are about the two ways to train. With one run each, they
     are about these two models: a paired bootstrap over rows, and McNemar's exact test for a proportion, else approximate
-    randomisation (Noreen, 1989). The intervals and `p` are None if there are fewer than two rows or groups.
+    randomisation (Noreen, 1989). The intervals and `p` are None if there are fewer than two rows or groups. If two runs differ alike
+    in all resamples, such as nowhere, the interval of a proportion is as wide as Wilson's for no difference in `n` rows.
     """
     values = [[metric.of(run) for run in runs] for runs in (a, b)]
     center, n = float(np.mean(values[0]) - np.mean(values[1])), _units(a[0])
@@ -82,13 +85,16 @@ def difference(metric: Metric, a: Sequence[Statistics], b: Sequence[Statistics])
     ends = distribution.ppf([0.025, 0.975, 0.05, 0.95]).tolist()
     if one_run_each and n >= FEW:
         ends = _percentiles(differences, center, [2.5, 97.5, 5, 95]).tolist()
+    if one_run_each and metric.proportion and np.ptp(differences) == 0:
+        margins = [wilson_interval(0, n, level)[1] for level in (0.95, 0.9)]
+        ends = np.clip([center + sign * margin for margin in margins for sign in (-1, 1)], -1, 1).tolist()
     if not one_run_each:
-        p = 2 * min(distribution.cdf(0), distribution.sf(0))
+        p = float(2 * min(distribution.cdf(0), distribution.sf(0)))
     elif metric.proportion and "group" not in a[0]:
         p = _mcnemar(metric, a[0], b[0])
     else:
         p = _randomisation(metric, a[0], b[0])
-    return {"difference": center, "difference_ci95": ends[:2], "difference_ci90": ends[2:], "p": float(p)}
+    return {"difference": center, "difference_ci95": ends[:2], "difference_ci90": ends[2:], "p": p}
 
 
 def groups(metric: Metric, statistics: Statistics, lengths: np.ndarray, edges: Sequence[int]) -> list[dict]:
@@ -177,11 +183,13 @@ def _student(center: float, resampled: np.ndarray, n: int, *seeds: Sequence[floa
     return scipy.stats.t(freedom, loc=center, scale=np.sqrt(variance) or np.finfo(float).tiny)
 
 
-def _randomisation(metric: Metric, a: Statistics, b: Statistics) -> float:
+def _randomisation(metric: Metric, a: Statistics, b: Statistics) -> float | None:
     """Return the two-sided p value of approximate randomisation: how often a random exchange of rows between the runs gives as
-    large a difference."""
+    large a difference. None if the difference is not finite."""
     columns_a, columns_b = _columns(a), _columns(b)
     observed, rng, n_as_large = abs(metric.of(a) - metric.of(b)), np.random.default_rng(0), 0
+    if not np.isfinite(observed):
+        return None
     for size in _batches(len(columns_a["rows"])):
         exchanged = rng.integers(0, 2, (size, len(columns_a["rows"]))).astype(np.float64)
         moved = {name: exchanged @ (columns_b[name] - columns_a[name]) for name in columns_a}
@@ -199,9 +207,9 @@ def _mcnemar(metric: Metric, a: Statistics, b: Statistics) -> float:
     return float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
-def wilson_interval(correct: int, n: int) -> list[float]:
-    """Return the 95 % confidence interval [low, high] of the proportion `correct` / `n`, by Wilson's method (1927)."""
-    interval = scipy.stats.binomtest(correct, n).proportion_ci(method="wilson")
+def wilson_interval(correct: int, n: int, level: float = 0.95) -> list[float]:
+    """Return the confidence interval [low, high] of the proportion `correct` / `n`, by Wilson's method (1927)."""
+    interval = scipy.stats.binomtest(correct, n).proportion_ci(level, method="wilson")
     return [float(interval.low), float(interval.high)]
 
 

@@ -1,4 +1,4 @@
-"""Beam search for an encoder-decoder, with the results of transformers' `generate` and about twice as fast.
+"""Beam search for an encoder-decoder, with the results of transformers' `generate`, and faster.
 
 For each token, `generate` passes about seven times over the scores of the vocabulary, and it computes all rows of a batch until the
 last row is finished. This search passes over the scores twice, computes the first token for one beam only, and drops finished rows.
