@@ -14,6 +14,8 @@ from conftest import CHAT_TEMPLATE as TEMPLATE
 from conftest import make_model, write_lines
 from datasets import Dataset
 from sacrebleu.metrics import BLEU
+from tokenizers import Tokenizer, decoders, models
+from tokenizers.pre_tokenizers import ByteLevel
 
 from config import Config
 from finetuning import tasks
@@ -39,6 +41,18 @@ def plain_model(tmp_path_factory):
 @pytest.fixture
 def tokenizer(chat_model):
     return transformers.AutoTokenizer.from_pretrained(chat_model)
+
+
+@pytest.fixture
+def tokenizer_of_bytes():
+    """Return a tokenizer with a token for each byte, so that a character can have several."""
+    backend = Tokenizer(models.BPE({character: i for i, character in enumerate(sorted(ByteLevel.alphabet()))}, []))
+    backend.pre_tokenizer, backend.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="[SEP]", pad_token="[PAD]")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}[SEP]{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    return tokenizer
 
 
 # --- rows ----------------------------------------------------------------------------------------------------------------
@@ -141,6 +155,10 @@ def test_the_columns_that_are_read_are_printed(tmp_path):
         ({"system": 1}, "its system is 1, which is no text"),
         ({"prompt": say(("system", "a"), ("user", "b")), "system": "c"}, "its column of the system differs from"),
         ({"completion": [{"role": "assistant", "content": "2", "weight": 0}]}, "an answer has the weight 0"),
+        (
+            {"completion": [{"role": "assistant", "content": "2", "tool_calls": [{"id": 1}]}]},
+            "an answer has tool_calls, but only its content",
+        ),
     ],
 )
 def test_more_of_a_prompt_that_can_not_be_read_is_refused(more, problem):
@@ -270,7 +288,7 @@ def test_a_template_that_ends_a_conversation_with_the_end_token_trains_on_all_an
 
 def test_a_template_that_loses_the_beginning_or_the_system_message_is_refused(tokenizer):
     tokenizer.chat_template = "{% for m in messages[-2:] %}[CLS]{{ m.content }}[SEP]{% endfor %}"
-    with pytest.raises(UserError, match="does not render a conversation from its beginning on"):
+    with pytest.raises(UserError, match="writes something else before a new answer than before one in the data"):
         chats.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))
     tokenizer.chat_template = TEMPLATE.replace(
         "{% for message in messages -%}", "{% for message in messages if message.role != 'system' -%}"
@@ -285,6 +303,46 @@ def test_a_template_that_loses_the_beginning_or_the_system_message_is_refused(to
     tokenizer.chat_template = "{{ raise_exception('no system') }}"
     with pytest.raises(UserError, match="refuses a conversation .no system"):
         chats.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))
+
+
+def test_templates_that_train_something_else_than_the_answer_are_refused(tokenizer):
+    config, thought = Config(task="causal-lm"), say(("user", "a film"), ("assistant", "<think> long </think> dull"))
+    answer = "{{ 'great ' if m.role == 'assistant' else 'we ' }}{{ m.content }}[SEP]"
+    tokenizer.chat_template = "{% for m in messages %}[CLS]" + answer + "{% endfor %}{% if add_generation_prompt %}[CLS]{% endif %}"
+    with pytest.raises(UserError, match="writes 'great' before an answer, and this would be learned"):  # GPT-OSS: final
+        chats.encode(say(*TURNS), tokenizer, config)
+    tokenizer.chat_template = TEMPLATE.replace("message.content", "message.content.split('</think>')[-1]")
+    assert trained(say(*TURNS), tokenizer)[1] == "a plot [SEP] loud and long [SEP]"
+    with pytest.raises(UserError, match="changes an answer"):  # DeepSeek-V3.1
+        chats.encode(thought, tokenizer, config)
+    tokenizer.chat_template = TEMPLATE + "{% if add_generation_prompt %} <think>{% endif %}"
+    with pytest.raises(UserError, match="before a new answer than before one in the data, such as the start of a thought"):
+        chats.encode(say(*TURNS), tokenizer, config)  # DeepSeek-R1
+    tokenizer.chat_template = TEMPLATE + "{{ none + 1 }}"
+    with pytest.raises(UserError, match="refuses a conversation"):
+        chats.encode(say(*TURNS), tokenizer, config)
+
+
+def test_a_system_message_that_the_template_leaves_out_is_refused_also_where_nothing_is_learned(tokenizer):
+    start = "{% for message in messages -%}"
+    tokenizer.chat_template = TEMPLATE.replace(start, "{% for message in messages if message.role != 'system' -%}")
+    with pytest.raises(UserError, match="leaves out the system message"):  # its words are also in the prompt
+        chats.prompt_ids(say(("system", "a film"), ("user", "a film")), tokenizer, 100)
+    tokenizer.chat_template = TEMPLATE.replace("message.content", "message.content.replace('loud', '')")
+    assert chats.prompt_ids(say(("system", "loud"), ("user", "a film")), tokenizer, 100), (
+        "a switch such as /no_think is none of the text"
+    )
+
+
+def test_a_prompt_is_cut_between_characters_and_not_within_one(tokenizer_of_bytes):
+    tokenizer, prompt = tokenizer_of_bytes, "\U0001f9d9" * 40
+    length = chats.encode(say(("user", prompt), ("assistant", "one two")), tokenizer, Config(task="causal-lm"))["length"]
+    for max_length in range(length - 9, length):
+        example = chats.encode(
+            say(("user", prompt), ("assistant", "one two")), tokenizer, Config(task="causal-lm", max_length=max_length)
+        )
+        text = tokenizer.decode(example["input_ids"])
+        assert text.endswith("one two[SEP]") and "\ufffd" not in text and not example["answer_cut"]
 
 
 def test_too_long_conversations_lose_old_turns_then_the_prompts_beginning_then_the_answers_end(tokenizer):

@@ -37,7 +37,9 @@ SYSTEM_COLUMNS = ("system", "system_prompt")
 OTHER_COLUMNS = ("history", "tools", "label")  # they belong to conversations, but are not read
 ROLES = {role: role for role in ("system", "user", "assistant")} | {"human": "user", "gpt": "assistant"}  # ShareGPT's names too
 KEYS = (("role", "content"), ("from", "value"))  # of a message
+UNREAD_KEYS = ("tool_calls", "function_call", "reasoning_content")  # of an answer: a model would learn to end without them
 SEPARATOR = "\n"  # between prompt and answer, for a tokenizer without a chat template
+SYSTEM_MARK = "systemmessage"  # in place of a system message, to see whether the template writes it
 PROMPT_FRACTION = 0.25  # of max_length: an answer is cut only where the prompt has already been cut to it
 
 
@@ -137,6 +139,8 @@ def _message_of(message: dict) -> dict[str, str]:
         raise ValueError(f"the content of a message is {content!r:.40}, which is no text")
     if ROLES[role] == "assistant" and message.get("weight") not in (None, 1):
         raise ValueError(f"an answer has the weight {message['weight']!r}, but the loss counts all answers alike")
+    if extra := [key for key in UNREAD_KEYS if ROLES[role] == "assistant" and message.get(key)]:
+        raise ValueError(f"an answer has {' and '.join(extra)}, but only its {content_key} would be learned")
     return {"role": ROLES[role], "content": content.strip()}
 
 
@@ -172,6 +176,17 @@ def as_text(messages: Messages) -> str:
 # --- token ids -------------------------------------------------------------------------------------------------------------
 
 
+def templated(messages: Messages, tokenizer: PreTrainedTokenizerBase, answer_follows: bool) -> str:
+    """Return the text that the chat template makes of a conversation. Raise `UserError` if it refuses the conversation."""
+    try:  # Qwen3 answers without thinking
+        settings = dict(add_generation_prompt=answer_follows, enable_thinking=False, tokenize=False)
+        return tokenizer.apply_chat_template(messages, **settings)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path} refuses a conversation ({error}): change the data, or model_name"
+        ) from error
+
+
 def render(messages: Messages, tokenizer: PreTrainedTokenizerBase, answer_follows: bool) -> list[int]:
     """Return the token ids of a conversation. With `answer_follows` they end where the assistant's answer begins.
 
@@ -180,13 +195,7 @@ def render(messages: Messages, tokenizer: PreTrainedTokenizerBase, answer_follow
     """
     name = tokenizer.name_or_path
     if tokenizer.chat_template:
-        try:
-            settings = dict(add_generation_prompt=answer_follows, return_dict=False)
-            return tokenizer.apply_chat_template(messages, enable_thinking=False, **settings)  # Qwen3: answers without thinking
-        except TemplateError as error:
-            raise UserError(
-                f"the chat template of {name} refuses a conversation ({error}): change the data, or model_name"
-            ) from error
+        return _ids(templated(messages, tokenizer, answer_follows), tokenizer)
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer of {name} has neither a chat template nor a token for the end of a text: set model_name to a decoder, such "
@@ -222,12 +231,7 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
     while messages[-1]["role"] != "assistant":  # nothing to learn from a question without an answer
         messages = messages[:-1]
     full, length = messages, len(render(messages, tokenizer, answer_follows=False))
-    system = messages[0]["content"] if messages[0]["role"] == "system" else ""
-    if system and tokenizer.chat_template and system not in tokenizer.apply_chat_template(messages, tokenize=False):
-        raise UserError(
-            f"the chat template of {tokenizer.name_or_path} leaves out the system message: move its text into the user's message, "
-            "or set model_name to a model with a system role"
-        )
+    prompt = prompt_ids(split_last_answer(full)[0], tokenizer, config.max_length)
     messages = shorten(messages, tokenizer, config.max_length)
     ids, end = render(messages, tokenizer, answer_follows=False), end_of_answer(tokenizer)
     targets, skipped = [-100] * len(ids), 0
@@ -241,23 +245,57 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
                 if number < len(messages) - 1:
                     skipped += 1
                     continue
+                problem = "does not render a conversation from its beginning on, so its answers can't be found"
+                if through[: answer.start] != before:
+                    problem = (
+                        "writes something else before a new answer than before one in the data, such as the start of a thought"
+                    )
                 raise UserError(
-                    f"the chat template of {tokenizer.name_or_path} does not render a conversation from its beginning on, so its "
-                    f"answers can't be found; in the one that begins {as_text(messages)[:60]!r}: set model_name to another model"
+                    f"the chat template of {tokenizer.name_or_path} {problem}; in the conversation that begins "
+                    f"{as_text(messages)[:60]!r}: set model_name to another model"
                 )
+            _check_answer(messages[: number + 1], tokenizer)
             targets[answer] = ids[answer]
     if not any(target >= 0 for target in targets[: config.max_length]):
         raise UserError(f"max_length={config.max_length} leaves no token for the answer to {as_text(full[:-1])[:60]!r}: raise it")
+    answer_cut = any(target >= 0 for target in targets[config.max_length :])
     if not config.completion_only_loss:
         targets[1:] = ids[1:]
     return {
         "input_ids": ids[: config.max_length],
         "targets": targets[: config.max_length],
-        "prompt": prompt_ids(split_last_answer(full)[0], tokenizer, config.max_length),
+        "prompt": prompt,
         "length": length,
-        "answer_cut": len(ids) > config.max_length,
+        "answer_cut": answer_cut,
         "skipped": skipped,
     }
+
+
+def _check_answer(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `UserError` if the template changes the last message, an answer, or writes words before it, which would be learned too."""
+    if not tokenizer.chat_template:
+        return
+    before = templated(messages[:-1], tokenizer, answer_follows=True)
+    answer = templated(messages, tokenizer, answer_follows=False)[len(before) :]
+    header, found, _ = answer.partition(messages[-1]["content"])
+    words = tokenizer.decode(_ids(header, tokenizer), skip_special_tokens=True).strip()
+    if words or not found:
+        problem = f"writes {words!r} before an answer" if found else "changes an answer"
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path} {problem}, and this would be learned; in the conversation that begins "
+            f"{as_text(messages)[:60]!r}: change the data, or set model_name to another model"
+        )
+
+
+def _check_system(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `UserError` if the template leaves out the message of the system."""
+    if messages[0]["role"] == "system" and tokenizer.chat_template:
+        marked = [{"role": "system", "content": SYSTEM_MARK}, *messages[1:]]
+        if SYSTEM_MARK not in templated(marked, tokenizer, answer_follows=True):
+            raise UserError(
+                f"the chat template of {tokenizer.name_or_path} leaves out the system message: move its text into the user's message, "
+                "or set model_name to a model with a system role"
+            )
 
 
 def end_of_answer(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -286,6 +324,7 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def prompt_ids(messages: Messages, tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[int]:
     """Return the token ids that the model reads before it answers, at most `max_length`."""
+    _check_system(messages, tokenizer)
     return render(shorten(messages, tokenizer, max_length), tokenizer, answer_follows=True)[-max_length:]
 
 
@@ -309,7 +348,7 @@ def shorten(messages: Messages, tokenizer: PreTrainedTokenizerBase, max_length: 
             before_answer = len(render(messages[: first + 1], tokenizer, answer_follows=True))
             n_cut = min(too_many, len(ids) - 1, before_answer - int(PROMPT_FRACTION * max_length))
             kept = ids[n_cut:] if position == first else ids[: len(ids) - n_cut]
-            shorter = tokenizer.decode(kept).strip() if n_cut > 0 else content
+            shorter = tokenizer.decode(kept).strip("\ufffd").strip() if n_cut > 0 else content  # without half a character
             if len(shorter) >= len(content):
                 break
             messages = [*messages[:position], messages[position] | {"content": shorter}, *messages[position + 1 :]]

@@ -188,6 +188,8 @@ class Chat(TokenTask):
             lines.append(
                 f"       it leaves out {skipped:,} earlier answers, because the chat template renders them in another form"
             )
+        if "strftime_now" in (tokenizer.chat_template or ""):
+            lines.append("       the chat template writes the date of the day: on other days the model reads another one")
         return lines + ([f"cut    the answers of {cut:,} rows at their end, which max_length cuts off"] if cut else [])
 
     def truncation_note(self, config: Config) -> str:
@@ -320,7 +322,11 @@ class Chat(TokenTask):
         return answer["answer"]
 
     def pipeline(self, config: Config) -> tuple[str, str]:
-        return "", "Give it a list of messages, so that it uses the chat template. It samples if the base model's settings say so."
+        arguments = ', tokenizer_encode_kwargs={"enable_thinking": False}'
+        return (
+            arguments,
+            "Give it a list of messages, so that it uses the chat template. It samples if the base model's settings say so.",
+        )
 
 
 def _problem(row: dict) -> str:
