@@ -55,7 +55,7 @@ def test_the_label_column_decides_between_one_label_and_several(settings, labels
 
 def test_decimal_numbers_are_refused_and_regression_is_suggested():
     rows = Dataset.from_dict({"score": [i / 7 for i in range(40)]})
-    with pytest.raises(UserError, match="label_column=score holds decimal numbers.*set problem_type to regression"):
+    with pytest.raises(UserError, match="label_column=score: row 1 .*decimal numbers.*set problem_type to regression"):
         encode_labels({"train": rows}, "score")
 
 

@@ -304,7 +304,7 @@ def test_decimal_numbers_of_parquet_are_classes_only_if_they_are_whole():
     assert read_labels([Decimal("1.00"), Decimal("2.00")], feature)[0].label_names == ["1", "2"]
     large = [Decimal(12345678901234567890), Decimal(12345678901234567891)]
     assert read_labels(large, Value("decimal128(38, 0)"))[0].label_names == [str(number) for number in large]
-    with pytest.raises(UserError, match="decimal numbers, which are not classes"):
+    with pytest.raises(UserError, match="row 0 of split train holds 1.5: decimal numbers are no labels"):
         read_labels([Decimal("1.50"), Decimal("2.00")], feature)
 
 

@@ -7,18 +7,20 @@ label.
 import ast
 import json
 import re
+from collections.abc import Iterable
 from decimal import Decimal
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
-from datasets import ClassLabel, Dataset, Json, LargeList, List
+from datasets import ClassLabel, Dataset, Json, LargeList, List, Value
 
 from finetuning.data.cache import read_columns
 from finetuning.errors import UserError, shorten
 
 MAX_SHOWN = 60  # characters of a value that a message shows
 OTHER_TASK = "; for entities in the text set task to token-classification"
+DECIMAL = "decimal numbers are no labels: write the names of labels, or set problem_type to regression to predict the numbers"
 WRONG_KIND = f"a label must be a text or a number, or a list of them{OTHER_TASK}"
 
 QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
@@ -39,25 +41,37 @@ class Distinct(NamedTuple):
     values: list  # Python values, None for a missing one; without the spaces around them, two may be equal
     codes: np.ndarray  # (rows,) int, -1 where there is no value
 
-    def row_of(self, position: int) -> int:
-        """Return the first row with the value at `position`."""
-        return int(np.flatnonzero(self.codes == position)[0])
+    def per_row(self, entries: Iterable, missing: Any) -> np.ndarray:
+        """Return the entry of each row's value, (rows, ...). `entries` has one for each of `values`; rows without a value get `missing`."""
+        return np.array([*entries, missing])[self.codes]
+
+    def refuse(self, column: str, split: str, wrong: np.ndarray, remedy: str) -> None:
+        """Raise `UserError` for the first `wrong` row, (rows,) bool, if there is one."""
+        if wrong.any():
+            row = int(wrong.argmax())
+            value = shown([*self.values, None][self.codes[row]])
+            raise UserError(f"label_column={column}: row {row} of split {split} holds {value}: {remedy}")
 
 
 class Lists(NamedTuple):
     """Labels that are given as lists."""
 
-    arrays: dict[str, pyarrow.Array]  # for each split a list of labels per row, or null
+    columns: dict[str, Distinct]  # split -> its distinct lists of labels
     reason: str  # why the column was taken for lists, for the user
 
 
 def distinct(rows: Dataset, column: str) -> Distinct:
-    """Return the values of a column with one value per row. Texts lose the spaces around them; empty texts and NaN become None."""
+    """Return the values of a column. Texts lose the spaces around them; empty texts and NaN become None."""
     feature, data = rows.features[column], read_columns(rows, column)[column]
+    if isinstance(feature, List | LargeList) and isinstance(feature.feature, Value | ClassLabel):
+        positions: dict[tuple, int] = {}
+        lists = (value for chunk in data.chunks for value in chunk.to_pylist())
+        codes = [-1 if value is None else positions.setdefault(tuple(value), len(positions)) for value in lists]
+        return Distinct([*map(list, positions)], np.array(codes, dtype=np.int64))
     try:
         encoded = (data.cast(pyarrow.string()) if isinstance(feature, Json) else data).dictionary_encode().unify_dictionaries()
     except pyarrow.ArrowException as error:
-        raise UserError(f"label_column={column} holds {feature}: set it to a column with a label per row") from error
+        raise UserError(f"label_column={column} holds {feature}: {WRONG_KIND}") from error
     values = encoded.chunk(0).dictionary.to_pylist() if len(data) else []
     indices = [chunk.indices.fill_null(-1).to_numpy() for chunk in encoded.chunks]
     values = [json.loads(value) for value in values] if isinstance(feature, Json) else values
@@ -82,11 +96,6 @@ def shown(value: Any) -> str:
     return shorten(repr(value), MAX_SHOWN)
 
 
-def refuse(column: str, split: str, row: int, value: Any, remedy: str) -> NoReturn:
-    """Raise `UserError` for the value of a row."""
-    raise UserError(f"label_column={column}: row {row} of split {split} holds {shown(value)}: {remedy}")
-
-
 def kind_of(value: Any) -> type:
     """Return the kind of a label: float for all numbers that Arrow can hold, else the type."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
@@ -104,7 +113,7 @@ def as_text(value: Any) -> str:
 
 def find_lists(raw: dict[str, Dataset], column: str) -> Lists | None:
     """Return the labels of each row if the column holds lists; None if it holds a value per row."""
-    feature = raw["train"].features[column]
+    feature, reason = raw["train"].features[column], "it holds lists"
     if getattr(getattr(feature, "feature", feature), "dtype", None) in ("binary", "large_binary"):
         raise UserError(f"label_column={column} holds bytes: write its labels as texts")
     is_list = {split: isinstance(rows.features[column], List | LargeList) for split, rows in raw.items()}
@@ -113,33 +122,41 @@ def find_lists(raw: dict[str, Dataset], column: str) -> Lists | None:
             f"label_column={column} holds {feature} in split train, but {raw[other].features[column]} in split {other}: write the "
             "labels of all splits in the same form, with a list in every row"
         )
-    if isinstance(feature, List | LargeList):
-        arrays = {split: read_columns(rows, column)[column].combine_chunks() for split, rows in raw.items()}
-        if pyarrow.types.is_nested(arrays["train"].type.value_type):
-            refuse(column, "train", 0, raw["train"][:1][column], WRONG_KIND)
-        return Lists({split: array.cast(pyarrow.list_(array.type.value_type)) for split, array in arrays.items()}, "it holds lists")
-    if not isinstance(feature, Json) and getattr(feature, "dtype", None) not in ("string", "large_string"):
+    is_text = isinstance(feature, Json) or getattr(feature, "dtype", None) in ("string", "large_string")
+    if not is_list["train"] and not is_text:
         return None
     columns = {split: distinct(rows, column) for split, rows in raw.items()}
-    lists, reason = _lists_in_json(columns), "it holds lists"
-    if lists is None:
-        lists, reason = _lists_in_texts(columns, column), "it holds lists that are written as text"
-    if lists is None:
-        return None
-    return Lists(_as_arrays(columns, lists, column), reason)
+    values = [value for split in columns.values() for value in split.values]
+    if not is_list["train"] and not any(isinstance(value, list | dict) for value in values):
+        columns, reason = _lists_in_texts(columns, column), "it holds lists that are written as text"
+    return columns and Lists(as_lists(columns, column), reason)
 
 
-def _lists_in_json(columns: dict[str, Distinct]) -> dict[str, list] | None:
-    """Return each distinct value as a list; a value that is no list becomes a list of one. Return None for texts and numbers."""
-    if not any(isinstance(value, list | dict) for values, _ in columns.values() for value in values):
-        return None
-    return {
-        split: [value if isinstance(value, list) or value is None else [value] for value in values]
-        for split, (values, _) in columns.items()
-    }
+def as_lists(columns: dict[str, Distinct], column: str) -> dict[str, Distinct]:
+    """Return each value as a list of labels, without missing and empty ones. A value that is no list becomes a list of one.
+
+    Whole numbers become integers, and labels of several kinds become texts. Raise `UserError` for values that are no labels.
+    """
+
+    def labels_of(value: Any) -> list | None:
+        labels = value if isinstance(value, list) else [value]
+        labels = [label.strip() if isinstance(label, str) else label for label in labels]
+        return None if value is None else [label for label in labels if label not in (None, "") and label == label]
+
+    lists = {split: [*map(labels_of, values)] for split, (values, _) in columns.items()}
+    kinds = {kind_of(label) for split in lists.values() for labels in split for label in labels or []}  # {float} if all are numbers
+    convert = int if kinds == {float} else as_text if len(kinds) > 1 else lambda label: label
+    for split, values in columns.items():
+        wrong = [
+            any(label % 1 if kinds == {float} else isinstance(label, list | dict) for label in labels or [])
+            for labels in lists[split]
+        ]
+        values.refuse(column, split, values.per_row(wrong, False), DECIMAL if kinds == {float} else WRONG_KIND)
+        lists[split] = [labels and [*map(convert, labels)] for labels in lists[split]]
+    return {split: Distinct(lists[split], codes) for split, (_, codes) in columns.items()}
 
 
-def _lists_in_texts(columns: dict[str, Distinct], column: str) -> dict[str, list] | None:
+def _lists_in_texts(columns: dict[str, Distinct], column: str) -> dict[str, Distinct] | None:
     """Return each distinct text as a list; None if the texts are no lists. Raise `UserError` if only some of them are lists."""
     entries = [
         (split, position, value) for split in columns for position, value in enumerate(columns[split].values) if value is not None
@@ -157,10 +174,10 @@ def _lists_in_texts(columns: dict[str, Distinct], column: str) -> dict[str, list
             example = next((f", like {shown(text)}" for text in texts if quoted[text]), "")
             remedy = f"write the labels of all rows as lists{example}, or write none as a list"
             remedy = f"write names of labels, or lists of them such as ['a', 'b']{OTHER_TASK}" if nested else remedy
-            refuse(column, split, columns[split].row_of(position), value, remedy)
+            columns[split].refuse(column, split, columns[split].codes == position, remedy)
     if not is_list:
         return None
-    return {split: [value if value is None else lists[value] for value in values] for split, (values, _) in columns.items()}
+    return {split: Distinct([lists.get(value) for value in values], codes) for split, (values, codes) in columns.items()}
 
 
 def read_list(text: str, words: bool = False) -> list | None:
@@ -190,23 +207,3 @@ def _value(item: str, words: bool) -> Any:
         return json.loads(item) if item[0] == '"' else ast.literal_eval(item)
     except (ValueError, SyntaxError):
         return item[1:-1]
-
-
-def _as_arrays(columns: dict[str, Distinct], lists: dict[str, list], column: str) -> dict[str, pyarrow.Array]:
-    """Return a list of labels for each row from the lists of the distinct values. Labels of several kinds become texts."""
-    kinds = set()
-    for split, values in lists.items():
-        for position, labels in enumerate(values):
-            kinds |= {kind_of(label) for label in labels or [] if label is not None}
-            if kinds & {list, dict}:
-                refuse(column, split, columns[split].row_of(position), columns[split].values[position], WRONG_KIND)
-    if len(kinds) > 1 or int in kinds:
-        lists = {
-            split: [labels and [label if label is None else as_text(label) for label in labels] for labels in values]
-            for split, values in lists.items()
-        }
-    arrays = {}
-    for split, values in lists.items():
-        codes = columns[split].codes
-        arrays[split] = pyarrow.array([*values, []]).take(pyarrow.array(codes, mask=codes < 0))
-    return arrays

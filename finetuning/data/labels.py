@@ -6,15 +6,12 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow
-import pyarrow.compute
 from datasets import ClassLabel, Dataset
 
-from finetuning.data.label_forms import Distinct, Lists, as_text, distinct, distinct_names, find_lists, kind_of, refuse, shown
+from finetuning.data.label_forms import Distinct, Lists, as_lists, as_text, distinct, distinct_names, find_lists, shown
 from finetuning.errors import UserError, listed
 
 SEPARATORS = ",;|"  # between labels that are written as one text
@@ -37,15 +34,6 @@ class Encoded(NamedTuple):
     remarks: list[str] = []  # notes for the user
 
 
-class Occurrences(NamedTuple):
-    """The labels of a split, one after the other. A row may have any number of them."""
-
-    rows: np.ndarray  # (occurrences,) the row of each occurrence
-    distinct: list  # the distinct labels
-    codes: np.ndarray  # (occurrences,) positions in `distinct`
-    lengths: np.ndarray  # (rows,) number of labels of each row
-
-
 # --- one label per row ---------------------------------------------------------------------------------------------------
 
 
@@ -55,29 +43,22 @@ def encode_labels(raw: dict[str, Dataset], column: str, named: bool = False) -> 
     The names are those that a `ClassLabel` column brings along, or else the sorted values of train. `named`: the user named the
     column, so it may have many classes.
     """
-    feature, lists, remarks = raw["train"].features[column], find_lists(raw, column), []
+    lists, remarks = find_lists(raw, column), []
     if lists:
-        labels = {split: _single_labels(array, split, column) for split, array in lists.arrays.items()}
-        feature = getattr(feature, "feature", feature)
         remarks.append(
             f"label_column={column}: read as one label for each text, because {lists.reason} with at most one label; if a text "
             f"can have several labels, {SET_MULTI_LABEL}"
         )
-    else:
-        labels = {split: distinct(rows, column) for split, rows in raw.items()}
-    if isinstance(feature, ClassLabel):
-        names, positions = feature.names, {i: i for i in range(len(feature.names))}
-    else:
-        labels = _of_one_kind(labels, column)
-        values = [value for distinct_values, _ in labels.values() for value in distinct_values if value is not None]
-        names = _ordered([value for value in labels["train"].values if value is not None], values)
-        _check_classes(names, labels["train"], column, named)
-        positions = {value: i for i, value in enumerate(names)}
-    codes = {}
-    for split, (values, indices) in labels.items():
-        if not isinstance(feature, ClassLabel):
-            _refuse_unknown(values, names, split, column)
-        codes[split] = np.array([*(positions.get(value, -1) for value in values), -1], dtype=np.int64)[indices]
+    columns = lists.columns if lists else as_lists({split: distinct(rows, column) for split, rows in raw.items()}, column)
+    for split, labels in columns.items():
+        has_several = labels.per_row((len(value or []) > 1 for value in labels.values), False)
+        labels.refuse(column, split, has_several, f"several labels: {SET_MULTI_LABEL}, or give one label for each text")
+    known, names = _known(raw["train"].features[column], columns, column, named)
+    positions = {label: i for i, label in enumerate(known)}
+    codes = {
+        split: labels.per_row((positions.get(value[0], -1) if value else -1 for value in labels.values), -1)
+        for split, labels in columns.items()
+    }
     present = np.unique(codes["train"][codes["train"] >= 0])
     if len(present) == 0:
         raise UserError(f"label_column={column}: train has no labels in it: set it to the column with the labels")
@@ -86,15 +67,39 @@ def encode_labels(raw: dict[str, Dataset], column: str, named: bool = False) -> 
             f"label_column={column}: train has one class only, {names[present[0]]!r}, and a classifier needs two: add rows "
             "with another label"
         )
-    names = [str(name) for name in names]
     return Encoded(codes, names, [*remarks, *_notes_on_names(names, column)])
+
+
+def _known(feature: Any, columns: dict[str, Distinct], column: str, named: bool = True) -> tuple[list, list[str]]:
+    """Return the labels of train, sorted, or the class numbers of a `ClassLabel` column; and their names.
+
+    They are sorted by number if all labels are texts of whole numbers. Raise `UserError` for too many classes, unless the column is
+    `named`, and for a label that train lacks.
+    """
+    feature = getattr(feature, "feature", feature)
+    labels = {split: {label for value in values for label in value or []} for split, (values, _) in columns.items()}
+    if isinstance(feature, ClassLabel):
+        known, names = list(range(len(feature.names))), feature.names
+        labels = {split: numbers - {-1} for split, numbers in labels.items()}  # -1: no label
+    else:
+        as_numbers = all(isinstance(label, str) and WHOLE_NUMBER.fullmatch(label) for label in set().union(*labels.values()))
+        known = sorted(labels["train"], key=int if as_numbers else None)
+        names = [str(label) for label in known]
+        _check_classes(names, len(columns["train"].codes), column, named)
+    for split in labels:
+        if unknown := labels[split] - {*known}:
+            shown_names = (listed([repr(str(label)) for label in part]) for part in (sorted(unknown), known))
+            raise UserError(
+                "label_column={}: split {} has labels that train lacks: {}; train has {}".format(column, split, *shown_names)
+            )
+    return known, names
 
 
 def holds_several(train: Dataset, column: str) -> bool:
     """Return whether a row of the column holds several labels. Raise `UserError` for texts that may be classes or numbers."""
     lists = find_lists({"train": train}, column)
     if lists:
-        return bool((_occurrences(lists.arrays["train"], "train", column).lengths > 1).any())
+        return any(len(value or []) > 1 for value in lists.columns["train"].values)
     if getattr(train.features[column], "dtype", None) in ("string", "large_string"):
         values = [value for value in distinct(train, column).values if value is not None]
         is_class = "if each is a class set it to single_label_classification"
@@ -112,34 +117,8 @@ def holds_several(train: Dataset, column: str) -> bool:
     return False
 
 
-def _of_one_kind(labels: dict[str, Distinct], column: str) -> dict[str, Distinct]:
-    """Return the labels of each split, all of one kind: whole numbers become integers, and values of several kinds become texts.
-
-    Raise `UserError` for decimal numbers.
-    """
-    values = [value for distinct_values, _ in labels.values() for value in distinct_values if value is not None]
-    kinds = {kind_of(value) for value in values}  # {float} if all are numbers
-    if kinds == {float} and any(value % 1 for value in values):
-        raise UserError(
-            f"label_column={column} holds decimal numbers, which are not classes: to predict the numbers set problem_type to "
-            "regression, or set label_column to a column with classes"
-        )
-
-    def as_label(value: Any) -> Any:
-        return value if value is None else int(value) if kinds == {float} else as_text(value) if len(kinds) > 1 else value
-
-    return {split: Distinct([as_label(value) for value in values], codes) for split, (values, codes) in labels.items()}
-
-
-def _ordered(train: Iterable, labels: Iterable) -> list:
-    """Return the labels of train, sorted: by number if all `labels` (of all splits) are texts of whole numbers."""
-    as_numbers = all(isinstance(label, str) and WHOLE_NUMBER.fullmatch(label) for label in labels)
-    return sorted(set(train), key=int if as_numbers else None)
-
-
-def _check_classes(names: list, train: Distinct, column: str, named: bool) -> None:
+def _check_classes(names: list, rows: int, column: str, named: bool) -> None:
     """Raise `UserError` if the column has so many different values that they are hardly classes."""
-    rows = len(train.codes)
     if len(names) <= max(MAX_CLASSES, rows / 4):
         return
     problem = f"label_column={column} has {len(names)} different values in {rows} rows"
@@ -147,24 +126,6 @@ def _check_classes(names: list, train: Distinct, column: str, named: bool) -> No
         raise UserError(f"{problem}, so no two texts have the same label: set it to a column with classes")
     if not named:
         raise UserError(f"{problem}: if it is the right column, name it with --label_column; if not, name another")
-
-
-def _single_labels(lists: pyarrow.Array, split: str, column: str) -> Distinct:
-    """Return the label of each list. Raise `UserError` if a list has more than one."""
-    labels = _occurrences(lists, split, column)
-    if len(rows := np.flatnonzero(labels.lengths > 1)):
-        row = int(rows[0])
-        refuse(column, split, row, lists[row].as_py(), f"several labels: {SET_MULTI_LABEL}, or give one label for each text")
-    codes = np.full(len(lists), -1)
-    codes[labels.rows] = labels.codes
-    return Distinct(labels.distinct, codes)
-
-
-def _refuse_unknown(values: list, known: list, split: str, column: str) -> None:
-    """Raise `UserError` if a split has labels, its distinct `values`, that train lacks; `known` are those of train."""
-    if unknown := {*values} - {*known, None}:
-        names, train_names = (listed([repr(str(label)) for label in labels]) for labels in (sorted(unknown), known))
-        raise UserError(f"label_column={column}: split {split} has labels that train lacks: {names}; train has {train_names}")
 
 
 def alike(names: list[str], column: str) -> list[str]:
@@ -217,31 +178,29 @@ def encode_label_lists(raw: dict[str, Dataset], column: str) -> Encoded:
 
     The column has lists of labels, vectors of 0 and 1, or texts with several labels.
     """
-    feature = raw["train"].features[column]
-    lists = find_lists(raw, column) or _split_texts(raw, column)
-    labels = {split: _occurrences(array, split, column) for split, array in lists.arrays.items()}
-    remarks = [f"label_column={column}: read as several labels for each text, because {lists.reason}"] if lists.reason else []
-    if empty := sum(int((split.lengths == 0).sum()) for split in labels.values()):
+    columns, reason = find_lists(raw, column) or _split_texts(raw, column)
+    remarks = [f"label_column={column}: read as several labels for each text, because {reason}"] if reason else []
+    lengths = {split: labels.per_row((len(value or []) for value in labels.values), 0) for split, labels in columns.items()}
+    if empty := sum(int((split == 0).sum()) for split in lengths.values()):
         start = f"{remarks[0]};" if remarks else f"label_column={column}:"
         remarks = [f"{start} {empty:,} texts have no label"]
-    if isinstance(getattr(feature, "feature", None), ClassLabel):
-        names, known = feature.feature.names, list(range(len(feature.feature.names)))
-    elif _are_vectors(labels["train"], column):
-        values = {split: _vectors(labels[split], labels["train"], (lists.arrays[split], split, column)) for split in labels}
-        names = [f"label_{i}" for i in range(values["train"].shape[1])]
+    feature = raw["train"].features[column]
+    if not isinstance(getattr(feature, "feature", None), ClassLabel) and _are_vectors(columns["train"].values, column):
+        length = int(np.bincount(lengths["train"][lengths["train"] > 0]).argmax())  # the most frequent one
+        vectors = {split: _vectors(labels, length, split, column) for split, labels in columns.items()}
+        names = [f"label_{i}" for i in range(length)]
         note = f"label_column={column}: lists of 0 and 1 have a position for each label; the labels are called {names[0]} to {names[-1]}"
-        return Encoded(values, names, [*remarks, note])
-    else:
-        known = _ordered(labels["train"].distinct, [label for split in labels.values() for label in split.distinct])
-        names = [str(label) for label in known]
+        return Encoded(vectors, names, [*remarks, note])
+    known, names = _known(feature, columns, column)
     if len(names) < 2:
         raise UserError(f"label_column={column}: train has fewer than two labels, {names}: set it to the column with the labels")
     positions, encoded = {label: i for i, label in enumerate(known)}, {}
-    for split, (rows, values, codes, _) in labels.items():
-        _refuse_unknown(values, known, split, column)
-        encoded[split] = np.zeros((len(raw[split]), len(names)), dtype=np.float32)
-        encoded[split][rows, np.array([positions[label] for label in values], dtype=np.int64)[codes]] = 1
-    if all((split.lengths < 2).all() for split in labels.values()):
+    for split, (values, codes) in columns.items():
+        vectors = np.zeros((len(values) + 1, len(names)), dtype=np.float32)  # the last one is for rows without a value
+        for i, value in enumerate(values):
+            vectors[i, [positions[label] for label in value or [] if label in positions]] = 1
+        encoded[split] = vectors[codes]
+    if all((split < 2).all() for split in lengths.values()):
         remarks.append(
             f"label_column={column}: no text has more than one label: separate the labels of a text by commas, or set problem_type "
             "to single_label_classification"
@@ -271,47 +230,24 @@ def _split_texts(raw: dict[str, Dataset], column: str) -> Lists:
         )
     mark, separator = (found[0], re.escape(found[0])) if found else ("#", HASH)
     reason = f"{mark!r} separates them" if any(re.search(separator, value) for value in values) else ""
-    arrays = {}
-    for split, (split_values, codes) in texts.items():
-        parts = [value if value is None else re.split(separator, as_text(value)) for value in split_values]
-        arrays[split] = pyarrow.array([*parts, []], pyarrow.list_(pyarrow.string())).take(pyarrow.array(codes, mask=codes < 0))
-    return Lists(arrays, reason)
+    parts = {
+        split: Distinct([value and re.split(separator, as_text(value)) for value in split_values], codes)
+        for split, (split_values, codes) in texts.items()
+    }
+    return Lists(as_lists(parts, column), reason)
 
 
-def _occurrences(lists: pyarrow.Array, split: str, column: str) -> Occurrences:
-    """Return all labels of a split, without missing and empty ones. Whole numbers become integers.
-
-    Raise `UserError` for decimal numbers.
-    """
-    parents, labels = pyarrow.compute.list_parent_indices(lists), pyarrow.compute.list_flatten(lists)
-    valid = labels.is_valid()
-    if pyarrow.types.is_string(labels.type) or pyarrow.types.is_large_string(labels.type):
-        labels = pyarrow.compute.utf8_trim_whitespace(labels)
-        valid = pyarrow.compute.fill_null(pyarrow.compute.not_equal(labels, ""), False)
-    if pyarrow.types.is_floating(labels.type):
-        valid = pyarrow.compute.fill_null(pyarrow.compute.invert(pyarrow.compute.is_nan(labels)), False)
-    encoded, rows = labels.filter(valid).dictionary_encode(), parents.filter(valid).to_numpy()
-    values, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
-    for position, value in enumerate(values):
-        if isinstance(value, float) and value % 1:
-            row = int(rows[codes == position][0])
-            refuse(column, split, row, lists[row].as_py(), "decimal numbers are no labels: write names of labels, or 0 and 1")
-    values = [int(value) if isinstance(value, float) else value for value in values]
-    return Occurrences(rows, values, codes, np.bincount(rows, minlength=len(lists)))
-
-
-def _are_vectors(train: Occurrences, column: str) -> bool:
-    """Return whether the lists of train are vectors of 0 and 1. Vectors repeat a value, lists of labels do not.
+def _are_vectors(train: list, column: str) -> bool:
+    """Return whether the distinct lists of train are vectors of 0 and 1. Vectors repeat a value, lists of labels do not.
 
     Raise `UserError` if the lists can be either.
     """
-    if not {*map(_digit, train.distinct)} <= {"0", "1"}:
+    lists = [[_digit(label) for label in value] for value in train if value]
+    if not {digit for digits in lists for digit in digits} <= {"0", "1"}:
         return False
-    has_label = np.zeros((len(train.lengths), max(len(train.distinct), 1)), dtype=bool)
-    has_label[train.rows, train.codes] = True
-    if (train.lengths > has_label.sum(axis=1)).any():
+    if any(len({*digits}) < len(digits) for digits in lists):
         return True
-    if {*train.lengths} <= {0, 2} and len(train.rows):
+    if lists and {*map(len, lists)} == {2}:
         raise UserError(
             f"label_column={column}: lists of two numbers, 0 and 1, may name the labels 0 and 1, or have a position for each of "
             "two labels: write lists with the names of the labels, or columns of 0 and 1, and name these in label_column"
@@ -324,20 +260,13 @@ def _digit(label: Any) -> str:
     return str(int(label)) if isinstance(label, bool) else str(label)
 
 
-def _vectors(labels: Occurrences, train: Occurrences, source: tuple[pyarrow.Array, str, str]) -> np.ndarray:
-    """Return vectors of 0 and 1, (rows, labels), float32.
-
-    Raise `UserError` for a list with other values, or whose length is not the most frequent one in train. `source` has the lists,
-    their split and their column, for the message.
-    """
-    lists, split, column = source
-    length = int(np.bincount(train.lengths[train.lengths > 0]).argmax())
-    is_digit = np.array([_digit(label) in ("0", "1") for label in [*labels.distinct, 0]])[labels.codes]
-    wrong = np.flatnonzero((labels.lengths != length) | (np.bincount(labels.rows[~is_digit], minlength=len(lists)) > 0))
-    if len(wrong):
-        row = int(wrong[0])
-        refuse(column, split, row, lists[row].as_py(), f"other rows hold {length} values, a 0 or 1 for each label: correct the row")
-    return np.array([int(label) for label in labels.distinct], dtype=np.float32)[labels.codes].reshape(len(lists), length)
+def _vectors(labels: Distinct, length: int, split: str, column: str) -> np.ndarray:
+    """Return vectors of 0 and 1, (rows, labels), float32. Raise `UserError` for a list with another length or other values."""
+    vectors = [[int(digit) for digit in map(_digit, value or []) if digit in ("0", "1")] for value in labels.values]
+    is_wrong = (len(vector) != length or len(value) != length for vector, value in zip(vectors, labels.values, strict=True))
+    remedy = f"other rows hold {length} values, a 0 or 1 for each label: correct the row"
+    labels.refuse(column, split, labels.per_row(is_wrong, True), remedy)
+    return labels.per_row(vectors, [0] * length).astype(np.float32)
 
 
 def encode_label_columns(raw: dict[str, Dataset], columns: list[str]) -> Encoded:
@@ -355,12 +284,10 @@ def encode_label_columns(raw: dict[str, Dataset], columns: list[str]) -> Encoded
         for i, column in enumerate(columns):
             feature = rows.features[column]
             has_names = isinstance(feature, ClassLabel) and all(name.lower() in ZERO_OR_ONE for name in feature.names)
-            values, codes = (distinct_names if has_names else distinct)(rows, column)
-            values = [*values, None]  # a missing value has the code -1
-            numbers = np.array([ZERO_OR_ONE.get(str(value).lower(), np.nan) for value in values], dtype=np.float32)[codes]
-            if len(wrong := np.flatnonzero(np.isnan(numbers))):
-                row, remedy = int(wrong[0]), "each label is a column of 0 and 1: name only such columns, and correct other values"
-                refuse(column, split, row, values[codes[row]], remedy)
+            cells = (distinct_names if has_names else distinct)(rows, column)
+            numbers = cells.per_row((ZERO_OR_ONE.get(str(value).lower(), np.nan) for value in cells.values), np.nan)
+            remedy = "each label is a column of 0 and 1: name only such columns, and correct other values"
+            cells.refuse(column, split, np.isnan(numbers), remedy)
             encoded[split][:, i] = numbers
     names = [column.strip() for column in columns]
     return Encoded(encoded, names, ["read as several labels for each text, because label_column names several columns"])
@@ -375,11 +302,9 @@ def encode_numbers(raw: dict[str, Dataset], column: str) -> Encoded:
     for split, rows in raw.items():
         cells = distinct_names(rows, column)
         values = [np.nan if value is None else _number(value) for value in cells.values]
-        if None in values:
-            position = values.index(None)
-            remedy = "this is no finite number: write numbers with a point for decimals, or set label_column to a column of numbers"
-            refuse(column, split, cells.row_of(position), cells.values[position], remedy)
-        numbers[split] = np.array([*values, np.nan])[cells.codes]
+        remedy = "this is no finite number: write numbers with a point for decimals, or set label_column to a column of numbers"
+        cells.refuse(column, split, cells.per_row((value is None for value in values), False), remedy)
+        numbers[split] = cells.per_row(values, np.nan)
     train = numbers["train"][~np.isnan(numbers["train"])]
     if len(train) == 0:
         raise UserError(f"label_column={column}: train has no numbers in it: set it to the column with the numbers")
