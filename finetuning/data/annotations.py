@@ -1,18 +1,16 @@
 """Read annotations of Prodigy, Doccano and Label Studio, and lists that are written as text, as in a table."""
 
 import ast
-import io
 import json
-import tokenize
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
-from typing import NamedTuple
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import ClassLabel, Dataset
 
-from finetuning.data.cache import read_columns
+from finetuning.data.label_forms import distinct_names, read_list
 from finetuning.data.labels import Encoded
 from finetuning.data.text import renamed
 from finetuning.errors import UserError
@@ -35,18 +33,11 @@ class Span(NamedTuple):
     text: str | None = None  # the text of the span, if the tool writes it
 
 
-class Remark(NamedTuple):
-    """A remark on a row. A message counts the remarks of a `kind`, and `kind` continues its sentence: "3 spans ..."."""
-
-    kind: str
-    example: str
-
-
 class Annotation(NamedTuple):
     """The spans or tags of a row."""
 
     marks: list  # of `Span`, or of tags, one for each word
-    remarks: list[Remark]
+    remarks: list[dict]  # `kind` and `example` of each; a message counts them by `kind`, which continues it: "3 spans ..."
     missing: bool = False  # True if nobody has annotated the row
 
 
@@ -58,7 +49,12 @@ def accepted_rows(raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dic
 
     Splits without that column are not in the result. Raise `UserError` if a split has no accepted row.
     """
-    answers = {split: _answers(rows) for split, rows in raw.items() if "answer" in rows.column_names}
+    answers = {}
+    for split, rows in raw.items():
+        feature = rows.features.get("answer")
+        if isinstance(feature, ClassLabel) or getattr(feature, "dtype", None) in ("string", "large_string"):
+            cells = distinct_names(rows, "answer")
+            answers[split] = cells.per_row(cells.values, None)
     counts = Counter(answer for split_answers in answers.values() for answer in split_answers)
     if not ANSWERS & counts.keys() or not counts.keys() <= {*ANSWERS, None} or "answer" in columns.values():
         return {}, []
@@ -68,14 +64,6 @@ def accepted_rows(raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dic
     left_out = [answer for answer in ("reject", "ignore", None) if counts[answer]]
     others = ", ".join(f"{counts[answer]:,} {answer or 'without an answer'}" for answer in left_out)
     return accepted, [f"column answer, as Prodigy writes it: only rows with accept are used; left out: {others}"] if others else []
-
-
-def _answers(rows: Dataset) -> list:
-    """Return the value of the column `answer` in each row."""
-    feature, values = rows.features["answer"], read_columns(rows, "answer")["answer"].to_pylist()
-    if isinstance(feature, ClassLabel):
-        return [None if value is None else feature.names[value] for value in values]
-    return values if getattr(feature, "dtype", None) in ("string", "large_string") else ["no answer of Prodigy"]
 
 
 def read_accepted(raw: dict[str, Dataset], columns: dict[str, str], encode: Callable[[dict], Encoded]) -> Rows:
@@ -106,7 +94,9 @@ def read_annotation(value: list | str | None, is_task: bool) -> Annotation:
     """
     items = parse_list(value)
     if not is_task and (value is None or value != value or (isinstance(value, str) and not value.strip())):
-        return Annotation([], [Remark("rows have no value in the label column; they were read as texts without entities", "")])
+        return Annotation(
+            [], [dict(kind="rows have no value in the label column; they were read as texts without entities", example="")]
+        )
     if (is_task and not items) or any(isinstance(item, dict) and "result" in item for item in items):
         return _annotation_of_task(items)
     if all(item is None or isinstance(item, str | int) for item in items):
@@ -115,34 +105,28 @@ def read_annotation(value: list | str | None, is_task: bool) -> Annotation:
 
 
 def parse_list(value: list | str | None) -> list:
-    """Return a list, which may be written as text by JSON or Python; [] for None.
-
-    Raise `ValueError` for any other value, and `UserError` for a list without commas, as NumPy writes it: Python would read its
-    items as one long word.
-    """
-    items = value
+    """Return a list, which JSON, Python or NumPy may have written as text; [] for None. Raise `ValueError` for any other value."""
     if isinstance(value, str):
-        try:
-            items = json.loads(value) if value.strip() else None
-        except (ValueError, RecursionError):
-            items = _python_list(value.strip())
-    if items is None or items != items:
+        text = value.strip()
+        value = read_list(text) if text else []
+        value = _nested(text) if value is None else value
+    if value is None or value != value:
         return []
-    if not isinstance(items, list | tuple):
+    if not isinstance(value, list | tuple):
         raise ValueError(value)
-    return [*items]
+    return [*value]
 
 
-def _python_list(text: str):
-    """Return the value that a Python literal stands for. Raise as `parse_list` does."""
+def _nested(text: str) -> Any:
+    """Return a value with lists or objects in it that JSON or Python wrote as text. Raise `ValueError` for any other text."""
     try:
-        items = ast.literal_eval(text)
-        token_types = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type != tokenize.NL]
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, tokenize.TokenError) as error:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError(text) from error
-    if any(first == second == tokenize.STRING for first, second in pairwise(token_types)):
-        raise UserError(f"a list without commas, as NumPy writes it ({text[:40]}): save lists as JSON, with commas")
-    return items
 
 
 def _annotation_of_task(annotations: list[dict]) -> Annotation:
@@ -152,18 +136,20 @@ def _annotation_of_task(annotations: list[dict]) -> Annotation:
     """
     finished = [annotation for annotation in annotations if not annotation.get("was_cancelled")]
     if not finished:
-        return Annotation([], [Remark("rows have no annotation, or only cancelled ones; they were left out", "")], missing=True)
+        return Annotation(
+            [], [dict(kind="rows have no annotation, or only cancelled ones; they were left out", example="")], missing=True
+        )
     ground_truth = [annotation for annotation in finished if annotation.get("ground_truth")]
     candidates, spans, remarks = ground_truth or finished, [], []
     if len(candidates) > 1:
-        remarks.append(Remark("rows have several annotations; the first one was read", f"{len(candidates)} annotations"))
+        remarks.append(dict(kind="rows have several annotations; the first one was read", example=f"{len(candidates)} annotations"))
     for part in candidates[0]["result"] or []:
         value = part.get("value") or {}
         if any(name.endswith("labels") and labels for name, labels in value.items()):
             spans.append(_span(value))
         else:
             kind = f"parts of annotations, of type {part.get('type')}, are no spans with labels; they were ignored"
-            remarks.append(Remark(kind, ""))
+            remarks.append(dict(kind=kind, example=""))
     return Annotation(spans, remarks)
 
 
@@ -190,22 +176,6 @@ def _span(item: list | dict) -> Span:
 # --- offsets -------------------------------------------------------------------------------------------------------------
 
 
-def offset_in_characters(text: str, offset: int) -> int:
-    """Convert an offset in UTF-16 units to characters; -1 if it is outside of the text or inside a character."""
-    units = text.encode("utf-16-le")[: 2 * max(offset, 0)]
-    try:
-        return len(units.decode("utf-16-le")) if len(units) == 2 * offset else -1
-    except UnicodeDecodeError:
-        return -1
-
-
-def in_characters(text: str, span: Span, unit: str) -> Span:
-    """Convert the offsets of a span from `unit` to characters; -1 for an impossible offset."""
-    if unit == "characters" or text.isascii():
-        return span
-    return span._replace(start=offset_in_characters(text, span.start), end=offset_in_characters(text, span.end))
-
-
 def settle_offsets(text: str, span: Span, unit: str | None) -> Span:
     """Convert the offsets of a span to characters: from the unit in which it holds its own `text`, or else from `unit`.
 
@@ -213,8 +183,11 @@ def settle_offsets(text: str, span: Span, unit: str | None) -> Span:
     raise `UserError` too for a span that depends on it.
     """
     usual = unit or "characters"
-    placed = {name: in_characters(text, span, name) for name in sorted(OFFSET_UNITS, key=lambda name: name != usual)}
-    inside = {name: candidate for name, candidate in placed.items() if 0 <= candidate.start < candidate.end <= len(text)}
+    placed = {"characters": span, "utf-16": span}
+    if not text.isascii():
+        places = {n: i for i, n in enumerate(accumulate((1 + (character > "\uffff") for character in text), initial=0))}
+        placed["utf-16"] = span._replace(start=places.get(span.start, -1), end=places.get(span.end, -1))  # -1: no such offset
+    inside = {name: placed[name] for name in (usual, *placed) if 0 <= placed[name].start < placed[name].end <= len(text)}
     if span.text is not None:
         words = span.text.split()
         if fitting := [candidate for candidate in inside.values() if text[candidate.start : candidate.end].split() == words]:

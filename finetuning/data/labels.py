@@ -88,10 +88,8 @@ def _known(feature: Any, columns: dict[str, Distinct], column: str, named: bool 
         _check_classes(names, len(columns["train"].codes), column, named)
     for split in labels:
         if unknown := labels[split] - {*known}:
-            shown_names = (listed([repr(str(label)) for label in part]) for part in (sorted(unknown), known))
-            raise UserError(
-                "label_column={}: split {} has labels that train lacks: {}; train has {}".format(column, split, *shown_names)
-            )
+            absent, present = (listed([repr(str(label)) for label in part]) for part in (sorted(unknown), known))
+            raise UserError(f"label_column={column}: split {split} has labels that train lacks: {absent}; train has {present}")
     return known, names
 
 

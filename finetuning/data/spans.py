@@ -18,7 +18,6 @@ from config import Config
 from finetuning.data.annotations import (
     OFFSET_UNITS,
     Annotation,
-    Remark,
     Span,
     accepted_rows,
     parse_list,
@@ -27,7 +26,6 @@ from finetuning.data.annotations import (
 )
 from finetuning.data.cache import map_once, read_columns
 from finetuning.data.labels import alike
-from finetuning.data.text import TEXT_COLUMNS, find_column
 from finetuning.data.words import DIVIDED, divide_words, find_words
 from finetuning.errors import UserError, listed
 from finetuning.task import Rows
@@ -54,15 +52,6 @@ def tag_names(types: Sequence[str]) -> list[str]:
 def types_of(tags: Sequence[str]) -> list[str]:
     """Return the types of entities, in the order in which `tag_names` gives their tags."""
     return [name[2:] for name in tags[1::2]]
-
-
-def input_columns(available: list[str], config: Config, text_column: str | None) -> dict[str, str]:
-    """Return the column with the texts, or with the lists of words."""
-    usual = (*WORD_COLUMNS, *TEXT_COLUMNS, "data")
-    if "text" in available and {*SPAN_COLUMNS} & {*available} and not {*TAG_COLUMNS} & {*available}:
-        usual = ("text",)  # annotation tools add a column with words of their own
-    configured = [config.text_column] if config.text_column else []
-    return {"text": find_column("text_column", text_column, (*configured, *usual), available)}
 
 
 # --- one row -------------------------------------------------------------------------------------------------------------
@@ -124,7 +113,7 @@ def place(value: str | list[str] | dict) -> dict:
 def read_row(text: str | list[str], annotation: Annotation, names: list[str] | None, unit: str | None) -> dict:
     """Return the columns `FEATURES` of a row. `names`: those of the tags, if they are numbers. `unit` is as in `settle_offsets`."""
     if annotation.missing:
-        return {"left_out": True, "remarks": [remark._asdict() for remark in annotation.remarks]}
+        return {"left_out": True, "remarks": annotation.remarks}
     marks, placed, is_text = annotation.marks, place(text), isinstance(text, str)
     if marks and isinstance(marks[0], Span) != is_text:
         kinds = "a text but label_column a tag for each word" if is_text else "a list of words but label_column spans in a text"
@@ -139,8 +128,8 @@ def read_spans(placed: dict, annotation: Annotation, unit: str | None) -> dict:
     moved = [span for span, original in zip(spans, annotation.marks, strict=True) if span[:2] != original[:2]]
     columns = divide_words(text, spans, placed["starts"], placed["ends"])
     kind = f"spans hold the text that the tool wrote with them only if offsets count {OFFSET_UNITS['utf-16']}; they were read in this way"
-    converted = [Remark(kind, f"{span.label} {span.text!r}") for span in moved if unit != "utf-16"]
-    return columns | {"remarks": [remark._asdict() for remark in (*annotation.remarks, *converted, *columns["remarks"])]}
+    converted = [dict(kind=kind, example=f"{span.label} {span.text!r}") for span in moved if unit != "utf-16"]
+    return columns | {"remarks": [*annotation.remarks, *converted, *columns["remarks"]]}
 
 
 def read_tags(words: list[str], tags: list, names: list[str] | None) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import regex
 
-from finetuning.data.annotations import Remark, Span
+from finetuning.data.annotations import Span
 
 # Scripts without spaces between words. Line_Break=SA has Thai, Lao, Khmer, Myanmar and related scripts.
 _WITHOUT_SPACES = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Line_Break=SA}"
@@ -41,17 +41,17 @@ def divide_words(text: str, spans: Sequence[Span], starts: list[int], ends: list
         shown = f"{span.label} {text[span.start : span.end]!r}"
         first, after = bisect_right(ends, span.start), bisect_left(starts, span.end)
         if first >= after:
-            remarks.append(Remark("spans hold no word; they were left out", shown))
+            remarks.append(dict(kind="spans hold no word; they were left out", example=shown))
             continue
         span = span._replace(start=max(span.start, starts[first]), end=min(span.end, ends[after - 1]))  # without spaces around it
         if any(span.start < other.end and other.start < span.end for other in kept):
-            remarks.append(Remark("spans overlap a longer one; they were left out", shown))
+            remarks.append(dict(kind="spans overlap a longer one; they were left out", example=shown))
             continue
         kept.append(span)
         if span.start != starts[first] or span.end != ends[after - 1]:
             words = text[starts[first] : ends[after - 1]]
             kind = DIVIDED if span.text is None else f"{DIVIDED}, as their own texts say"
-            remarks.append(Remark(kind, f"{shown} in {words!r}"))
+            remarks.append(dict(kind=kind, example=f"{shown} in {words!r}"))
     borders = sorted({place for span in kept for place in (span.start, span.end)})
     pieces = []
     for start, end in zip(starts, ends, strict=True):

@@ -25,7 +25,7 @@ from finetuning.data.cache import read_columns
 from finetuning.data.formats import read_conll
 from finetuning.data.spans import types_of
 from finetuning.data.splits import Split
-from finetuning.data.text import find_column
+from finetuning.data.text import TEXT_COLUMNS, find_column
 from finetuning.data.tokens import Tokens, encode, encode_batch
 from finetuning.results.entities import (
     F1,
@@ -90,7 +90,12 @@ class Entities(Task):
     # --- rows ------------------------------------------------------------------------------------------------------------
 
     def input_columns(self, available: list[str], config: Config, text_column: str | None) -> dict[str, str]:
-        return spans.input_columns(available, config, text_column)
+        """Return the column with the texts, or with the lists of words."""
+        usual = (*spans.WORD_COLUMNS, *TEXT_COLUMNS, "data")
+        if "text" in available and {*spans.SPAN_COLUMNS} & {*available} and not {*spans.TAG_COLUMNS} & {*available}:
+            usual = ("text",)  # annotation tools add a column with words of their own
+        configured = [config.text_column] if config.text_column else []
+        return {"text": find_column("text_column", text_column, (*configured, *usual), available)}
 
     def columns(self, available: list[str], config: Config) -> dict[str, str]:
         label = find_column("label_column", config.label_column, self.label_columns, available)
