@@ -74,7 +74,7 @@ def test_brackets_in_texts_and_many_rows_are_no_nesting(tmp_path):
     json_rows.check_file(tmp_path / "rows.json")
     assert len(next(json_rows.read_json([tmp_path / "rows.json"], None, [])["train"])) == 200
     (tmp_path / "lines.json").write_text("[\n" * 101 + '"a [{"\n' + "]\n" * 101)
-    with pytest.raises(UserError, match="line 101: more than 100 lists"):
+    with pytest.raises(UserError, match="line 101: too many lists"):
         json_rows.check_file(tmp_path / "lines.json")
 
 

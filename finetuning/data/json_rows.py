@@ -14,8 +14,8 @@ from finetuning.data.content import Tables, batched
 from finetuning.data.files import MAX_UNPACKED, SPLITS, ending, lines_of, open_bytes, open_text, read_all, split_words
 from finetuning.errors import UserError
 
-MAX_NESTING = 100  # lists and objects inside each other; Python's own limit depends on its version
-NESTED = f"more than {MAX_NESTING} lists or objects are nested in each other: remove this row"
+MAX_NESTING = 100  # lists and objects inside each other, in files that `datasets` reads
+NESTED = "too many lists or objects are nested in each other: remove this row"
 NO_BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[^\[\]{}"]+', re.DOTALL)  # strings, and what is between them
 datasets.features.features.ujson_loads = json.loads  # ujson rounds decimal numbers, and fails for whole ones beyond 64 bits
 ARROW_TYPES = {str: "string", bool: "bool", int: "int64", float: "float64"}
@@ -60,10 +60,10 @@ def _has_lines(file: Path, encoding: str | None) -> bool:
 
 def _load(text: str, where: str | Path) -> Any:
     """Return the content of JSON; `where` begins the message of a `UserError`."""
-    if text.count("[") + text.count("{") > MAX_NESTING and _nesting(text.encode(errors="surrogatepass"))[1] > MAX_NESTING:
-        raise UserError(f"{where}: {NESTED}")
     try:
         content = DECODER.decode(text)
+    except RecursionError as error:
+        raise UserError(f"{where}: {NESTED}") from error
     except ValueError as error:
         raise UserError(f"{where}: it is not valid JSON, or it is cut short ({error})") from error
     if "\\ud" in text or "\\uD" in text:  # U+FFFD replaces each lone surrogate, which is half of a character
@@ -74,21 +74,13 @@ def _load(text: str, where: str | Path) -> Any:
 
 def check_file(file: Path) -> None:
     """Raise `UserError` for values that are nested so deep that the reader of `datasets` crashes."""
-    before = 0
+    depth = 0
     with open_bytes(file) as opened:
         for number, line in enumerate(opened, 1):
-            before, deepest = _nesting(line, before)
-            if deepest > MAX_NESTING:
-                raise UserError(f"{file}: line {number:,}: {NESTED}")
-
-
-def _nesting(text: bytes, before: int = 0) -> tuple[int, int]:
-    """Return how many lists and objects are open at the end of JSON, and at most; `before` of them are open before it."""
-    depth = deepest = before
-    for bracket in NO_BRACKETS.sub(b"", text):
-        depth += 1 if bracket in b"[{" else -1
-        deepest = max(deepest, depth)
-    return depth, deepest
+            for bracket in NO_BRACKETS.sub(b"", line):
+                depth += 1 if bracket in b"[{" else -1
+                if depth > MAX_NESTING:
+                    raise UserError(f"{file}: line {number:,}: {NESTED}")
 
 
 def _json_lines(file: Path, encoding: str | None) -> Iterator[dict]:

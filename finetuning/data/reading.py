@@ -40,6 +40,7 @@ READING_ERRORS = (  # of the libraries, for a file that can't be read
     tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
+    RecursionError,  # lists or objects are nested too deep
     KeyError,  # a part of an .xlsx is missing
     SyntaxError,  # of the XML in it
 )
