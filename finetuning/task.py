@@ -121,6 +121,7 @@ class Task:
     label_columns: tuple[str, ...] = ()  # usual names of the column with the labels
     optional_inputs: tuple[str, ...] = ()  # input columns whose values the task checks itself
     empty_text = "an empty text"  # what a row without contents has, for messages
+    skips_empty_texts = False  # whether rows without contents are left out, whatever `on_bad_rows` is
     labels_required = True  # if False, rows without a label are used too, but only for training
     labels_are_classes = False  # whether the labels are (rows,), and each is a position in `label_names`
     rows_are_neighbours = False  # whether rows that follow one another may be parts of one document
@@ -193,6 +194,10 @@ class Task:
         shows whether the data has changed.
         """
         raise NotImplementedError
+
+    def problems(self, batch: dict[str, list], texts: list[str]) -> list[str]:
+        """Return why each row can't be used, as the end of a sentence, "" if it can. `texts` are those of `contents`."""
+        return ["" if text.strip() else f"with {self.empty_text}" for text in texts]
 
     def readable(self, batch: dict[str, list]) -> dict[str, list[str]]:
         """Return the columns of the csv files that show each row to people."""

@@ -317,7 +317,7 @@ def test_empty_rows_are_left_out_and_the_others_keep_their_numbers(tmp_path):
     rows.loc[::10, "review"] = ["  ", None, "", "<br />"]
     rows.to_csv(tmp_path / "rows.csv", index=False)
     data = load_data(CausalLM(), Config(dataset_name=str(tmp_path / "rows.csv"), task="causal-lm"))
-    assert data.remarks == ["4 empty texts of split train left out"]
+    assert data.remarks == ["4 of 40 rows of split train with an empty text (row 0, 10, 20, 30): left out"]
     splits = (data.train, data.validation, data.test)
     assert sorted(row for split in splits for row in split.rows) == [row for row in range(40) if row % 10]
     assert all(split.columns()["text"] == rows.review[split.rows].tolist() for split in splits)

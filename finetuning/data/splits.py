@@ -24,6 +24,7 @@ from finetuning.task import Rows, Task
 
 NEIGHBOURS = 30  # rows in a group of neighbours, if the rows are parts of documents; with 15, intervals were narrower
 TEXT_SETTINGS = ("text_column", "text_pair_column", "source_column", "target_column", "prompt_column", "completion_column")
+MAX_PROBLEMS = 5  # kinds of rows that can't be used, in a message
 SAMPLE_SETTINGS = {"train": "train_samples", "validation": "val_samples", "test": "test_samples"}
 
 
@@ -221,8 +222,8 @@ def scan(task: Task, all_rows: Rows, raw: Dataset, config: Config, split: str) -
     """Return a frame with a line per row of a split, whose columns in the data set are those of `raw`.
 
     Three columns are hashes (uint64): `hash` of the text, `content` of text and label, `row` of text, label and row number.
-    `stratum` is the row's stratum. Three are bool: `blank` (there is no text), `labelled`, and `left_out` (by the task). `group` is
-    the number of the row's group; there is no such column if each row is alone.
+    `problem` is the result of `Task.problems`, and `stratum` the row's stratum. Two are bool: `labelled`, and `left_out` (by the
+    task). `group` is the number of the row's group; there is no such column if each row is alone.
     """
     rows, labels = all_rows.columns[split], all_rows.labels[split]
 
@@ -233,10 +234,10 @@ def scan(task: Task, all_rows: Rows, raw: Dataset, config: Config, split: str) -
             "hash": pd.util.hash_array(np.array(texts, dtype=object)),
             "content": pd.util.hash_pandas_object(frame, index=False).to_numpy(),
             "row": pd.util.hash_pandas_object(frame).to_numpy(),
-            "blank": [not text.strip() for text in texts],
+            "problem": task.problems(batch, texts),
         }
 
-    features = Features(dict.fromkeys(("hash", "content", "row"), Value("uint64")) | {"blank": Value("bool")})
+    features = Features(dict.fromkeys(("hash", "content", "row"), Value("uint64")) | {"problem": Value("string")})
     frame = read_columns(map_once(rows, hash_batch, features, [type(task), labels]), *features).to_pandas()
     left_out = all_rows.left_out.get(split, np.zeros(len(rows), dtype=bool))
     frame = frame.assign(stratum=task.strata(labels), labelled=task.has_label(labels), left_out=left_out)
@@ -285,26 +286,25 @@ def usable(
     """
     problems, kept = [], {}
     for name, frame in frames.items():
-        frame = frame[~frame.left_out]
-        if frame.blank.all():
+        frame, split_name = frame[~frame.left_out], official_names[name]
+        if (frame.problem == f"with {task.empty_text}").all():
             raise UserError(
-                f"{_text_settings(columns)}: all texts of split {official_names[name]} are empty: set it to the column with the texts"
+                f"{_text_settings(columns)}: all texts of split {split_name} are empty: set it to the column with the texts"
             )
         lacks_label = ~frame.labelled & task.labels_required
         if lacks_label.all():
             alternative = "" if name == "train" else f", or {name}_split to a split that has labels"
             raise UserError(
-                f"label_column={columns['label']}: split {official_names[name]} has no label in it: set label_column to the column "
-                f"with the labels{alternative}"
+                f"label_column={columns['label']}: split {split_name} has no label in it: set label_column to the column with the "
+                f"labels{alternative}"
             )
-        for problem, mask in ((f"with {task.empty_text}", frame.blank), ("without a label", lacks_label)):
-            if len(rows := frame.index[mask]):
-                problems.append(
-                    f"{len(rows):,} of {len(frame):,} rows of split {official_names[name]} {problem} (row {listed(rows)})"
-                )
-        kept[name] = frame[~frame.blank & ~lacks_label]
-    if problems and config.on_bad_rows == "error":
-        raise UserError(f"{'; '.join(problems)}: correct them, or set on_bad_rows to skip, which leaves these rows out")
+        problem = frame.problem.mask(lacks_label & (frame.problem == ""), "without a label")
+        for text, rows in frame.index[problem != ""].groupby(problem[problem != ""]).items():
+            problems.append(f"{len(rows):,} of {len(frame):,} rows of split {split_name} {text} (row {listed(rows)})")
+        kept[name] = frame[problem == ""]
+    if problems and config.on_bad_rows == "error" and not task.skips_empty_texts:
+        remedy = "correct them, or set on_bad_rows to skip, which leaves these rows out"
+        raise UserError(f"{'; '.join(problems[:MAX_PROBLEMS])}: {remedy}")
     if empty := [official_names[name] for name, frame in kept.items() if frame.empty]:
         raise UserError(f"split {empty[0]} has no row with both a text and a label: check text_column and label_column")
     return kept, [f"{problem}: left out" for problem in problems]

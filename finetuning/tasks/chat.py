@@ -13,7 +13,7 @@ from peft import TaskType
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, set_seed
 
 from config import Config
-from finetuning.data.cache import map_once, read_columns
+from finetuning.data.cache import read_columns
 from finetuning.data.chats import (
     ANSWER_COLUMNS,
     CONVERSATION_COLUMNS,
@@ -32,7 +32,7 @@ from finetuning.data.content import as_rows
 from finetuning.data.splits import Split
 from finetuning.data.text import TEXT_COLUMNS, find_column
 from finetuning.data.tokens import Tokens
-from finetuning.errors import BadRow, UserError, listed, shorten
+from finetuning.errors import BadRow, UserError, shorten
 from finetuning.model.generation import check_options, longest_prompt, stream_text
 from finetuning.model.scoring import next_token_batch
 from finetuning.results import answers as written
@@ -113,7 +113,7 @@ class Chat(TokenTask):
         return find_chat_columns(available, config)
 
     def read(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Rows:
-        """Return the rows as they are; the later steps read conversations from them. Raise `UserError` for a row that holds none."""
+        """Return the rows as they are; the later steps read conversations from them."""
         names = {column: name for name, column in columns.items()}
         rows = {split: part.select_columns([*names]).rename_columns(names) for split, part in raw.items()}
         if getattr(raw["train"].features.get("label"), "dtype", None) == "bool":
@@ -121,7 +121,7 @@ class Chat(TokenTask):
                 "the column label holds truth values, as if it said which answers are good, but all answers are learned: keep only the "
                 "rows with good answers, and remove the column"
             )
-        left_out, remarks = {}, [f"prompts and answers are read from {', '.join(columns.values())}"]
+        remarks = [f"prompts and answers are read from {', '.join(columns.values())}"]
         if unread := unread_columns(columns, raw["train"].column_names):
             remarks[0] += f", but not from {', '.join(unread)}: if the model needs these, put them into the prompts"
         first_prompt = rows["train"][0]["prompt"]
@@ -130,18 +130,7 @@ class Chat(TokenTask):
                 f"prompt_column={columns['prompt']} holds texts, and no column has a usual name for answers "
                 f"({', '.join(ANSWER_COLUMNS)}): set completion_column to the column with the answers"
             )
-        for split, part in rows.items():
-            problems = _problems(part)
-            bad = np.flatnonzero(problems != "")
-            if len(bad) and config.on_bad_rows == "error":
-                raise UserError(
-                    f"split {split}, row {bad[0]}: {problems[bad[0]]} ({len(bad):,} such rows of {len(part):,}): correct them, or "
-                    "set on_bad_rows to skip, which leaves these rows out"
-                )
-            if len(bad):
-                remarks.append(f"{len(bad):,} rows of split {split} left out (row {listed(bad)}): {problems[bad[0]]}")
-            left_out[split] = problems != ""
-        return Rows(rows, {split: np.zeros(len(part), np.int64) for split, part in rows.items()}, [], left_out, remarks)
+        return Rows(rows, {split: np.zeros(len(part), np.int64) for split, part in rows.items()}, remarks=remarks)
 
     def contents(self, batch: dict[str, list], labels: np.ndarray) -> tuple[list[str], Sequence]:
         """Return the prompts, "" where the prompt or its answer is empty, and the answers. Equal prompts thus stay in one split."""
@@ -151,6 +140,11 @@ class Chat(TokenTask):
             prompts.append(as_text(messages) if answer else "")
             answers.append(answer)
         return prompts, answers
+
+    def problems(self, batch: dict[str, list], texts: list[str]) -> list[str]:
+        reasons = map(_problem, as_rows(batch))
+        empty = super().problems(batch, texts)
+        return [f"can't be used: {reason}" if reason else other for reason, other in zip(reasons, empty, strict=True)]
 
     def readable(self, batch: dict[str, list]) -> dict[str, list[str]]:
         return {"prompt": self.contents(batch, np.zeros(len(batch["prompt"])))[0]}
@@ -342,16 +336,6 @@ def _without_answer(row: dict) -> list[dict[str, str]]:
     """Return the conversation of a row, without the answer that it may end with."""
     messages = conversation(row)
     return messages[:-1] if messages[-1:] and messages[-1]["role"] == "assistant" else messages
-
-
-def _problems(rows: Dataset) -> np.ndarray:
-    """Return `_problem` of each row, (rows,). data/splits.py counts empty rows."""
-
-    def problems(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
-        return {"problem": [_problem(row) for row in as_rows(batch)]}
-
-    texts = read_columns(map_once(rows, problems, Features({"problem": Value("string")}), []), "problem")
-    return np.array(texts["problem"].to_pylist(), dtype=object)
 
 
 def number_prompts(tokens: Tokens) -> tuple[np.ndarray, list[list[int]]]:

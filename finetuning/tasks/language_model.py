@@ -14,7 +14,6 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from config import Config
-from finetuning.data.cache import map_once, read_columns
 from finetuning.data.formats import read_documents
 from finetuning.data.labels import encode_labels
 from finetuning.data.splits import Split
@@ -77,6 +76,7 @@ class LanguageModel(TokenTask):
     token_settings = ("max_length",)
     readers = {".txt": read_documents}
     label_columns = LABEL_COLUMNS
+    skips_empty_texts = True
     labels_required = False
     truncates = False
     prediction_column = "loss"
@@ -100,7 +100,7 @@ class LanguageModel(TokenTask):
         return columns
 
     def read(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Rows:
-        """Return the texts; empty ones are left out. A missing label is -1. All labels are 0 if no classifier could use them."""
+        """Return the texts. A missing label is -1. All labels are 0 if no classifier could use them."""
         remarks = check_texts(raw, columns)
         rows = renamed(raw, columns)
         texts = {split: part.select_columns("text") for split, part in rows.items()}
@@ -108,9 +108,7 @@ class LanguageModel(TokenTask):
         if "label" in columns:
             with contextlib.suppress(UserError):
                 labels = encode_labels(rows, "label", named=config.label_column is not None).labels
-        left_out = {split: _blank(part) for split, part in texts.items()}
-        remarks += [f"{blank.sum():,} empty texts of split {split} left out" for split, blank in left_out.items() if blank.any()]
-        return Rows(texts, labels, left_out=left_out, remarks=remarks)
+        return Rows(texts, labels, remarks=remarks)
 
     def has_label(self, labels: np.ndarray) -> np.ndarray:
         return labels >= 0
@@ -200,12 +198,3 @@ class LanguageModel(TokenTask):
 def token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Return the token ids of texts, without truncation and without special tokens."""
     return whole_ids(clean(texts), tokenizer, special=False)
-
-
-def _blank(texts: Dataset) -> np.ndarray:
-    """Return True for rows without text, (rows,) bool."""
-
-    def blank(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
-        return {"blank": [not text.strip() for text in clean(batch["text"])]}
-
-    return read_columns(map_once(texts, blank, Features({"blank": Value("bool")}), []), "blank")["blank"].to_numpy()
