@@ -109,6 +109,7 @@ class Task:
     problem_type: str | None = None  # `problem_type` in config.py, for tasks that have the same `name`
     auto_class: type  # transformers' AutoModelFor...
     peft_type: "TaskType | None" = None
+    collator: type  # transformers' data collator, for `collate`
     pipeline_tag: str  # name of the task on the Hub and of its pipeline in transformers
     metrics: tuple[Metric, ...]  # the first one picks the checkpoint and has an interval; one is called `loss`
     settings: tuple[str, ...] = ()  # the settings of config.py that this task reads, except those that all tasks read
@@ -251,7 +252,9 @@ class Task:
 
     def collate(self, examples: list[dict], tokenizer: "PreTrainedTokenizerBase", config: Config) -> dict[str, "torch.Tensor"]:
         """Return a padded batch, (examples, tokens), with `labels` if the examples have them."""
-        raise NotImplementedError
+        multiple = None if config.padding == "max_length" else 8
+        pad = self.collator(tokenizer, padding=config.padding, max_length=config.max_length, pad_to_multiple_of=multiple)
+        return pad(examples)
 
     def count_targets(self, train: "Tokens") -> int | None:
         """Return the number of tokens of all training examples that the loss counts; None if it counts the labels of rows."""

@@ -303,14 +303,21 @@ def test_augmentation_depends_on_seed_epoch_and_row_and_keeps_the_special_tokens
             assert len(ids) >= 0.7 * len(before) and ",".join(map(str, ids[1:-1])) in ",".join(map(str, before))
 
 
-def test_a_split_with_another_name_for_validation_is_noted(tmp_path):
+def test_a_split_with_another_name_for_validation_is_used_if_there_is_only_one(tmp_path):
     parts = {
         name: Dataset.from_dict({"text": [f"{name} {i}" for i in range(40)], "label": ["x", "y"] * 20})
         for name in ("train", "val", "test", "unsupervised")
     }
     DatasetDict(parts).save_to_disk(tmp_path / "saved")
-    assert load(tmp_path / "saved").remarks == ["split val is not used: set validation_split to val to use it"]
-    assert load(tmp_path / "saved", validation_split="val").remarks == []
+    data = load(tmp_path / "saved")
+    assert (data.validation_split, data.test_split, data.remarks) == ("official val", "official test", [])
+    DatasetDict(parts | {"dev_set": parts["val"]}).save_to_disk(tmp_path / "more")
+    with pytest.raises(UserError, match="several splits say validation, val, dev_set: set validation_split to one of them"):
+        load(tmp_path / "more")
+    assert load(tmp_path / "more", validation_split="val").validation_split == "official val"
+    parts = {"train": parts["train"], "test_1": parts["test"], "test_2": parts["test"]}
+    DatasetDict(parts).save_to_disk(tmp_path / "folds")
+    assert load(tmp_path / "folds", folds=3).test_split == "fold 1 of 3 of train"
 
 
 # --- rows that belong together -------------------------------------------------------------------------------------------

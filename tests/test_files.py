@@ -629,10 +629,12 @@ def test_keys_of_a_json_name_its_splits(content, splits, remarks, tmp_path):
     assert {name: split["text"][:] for name, split in rows.items()} == splits and source.remarks == remarks
 
 
-def test_a_split_of_a_json_with_another_name_is_noted_and_may_be_chosen(tmp_path):
+def test_a_split_of_a_json_that_is_called_dev_is_validation(tmp_path):
     write(tmp_path / "rows.json", json.dumps({"train": RECORDS[:60], "dev": RECORDS[60:]}))
-    assert load(tmp_path / "rows.json").remarks == ["split dev is not used: set validation_split to dev to use it"]
-    assert load(tmp_path / "rows.json", validation_split="dev").validation_split == "official dev"
+    data = load(tmp_path / "rows.json")
+    assert (data.validation_split, data.test_split, data.remarks) == ("official dev", "held out from train", [])
+    data = load(tmp_path / "rows.json", test_split="dev")
+    assert (data.validation_split, data.test_split) == ("held out from train", "official dev")
 
 
 def test_json_with_half_characters_and_nan_is_read(tmp_path):

@@ -14,11 +14,7 @@ SPECIAL_SCRIPTS = {
     "ja": ("jpn", "\u3040-\u30ff\uff66-\uff9f"),  # kana; kanji are Han
     "zh": ("zho cmn yue wuu nan hak gan hsn lzh", "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"),
     "ko": ("kor", "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af"),
-    "th": ("tha", "\u0e00-\u0e7f"),
-    "lo": ("lao", "\u0e80-\u0eff"),
-    "km": ("khm", "\u1780-\u17ff"),
-    "my": ("mya", "\u1000-\u109f\uaa60-\uaa7f"),
-    "bo": ("bod dzo", "\u0f00-\u0fff"),
+    "th": ("tha lao khm mya bod dzo", "\u0e00-\u0fff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f"),  # Thai, Lao, Tibetan, Khmer, Burmese
 }
 MIN_FRACTION_OF_SCRIPT = {"ja": 0.1}  # of all characters; 0.5 for other scripts. Half of Japanese is kana, almost none of Chinese
 SAMPLED_TEXTS = 1_000  # that tell the script

@@ -4,7 +4,6 @@ Texts stay on disk. For each row, memory holds its number in the file, its label
 """
 
 import hashlib
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from datasets import Dataset, DatasetDict, Features, Translation, Value
 from config import Config
 from finetuning.data.cache import map_once, read_columns, reopened
 from finetuning.data.content import check_classes
-from finetuning.data.files import SPLIT_WORDS, SPLITS
+from finetuning.data.files import SPLIT_WORDS, SPLITS, split_words
 from finetuning.data.sources import Source, find_rows
 from finetuning.data.text import not_read
 from finetuning.errors import UserError, listed
@@ -94,8 +93,8 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     sha256 = sha256_of(frames)
     require_same("data", sha256)
     frames, left_out = usable(task, frames, columns, official_names, config)
-    remarks = [*source.remarks, *unused_splits(dataset, official_names, config)]
-    remarks += [
+    remarks = [
+        *source.remarks,
         *not_read(raw["train"].column_names, columns, config, task.label_columns, "text_pair_column" in task.settings),
         *all_rows.remarks,
         *left_out,
@@ -149,7 +148,10 @@ def flat(dataset: DatasetDict) -> DatasetDict:
 
 
 def official_splits(dataset: DatasetDict, config: Config) -> dict[str, str]:
-    """Return the splits that the data set has: train, validation or test -> its name in the data set."""
+    """Return the splits that the data set has: train, validation or test -> its name in the data set.
+
+    Names of splits are read like names of files, so dev is validation. Raise `UserError` if several names say the same split.
+    """
     names = {"train": "train", "validation": config.validation_split, "test": config.test_split}
     for name in ("validation", "test"):
         if names[name] == "train":
@@ -157,6 +159,14 @@ def official_splits(dataset: DatasetDict, config: Config) -> dict[str, str]:
                 f"{name}_split=train: a model must not be measured on the rows that it learned from. Leave {name}_split out, and "
                 "rows of train are held out"
             )
+        alike = [split for split in dataset if {*split_words(split).values()} == {name} and split not in names.values()]
+        if names[name] == name and name not in dataset and alike and not (name == "test" and config.folds):  # dev for validation
+            if len(alike) > 1:
+                raise UserError(
+                    f"dataset_name={config.dataset_name}: the names of several splits say {name}, {', '.join(alike)}: set {name}_split "
+                    "to one of them"
+                )
+            names[name] = alike[0]
     for name, official_name in names.items():
         if official_name not in dataset and (name == "train" or official_name != name):
             raise UserError(
@@ -168,18 +178,6 @@ def official_splits(dataset: DatasetDict, config: Config) -> dict[str, str]:
     if config.folds:  # the test rows are a fold of train
         del names["test"]
     return {name: official_name for name, official_name in names.items() if official_name in dataset}
-
-
-def unused_splits(dataset: DatasetDict, official_names: dict[str, str], config: Config) -> list[str]:
-    """Return notes on splits that are not used, although their names say validation or test, such as dev."""
-    notes, known = [], {None, "train", *official_names, *(["test"] if config.folds else [])}
-    for name in dataset:
-        meant = {SPLIT_WORDS.get(word) for word in re.findall("[a-z]+", name.lower())} - known
-        if meant and name not in (*SPLITS, *official_names.values()):
-            notes.append(
-                f"split {name} is not used: set {' or '.join(f'{split}_split' for split in sorted(meant))} to {name} to use it"
-            )
-    return notes
 
 
 def check_columns(

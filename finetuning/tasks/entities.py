@@ -56,6 +56,7 @@ class Entities(Task):
 
     name = pipeline_tag = "token-classification"
     auto_class = AutoModelForTokenClassification
+    collator = DataCollatorForTokenClassification
     peft_type = TaskType.TOKEN_CLS
     metrics = (
         F1,
@@ -127,13 +128,6 @@ class Entities(Task):
     def tokenize(self, batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, list]:
         """Return windows. With the context "neighbours", a window may have several rows. Without tags, each word's label is 0."""
         return windows.tokenize(batch, tokenizer, config.max_length, together=config.context == "neighbours")
-
-    def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
-        multiple = None if config.padding == "max_length" else 8
-        pad = DataCollatorForTokenClassification(
-            tokenizer, padding=config.padding, max_length=config.max_length, pad_to_multiple_of=multiple
-        )
-        return pad(examples)
 
     def count_targets(self, train: Tokens) -> int:
         return train.count_targets("labels")

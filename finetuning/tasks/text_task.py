@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-import torch
 from datasets import Dataset, Features, List, Value
 from peft import TaskType
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerBase
@@ -38,6 +37,7 @@ class TextClassification(Task):
 
     name = pipeline_tag = "text-classification"
     auto_class = AutoModelForSequenceClassification
+    collator = DataCollatorWithPadding
     peft_type = TaskType.SEQ_CLS
     settings = (
         *("text_column", "text_pair_column", "label_column", "problem_type", "truncation", "padding", "augmentation"),
@@ -118,11 +118,6 @@ class TextClassification(Task):
         if not config.text_pair_column or config.truncation == "error":
             return super().truncation_note(config)
         return f"the longer text of a pair is cut first, at its {'start' if config.truncation == 'tail' else 'end'}"
-
-    def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
-        multiple = None if config.padding == "max_length" else 8
-        options = dict(padding=config.padding, max_length=config.max_length, pad_to_multiple_of=multiple)
-        return DataCollatorWithPadding(tokenizer, **options)(examples)
 
     def augment(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Callable[[dict, int, int], dict] | None:
         change = augmentation(tokenizer, config)
