@@ -118,7 +118,6 @@ class Task:
     readers: dict = {}  # file ending -> reader; they take precedence over READERS of data/formats.py
     input_types: tuple[type, ...] = (str,)  # types of the values in an input column
     mixed_lengths = False  # whether batches come in random order; if not, long rows come first (`steps_of_epoch` in training/)
-    cuda_graphs = False  # whether training steps can be recorded as CUDA graphs
     label_columns: tuple[str, ...] = ()  # usual names of the column with the labels
     optional_inputs: tuple[str, ...] = ()  # input columns whose values the task checks itself
     empty_text = "an empty text"  # what a row without contents has, for messages
@@ -131,7 +130,7 @@ class Task:
     length_edges: tuple[int, ...] = (0, 64, 128, 256, 512)  # borders of the groups in "metrics by length"
     prediction_column = "prediction"  # two runs differ in a row if they differ in this column of predictions.parquet
     export_formats: tuple[str, ...] = ("merged",)
-    only_logits = False  # whether the model maps token ids to logits and does nothing else, so that OpenVINO can compute it
+    only_logits = False  # whether the model only maps token ids to logits, so that OpenVINO can compute it, and CUDA graphs a step
     int8_tolerance = 0.005  # by this fraction of the first metric, an export with 8-bit weights may be worse
     options: dict = {}  # flags of predict.py that the task accepts, with their defaults
     answer_features: "Features"  # the columns of `answers`, with their types

@@ -10,13 +10,11 @@ from finetuning.data.cache import map_once, read_columns
 from finetuning.data.text import filled
 from finetuning.errors import UserError, listed
 
-FINE, EQUAL, UNEQUAL_LENGTHS, SWAPPED = range(4)  # kinds of pairs
-PROBLEMS = {
-    EQUAL: "have equal texts on both sides",
-    UNEQUAL_LENGTHS: "have sides of very different lengths",
-    SWAPPED: "seem to have swapped sides",
-}
-LEFT_OUT = (UNEQUAL_LENGTHS, SWAPPED)  # kinds that `on_bad_rows` skips; equal texts may be right
+EQUAL, UNEQUAL_LENGTHS, SWAPPED = PROBLEMS = (
+    "have equal texts on both sides",  # this may be right
+    "have sides of very different lengths",
+    "seem to have swapped sides",
+)
 MAX_LENGTH_RATIO = 9  # characters of the longer side per character of the shorter side
 ALWAYS_FINE_CHARACTERS = 50  # up to this length of the longer side, every ratio is fine
 VOCABULARY_PAIRS = 20_000  # pairs of train that give the typical words of each side
@@ -37,12 +35,12 @@ def check_pairs(rows: dict[str, Dataset], columns: dict[str, str], config: Confi
             raise UserError(
                 f"split {split}: {columns['source']} and {columns['target']} are swapped compared with train: swap them in its file"
             )
-        left_out[split] = np.isin(kinds, LEFT_OUT) & (config.on_bad_rows == "skip")
+        left_out[split] = np.isin(kinds, (UNEQUAL_LENGTHS, SWAPPED)) & (config.on_bad_rows == "skip")
         if left_out[split].all():
-            problems = " or ".join(PROBLEMS[kind] for kind in np.unique(kinds))
+            problems = " or ".join(np.unique(kinds))
             raise UserError(f"split {split}: all pairs {problems}: check {columns['source']} and {columns['target']}")
-        for kind, problem in PROBLEMS.items():
-            if len(numbers := np.flatnonzero(kinds == kind)):
+        for problem in PROBLEMS:
+            if len(numbers := np.flatnonzero(kinds == problem)):
                 ending = ": left out" if left_out[split][numbers].any() else ""
                 remarks.append(
                     f"{len(numbers):,} of {len(pairs):,} pairs of split {split} {problem} (row {listed(numbers)}){ending}"
@@ -62,28 +60,28 @@ def words_of_sides(train: Dataset) -> tuple[list[str], list[str]]:
 
 
 def kinds_of_pairs(pairs: Dataset, words: tuple[list[str], list[str]]) -> np.ndarray:
-    """Return the kind of each pair, (rows,); `words` is the result of `words_of_sides`."""
+    """Return the problem of each pair, one of `PROBLEMS` or "", (rows,); `words` is the result of `words_of_sides`."""
     source_words, target_words = map(set, words)
 
     def kinds_of_batch(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
         sides = zip(filled(batch["source"]), filled(batch["target"]), strict=True)
         return {"kind": [kind_of_pair(source, target, source_words, target_words) for source, target in sides]}
 
-    return read_columns(map_once(pairs, kinds_of_batch, Features({"kind": Value("int8")}), [words]), "kind")["kind"].to_numpy()
+    return read_columns(map_once(pairs, kinds_of_batch, Features({"kind": Value("string")}), [words]), "kind")["kind"].to_numpy()
 
 
-def kind_of_pair(source: str, target: str, source_words: set[str], target_words: set[str]) -> int:
-    """Return the kind of a pair. An empty side is fine here: data/splits.py counts empty texts, for all tasks."""
+def kind_of_pair(source: str, target: str, source_words: set[str], target_words: set[str]) -> str:
+    """Return the problem of a pair, "" if it has none. An empty side is fine here: data/splits.py counts empty texts, for all tasks."""
 
     def balance(text: str) -> int:
         """Return the number of source words minus the number of target words."""
         return sum((word in source_words) - (word in target_words) for word in text.split())
 
     if not source.strip() or not target.strip():
-        return FINE
+        return ""
     if source.strip() == target.strip():
         return EQUAL
     shorter, longer = sorted((len(source), len(target)))
     if longer > max(ALWAYS_FINE_CHARACTERS, MAX_LENGTH_RATIO * shorter):
         return UNEQUAL_LENGTHS
-    return SWAPPED if balance(source) < 0 < balance(target) else FINE
+    return SWAPPED if balance(source) < 0 < balance(target) else ""

@@ -71,7 +71,6 @@ class Entities(Task):
     readers = dict.fromkeys((".txt", ".train", ".testa", ".testb"), read_conll)  # usual endings of CoNLL files
     input_types = (str, list, dict)
     label_columns = (*spans.TAG_COLUMNS, *spans.SPAN_COLUMNS)
-    cuda_graphs = True
     truncates = False
     judges_labels = True
     rows_are_neighbours = True

@@ -45,7 +45,6 @@ class TextClassification(Task):
     )
     tokenizer_options = {"split_special_tokens": True}  # "</s>" or "[SEP]" in a text is text
     label_columns = LABEL_COLUMNS
-    cuda_graphs = True
     export_formats = ("merged", "onnx", "int8")
     only_logits = True
     answer_features = Features({"prediction": Value("float64")})
