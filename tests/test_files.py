@@ -436,6 +436,7 @@ def test_words_in_file_names_tell_the_splits(names, splits, tmp_path):
         ),
         (["train.csv", "dev.csv", "val/rows.csv"], "dev.csv and val/rows.csv name the split validation"),
         (["train.csv", "train.csv.gz"], "train.csv and train.csv.gz seem to be one file"),
+        (["train.csv", "train.csv.GZ"], "train.csv and train.csv.GZ seem to be one file"),
         (["rows.csv", "rows.csv.gz"], "rows.csv and rows.csv.gz seem to be one file"),
     ],
 )

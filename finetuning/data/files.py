@@ -123,7 +123,7 @@ def split_words(name: str) -> dict[str, str]:
 
 def stem(file: Path) -> str:
     """Return the name of a file without its ending and without .gz or .zip."""
-    return Path(file.name.removesuffix(".gz").removesuffix(".zip")).stem
+    return Path(re.sub(r"(\.zip)?(\.gz)?$", "", file.name, flags=re.IGNORECASE)).stem
 
 
 # --- opening and encodings -----------------------------------------------------------------------------------------------
