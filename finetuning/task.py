@@ -56,7 +56,7 @@ class Metric:
     proportion: bool = False  # True for a fraction of rows: it gets Wilson's interval and McNemar's test
     limits: tuple[float, float] = (-math.inf, math.inf)  # the smallest and the largest value that is possible
     log_scale: bool = False  # whether its interval is symmetric on a logarithmic scale, as that of perplexity
-    in_validation: bool = True  # whether the predictions of `Task.validate` suffice for it
+    in_validation: bool = True  # whether it can be computed from the predictions of `Task.validate`
     interval: bool = True  # whether it has a 95 % interval, and a difference when two runs are compared
 
     @property
@@ -123,7 +123,7 @@ class Task:
     empty_text = "an empty text"  # what a row without contents has, for messages
     skips_empty_texts = False  # whether rows without contents are left out, whatever `on_bad_rows` is
     labels_required = True  # if False, rows without a label are used too, but only for training
-    labels_are_classes = False  # whether the labels are (rows,), and each is a position in `label_names`
+    labels_are_classes = False  # whether `labels` is (rows,) and holds positions in `label_names`
     rows_are_neighbours = False  # whether rows that follow one another may be parts of one document
     groups_equal_texts = False  # whether rows with equal texts stay together, such as the references of a prompt
     truncates = True  # whether a longer text is cut to `max_length`; if not, it is read in several windows or blocks
@@ -131,7 +131,7 @@ class Task:
     prediction_column = "prediction"  # two runs differ in a row if they differ in this column of predictions.parquet
     export_formats: tuple[str, ...] = ("merged",)
     only_logits = False  # whether the model only maps token ids to logits, so that OpenVINO can compute it, and CUDA graphs a step
-    int8_tolerance = 0.005  # by this fraction of the first metric, an export with 8-bit weights may be worse
+    int8_tolerance = 0.005  # an export with 8-bit weights may lose at most this fraction of the first metric
     options: dict = {}  # flags of predict.py that the task accepts, with their defaults
     answer_features: "Features"  # the columns of `answers`, with their types
     judges_labels = False  # whether it has the methods for labels that may be wrong, for label_errors.py

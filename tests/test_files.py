@@ -432,9 +432,9 @@ def test_words_in_file_names_tell_the_splits(names, splits, tmp_path):
         (["train_test.csv"], "several splits, test, train"),
         (
             ["train.csv", "eval.csv", "test.csv"],
-            "eval.csv and test.csv name the split test by different words.* set validation_split or test_split to eval",
+            "eval.csv and test.csv use different words for the split test.* set validation_split or test_split to eval",
         ),
-        (["train.csv", "dev.csv", "val/rows.csv"], "dev.csv and val/rows.csv name the split validation"),
+        (["train.csv", "dev.csv", "val/rows.csv"], "dev.csv and val/rows.csv use different words for the split validation"),
         (["train.csv", "train.csv.gz"], "train.csv and train.csv.gz seem to be one file"),
         (["train.csv", "train.csv.GZ"], "train.csv and train.csv.GZ seem to be one file"),
         (["rows.csv", "rows.csv.gz"], "rows.csv and rows.csv.gz seem to be one file"),

@@ -180,7 +180,7 @@ def settle_offsets(text: str, span: Span, unit: str | None) -> Span:
     """Convert the offsets of a span to characters: from the unit in which it holds its own `text`, or else from `unit`.
 
     Raise `UserError` for a span that is outside of the text, or whose `text` differs from the text at its offsets. If `unit` is None,
-    raise `UserError` too for a span that depends on it.
+    also refuse a span that means different texts in the two units.
     """
     usual = unit or "characters"
     placed = {"characters": span, "utf-16": span}

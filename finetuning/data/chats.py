@@ -40,7 +40,7 @@ KEYS = (("role", "content"), ("from", "value"))  # of a message
 UNREAD_KEYS = ("tool_calls", "function_call", "reasoning_content")  # of an answer: a model would learn to end without them
 SEPARATOR = "\n"  # between prompt and answer, for a tokenizer without a chat template
 SYSTEM_MARK = "systemmessage"  # in place of a system message, to see whether the template writes it
-PROMPT_FRACTION = 0.25  # of max_length: an answer is cut only where the prompt has already been cut to it
+PROMPT_FRACTION = 0.25  # the end of an answer is cut only after the prompt has been cut to this fraction of `max_length`
 
 
 # --- columns and messages --------------------------------------------------------------------------------------------------

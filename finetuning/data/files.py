@@ -75,7 +75,7 @@ def split_files(path: Path, files: list[Path], split_names: Collection[str] = ()
             names = " and ".join(str(file.relative_to(path)) for file in by_words.values())
             remedy = "" if split == "train" else f", or set validation_split or test_split to {stem(alike[0])}"
             raise UserError(
-                f"{path}: {names} name the split {split} by different words: keep one, or use the same word ({split}-1.csv, "
+                f"{path}: {names} use different words for the split {split}: keep one, or use the same word ({split}-1.csv, "
                 f"{split}-2.csv){remedy}"
             )
     unknown = [file for file in splits.pop("", []) if stem(file).lower() not in NO_ROWS]

@@ -235,7 +235,7 @@ def read_conll(files: list[Path], encoding: str | None, remarks: list[str]) -> T
 
 
 def _is_number(sample: list[list[list[str]]], column: int) -> bool:
-    """Return whether a column of the sentences holds only numbers, or one value in each sentence, perhaps but for its first line."""
+    """Return whether a column holds only numbers, or the same value in all lines of a sentence, except perhaps the first."""
     columns = [[row[column] for row in sentence] for sentence in sample]
     repeats = all(len({*fields[1:]}) < 2 for fields in columns) and any(len(fields) > 2 for fields in columns)
     return repeats or all(field.isdigit() or NO_WORD.fullmatch(field) for fields in columns for field in fields)

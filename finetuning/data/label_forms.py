@@ -38,11 +38,11 @@ BRACKETS = ("[]", "()", "{}")
 class Distinct(NamedTuple):
     """The distinct values of a column, and the position of each row's value among them."""
 
-    values: list  # Python values, None for a missing one; without the spaces around them, two may be equal
+    values: list  # Python values, None if missing. Two values may become equal when their spaces are removed.
     codes: np.ndarray  # (rows,) int, -1 where there is no value
 
     def per_row(self, entries: Iterable, missing: Any) -> np.ndarray:
-        """Return the entry of each row's value, (rows, ...). `entries` has one for each of `values`; rows without a value get `missing`."""
+        """Return the entry of each row's value, (rows, ...). `entries` has one for each of `values`; the others get `missing`."""
         return np.array([*entries, missing])[self.codes]
 
     def refuse(self, column: str, split: str, wrong: np.ndarray, remedy: str) -> None:

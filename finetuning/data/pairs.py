@@ -16,7 +16,7 @@ EQUAL, UNEQUAL_LENGTHS, SWAPPED = PROBLEMS = (
     "seem to have swapped sides",
 )
 MAX_LENGTH_RATIO = 9  # characters of the longer side per character of the shorter side
-ALWAYS_FINE_CHARACTERS = 50  # up to this length of the longer side, every ratio is fine
+ALWAYS_FINE_CHARACTERS = 50  # if the longer side has at most this many characters, any ratio is accepted
 VOCABULARY_PAIRS = 20_000  # pairs of train that give the typical words of each side
 MIN_COUNT = 3  # of a typical word on its side
 MIN_COUNT_RATIO = 10  # a typical word is more than so many times as frequent as on the other side
@@ -71,7 +71,7 @@ def kinds_of_pairs(pairs: Dataset, words: tuple[list[str], list[str]]) -> np.nda
 
 
 def kind_of_pair(source: str, target: str, source_words: set[str], target_words: set[str]) -> str:
-    """Return the problem of a pair, "" if it has none. An empty side is fine here: data/splits.py counts empty texts, for all tasks."""
+    """Return the problem of a pair, "" if it has none. An empty side is none here: data/splits.py counts empty texts."""
 
     def balance(text: str) -> int:
         """Return the number of source words minus the number of target words."""

@@ -64,8 +64,8 @@ def read(
 ) -> Reading:
     """Return the splits of a file or folder; only "train" if it has no splits.
 
-    `readers`: ending of a file -> reader, such as `formats.READERS`. `encoding`: None means UTF-8, or else guessed. `cache`:
-    folder for the copy; None is that of `datasets`. `split_names`: further names of splits, which the user gave. Raise
+    `readers`: ending of a file -> reader, such as `formats.READERS`. `encoding`: None: UTF-8, or guessed if the file is not UTF-8.
+    `cache`: folder for the copy; None is that of `datasets`. `split_names`: further names of splits, which the user gave. Raise
     `UserError`, whose message begins with `prefix`, for a file that can't be read.
     """
     folder = Path(cache or datasets.config.HF_DATASETS_CACHE) / "files"

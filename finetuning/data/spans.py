@@ -58,7 +58,7 @@ def types_of(tags: Sequence[str]) -> list[str]:
 
 
 def to_iob2(tags: Sequence[str]) -> list[str]:
-    """Convert tags of IOB1, IOB2, IOBES or BILOU to IOB2. A tag that continues no entity begins one.
+    """Convert tags of IOB1, IOB2, IOBES or BILOU to IOB2. An inside tag without an entity before it begins an entity.
 
     Raise `ValueError` with the first tag that belongs to none of these schemes.
     """
@@ -282,7 +282,10 @@ def _check_types(rows: dict[str, Dataset], counts: dict[str, Counter], types: li
 
 
 def _rarest_type(rows: Dataset, frequency: np.ndarray) -> np.ndarray:
-    """Return the type with the lowest `frequency` in each row, (rows,), -1 without entities; `frequency` in train, (types,)."""
+    """Return the rarest entity type of each row, (rows,), -1 without entities.
+
+    `frequency`: the count of each type in train, (types,).
+    """
     tags = read_columns(rows, "tags")["tags"].combine_chunks()
     codes, row_of_word = tags.flatten().to_numpy(), pyarrow.compute.list_parent_indices(tags).to_numpy()
     rarest_first = np.argsort(frequency, kind="stable")

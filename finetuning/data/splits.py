@@ -343,8 +343,8 @@ def split(frames: dict[str, pd.DataFrame], config: Config, classes: Sequence[str
 
     `frames` are from `scan`, indexed by row numbers. If a held-out text has copies, they leave train and are not used. So do the
     other rows of a group that is held out in part. Rows without a label are never held out. Only language models read such rows, so
-    they hold out the same rows as a classifier. `classes`: the names of the strata if they are classes, of which each part then needs
-    two.
+    they hold out the same rows as a classifier. `classes`: the names of the classes, if strata are classes. Each part then needs rows
+    of two classes.
     """
     frames, train = dict(frames), frames["train"][frames["train"].labelled]
     labelled, unlabelled = train, frames["train"][~frames["train"].labelled]
@@ -375,7 +375,10 @@ def split(frames: dict[str, pd.DataFrame], config: Config, classes: Sequence[str
 
 
 def _too_few(part: pd.DataFrame, whole: pd.DataFrame, classes: Sequence[str]) -> bool:
-    """Return whether a part has fewer than two rows, or than two of the `classes` if there are any, and the whole has two strata."""
+    """Return whether a part has fewer than two rows, or, if there are `classes`, fewer than two of them.
+
+    False if the whole has one stratum.
+    """
     return (part.stratum.nunique() if classes else len(part)) < min(2, whole.stratum.nunique())
 
 

@@ -118,7 +118,7 @@ def whole_ids(
 
 
 def by_characters(lengths: Iterable[int]) -> Iterator[slice]:
-    """Yield slices of consecutive texts with these `lengths`, of at most `MAX_CHARACTERS` in all; a longer text is alone."""
+    """Yield slices of consecutive texts with these `lengths`, at most `MAX_CHARACTERS` together; a longer text gets its own slice."""
     start, end, characters = 0, 0, 0
     for end, length in enumerate(lengths, 1):
         if characters and characters + length > MAX_CHARACTERS:

@@ -94,7 +94,7 @@ class Labels(TextClassification):
         return wrong[np.argsort(-columns["probability"][wrong], kind="stable")]
 
     def common_sections(self, evaluation: Evaluation) -> list[Section]:
-        """Return the sections on curves, with two exclusive labels only that of the second, and on calibration."""
+        """Return the sections on curves and on calibration. If a text has one of two labels, only the second label gets a curve."""
         names, probabilities = evaluation.label_names, self.probabilities(evaluation.predictions, evaluation.calibration)
         actual = self.one_hot(evaluation.split.labels, len(names))
         shown = [1] if self.labels_are_classes and len(names) == 2 else range(len(names))
@@ -142,7 +142,10 @@ class SingleLabel(Labels):
         return labels >= 0
 
     def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
-        """Return the cross entropy. Balanced class weights have a mean of 1 over the training rows; a text has that of its label."""
+        """Return the cross entropy.
+
+        Balanced: each text is weighted by its label. The weights have a mean of 1 over the training rows.
+        """
         weight = None
         if config.class_weights == "balanced":
             counts = np.bincount(train_labels, minlength=n_labels)

@@ -100,7 +100,7 @@ class LanguageModel(TokenTask):
         return columns
 
     def read(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Rows:
-        """Return the texts. A missing label is -1. All labels are 0 if no classifier could use them."""
+        """Return the texts. A missing label is -1. If the labels can't be used for classification, all are 0."""
         remarks = check_texts(raw, columns)
         rows = renamed(raw, columns)
         texts = {split: part.select_columns("text") for split, part in rows.items()}

@@ -57,7 +57,7 @@ class Regression(TextClassification):
         Metric("rmse", lambda sums: (sums["squared_error"] / sums["rows"]) ** 0.5, "lower", ".4f", "RMSE", limits=(0, math.inf)),
         Metric("mae", lambda sums: sums["absolute_error"] / sums["rows"], better="lower", limits=(0, math.inf)),
         Metric("pearson", _correlation("values"), limits=(-1, 1)),
-        Metric("spearman", _correlation("ranks"), limits=(-1, 1)),  # a row keeps its rank among all rows when a subset is measured
+        Metric("spearman", _correlation("ranks"), limits=(-1, 1)),  # on a subset of rows, ranks are still those among all rows
         Metric("loss", lambda sums: sums["loss"] / sums["rows"], better="lower", interval=False),
     )
 
