@@ -232,7 +232,7 @@ def trained(messages, tokenizer, **settings) -> tuple[str, str]:
     """Return the tokens of a training example as text, and those that the loss counts."""
     example = chats.encode(messages, tokenizer, Config(task="causal-lm", **settings))
     counted = [target for target in example["targets"] if target >= 0]
-    assert all(target in (-100, token) for token, target in zip(example["input_ids"], example["targets"], strict=True))
+    assert all(target in (-100, token) for token, target in zip([*example["input_ids"][1:], -100], example["targets"], strict=True))
     return tokenizer.decode(example["input_ids"]), tokenizer.decode(counted)
 
 

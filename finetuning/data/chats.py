@@ -219,7 +219,7 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
     """Return a conversation as a training example: a dictionary with the columns of the task.
 
     input_ids       token ids, at most `max_length`
-    targets         the same ids where the loss counts, else -100: the answers, each with the token that ends it
+    targets         the next token of each, where the loss counts it, else -100: the answers, each with the token that ends it
     prompt          the ids that the model reads before it writes the last answer
     length          the number of tokens before the conversation was cut
     answer_cut      whether the end of the last answer is missing
@@ -263,7 +263,7 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
         targets[1:] = ids[1:]
     return {
         "input_ids": ids[: config.max_length],
-        "targets": targets[: config.max_length],
+        "targets": [*targets[1 : config.max_length], -100],
         "prompt": prompt,
         "length": length,
         "answer_cut": answer_cut,

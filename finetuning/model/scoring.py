@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 
 import torch
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import MaskedLMOutput
 
@@ -73,13 +73,3 @@ def targets_batch(examples: list[dict], padding: int) -> dict[str, torch.Tensor]
     """
     targets = padded([example["targets"] for example in examples], -100)["input_ids"]
     return padded([example["input_ids"] for example in examples], padding) | {"targets": targets, "labels": targets}
-
-
-def next_token_batch(examples: list[dict], targets: list[list[int]], padding: int) -> dict[str, torch.Tensor]:
-    """Return a batch, (rows, tokens). `targets` has the token ids that the loss counts, -100 for others, per token of an example.
-
-    The model predicts a target from the token before it. `labels`, which the Trainer counts, are the targets.
-    """
-    batch = padded([example["input_ids"] for example in examples], padding)
-    labels = padded(targets, -100)["input_ids"]
-    return batch | {"targets": pad(labels[:, 1:], (0, 1), value=-100), "labels": labels}

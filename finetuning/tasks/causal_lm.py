@@ -14,7 +14,6 @@ from finetuning.data.text import TEXT_COLUMNS, find_column
 from finetuning.data.tokens import Tokens, start_token
 from finetuning.errors import UserError
 from finetuning.model.generation import continue_text
-from finetuning.model.scoring import next_token_batch
 from finetuning.results.report import Example
 from finetuning.task import Task
 from finetuning.tasks.chat import Chat
@@ -76,8 +75,8 @@ class CausalLM(LanguageModel):
 
     def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
         """Return a batch, (blocks, tokens). All tokens but the first are predicted."""
-        targets = [[-100, *example["input_ids"][1:]] for example in examples]
-        return next_token_batch(examples, targets, tokenizer.pad_token_id)
+        examples = [example | {"targets": [*example["input_ids"][1:], -100]} for example in examples]
+        return super().collate(examples, tokenizer, config)
 
     def count_targets(self, train: Tokens) -> int:
         return train.count_targets("input_ids") - len(train)

@@ -34,7 +34,6 @@ from finetuning.data.text import TEXT_COLUMNS, find_column
 from finetuning.data.tokens import Tokens
 from finetuning.errors import BadRow, UserError, shorten
 from finetuning.model.generation import check_options, longest_prompt, stream_text
-from finetuning.model.scoring import next_token_batch
 from finetuning.results import answers as written
 from finetuning.results import bleu
 from finetuning.results.report import MAX_EXAMPLES, MAX_LINE_CHARACTERS, Example, Section
@@ -167,7 +166,7 @@ class Chat(TokenTask):
     def first_example(self, tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Return the first example with brackets around the tokens that the loss counts, and how many of these train has."""
         example, text = tokens.inputs[0], ""
-        pairs = zip(example["input_ids"], example["targets"], strict=True)
+        pairs = zip(example["input_ids"], [-100, *example["targets"][:-1]], strict=True)
         for is_trained, group in groupby(pairs, key=lambda pair: pair[1] >= 0):
             part = tokenizer.decode([token for token, _ in group])
             text += f"[[{part}]]" if is_trained else part
@@ -188,9 +187,6 @@ class Chat(TokenTask):
 
     def truncation_note(self, config: Config) -> str:
         return "the oldest turns are left out first, then the beginning of the prompt is cut, then the end of the answer"
-
-    def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
-        return next_token_batch(examples, [example["targets"] for example in examples], tokenizer.pad_token_id)
 
     def prepare_export(self, merged: torch.nn.Module, calibration: dict) -> None:
         """Make `generate` of the merged model end an answer where the run's model does."""
