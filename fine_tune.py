@@ -63,9 +63,7 @@ def main(flags: Sequence[str] | None = None) -> None:
     console.show_sources(model_source, data)
     tokenizer = base.load_tokenizer(task, model_source, config)
     encoded = {name: tokens.encode(task, getattr(data, name), tokenizer, config) for name in ("train", "validation", "test")}
-    console.show_example(data, encoded["train"], tokenizer)
-    console.show_truncated(task, encoded["train"].lengths, config)
-    console.show_few_steps(len(encoded["train"]), config)
+    console.show_tokens(data, encoded["train"], tokenizer)
     batches.check_step_size(len(encoded["train"]), config)
 
     if arguments.search:

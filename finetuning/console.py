@@ -9,7 +9,6 @@ from pathlib import Path
 
 import datasets
 import huggingface_hub
-import numpy as np
 import transformers
 from tabulate import tabulate
 
@@ -79,30 +78,19 @@ def show_sources(model, data) -> None:
         show("       ...")
 
 
-def show_example(data, tokens, tokenizer) -> None:
-    """Print the first training example as the model reads it, and its label."""
-    for line in data.task.first_example(tokens, tokenizer):
+def show_tokens(data, tokens, tokenizer) -> None:
+    """Print the first training example as the model reads it, and notes on texts that are cut and on few steps."""
+    config, task, n = data.config, data.task, len(tokens)
+    for line in task.first_example(tokens, tokenizer):
         show(line)
-    if labels := data.task.show_labels(data.train.select([0]), data.label_names):
+    if labels := task.show_labels(data.train.select([0]), data.label_names):
         show(f"       label: {shorten(labels[0], MAX_EXAMPLE_CHARACTERS)}")
-
-
-def show_truncated(task: Task, lengths: np.ndarray, config: Config) -> None:
-    """Print how many training texts are longer than `max_length`, so that only a part is read; `lengths` (rows,) in tokens."""
-    if n_longer := int((lengths > config.max_length).sum()):
-        show(
-            f"cut    {n_longer:,} training texts ({n_longer / len(lengths):.1%}) to max_length={config.max_length} tokens "
-            f"({task.truncation_note(config)})"
-        )
-
-
-def show_few_steps(examples: int, config: Config) -> None:
-    """Print a note if the default number of epochs makes few steps of the training examples."""
-    steps = math.ceil(examples / (config.batch_size * config.gradient_accumulation_steps))
+    if n_longer := int((tokens.lengths > config.max_length).sum()):
+        fraction, note = n_longer / len(tokens.lengths), task.truncation_note(config)
+        show(f"cut    {n_longer:,} training texts ({fraction:.1%}) to max_length={config.max_length} tokens ({note})")
+    steps = math.ceil(n / (config.batch_size * config.gradient_accumulation_steps))
     if config.num_train_epochs == Config.num_train_epochs and steps < FEW_STEPS:
-        show(
-            f"note   one epoch of {examples:,} training examples has only {steps:,} steps: more epochs may help (--num_train_epochs 3)"
-        )
+        show(f"note   one epoch of {n:,} training examples has only {steps:,} steps: more epochs may help (--num_train_epochs 3)")
 
 
 def show_trained(folder: Path, metric: Metric, best_validation: dict, seconds: float) -> None:
