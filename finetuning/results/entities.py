@@ -13,9 +13,9 @@ import numpy as np
 from scipy.special import log_softmax, softmax
 
 from finetuning.results.label_report import f1, micro
-from finetuning.results.metrics import groups, reliability
+from finetuning.results.metrics import reliability
 from finetuning.results.report import Spans
-from finetuning.task import Metric, Statistics
+from finetuning.task import Metric
 
 ERRORS = ("boundary", "type", "boundary and type", "missed", "spurious")
 
@@ -205,15 +205,6 @@ def confusion_matrix(pairs: list[list[Pair]], n_types: int) -> np.ndarray:
 
 
 F1 = Metric("f1", micro(f1), format=".2%", label="Entity F1", limits=(0, 1))
-
-
-def by_length(statistics: Statistics, edges: Sequence[int]) -> list[dict]:
-    """Return F1 for groups of sentences by their number of words. Groups without an actual entity are left out."""
-    words, results = statistics["words"], []
-    for group in groups(F1, statistics, words, edges):
-        mask = (words > group["above"]) & (words <= (group["up_to"] or np.inf))
-        results.append(group | {"entities": int(statistics["actual"][mask].sum())})
-    return [group for group in results if group["entities"]]
 
 
 # --- places of entities in the text --------------------------------------------------------------------------------------

@@ -47,8 +47,7 @@ def measure(task: Task, evaluation: Evaluation, unseen: np.ndarray | None = None
         results["unseen"] = {first.name: value, "n": int(unseen.sum())}
     results |= {"n": len(evaluation.split)} | ({"label_names": evaluation.label_names} if evaluation.label_names else {})
     results |= evaluation.calibration | task.details(evaluation, statistics)
-    if "by_length" not in results:
-        results["by_length"] = metrics.groups(first, statistics, task.lengths(evaluation), task.length_edges)
+    results["by_length"] = metrics.groups(first, statistics, task.lengths(evaluation), task.length_edges)
     return replace(evaluation, metrics=results), statistics
 
 

@@ -100,12 +100,13 @@ def difference(metric: Metric, a: Sequence[Statistics], b: Sequence[Statistics])
 def groups(metric: Metric, statistics: Statistics, lengths: np.ndarray, edges: Sequence[int]) -> list[dict]:
     """Return the metric and its interval for groups of rows by their `lengths`, (rows,).
 
-    A group has the lengths above one of `edges`, up to the next. Groups without rows are left out.
+    A group has the lengths above one of `edges`, up to the next. Left out are groups without rows, and those whose rows have no actual
+    entity or label, as their F1 is 0 whatever the model predicts.
     """
     results = []
     for low, high in zip(edges, (*edges[1:], None), strict=True):
         mask = (lengths > low) & (lengths <= (high or np.inf))
-        if mask.any():
+        if statistics.get("actual", mask)[mask].any():
             group = select(statistics, mask)
             scores = {metric.name: metric.of(group), f"{metric.name}_ci95": interval(metric, group)}
             results.append({"above": low, "up_to": high, "n": int(mask.sum())} | scores)

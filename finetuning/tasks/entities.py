@@ -30,7 +30,6 @@ from finetuning.data.tokens import Tokens, encode, encode_batch
 from finetuning.results.entities import (
     F1,
     Comparison,
-    by_length,
     confusion_matrix,
     count_errors,
     decode,
@@ -216,7 +215,6 @@ class Entities(Task):
             "entities": int(statistics["actual"].sum()),
             "types": types,
             "by_type": [*compress(by_label(statistics, types), occurs)],
-            "by_length": by_length(statistics, self.length_edges),
             "errors": count_errors(pairs),
             "confusion_matrix": confusion_matrix(pairs, len(types)).tolist(),
             "calibration": {
