@@ -239,28 +239,21 @@ def _write_tsv(rows: Dataset, file: Path) -> None:
     _write_csv(rows, file, delimiter="\t", **{} if quoted else dict(quoting=csv.QUOTE_NONE, quotechar=None))
 
 
-def _objects(rows: Dataset) -> Iterator[str]:
-    return (_as_json(dict(zip(rows.column_names, row, strict=True))) for row in _lists(rows))
-
-
 def _write_json(rows: Dataset, file: Path) -> None:
-    """Write a list of objects, one per line."""
+    """Write an object per line. In a .json file they are the items of a list."""
+    objects = (_as_json(dict(zip(rows.column_names, row, strict=True))) for row in _lists(rows))
+    begin, between, end = ("[\n", ",\n", "\n]\n") if file.suffix.lower() == ".json" else ("", "\n", "\n")
     with file.open("w", encoding="utf-8", newline="\n") as out:
-        for number, line in enumerate(_objects(rows)):
-            out.write((",\n" if number else "[\n") + line)
-        out.write("\n]\n")
-
-
-def _write_jsonl(rows: Dataset, file: Path) -> None:
-    with file.open("w", encoding="utf-8", newline="\n") as out:
-        out.writelines(f"{line}\n" for line in _objects(rows))
+        for number, line in enumerate(objects):
+            out.write((between if number else begin) + line)
+        out.write(end)
 
 
 WRITERS = {
     ".csv": _write_csv,
     ".tsv": _write_tsv,
     ".json": _write_json,
-    ".jsonl": _write_jsonl,
+    ".jsonl": _write_json,
     ".parquet": Dataset.to_parquet,
 }
 
