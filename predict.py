@@ -48,7 +48,7 @@ def main() -> None:
     if wrong := [name for name in options if name not in run.task.options]:
         raise UserError(f"--{wrong[0]} is not for {run.config.task}: leave it out")
     if arguments.chat:
-        return chatting.chat(predicting.Answers(run, **options), chatting.typed_lines())
+        return chatting.chat(predicting.Answers(run, **options))
     if arguments.file:
         rows, remarks = predicting.read_file(arguments.file, arguments.encoding, disk.temporary())
     else:
