@@ -37,7 +37,7 @@ def main() -> None:
     with importing():
         from finetuning import console, disk, processes, tasks
         from finetuning.results import run_folder
-        from finetuning.use import chatting, predicting
+        from finetuning.use import predicting
 
     console.quiet_libraries()
     processes.start()
@@ -48,7 +48,7 @@ def main() -> None:
     if wrong := [name for name in options if name not in run.task.options]:
         raise UserError(f"--{wrong[0]} is not for {run.config.task}: leave it out")
     if arguments.chat:
-        return chatting.chat(predicting.Answers(run, **options))
+        return predicting.chat(predicting.Answers(run, **options))
     if arguments.file:
         rows, remarks = predicting.read_file(arguments.file, arguments.encoding, disk.temporary())
     else:

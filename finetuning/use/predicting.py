@@ -1,4 +1,4 @@
-"""Predict with a finished run: single texts, or all rows of a file."""
+"""Predict with a finished run: single texts, all rows of a file, or the next answer of a conversation."""
 
 import csv
 import importlib.util
@@ -24,8 +24,8 @@ from finetuning.data.formats import READERS, read_lines
 from finetuning.data.reading import read
 from finetuning.data.splits import flat, load_data
 from finetuning.data.tokens import encode
-from finetuning.disk import move, reserve, room_in, temporary
-from finetuning.errors import UserError, require_installed
+from finetuning.disk import as_utf8, move, reserve, room_in, temporary
+from finetuning.errors import UserError, printable, require_installed
 from finetuning.processes import by_first
 from finetuning.results.run_folder import Run, find_base_model, load_predictor
 from finetuning.speed import openvino
@@ -36,6 +36,7 @@ from finetuning.training.prediction import Predictor
 ROWS_IN_MEMORY = 2048  # at a time
 ROWS_FOR_OPENVINO = 1_500  # with fewer rows, building OpenVINO's model (4 to 5 s) costs more than it saves (benchmarks/engines.py)
 CALIBRATION_ROWS = 300  # training texts on which the ranges of 8-bit activations are measured
+EXIT, RESET = "/exit", "/reset"  # in a conversation
 
 
 def pick_engine(wanted: str, run: Run, texts: int) -> str:
@@ -150,6 +151,37 @@ def check_names(task: Task, available: list[str]) -> None:
     """Raise `UserError` if the task's answers would replace columns of a file. `available` has the names of its columns."""
     if taken := [name for name in available if name in task.answer_features]:
         raise UserError(f"--file: {', '.join(taken)}: --out adds columns with these names, so rename the columns of the file")
+
+
+def chat(answers: Answers) -> None:
+    """Print the model's answer to each line that is typed, as it is written. The conversation so far is read again for each answer.
+
+    Raise `UserError` if the run's task has no conversations.
+    """
+    task, messages = answers.run.task, []
+    if not task.converses:
+        raise UserError(
+            f"--chat is for runs that were trained on prompts and answers, not for {answers.run.config.task}: leave it out"
+        )
+    print(f"{EXIT} ends the conversation, {RESET} begins a new one.")
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return
+        if line == EXIT:
+            return
+        if line == RESET:
+            messages = []
+            print("A new conversation begins.")
+        elif line:
+            messages.append({"role": "user", "content": as_utf8(line)})
+            pieces = []
+            for piece in task.stream(answers.predictor, messages):
+                print(printable(piece), end="", flush=True)
+                pieces.append(piece)
+            print()
+            messages.append({"role": "assistant", "content": "".join(pieces).strip()})
 
 
 @by_first
