@@ -181,24 +181,17 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
         return f"{action.option_strings[0]} {action.metavar or choices or kind or 'TEXT'}"
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(HfArgumentParser):
     """A parser that raises `UserError`. `about` is a script's docstring: --help shows its first line first and the rest last."""
 
-    def __init__(self, about: str | None = None) -> None:
-        super().__init__(**_help_arguments(about), allow_abbrev=False)
+    def __init__(self, about: str | None = None, settings: type | None = None, **options) -> None:
+        """`settings` is a dataclass whose fields become flags."""
+        first, _, rest = (about or "").partition("\n")
+        options |= dict(description=first, epilog=rest.strip("\n"), formatter_class=_Help, allow_abbrev=False)
+        super().__init__(settings, **options)
 
     def error(self, message: str) -> None:
         raise UserError(message)
-
-
-class _ConfigParser(HfArgumentParser):
-    error = Parser.error
-
-
-def _help_arguments(about: str | None) -> dict:
-    """Return the parser's arguments that make its help from the docstring `about`."""
-    first, _, rest = (about or "").partition("\n")
-    return dict(description=first, epilog=rest.strip("\n"), formatter_class=_Help)
 
 
 def _group(parser: argparse.ArgumentParser) -> None:
@@ -221,7 +214,7 @@ def parse_config(args: Sequence[str] | None = None, about: str | None = None) ->
     `UserError` for an unknown flag, and for a value of the wrong type or out of range.
     """
     usage = "python fine_tune.py [--preset NAME] [--SETTING VALUE ...]"
-    parser = _ConfigParser(Config, usage=usage, allow_abbrev=False, **_help_arguments(about))
+    parser = Parser(about, Config, usage=usage)
     parser.add_argument("--preset", choices=PRESETS, default="laptop", help="a named set of defaults, see config.py")
     resume_help = "continue the interrupted run in this folder, with its own settings; without RUN: the newest one in outputs/"
     parser.add_argument("--resume", metavar="[RUN]", nargs="?", const="", help=resume_help)
