@@ -2,7 +2,8 @@
 
     python benchmarks/first_command.py --name NAME      writes results/first-command-NAME.json
 
-"train" does not include the validations and checkpoints in between. "rest" is what no part has, up to the end of the process.
+Both run offline, with the files that are there. "train" does not include the validations and checkpoints in between. "rest" is what
+no part has, up to the end of the process.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 
 import psutil
-from common import ROOT, python, write_record
+from common import worker, write_record
 
 from finetuning.cli import importing
 
@@ -89,8 +90,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for script in ("fine_tune", "evaluate"):
             started = time.time()
-            printed = python(str(Path(__file__).resolve()), "--worker", script, folder=folder, PYTHONPATH=str(ROOT))
-            seconds = json.loads(printed.splitlines()[-1])
+            seconds = worker(__file__, script, folder=folder)
             seconds["rest"] += time.time() - started - sum(seconds.values())
             parts = [part for part in (START, *PARTS, "rest") if part in seconds]
             rows += [{"script": f"{script}.py", "part": part, "seconds": seconds[part]} for part in parts]
