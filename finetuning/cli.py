@@ -73,13 +73,9 @@ def _exit_code(main: Callable[[], None]) -> int:
         if _lost_other_process(error):
             return _report("error: another process of this run has ended, so this one ends as well", 1)
         if reason := _cannot_write(error):
-            where = getattr(error, "filename", None) or "output_dir"
-            if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM):
-                return _report(
-                    f"error: no access to {printable(str(where))}: {reason}: change its permissions, or use another place", 2
-                )
-            remedy = "make room and --resume the run, or set output_dir to another folder"
-            return _report(f"error: cannot write to {printable(str(where))}: {reason}: {remedy}", 2)
+            where = printable(str(getattr(error, "filename", None) or "output_dir"))
+            remedy = "make room or change its permissions, and --resume the run, or set output_dir to another folder"
+            return _report(f"error: cannot use {where}: {reason}: {remedy}", 2)
         raise
     except KeyboardInterrupt as error:
         return _report("stopped", getattr(error, "exit_code", 130))

@@ -22,11 +22,7 @@ NAMES = dict(encoding="utf-8", errors="surrogateescape")  # for names of files t
 _reserved: dict[Path, FileLock] = {}  # folders of this process that `remove_reserved` removes
 # Folders that only this process may change. The system releases the lock of a process that ended.
 _locked: dict[Path, FileLock] = {}
-FULL = {  # error number -> what is wrong
-    errno.ENOSPC: "its disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "a file would exceed the limit of its size (ulimit -f)",
-}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room on the disk, in the quota, for so large a file (ulimit -f)
 TORCH_CANNOT_WRITE = ("basic_ios::clear", "unexpected pos", "PytorchStreamWriter failed")
 
 
@@ -74,7 +70,7 @@ def why_full(error: BaseException | None) -> str | None:
         in_words = re.search(r"\(os error (\d+)\)", str(error))
         number = int(in_words[1]) if in_words else getattr(error, "errno", None)
         if number in FULL:
-            return FULL[number]
+            return os.strerror(number)
         if any(words in str(error) for words in TORCH_CANNOT_WRITE):
             return "it has no room for a file"
         error = error.__cause__ or error.__context__

@@ -171,7 +171,7 @@ def test_a_full_disk_is_an_error_with_a_remedy_and_the_run_can_continue(error, c
     with monkeypatch.context() as patched:
         patched.setattr(transformers.Trainer, "_save_optimizer_and_scheduler", fail)
         result = call("fine_tune.py", *tiny_flags, "--num_train_epochs", 2)
-    assert result.code == 2 and "make room and --resume" in result.err
+    assert result.code == 2 and "make room or change its permissions, and --resume the run" in result.err
     assert call("fine_tune.py", "--resume", "outputs/run").code == 0, "the half-written checkpoint is ignored"
 
 
