@@ -1,10 +1,8 @@
 """Confidence intervals, comparisons of two runs, and metrics of groups of rows, all from per-row statistics; calibration."""
 
 import importlib.metadata
-import importlib.util
 import sys
 from collections.abc import Sequence
-from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING
 
 import datasets
@@ -261,19 +259,18 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Return the fraction of predictions that equal their labels, both (rows,), computed by Hugging Face's library `evaluate`."""
     from sklearn.metrics import accuracy_score  # delayed: it is slow to import, and predict.py does without it
 
-    folder = importlib.metadata.distribution("evaluate").locate_file("")  # import would find the script evaluate.py
-    spec = PathFinder.find_spec("evaluate", [str(folder)])
-    if getattr(sys.modules.get("evaluate"), "__file__", None) != spec.origin:
-        sys.modules["evaluate"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["evaluate"])
-    evaluate = sys.modules["evaluate"]
-
-    class Accuracy(evaluate.Metric):
-        def _info(self):
-            features = datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("int32")))
-            return evaluate.MetricInfo(description="", citation="", features=features, format="numpy")
-
-        def _compute(self, predictions, references) -> dict:
-            return {"accuracy": accuracy_score(references, predictions)}
-
-    return float(Accuracy(keep_in_memory=True).compute(predictions=predictions, references=labels)["accuracy"])
+    folder = str(importlib.metadata.distribution("evaluate").locate_file(""))
+    if not hasattr(sys.modules.get("evaluate"), "Metric"):  # it is not loaded, or the script evaluate.py is in its place
+        sys.modules.pop("evaluate", None)
+    sys.path.insert(0, folder)  # before the folder of that script
+    try:
+        import evaluate
+    finally:
+        sys.path.remove(folder)
+    features = datasets.Features(dict.fromkeys(("predictions", "references"), datasets.Value("int32")))
+    methods = {
+        "_info": lambda _: evaluate.MetricInfo(description="", citation="", features=features, format="numpy"),
+        "_compute": lambda _, predictions, references: {"accuracy": accuracy_score(references, predictions)},
+    }
+    metric = type("Accuracy", (evaluate.Metric,), methods)(keep_in_memory=True)
+    return float(metric.compute(predictions=predictions, references=labels)["accuracy"])
