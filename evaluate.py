@@ -32,7 +32,7 @@ def main(flags: Sequence[str] | None = None) -> None:
         from finetuning.data import splits, tokens
         from finetuning.results import cards, evaluation, run_folder
         from finetuning.task import Evaluation
-        from finetuning.training import trackers
+        from finetuning.training import trackers, trainer
 
     console.quiet_libraries()
     processes.start()
@@ -71,7 +71,7 @@ def main(flags: Sequence[str] | None = None) -> None:
     evaluation.write(run, evaluated, statistics, sections)
     console.show_metrics(run, evaluated.metrics, sections)
     console.show_learned_nothing(task, statistics, data, "test")
-    trackers.send_test(run.folder, run.config, evaluated.metrics)
+    trackers.send_test(run.folder, trainer.training_arguments(run.task, run.config, run.folder / "checkpoints"), evaluated.metrics)
     if arguments.push_to_hub:
         files = {file.name: file for file in (run.folder / "adapter").iterdir()}
         address = cards.push_to_hub(files, arguments.push_to_hub, arguments.private, "Add adapter and model card")

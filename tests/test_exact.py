@@ -29,7 +29,7 @@ from finetuning.speed import cuda_graphs
 from finetuning.task import Metric
 from finetuning.tasks.classification import SingleLabel
 from finetuning.training import progress, trainer
-from finetuning.training.batches import Batches, TrainingRows, short_steps, steps_of_epoch
+from finetuning.training.batches import Batches, TrainingRows, steps_of_epoch
 
 LENGTHS = np.random.default_rng(0).integers(3, 257, size=5003)
 
@@ -83,7 +83,7 @@ def test_length_warmup_truncates_texts_in_all_its_steps_but_the_first(model_dir)
     full, lengths = tokenize_texts(texts, tokenizer, config)
     short, _ = tokenize_texts(texts, tokenizer, replace(config, max_length=128))
     tokens = Tokens(Dataset.from_dict({"input_ids": full}), lengths)
-    rows = TrainingRows(tokens, None, SingleLabel().shorten(tokenizer, config, 128), short_steps(8, config.length_warmup))
+    rows = TrainingRows(tokens, None, SingleLabel().shorten(tokenizer, config, 128), range(1, 4))
     for epoch, step, expected in ((0, 0, full), (0, 1, short), (0, 3, short), (1, 4, full), (1, 7, full)):
         items = rows.__getitems__([(step, epoch, row) for row in range(32)])
         assert [item["input_ids"] for item in items] == expected, f"step {step} of 8"
@@ -134,7 +134,7 @@ def test_length_warmup_shortens_early_batches_and_the_progress_bar_accounts_for_
     for fine_tuner.state.global_step in range(0, len(widths), steps_per_epoch):
         shapes += [tuple(batch["input_ids"].shape) for batch in fine_tuner.get_train_dataloader()]
     assert shapes[: len(widths)] == [(8, width) for width in widths]
-    assert fine_tuner.count_all_steps() == len(widths)
+    assert fine_tuner.train_dataset.short == range(1, widths.index(256, 1))
     (bar,) = (callback for callback in fine_tuner.callback_handler.callbacks if isinstance(callback, progress.Training))
     work = bar.trainer.work_of_steps()[: len(widths)]
     assert work.tolist() == [8 * progress.work(width) for width in widths]

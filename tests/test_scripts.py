@@ -335,7 +335,7 @@ def test_a_search_changes_the_loss_too_and_refuses_settings_of_the_rows(call, ti
 
 def test_training_prints_aligned_lines_without_control_characters(call, tiny_flags, tmp_path):
     result = call("fine_tune.py", *tiny_flags)
-    lines = [line for line in result.out.splitlines() if not line.startswith("about")]  # a slow machine estimates the time
+    lines = [line for line in result.out.splitlines() if "left on this machine" not in line]  # a slow machine estimates the time
     header = next(i for i, line in enumerate(lines) if "validation loss" in line)
     table = [line for line in lines[header + 1 :] if line.split("/")[0].strip().isdigit()]  # on slow machines others come between
     steps = [int(line.split("/")[0]) for line in table]
@@ -349,15 +349,27 @@ def test_training_prints_aligned_lines_without_control_characters(call, tiny_fla
     assert "{" not in result.out and not set("\r\x1b") & {*result.out, *result.err} and "%|" not in result.err
 
 
-def test_the_remaining_time_follows_the_remaining_work():
-    """The long steps come first, so half of the steps are three quarters of the work."""
-    shown = progress.Training(None, None)
-    shown.work, shown.work_of_validation = np.array([3.0, 3.0, 1.0, 1.0] * 2), 3.0
-    args, state = SimpleNamespace(eval_strategy="steps"), SimpleNamespace(max_steps=8, global_step=2, eval_steps=4)
-    shown.spent, shown.done, shown.validation = 6.0, 6.0, None
-    assert shown.left(args, state) == pytest.approx(2 + 8 + 2 * 3 * progress.FORWARD_FRACTION)
-    shown.validation = 5.0
-    assert shown.left(args, state) == pytest.approx(2 + 8 + 2 * 5)
+def test_the_remaining_time_follows_the_remaining_work(monkeypatch, capsys):
+    """The long steps come first. A validation, as long as 5 work, comes after every fourth step."""
+    lengths = np.full(2, 128)
+    trainer = SimpleNamespace(
+        work_of_steps=lambda: np.array([3.0, 3.0, 1.0, 1.0] * 3),
+        eval_dataset=SimpleNamespace(lengths=lengths),
+        config=SimpleNamespace(max_length=128),
+        rows_per_step=16,
+    )
+    monkeypatch.setattr(progress, "FORWARD_FRACTION", 5 / progress.work(lengths).sum())
+    shown, clock = progress.Training(trainer, None), iter((9.0, 15.0, 16.0, 17.0))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    args = SimpleNamespace(eval_strategy="steps")
+    state = SimpleNamespace(max_steps=8, global_step=0, eval_steps=4, is_world_process_zero=True)
+    shown.on_train_begin(args, state, None)
+    for _ in range(4):  # the first step is slower and does not count; the three after it take 6 + 1 + 1 s for 3 + 1 + 1 work
+        shown.on_step_end(args, state, None)
+    (line,) = capsys.readouterr().out.splitlines()
+    left = (1 + 1 + 5 + 8 + 5) * 6 / 3  # as estimated after the second step
+    assert line == f"8 steps of 16 rows: about {console.duration(left)} left on this machine"
+    assert console.duration((5 + 8 + 5) * 8 / 5) in shown.bar.bar.postfix
     assert progress.work(256) > 2 * progress.work(128), "attention: a text of twice the tokens takes more than twice the time"
     assert [console.duration(seconds) for seconds in (4, 47, 400, 7800)] == ["4 s", "45 s", "7 min", "2 h 10 min"]
 

@@ -35,11 +35,6 @@ def check_step_size(rows: int, config: Config) -> None:
         )
 
 
-def short_steps(steps: int, length_warmup: float) -> range:
-    """Return the steps that read shorter texts (`length_warmup`). The first step does not: it shows whether memory suffices."""
-    return range(1, round(length_warmup * steps))
-
-
 def steps_of_epoch(
     lengths: np.ndarray, size: int, seed: int, epoch: int, by_length: bool = True, mixed: bool = False
 ) -> list[np.ndarray]:

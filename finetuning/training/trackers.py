@@ -1,26 +1,37 @@
-"""Experiment trackers: one tracker run gets a run's settings, losses and test metrics.
+"""Experiment trackers: one tracker run gets a run's settings, losses and test metrics, all through the Trainer's callbacks.
 
-The Trainer's own callbacks send losses and validation metrics. This file adds the settings of config.py and the test metrics. A
-resumed run and evaluate.py find the tracker run by its name. Trackers that `SENDERS` lacks get losses and validation metrics only.
+A resumed run and evaluate.py find the tracker run by its name. Trackers that `CONTINUED` lacks get no test metrics.
 """
 
-import importlib.util
-import json
 import os
 import re
-import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from config import Config
 from finetuning.disk import read_json
 from finetuning.processes import by_first
 
+CONTINUED = ("tensorboard", "wandb", "trackio")  # trackers that find a run by its name
+
+
+class Arguments(TrainingArguments):
+    """The Trainer's arguments. Trackers show their `to_dict`, here with the settings of config.py."""
+
+    def __init__(self, config: Config, **arguments) -> None:
+        self.config = config
+        super().__init__(**arguments)
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {f"config/{name}": value for name, value in asdict(self.config).items()}
+
 
 def prepare(folder: Path, config: Config) -> None:
-    """Make the Trainer's callbacks write into the run folder, and continue the tracker run if the run was interrupted."""
+    """Make the Trainer's callbacks write into the run folder, and continue the tracker run if it exists."""
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
     if "wandb" in config.report_to:
         os.environ |= {"WANDB_RUN_ID": run_name(folder), "WANDB_RESUME": "allow"}
@@ -33,64 +44,17 @@ def run_name(folder: Path) -> str:
     return f"{name}-{read_json(file).get('sha256', '')[:8]}" if file.is_file() else name
 
 
-class Settings(TrainerCallback):
-    """Sends the settings of config.py to the trackers."""
-
-    def __init__(self, folder: Path, config: Config) -> None:
-        self.folder, self.config = folder, config
-
-    def on_train_begin(self, args, state, control, **_) -> None:
-        for name in self.config.report_to.split(",") if state.is_world_process_zero else ():
-            if name == "tensorboard":
-                from torch.utils.tensorboard import SummaryWriter
-
-                with SummaryWriter(self.folder / "logs") as writer:
-                    writer.add_text("config", f"```\n{json.dumps(asdict(self.config), indent=1)}\n```")
-            elif name in SENDERS:
-                settings = {f"config/{setting}": value for setting, value in asdict(self.config).items()}
-                importlib.import_module(name).config.update(settings, allow_val_change=True)
-
-
 @by_first
-def send_test(folder: Path, config: Config, metrics: dict) -> None:
-    """Send the test metrics, named test/METRIC, and the pictures to the tracker run of the training."""
-    numbers = {f"test/{name}": value for name, value in metrics.items() if isinstance(value, float)}
-    pictures = {file.stem: file for file in sorted(folder.glob("*.png"))}
-    step = metrics["validation"]["step"]
-    for name in config.report_to.split(","):
-        if name in SENDERS:
-            if importlib.util.find_spec(name):
-                SENDERS[name](folder, numbers, pictures, step)
-            else:
-                print(f"note: {name} is not installed, so the test metrics were not sent to it", file=sys.stderr)
+def send_test(folder: Path, arguments: Arguments, metrics: dict) -> None:
+    """Send the test metrics, named test/METRIC, to the tracker run of the training, if the tracker is installed here.
 
-
-def _tensorboard(folder: Path, numbers: dict[str, float], pictures: dict[str, Path], step: int) -> None:
-    from matplotlib.image import imread
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(folder / "logs") as writer:
-        for name, value in numbers.items():
-            writer.add_scalar(name, value, step)
-        for name, file in pictures.items():
-            writer.add_image(f"test/{name}", imread(file)[..., :3], step, dataformats="HWC")
-
-
-def _wandb(folder: Path, numbers: dict[str, float], pictures: dict[str, Path], step: int) -> None:
-    import wandb
-
-    with wandb.init(project=os.getenv("WANDB_PROJECT", "huggingface"), id=run_name(folder), resume="allow") as run:
-        run.log(numbers | {f"test/{name}": wandb.Image(str(file)) for name, file in pictures.items()})
-
-
-def _trackio(folder: Path, numbers: dict[str, float], pictures: dict[str, Path], step: int) -> None:
-    import trackio
-
-    (stored,) = (run.config for run in trackio.Api().runs("huggingface") if run.name == run_name(folder))
-    settings = {name: value for name, value in stored.items() if not name.startswith("_")}  # `init` drops those not given again
-    trackio.init(project="huggingface", name=run_name(folder), resume="allow", config=settings)
-    trackio.log(numbers | {f"test/{name}": trackio.Image(str(file)) for name, file in pictures.items()})
-    trackio.finish()
-
-
-SENDERS = {"tensorboard": _tensorboard, "wandb": _wandb, "trackio": _trackio}
+    `arguments` are those of the training: trackers show them in place of those that they have stored.
+    """
+    prepare(folder, arguments.config)
+    os.environ["WANDB_LOG_MODEL"] = "false"  # the callback would want the model
+    numbers = {f"test_{name}": value for name, value in metrics.items() if isinstance(value, float)}
+    state, control = TrainerState(global_step=metrics["validation"]["step"]), TrainerControl()
+    for name in {*arguments.report_to} & {*CONTINUED} & {*get_available_reporting_integrations()}:
+        callback = INTEGRATION_TO_CALLBACK[name]()
+        callback.on_log(arguments, state, control, logs=numbers)
+        callback.on_train_end(arguments, state, control)

@@ -3,7 +3,6 @@
 import math
 import pickle
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from peft import PeftModel
 from peft.optimizers import create_loraplus_optimizer
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerState
 
@@ -26,7 +25,7 @@ from finetuning.speed.memory import give_back_freed_memory
 from finetuning.speed.precision import machine_arguments
 from finetuning.task import Metric, Task
 from finetuning.training import progress, trackers
-from finetuning.training.batches import SHORT_LENGTH, Batches, TrainingRows, count_steps, short_steps, steps_of_epoch
+from finetuning.training.batches import SHORT_LENGTH, Batches, TrainingRows, count_steps, steps_of_epoch
 from finetuning.training.checkpoints import Keeper, check_best, last_usable
 from finetuning.training.prediction import Predictor
 
@@ -48,22 +47,25 @@ def build_trainer(
     """
     task, config, train = data.task, data.config, tokens["train"]
     trackers.prepare(checkpoints.parent, config)
+    steps = math.ceil(config.num_train_epochs * count_steps(len(train), config.batch_size * config.gradient_accumulation_steps))
     shorten = task.shorten(tokenizer, config, SHORT_LENGTH) if config.length_warmup else None
+    short = range(1, round(config.length_warmup * steps)) if shorten else range(0)  # the first step shows whether memory suffices
+    optimizer = None  # the Trainer's AdamW
+    if config.loraplus_lr_ratio != 1:  # arXiv 2402.12354: a larger learning rate for B, and for the head's bias and norms
+        rates = dict(lr=config.learning_rate, loraplus_lr_ratio=config.loraplus_lr_ratio, loraplus_weight_decay=config.weight_decay)
+        optimizer = create_loraplus_optimizer(model, torch.optim.AdamW, **rates)
     trainer = FineTuner(
         data,
         model=model,
         args=training_arguments(task, config, checkpoints),
-        train_dataset=TrainingRows(train, task.augment(tokenizer, config), shorten),
+        train_dataset=TrainingRows(train, task.augment(tokenizer, config), shorten, short),
         eval_dataset=tokens["validation"],
         data_collator=partial(task.collate, tokenizer=tokenizer, config=config),
         processing_class=tokenizer,
+        optimizers=(optimizer, None),
     )
     trainer.remove_callback(PrinterCallback)
-    for callback in (
-        progress.Training(trainer, chosen_metric(task, config)),
-        trackers.Settings(checkpoints.parent, config),
-        trainer.keeper,
-    ):
+    for callback in (progress.Training(trainer, chosen_metric(task, config)), trainer.keeper):
         trainer.add_callback(callback)
     if config.speedups:
         trainer.add_callback(_GiveBackMemory())
@@ -74,10 +76,11 @@ def build_trainer(
     return trainer
 
 
-def training_arguments(task: Task, config: Config, checkpoints: Path) -> TrainingArguments:
+def training_arguments(task: Task, config: Config, checkpoints: Path) -> trackers.Arguments:
     """Return the Trainer's settings for `config`."""
     metric = chosen_metric(task, config)
-    return TrainingArguments(
+    return trackers.Arguments(
+        config,
         output_dir=str(checkpoints),
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler_type,
@@ -110,8 +113,7 @@ def training_arguments(task: Task, config: Config, checkpoints: Path) -> Trainin
 class FineTuner(Trainer):
     """The Trainer with the steps of batches.py and the task's loss and metrics.
 
-    It does not use the Trainer's own sampler: when a run is resumed, that sampler's random generator is in another state. Values
-    that depend on the number of steps are computed from `args` at each use, because a search changes `args` for each trial.
+    It does not use the Trainer's own sampler: when a run is resumed, that sampler's random generator is in another state.
     """
 
     def __init__(self, data: Data, **arguments) -> None:
@@ -121,28 +123,15 @@ class FineTuner(Trainer):
         self.loss_of = self.task.loss_function(data.train.labels, len(data.label_names), self.config)
         self.label_scale = self.task.label_scale(data.train.labels)
         self.target_count = self.task.count_targets(self.train_dataset.tokens)
-        self.compute_loss_func = self._loss_of_step
-        self.validated = {}  # step -> predictions on the validation rows: of the best checkpoint and of the last validation
-
-    def _loss_of_step(self, outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor) -> torch.Tensor:
-        """Return the summed loss of a forward pass, divided by `_get_num_items_in_batch`.
-
-        The parts of a step then add up, even if passes or processes have different numbers of rows.
-        """
-        return self.loss_of(outputs.logits, labels) / num_items_in_batch
-
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Return AdamW, or peft's LoRA+ (arXiv 2402.12354): a larger learning rate for B, and for the head's bias and norms."""
-        if self.config.loraplus_lr_ratio == 1 or self.optimizer is not None:
-            return super().create_optimizer(model)
-        self.optimizer = create_loraplus_optimizer(
-            self.model,
-            torch.optim.AdamW,
-            lr=self.args.learning_rate,
-            loraplus_lr_ratio=self.config.loraplus_lr_ratio,
-            loraplus_weight_decay=self.args.weight_decay,
+        # The summed loss of a forward pass, divided by `_get_num_items_in_batch`: so the parts of a step add up, even if passes or
+        # processes have different numbers of rows.
+        self.compute_loss_func = lambda outputs, labels, num_items_in_batch: (
+            self.loss_of(outputs.logits, labels) / num_items_in_batch
         )
-        return self.optimizer
+        self.rows_per_step = self.config.batch_size * self.config.gradient_accumulation_steps
+        self.lengths = np.minimum(self.train_dataset.tokens.lengths, self.config.max_length)  # (examples,) tokens that are read
+        self.by_length = self.config.padding == "longest"  # whether the rows of a step have similar lengths
+        self.validated = {}  # step -> predictions on the validation rows: of the best checkpoint and of the last validation
 
     # --- numbers that are not finite ---------------------------------------------------------------------------------------
 
@@ -171,28 +160,6 @@ class FineTuner(Trainer):
         self._require_finite(*(parameter for parameter in self.model.parameters() if parameter.requires_grad))
 
     # --- steps -----------------------------------------------------------------------------------------------------------
-
-    @property
-    def rows_per_step(self) -> int:
-        return self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """The number of tokens that the model reads of each training example, (examples,)."""
-        return np.minimum(self.train_dataset.tokens.lengths, self.config.max_length)
-
-    @property
-    def by_length(self) -> bool:
-        """Whether the rows of a step have similar lengths."""
-        return self.config.padding == "longest"
-
-    def count_all_steps(self) -> int:
-        """Return the number of steps of the run, as the Trainer computes it. `num_train_epochs` may be a fraction."""
-        return math.ceil(self.args.num_train_epochs * count_steps(len(self.train_dataset), self.rows_per_step))
-
-    def short_steps(self) -> range:
-        """Return the steps of the run in which texts are cut to `SHORT_LENGTH` tokens."""
-        return short_steps(self.count_all_steps(), self.config.length_warmup if self.train_dataset.shorten else 0.0)
 
     def _prepare_input(self, data):
         """Copy a batch to the GPU. Do not wait until the GPU has finished earlier work."""
@@ -232,7 +199,7 @@ class FineTuner(Trainer):
             epoch=lambda: self.state.global_step // (len(batches) // args.gradient_accumulation_steps),
         )
         return DataLoader(
-            replace(self.train_dataset, short=self.short_steps()),
+            self.train_dataset,
             batch_sampler=batches,
             collate_fn=self.data_collator,
             pin_memory=args.dataloader_pin_memory,
@@ -250,7 +217,7 @@ class FineTuner(Trainer):
         row_counts = np.array([len(rows) for rows in steps])
         full, short = (row_counts * progress.work(np.minimum(padded_lengths, limit)) for limit in (max_length, SHORT_LENGTH))
         all_steps = np.arange(math.ceil(self.args.num_train_epochs) * len(steps))
-        return np.where(np.isin(all_steps, self.short_steps()), short[all_steps % len(steps)], full[all_steps % len(steps)])
+        return np.where(np.isin(all_steps, self.train_dataset.short), short[all_steps % len(steps)], full[all_steps % len(steps)])
 
     # --- validation ------------------------------------------------------------------------------------------------------
 
