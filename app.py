@@ -18,7 +18,7 @@ MAX_WAITING = 32  # requests in the queue
 
 
 def shorten(record: logging.LogRecord) -> bool:
-    """Replace the traceback of a request that makes no sense by one line."""
+    """Replace the traceback of an invalid request by one line."""
     if record.exc_info:
         record.msg, record.args, record.exc_info = printable(f"a request failed: {record.exc_info[1]!r}"), (), None
     return True

@@ -52,7 +52,8 @@ def main(flags: Sequence[str] | None = None) -> None:
     precision, precision_reason = pick_precision(config.precision)
 
     # Load the rows, then tokenize them. The rows may decide the task: lists of several labels mean multi-label classification.
-    # The test too, so that a text that is refused is reported before training; evaluate.py finds its tokens in the cache.
+    # The test split is tokenized too, so that a refused text is reported before training. evaluate.py then finds its tokens in the
+    # cache.
     data = splits.load_data(task, config, run and run.origins["dataset"], arguments.given)
     task, config = data.task, data.config
     if run:

@@ -18,7 +18,10 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # to ask for a GPU 
 
 
 def new_processes(n: int = 1, folder: Path | str = ROOT) -> ProcessPoolExecutor:
-    """Return `n` processes at a time, a new one for each call, in `folder`. They are forked from one that has imported the script."""
+    """Return `n` processes at a time, a new one for each call, in `folder`.
+
+    They are forked from a process that has imported the script.
+    """
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload([Path(sys.argv[0]).stem])
     folders = [str(ROOT / "benchmarks"), str(ROOT), os.environ.get("PYTHONPATH")]

@@ -85,7 +85,7 @@ def record_file(study: str, name: str, seed: int) -> Path:
 
 
 def settings_of(study: str, name: str) -> dict:
-    """Return the settings of an experiment. Without `length_warmup`: texts have their full length from the first step on."""
+    """Return the settings of an experiment. `length_warmup` is 0, so texts have their full length from the first step."""
     settings = STUDIES[study].common | STUDIES[study].experiments[name]
     if "best_of" in settings:
         settings |= best_settings(*settings.pop("best_of").split("/"))

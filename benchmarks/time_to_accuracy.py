@@ -4,9 +4,9 @@
 
 The notebook is examples/sequence_classification/LoRA.ipynb: its settings, in a Trainer without its own extras, on the same reviews
 in place of its pairs of sentences. Both train to their end. The trainable parameters are copied several times per epoch. After the
-training the copies predict the reviews that fine_tune.py holds out as its test, in bf16 for the notebook too. The last copy comes
-first, and the first copy below the lower target ends the measurement. A target is reached by the first copy after which no copy
-misses it. Each way and seed is a process of its own. Runs that the record has are not run again.
+training the copies predict the reviews that fine_tune.py holds out as its test, in bf16 for the notebook too. Copies are
+evaluated from the last to the first, until one is below the lower target. A target is reached at the first copy from which on all
+copies reach it. Each way and seed is a process of its own. Runs that the record has are not run again.
 """
 
 import argparse

@@ -38,7 +38,10 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file or folder; a file replaces one with the new name. The content and the new name survive a power failure."""
+    """Rename a file or folder. A file replaces an existing file of that name.
+
+    The content and the new name survive a power failure.
+    """
     for path in (*(source.rglob("*") if source.is_dir() else ()), source):
         to_disk(path)
     os.replace(source, target)
@@ -62,7 +65,7 @@ def as_utf8(argument: str) -> str:
 
 
 def why_full(error: BaseException | None) -> str | None:
-    """Return why there was no room to write a file; None if neither an error nor those that led to it mean this.
+    """Return why there was no room to write a file; None if the error and its causes mean something else.
 
     Python and Arrow report this with an error number, safetensors with the number in words, torch.save only in words.
     """
@@ -113,7 +116,7 @@ def temporary() -> Path:
             _remove(lock_file.with_suffix(""))
     while True:
         folder = of_user / uuid.uuid4().hex
-        with suppress(FileExistsError):  # another process took the new lock for one that a killed process left
+        with suppress(FileExistsError):  # another process mistook the new lock for the leftover of a killed process
             reserve(folder)
             return folder
 
@@ -155,7 +158,7 @@ def unlock() -> None:
 
 
 def _release(file_lock: FileLock) -> None:
-    """Release a lock and remove its file, first, so that no other process locks one that is about to go."""
+    """Remove the file of a lock before releasing it. In the other order, another process could lock a file that is then removed."""
     if os.name == "posix":  # on Windows, filelock removes it
         Path(file_lock.lock_file).unlink(missing_ok=True)
     file_lock.release()

@@ -1,4 +1,4 @@
-"""Exceptions for wrong input, and forms of a text in which a message shows it."""
+"""Exceptions for wrong input, and functions that format texts for messages."""
 
 import importlib.util
 import re
@@ -28,7 +28,7 @@ def listed(items: Sequence) -> str:
 class UserError(Exception):
     """A wrong call or wrong input. The message names the setting, what is wrong, and what would be right. Exit code 2.
 
-    It has one line: those of a library's message are joined.
+    The message is one line: line breaks of a library's message become spaces.
     """
 
     def __str__(self) -> str:

@@ -46,7 +46,7 @@ def ignore(_number: int, _frame) -> None:
 
 @contextmanager
 def handled_by(handler: Callable) -> Iterator[None]:
-    """Let `handler` handle the signals in a `with` block. Those that the caller's shell ignores, as `nohup` does, stay ignored."""
+    """Let `handler` handle the signals in a `with` block. Signals that were ignored before, as under nohup, stay ignored."""
     previous = {number: signal.signal(number, handler) for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
     try:
         yield

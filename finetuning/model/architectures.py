@@ -45,7 +45,7 @@ def target_modules(base: torch.nn.Module, wanted: str, fully_trained: Sequence[s
         unknown = [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in linear_layers)]
     if unknown or not names:
         problem = (
-            f"no linear layer is called {', '.join(unknown)}" if unknown else "no layer of this model has a name that shows this"
+            f"no linear layer is called {', '.join(unknown)}" if unknown else "no layer's name shows that it belongs to this group"
         )
         short_names = {".".join(part for part in name.split(".")[-2:] if not part.isdigit()) for name in linear_layers}
         choices = f"{', '.join(TARGETS)}, or names from {', '.join(sorted(short_names))}"

@@ -108,7 +108,7 @@ def _not_loaded(source: Source, what: str, error: Exception) -> UserError:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, config: Config, folder: Path) -> None:
-    """Save the tokenizer. A program that reads only its tokenizer.json truncates a text as the run did, and does not pad it."""
+    """Save the tokenizer. tokenizer.json alone then truncates as the run did, and does not pad."""
     tokenizer = copy.deepcopy(tokenizer)
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_padding()
@@ -181,7 +181,10 @@ def _set_new_bias(model: torch.nn.Module, bias: np.ndarray) -> None:
 
 
 def _is_pretrained(name: str, model: torch.nn.Module) -> bool:
-    """Return whether a weight must be in a model's file. Only its head may be new, and a BERT model's pooler, which is trained."""
+    """Return whether a weight must be in a model's file.
+
+    Only the head and BERT's pooler may be missing, because both are trained.
+    """
     prefix = model.base_model_prefix
     return model.base_model is model or (name.startswith(f"{prefix}.") and not name.startswith(f"{prefix}.pooler."))
 

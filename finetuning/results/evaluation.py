@@ -34,7 +34,8 @@ STATISTICS = "statistics.parquet"  # per-row statistics, in the order of predict
 def measure(task: Task, evaluation: Evaluation, unseen: np.ndarray | None = None) -> tuple[Evaluation, Statistics]:
     """Return the evaluation with its metrics, each with a 95 % interval, and the per-row statistics behind them.
 
-    `unseen`, (rows,) bool, is False for rows whose text train or validation has too: the first metric is given without them as well.
+    `unseen`, (rows,) bool, is False for rows whose text is also in train or validation. The first metric is also computed without
+    these rows.
     """
     statistics = metrics.of_rows(task, evaluation.predictions, evaluation.split, evaluation.calibration)
     results, first = {}, task.metrics[0]
@@ -185,7 +186,8 @@ def compare(a: Run, b: Run, test: Split) -> tuple[list[dict], Path]:
 def differences(task: Task, a: Statistics, b: Statistics) -> list[dict]:
     """Return each metric's two values on the same rows, their difference and its interval.
 
-    Perplexity and loss are left out if the two runs predicted different tokens: they have other tokenizers, or masked other tokens.
+    Perplexity and loss are left out if the two runs predicted different tokens, because their tokenizers or their masked
+    tokens differ.
     """
     same_tokens = "tokens" not in a or np.array_equal(a["tokens"], b["tokens"])
     groups = [statistics["group"] for statistics in (a, b) if "group" in statistics]

@@ -60,7 +60,7 @@ LOSS = Metric("loss", mean_of("loss"), better="lower", limits=(0, math.inf))
 
 
 def roc_auc(labels: np.ndarray, probabilities: np.ndarray) -> float | None:
-    """Return the ROC AUC of the second label if there are two labels, else the mean over all labels; None if no row has some label.
+    """Return the ROC AUC of the second label if there are two labels, else the mean over all labels; None if a label has no row.
 
     `labels` has shape (rows,), `probabilities` (rows, labels).
     """

@@ -98,8 +98,8 @@ def difference(metric: Metric, a: Sequence[Statistics], b: Sequence[Statistics])
 def groups(metric: Metric, statistics: Statistics, lengths: np.ndarray, edges: Sequence[int]) -> list[dict]:
     """Return the metric and its interval for groups of rows by their `lengths`, (rows,).
 
-    A group has the lengths above one of `edges`, up to the next. Left out are groups without rows, and those whose rows have no actual
-    entity or label, as their F1 is 0 whatever the model predicts.
+    A group has the lengths above one of `edges`, up to the next. Left out are groups without rows, and those whose rows have no
+    actual entity or label, as their F1 is 0 whatever the model predicts.
     """
     results = []
     for low, high in zip(edges, (*edges[1:], None), strict=True):
@@ -232,8 +232,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> dict:
     """Return the expected calibration error of predictions, and the bins of equal width that it is summed over.
 
-    `error_by_chance` is the error that as many predictions would have if their probabilities were true: it is above zero, because
-    the predictions in a bin are few.
+    `error_by_chance` is the mean error of simulated, perfectly calibrated predictions with the same probabilities: it is above
+    zero, because the predictions in a bin are few.
 
     `confidence` (n,) has the probabilities of the predictions, and `correct` (n,) whether each is right. A bin has the number of
     its predictions `n`, their mean probability `confidence`, and the fraction that is correct, `accuracy`. Empty bins are left out.

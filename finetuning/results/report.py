@@ -11,7 +11,7 @@ import pandas as pd
 
 MAX_EXAMPLES = 20  # of each kind on the page
 MAX_LINE_CHARACTERS = 100  # of a text, on the line that opens it
-ROWS_AT_A_TIME = 250  # rows whose texts are in memory; reading one text loads about 64 KiB of the file
+ROWS_AT_A_TIME = 250  # rows read at a time: each text loads about 64 KiB of the file
 
 Spans = list[tuple[str, str | None]]  # the pieces of a text with their labels, or None: [("Angela Merkel", "PER"), (" flew", None)]
 

@@ -5,7 +5,7 @@ precision      choose bf16 or float32, and settings for the machine  everywhere
 (this file)    store frozen weights in bf16                          `prepare` in this file
 fused_lora     compute LoRA's update in one autograd node            `prepare` in this file
 memory         keep freed memory from step to step                   `prepare` in this file, training/
-(this file)    add LoRA's update to float32 weights, to predict      evaluate.py; use/predicting.py, `load_engine`
+(this file)    merge LoRA into float32 weights before predicting     evaluate.py; use/predicting.py, `load_engine`
 attention      attention with a fast backward pass on a CPU          model/base.py, `build_base`
 cuda_graphs    record training steps as CUDA graphs                  training/trainer.py, `build_trainer`
 beam_search    beam search for translation                           training/writing.py, `translate`

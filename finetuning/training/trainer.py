@@ -136,7 +136,10 @@ class FineTuner(Trainer):
     # --- numbers that are not finite ---------------------------------------------------------------------------------------
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: torch.Tensor | None, *arguments, **named) -> None:
-        """Raise `NotFinite` instead of saving weights that have become NaN. On a GPU, check only where a step waits for it anyway."""
+        """Raise `NotFinite` instead of saving weights that have become NaN.
+
+        On a GPU, check only in steps that wait for the GPU anyway.
+        """
         waits = self.control.should_log or self.control.should_evaluate or self.control.should_save
         if waits or self.args.device.type == "cpu":
             self._require_finite(tr_loss, *(() if grad_norm is None else (grad_norm,)))
@@ -170,8 +173,9 @@ class FineTuner(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """Return the number by which the loss of a step is divided: the number of its labels, or the mean over all steps.
 
-        Where a row has a label for each token, a step with short rows has few of them, as steps have rows of similar length. Divided
-        by its own number, such a step would give each token a larger weight. With the mean, all tokens weigh the same.
+        Where a row has a label for each token, a step with short rows has few of them, as steps have rows of similar length. If
+        such a step were divided by its own number of labels, its tokens would weigh more than those of other steps. With the mean,
+        all tokens weigh the same.
 
         The Trainer does not count labels of -100. In regression, -100 is a number like any other, so the Trainer gets zeros to
         count. With one process the result stays on the CPU, because a copy to the GPU waits until its earlier work is done.

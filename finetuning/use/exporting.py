@@ -134,8 +134,8 @@ class _Comparison:
         """Return how well a model agrees with the run's model: `agrees`, and the numbers that decide it.
 
         Logits may differ by `LARGEST_DIFFERENCE`, or by any number if the run's base model is quantized, as the export's is not.
-        8-bit weights may instead lose the fraction `int8_tolerance` of the first metric. They disagree only if both ends of the
-        95 % interval of the paired difference are a larger loss.
+        8-bit weights may instead lose the fraction `int8_tolerance` of the first metric. They are refused only if the
+        whole 95 % interval of the loss is above that fraction.
         """
         result = {}
         if len(decisions):
@@ -176,7 +176,10 @@ def _write_merged(predictor: Predictor, run: Run, source_path: str, folder: Path
 
 
 def _scale_outputs(model: torch.nn.Module, factor: float, offset: float) -> None:
-    """Multiply the outputs of the last layer by `factor` and add `offset`, by its weights. They are then those of predict.py."""
+    """Multiply the outputs of the last layer by `factor` and add `offset`.
+
+    This is done by changing its weights and bias, so that the export gives the numbers of predict.py.
+    """
     *_, head = (layer for layer in model.modules() if isinstance(layer, torch.nn.Linear))
     if offset and head.bias is None:
         raise UserError("the head of this model has no bias for the mean of the numbers, so it can't be exported: train an encoder")

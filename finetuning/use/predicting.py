@@ -34,7 +34,9 @@ from finetuning.task import Task
 from finetuning.training.prediction import Predictor
 
 ROWS_IN_MEMORY = 2048  # at a time
-ROWS_FOR_OPENVINO = 1_500  # with fewer rows, building OpenVINO's model (4 to 5 s) costs more than it saves (benchmarks/engines.py)
+ROWS_FOR_OPENVINO = (
+    1_500  # with fewer rows, building OpenVINO's model (4 to 5 s) takes longer than it saves (benchmarks/engines.py)
+)
 CALIBRATION_ROWS = 300  # training texts on which the ranges of 8-bit activations are measured
 EXIT, RESET = "/exit", "/reset"  # in a conversation
 
@@ -256,7 +258,8 @@ def _field(value):
 
 def _write_csv(rows: Dataset, file: Path, **options) -> None:
     with file.open("w", encoding="utf-8", newline="") as out:
-        # The csv module quotes values with a character of `lineterminator`, which must thus be \r\n. The file gets \n instead.
+        # The csv module quotes a value only if it contains a character of `lineterminator`; \r\n makes it quote both. The
+        # file itself gets \n.
         lines = SimpleNamespace(write=lambda line: out.write(line.removesuffix("\r\n") + "\n"))
         writer = csv.writer(lines, lineterminator="\r\n", **options)
         writer.writerow(rows.column_names)
