@@ -108,8 +108,8 @@ def show_learned_nothing(task: Task, statistics: Statistics, data, name: str) ->
     """Print a warning if the predictions for the split `name` show that the model has learned nothing."""
     if common := task.learned_nothing(statistics, data.label_names):
         show(
-            f"warning     every one of the {len(statistics['rows']):,} {name} rows {common}: the model has learned nothing; "
-            f"lower learning_rate ({data.config.learning_rate:g}), or train longer"
+            f"warning     every one of the {len(statistics['rows']):,} {name} rows {common}: the model has learned nothing, or no "
+            f"other answer is ever more probable; lower learning_rate ({data.config.learning_rate:g}), or train longer"
         )
 
 
