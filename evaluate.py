@@ -71,7 +71,9 @@ def main(flags: Sequence[str] | None = None) -> None:
     evaluation.write(run, evaluated, statistics, sections)
     console.show_metrics(run, evaluated.metrics, sections)
     console.show_learned_nothing(task, statistics, data, "test")
-    trackers.send_test(run.folder, trainer.training_arguments(run.task, run.config, run.folder / "checkpoints"), evaluated.metrics)
+    if run.config.report_to != "none":
+        training_arguments = trainer.training_arguments(task, run.config, run.folder / "checkpoints")
+        trackers.send_test(run.folder, training_arguments, evaluated.metrics)
     if arguments.push_to_hub:
         files = {file.name: file for file in (run.folder / "adapter").iterdir()}
         address = cards.push_to_hub(files, arguments.push_to_hub, arguments.private, "Add adapter and model card")
