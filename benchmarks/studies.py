@@ -139,7 +139,6 @@ CRITICS = LANGUAGE | SMOLLM2 | dict(dataset_name="cornell-movie-review-data/rott
 # Studies that were not run yet, or not all of them; benchmarks/gpu.sh runs most of these.
 PLANNED = (
     *("rank-labels", "rank-entities", "rank-entities-mpnet", "rank-translation", "growth"),
-    "snli-epochs",
     *("decoder-reviews-recipe", "decoder-reviews", "decoder-intents-recipe", "decoder-intents"),
     *("decoder-entities-recipe", "decoder-entities", "e2e-all-recipe", "e2e-all", "e2e-instruction", "critics-recipe", "critics"),
 )
