@@ -21,9 +21,8 @@ from finetuning.errors import UserError, listed
 from finetuning.processes import require_same
 from finetuning.task import Rows, Task
 
-NEIGHBOURS = (
-    30  # rows in a group of neighbours, if the rows are parts of documents. With 60, intervals of entities were a quarter wider
-)
+# Rows in a group of neighbours, if the rows are parts of documents. With 60, intervals of entities were a quarter wider.
+NEIGHBOURS = 30
 TEXT_SETTINGS = ("text_column", "text_pair_column", "source_column", "target_column", "prompt_column", "completion_column")
 MAX_PROBLEMS = 5  # kinds of rows that can't be used, in a message
 SAMPLE_SETTINGS = {"train": "train_samples", "validation": "val_samples", "test": "test_samples"}

@@ -313,10 +313,8 @@ class Chat(TokenTask):
 
     def pipeline(self, config: Config) -> tuple[str, str]:
         arguments = ', tokenizer_encode_kwargs={"enable_thinking": False}'
-        return (
-            arguments,
-            "Give it a list of messages, so that it uses the chat template. It samples if the base model's settings say so.",
-        )
+        note = "Give it a list of messages, so that it uses the chat template. It samples if the base model's settings say so."
+        return arguments, note
 
 
 def _problem(row: dict) -> str:
