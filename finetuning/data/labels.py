@@ -22,6 +22,7 @@ MAX_ROUNDING = 1e-3  # of numbers to float32, as a fraction of their standard de
 MAX_CLASSES = 20  # more are allowed if classes have four rows on average, or if the user named the column
 VECTOR = re.compile(r"[01](\s*[01])+")  # 0 or 1 for each label, in one text
 WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]*")
+MISSING = re.compile(r"#?n/?a|nan|null|none|\\n", re.IGNORECASE)  # how databases, spreadsheets and Python write a missing value
 ZERO_OR_ONE = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 SET_MULTI_LABEL = "set problem_type to multi_label_classification"
 
@@ -147,7 +148,11 @@ def _notes_on_names(names: list[str], column: str) -> list[str]:
     number_counts = Counter(numbers.values())
     if same := [name for name, number in numbers.items() if number_counts[number] > 1]:
         remarks.append(f"label_column={column}: labels that are one number in two forms: {listed([*map(repr, same)])}")
-    signs = [name for name in names if not any(map(str.isalnum, name)) or (name == "-1" and {"0", "1", "2"} <= {*names})]
+    signs = [
+        name
+        for name in names
+        if not any(map(str.isalnum, name)) or MISSING.fullmatch(name) or (name == "-1" and {"0", "1", "2"} <= {*names})
+    ]
     if len(signs) == 1:
         remarks.append(
             f"label_column={column}: {signs[0]!r} is read as a label: if it means that the label is missing, remove its rows"
