@@ -212,7 +212,7 @@ def test_regression_reads_numbers_and_missing_values(values, feature):
     assert labels[:3].tolist() == [1.5, 2, -3] and np.isnan(labels[3:]).all()
 
 
-@pytest.mark.parametrize("wrong", ["nan", "inf", "1,5", "1e39", "5 stars", "N/A", "true", True, np.inf, [1]], ids=str)
+@pytest.mark.parametrize("wrong", ["nan", "inf", "1,5", "2_5", "1e39", "5 stars", "N/A", "true", True, np.inf, [1]], ids=str)
 def test_regression_refuses_values_that_are_not_finite_numbers(wrong):
     feature = TEXT if isinstance(wrong, str) else Value("float64") if wrong is np.inf else Json()
     values = ["1", wrong] if isinstance(wrong, str) else [1, wrong]

@@ -324,7 +324,7 @@ def encode_numbers(raw: dict[str, Dataset], column: str) -> Encoded:
 
 def _number(value: Any) -> float | None:
     """Return a value as a number, also if it is written as text. Return None if it is not finite, no number, or a truth value."""
-    if isinstance(value, bool | list | dict):
+    if isinstance(value, bool | list | dict) or "_" in str(value):  # Python reads 2_5 as 25
         return None
     try:
         number = float(value)
