@@ -357,7 +357,21 @@ def patched_base_layer(lora, monkeypatch):
             layer.base_layer.forward = lambda x, layer=layer.base_layer: 2 * torch.nn.Linear.forward(layer, x)
 
 
-@pytest.mark.parametrize("change", [subclassed, patched_instance, patched_class, wrapped_class, patched_base_layer])
+class OwnLinear(torch.nn.Linear):
+    def forward(self, x):
+        return torch.tanh(super().forward(x))
+
+
+def subclassed_a(lora, monkeypatch):
+    for layer in lora.modules():
+        if type(layer) is LoraLinear:
+            layer.lora_A["default"].__class__ = OwnLinear
+
+
+CHANGES = [subclassed, patched_instance, patched_class, wrapped_class, patched_base_layer, subclassed_a]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_lora_layer_keeps_its_own_forward_pass(change, model_dir, monkeypatch):
     base_model = build_base(model_dir)
     config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=r".*\.(q_lin|ffn\.lin1)")
@@ -373,7 +387,30 @@ def test_a_changed_lora_layer_keeps_its_own_forward_pass(change, model_dir, monk
         assert torch.equal(lora(**rows).logits, expected)
 
 
-@pytest.mark.parametrize("settings", [dict(lora_bias=True), dict(use_dora=True), dict(lora_dropout=0.5)], ids=str)
+@pytest.mark.parametrize("part", ["base_layer", "lora_A", "lora_B"])
+def test_a_hook_on_a_part_of_a_fused_lora_layer_is_called(part, model_dir):
+    lora = build(model_dir)
+    layer = next(layer for layer in lora.modules() if type(layer) is LoraLinear)
+    assert "forward" in vars(layer)
+    module = layer.base_layer if part == "base_layer" else getattr(layer, part)["default"]
+    calls = []
+    module.register_forward_hook(lambda *_: calls.append(part))
+    lora(**batch())
+    assert calls == [part]
+
+
+def test_a_base_layer_of_a_fused_lora_layer_can_be_trained(model_dir):
+    lora = build(model_dir)
+    layer = next(layer for layer in lora.modules() if type(layer) is LoraLinear)
+    layer.base_layer.requires_grad_(True)
+    lora(**batch()).logits.square().sum().backward()
+    assert layer.base_layer.weight.grad.any() and layer.base_layer.bias.grad.any()
+
+
+NOT_PLAIN = [dict(lora_bias=True), dict(use_dora=True), dict(lora_dropout=0.5), dict(bias="lora_only")]
+
+
+@pytest.mark.parametrize("settings", NOT_PLAIN, ids=str)
 def test_a_lora_layer_with_more_than_the_plain_update_is_not_fused(settings, model_dir):
     config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=r".*\.q_lin", **settings)
     assert fused_lora.fuse_lora(peft.get_peft_model(build_base(model_dir), config), bias_as_rank=True) == 0

@@ -17,7 +17,8 @@ KNOWN_FORWARD = "ec0a80f5c5ce05f5dd90027952bb5d29aaf910e9d2ab40486a90e8a03c7e1cd
 def fuse_lora(model: PeftModel, bias_as_rank: bool) -> int:
     """Replace the forward pass of peft's LoRA layers, in place, and return the number of replaced layers.
 
-    Layers of subclasses, and layers with a patched or edited forward pass, keep their own. `bias_as_rank`: see `_FusedLora`.
+    Layers of subclasses, and layers with a patched or edited forward pass, keep their own. So do layers whose parts have hooks,
+    another class or trained base weights, also if they get these later. `bias_as_rank`: see `_FusedLora`.
     """
     forward = LoraLinear.forward
     if not inspect.isfunction(forward):
@@ -32,15 +33,26 @@ def fuse_lora(model: PeftModel, bias_as_rank: bool) -> int:
 
 
 def _is_plain(layer: LoraLinear) -> bool:
-    """Return whether a layer and its base layer have the forward pass of their class, and the update is only x A' B'."""
-    if type(layer.base_layer) not in (torch.nn.Linear, Conv1D) or "forward" in vars(layer) | vars(layer.base_layer):
+    """Return whether a layer has the forward pass of its class, and the update is only x A' B'."""
+    if "forward" in vars(layer) or not all(_has_plain_parts(layer, name) for name in layer.lora_A):
         return False
     dropouts = [dropout for dropout in layer.lora_dropout.values() if not isinstance(dropout, torch.nn.Identity)]
     return not (layer.lora_variant or dropouts or any(layer.lora_bias.values()))
 
 
+def _has_plain_parts(layer: LoraLinear, name: str) -> bool:
+    """Return whether the fused pass computes what the base layer, A and B of the adapter `name` would."""
+    base = layer.base_layer
+    for part in (base, layer.lora_A[name], layer.lora_B[name]):
+        if type(part) not in (torch.nn.Linear, Conv1D) or "forward" in vars(part):
+            return False
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            return False
+    return not (base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad))
+
+
 def _forward(layer: LoraLinear, x: torch.Tensor, bias_as_rank: bool) -> torch.Tensor:
-    if layer.disable_adapters or layer.merged:
+    if layer.disable_adapters or layer.merged or not _has_plain_parts(layer, layer.active_adapters[0]):
         return LoraLinear.forward(layer, x)
     base, name = layer.base_layer, layer.active_adapters[0]
     weight = base.weight.t() if isinstance(base, Conv1D) else base.weight  # GPT-2's weights are transposed
