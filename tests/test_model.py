@@ -13,6 +13,7 @@ import torch
 from conftest import DECODERS, TRANSLATORS, make_model
 from datasets import Dataset
 from peft.tuners.lora import Linear as LoraLinear
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
@@ -414,6 +415,16 @@ NOT_PLAIN = [dict(lora_bias=True), dict(use_dora=True), dict(lora_dropout=0.5), 
 def test_a_lora_layer_with_more_than_the_plain_update_is_not_fused(settings, model_dir):
     config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=r".*\.q_lin", **settings)
     assert fused_lora.fuse_lora(peft.get_peft_model(build_base(model_dir), config), bias_as_rank=True) == 0
+
+
+def test_a_frozen_head_computes_in_float32_beside_weights_in_bf16(model_dir):
+    lora = build(model_dir)
+    for module in lora.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.requires_grad_(False)
+    speed.store_frozen_in_bf16(lora)
+    logits = lora(**batch()).logits
+    assert logits.dtype == torch.float32 and logits.isfinite().all()
 
 
 def test_plain_lora_layers_are_fused(model_dir):

@@ -42,13 +42,13 @@ def prepare(model: PeftModel, config: Config) -> None:
 
 
 def store_frozen_in_bf16(model: PeftModel) -> None:
-    """Convert all frozen parameters to bf16, in place. The head, whose weights are all trained, computes in float32.
+    """Convert all frozen parameters to bf16, in place. The head computes in float32, also if its weights are frozen.
 
     Autocast would cast each of them again in every step. Activations between layers are now bf16 too; with autocast they would be
     float32.
     """
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad and ".modules_to_save." not in name:
             parameter.data = parameter.data.to(torch.bfloat16)
     for name, buffer in model.named_buffers():
         if name.endswith("embed_positions.weights"):  # of M2M100, which adds them to the embeddings
