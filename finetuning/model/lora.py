@@ -93,7 +93,10 @@ def load_adapter(base: torch.nn.Module, adapter: Path, config: Config) -> PeftMo
     except Exception as error:  # damaged files have errors of several libraries
         raise UserError(f"{adapter}: peft can't load it ({str(error)[:500]}); restore it, or train again") from error
     if differing := saved ^ get_peft_model_state_dict(model, save_embedding_layers=False).keys():
-        raise UserError(f"{adapter}: {min(differing)} does not fit {CONFIG_NAME}; restore both, or train again")
+        raise UserError(
+            f"{adapter}: {min(differing)} does not fit {CONFIG_NAME}: restore both, or train again; if add_lora was changed to use "
+            "layers of another class, load_adapter must use them too"
+        )
     check_finite(model, adapter)
     if config.method == "full" or config.train_embeddings:
         _tie_weights(model)
