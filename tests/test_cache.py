@@ -11,7 +11,7 @@ from conftest import make_model, make_pairs, make_rows
 from entity_files import write_entity_files
 
 from config import Config
-from finetuning import task, tasks
+from finetuning import errors, task, tasks
 from finetuning.data import cache, formats, languages, text, tokens, windows, words
 from finetuning.data.sources import find_model
 from finetuning.data.splits import load_data
@@ -61,7 +61,7 @@ def test_a_changed_max_length_tokenizes_again(encode):
     assert encode() != encode(max_length=12)
 
 
-@pytest.mark.parametrize("module", [task, formats, text, tokens, windows, words, languages, language_model, masked_lm])
+@pytest.mark.parametrize("module", [errors, task, formats, text, tokens, windows, words, languages, language_model, masked_lm])
 def test_the_source_of_modules_that_read_and_tokenize_is_in_the_name(module):
     assert inspect.getsource(module) in cache.source_code()
 

@@ -65,9 +65,12 @@ def _remove_if_damaged(file: Path) -> None:
 
 @functools.cache
 def source_code() -> list[str]:
-    """Return the source of the modules that read and tokenize rows. A change of any of them makes the columns on disk outdated."""
+    """Return the source of the modules that read and tokenize rows. A change of any of them makes the columns on disk outdated.
+
+    All modules directly in the package count, as a new one may hold code that changes texts.
+    """
     package = Path(__file__).parents[1]
-    files = (file for pattern in ("task.py", "data/*.py", "tasks/*.py") for file in sorted(package.glob(pattern)))
+    files = (file for pattern in ("*.py", "data/**/*.py", "tasks/**/*.py") for file in sorted(package.glob(pattern)))
     return [file.read_text(encoding="utf-8") for file in files]
 
 
