@@ -96,25 +96,24 @@ def encode_batch(task: Task, batch: dict[str, list], tokenizer: PreTrainedTokeni
 
 def tokenize_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, config: Config) -> tuple[list[list[int]], np.ndarray]:
     """Return the token ids of each text, at most `max_length`, and the number of tokens before truncation, (texts,)."""
-    before, after = special_tokens(tokenizer)
+    first, last = map(len, special_tokens(tokenizer))
     ids, lengths = [], []
-    for part in by_characters(map(len, texts)):
-        rows = whole_ids(texts[part], tokenizer)
-        ids += [truncate(row, config.max_length, config.truncation, len(before), len(after)) for row in rows]
-        lengths += [len(row) for row in rows]
+    for row in whole_ids(texts, tokenizer):
+        ids.append(truncate(row, config.max_length, config.truncation, first, last))
+        lengths.append(len(row))
     return ids, np.array(lengths)
 
 
 def whole_ids(
     texts: list[str], tokenizer: PreTrainedTokenizerBase, argument: str = "text", special: bool = True
-) -> list[list[int]]:
-    """Return the token ids of texts without truncation. `argument` is that of the tokenizer: `text`, or `text_target`.
+) -> Iterator[list[int]]:
+    """Yield the token ids of each text without truncation. `argument` is that of the tokenizer: `text`, or `text_target`.
 
     `special`: whether the tokenizer adds its special tokens.
     """
     settings = dict(add_special_tokens=special, return_attention_mask=False, return_token_type_ids=False, verbose=False)
-    settings |= dict(padding=False, truncation=False)
-    return [ids for part in by_characters(map(len, texts)) for ids in tokenizer(**{argument: texts[part]}, **settings)["input_ids"]]
+    for part in by_characters(map(len, texts)):
+        yield from tokenizer(**{argument: texts[part]}, padding=False, truncation=False, **settings)["input_ids"]
 
 
 def by_characters(lengths: Iterable[int]) -> Iterator[slice]:

@@ -195,6 +195,6 @@ class LanguageModel(TokenTask):
         return Section("The hardest and the easiest documents", f"All {len(order):,} are in errors.csv.", examples=tuple(examples))
 
 
-def token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return the token ids of texts, without truncation and without special tokens."""
+def token_ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Yield the token ids of each text, without truncation and without special tokens."""
     return whole_ids(clean(texts), tokenizer, special=False)

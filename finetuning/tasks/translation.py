@@ -141,9 +141,9 @@ class Translation(TokenTask):
             raise UserError(
                 f"truncation=tail would cut {prefix.strip()!r}, which tells {config.model_name} the language: set truncation to head"
             )
-        ids = {"input_ids": whole_ids([prefix + text for text in filled(batch["source"])], tokenizer)}
+        ids = {"input_ids": [*whole_ids([prefix + text for text in filled(batch["source"])], tokenizer)]}
         if "target" in batch:
-            ids["targets"] = whole_ids(filled(batch["target"]), tokenizer, argument="text_target")
+            ids["targets"] = [*whole_ids(filled(batch["target"]), tokenizer, argument="text_target")]
         for column, rows in zip((config.source_column, config.target_column), ids.values(), strict=False):
             tokens = np.concatenate([*rows, []])
             unknown = np.mean(tokens == tokenizer.unk_token_id) if len(tokens) else 0
