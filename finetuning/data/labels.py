@@ -142,8 +142,13 @@ def alike(names: list[str], column: str) -> list[str]:
 
 
 def _notes_on_names(names: list[str], column: str) -> list[str]:
-    """Return notes on labels that look alike, and on labels that seem to be several labels in one."""
+    """Return notes on labels that look alike, on labels that seem to be several labels in one, and on one called like the column."""
     remarks = alike(names, column)
+    if column in names:
+        remarks.append(
+            f"label_column={column}: the name of the column is also a label: if the first line of the file is a row of data, "
+            "write a line with names above it"
+        )
     numbers = {name: re.sub(r"^(-?)0+(?=[0-9])|\.0+$", r"\1", name) for name in names if re.fullmatch(r"-?[0-9]+(\.0+)?", name)}
     number_counts = Counter(numbers.values())
     if same := [name for name, number in numbers.items() if number_counts[number] > 1]:

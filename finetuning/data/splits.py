@@ -96,17 +96,12 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     frames, left_out = usable(task, frames, columns, official_names, config)
     remarks = [
         *source.remarks,
-        *not_read(raw["train"].column_names, columns, config, task.label_columns, "text_pair_column" in task.settings),
+        *not_read(raw["train"].column_names, columns, task, config),
         *all_rows.remarks,
         *left_out,
     ]
     if all_rows.label_names:
         remarks += contradictions(frames)
-    if columns.get("label") in all_rows.label_names:
-        remarks.append(
-            f"label_column={columns['label']}: the name of the column is also a label: if the first line of the file is a row of data, "
-            "write a line with names above it"
-        )
     if config.folds:
         check_labels_of_folds(task, frames["train"], all_rows, config.folds)
     n_rows = sum(map(len, frames.values()))

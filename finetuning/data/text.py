@@ -13,6 +13,7 @@ from config import Config
 from finetuning.data.cache import read_columns
 from finetuning.data.label_forms import shown
 from finetuning.errors import UserError, shorten
+from finetuning.task import Task
 
 TEXT_COLUMNS = ("text", "review", "sentence", "content", "comment", "message", "body")  # usual names of columns
 PAIR_COLUMNS = ("text_pair", "sentence2", "question", "premise", "hypothesis")
@@ -61,20 +62,15 @@ def listed_columns(columns: Iterable[str]) -> str:
     return ", ".join(names[:MAX_LISTED]) + more
 
 
-def not_read(
-    available: list[str], columns: dict[str, str], config: Config, label_columns: tuple[str, ...], pairs: bool
-) -> list[str]:
-    """Return notes on columns that are not read although their names are usual ones, unless the column to read was named.
-
-    `label_columns`: usual names of the column with the labels. `pairs`: whether the task has a setting for a second text.
-    """
-    notes = []
+def not_read(available: list[str], columns: dict[str, str], task: Task, config: Config) -> list[str]:
+    """Return notes on columns that are not read although their names are usual ones, unless the column to read was named."""
+    notes, pairs = [], "text_pair_column" in task.settings
     if look_like_values(columns.values()):
         notes.append(
             f"the names of the columns are {listed_columns(available)}: if they are a row of data, it is not read; write a line with "
             "names above it"
         )
-    for name, usual in (("text", (*TEXT_COLUMNS, *(PAIR_COLUMNS if pairs else ()))), ("label", label_columns)):
+    for name, usual in (("text", (*TEXT_COLUMNS, *(PAIR_COLUMNS if pairs else ()))), ("label", task.label_columns)):
         others = [column for column in available if column.strip().lower() in usual and column not in columns.values()]
         if others and name in columns and not getattr(config, f"{name}_column"):
             more = " or text_pair_column" if name == "text" and pairs else ""
