@@ -4,6 +4,7 @@ import ast
 import json
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -119,14 +120,10 @@ def parse_list(value: list | str | None) -> list:
 
 def _nested(text: str) -> Any:
     """Return a value with lists or objects in it that JSON or Python wrote as text. Raise `ValueError` for any other text."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise ValueError(text) from error
+    for read_text in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return read_text(text)
+    raise ValueError(text)
 
 
 def _annotation_of_task(annotations: list[dict]) -> Annotation:

@@ -41,13 +41,10 @@ def known_files(path: Path, endings: Collection[str]) -> list[Path]:
     """Return the file at `path`, or the files in that folder, that have one of `endings`; without hidden files and folders."""
     if not path.is_dir():
         return [path] if ending(path) in endings else []
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and not _is_hidden(file.relative_to(path))]
+    hidden = (".", "~$")  # as in .ipynb_checkpoints/train-checkpoint.csv, or a lock of Excel
+    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    files = [file for file in files if not any(part.startswith(hidden) for part in file.relative_to(path).parts)]
     return [file for file in files if ending(file) in endings]
-
-
-def _is_hidden(file: Path) -> bool:
-    """Return whether a file or one of its folders is hidden, as in .ipynb_checkpoints/train-checkpoint.csv, or a lock of Excel."""
-    return any(part.startswith((".", "~$")) for part in file.parts)
 
 
 def ending(file: Path) -> str:

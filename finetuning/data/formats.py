@@ -168,11 +168,6 @@ def read_documents(files: list[Path], encoding: str | None, remarks: list[str]) 
     return string_tables(["text"], ([document] for document in documents))
 
 
-def in_other_languages(path: Path) -> list[Path]:
-    """Return a file, and the files in its folder whose names differ only in the language."""
-    return [file for file in sorted(path.parent.iterdir()) if ending(file) in LANGUAGE_ENDINGS and stem(file) == stem(path)]
-
-
 def read_parallel(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables:
     """Read texts in several languages line by line, such as train.en and train.de. Each ending is a column."""
     by_stem: dict[Path, dict[str, Path]] = {}

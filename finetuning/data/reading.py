@@ -24,7 +24,7 @@ from filelock import FileLock
 from finetuning.data import formats, json_rows
 from finetuning.data.cache import reopened, source_code
 from finetuning.data.content import ROWS_PER_TABLE, Reader
-from finetuning.data.files import ending, guess_encoding, known_files, split_files, split_words
+from finetuning.data.files import ending, guess_encoding, known_files, split_files, split_words, stem
 from finetuning.disk import move, read_json, room_in, sha256, why_full, write_json
 from finetuning.errors import UserError
 
@@ -124,8 +124,9 @@ def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: P
         endings = [name for name in readers if name not in formats.LANGUAGE_ENDINGS]
         pairs = ["a language such as .en and .de"] if len(endings) < len(readers) else []
         raise UserError(f"{path}: {problem}: use one of {', '.join([*endings, *pairs])}, .tar.gz")
-    if path.is_file() and readers[ending(path)] is formats.read_parallel:
-        files = formats.in_other_languages(path)
+    if path.is_file() and readers[ending(path)] is formats.read_parallel:  # with the same text in other languages, beside it
+        siblings = [file for file in sorted(path.parent.iterdir()) if ending(file) in formats.LANGUAGE_ENDINGS]
+        files = [file for file in siblings if stem(file) == stem(path)]
     splits, remarks, names = {}, [], {}
     files_by_split = split_files(path, files, split_names) if path.is_dir() else {"train": files}
     for split, split_paths in files_by_split.items():

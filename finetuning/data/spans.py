@@ -118,14 +118,10 @@ def read_row(text: str | list[str], annotation: Annotation, names: list[str] | N
     if marks and isinstance(marks[0], Span) != is_text:
         kinds = "a text but label_column a tag for each word" if is_text else "a list of words but label_column spans in a text"
         raise UserError(f"text_column holds {kinds}: give a list of words with a tag for each, or a text with spans")
-    return placed | (read_spans(placed, annotation, unit) if is_text else {"tags": read_tags(text, marks, names)})
-
-
-def read_spans(placed: dict, annotation: Annotation, unit: str | None) -> dict:
-    """Return the columns of `divide_words` for the spans of a row, which `place` has read. `unit` is as in `settle_offsets`."""
-    text = placed["text"]
-    spans = [settle_offsets(text, span, unit) for span in annotation.marks]
-    moved = [span for span, original in zip(spans, annotation.marks, strict=True) if span[:2] != original[:2]]
+    if not is_text:
+        return placed | {"tags": read_tags(text, marks, names)}
+    spans = [settle_offsets(text, span, unit) for span in marks]
+    moved = [span for span, original in zip(spans, marks, strict=True) if span[:2] != original[:2]]
     columns = divide_words(text, spans, placed["starts"], placed["ends"])
     kind = f"spans hold the text that the tool wrote with them only if offsets count {OFFSET_UNITS['utf-16']}; they were read in this way"
     converted = [dict(kind=kind, example=f"{span.label} {span.text!r}") for span in moved if unit != "utf-16"]
@@ -167,7 +163,10 @@ def read(raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Ro
     left_out = {split: read_columns(split_rows, "left_out")["left_out"].to_numpy() for split, split_rows in rows.items()}
     if empty := [split for split, mask in left_out.items() if mask.all()]:
         raise UserError(f"label_column={columns['label']}: no row of split {empty[0]} is annotated: annotate some rows")
-    counts = {split: _count_tags(split_rows) for split, split_rows in rows.items()}
+    counts = {}  # of each tag
+    for split, split_rows in rows.items():
+        tags = pyarrow.compute.value_counts(pyarrow.compute.list_flatten(read_columns(split_rows, "tags")["tags"]))
+        counts[split] = Counter({tag["values"]: tag["counts"] for tag in tags.to_pylist()})
     types = sorted({tag[2:] for tag in counts["train"]} - {""})
     if not types:
         raise UserError(f"label_column={columns['label']}: train has no entity in it: set it to the column with the tags or spans")
@@ -260,12 +259,6 @@ def _summarize(rows: dict[str, Dataset]) -> list[str]:
         example = group.example.iloc[0]
         lines.append(f"{len(group):,} {kind} ({', '.join(places)}{'; first: ' + example if example else ''})")
     return lines
-
-
-def _count_tags(rows: Dataset) -> Counter:
-    """Return how often each tag occurs."""
-    tags = pyarrow.compute.value_counts(pyarrow.compute.list_flatten(read_columns(rows, "tags")["tags"]))
-    return Counter({tag["values"]: tag["counts"] for tag in tags.to_pylist()})
 
 
 def _check_types(rows: dict[str, Dataset], counts: dict[str, Counter], types: list[str], column: str) -> None:

@@ -266,11 +266,6 @@ def sha256_of(frames: dict[str, pd.DataFrame]) -> str:
     return hashlib.sha256(b"".join(part.to_numpy().tobytes() for part in parts)).hexdigest()
 
 
-def _text_settings(columns: dict[str, str]) -> str:
-    """Return the settings that name the columns with the texts, for a message."""
-    return " or ".join(setting for setting in (f"{column}_column" for column in columns) if setting in TEXT_SETTINGS)
-
-
 def usable(
     task: Task, frames: dict[str, pd.DataFrame], columns: dict[str, str], official_names: dict[str, str], config: Config
 ) -> tuple[dict[str, pd.DataFrame], list[str]]:
@@ -282,9 +277,8 @@ def usable(
     for name, frame in frames.items():
         frame, split_name = frame[~frame.left_out], official_names[name]
         if (frame.problem == f"with {task.empty_text}").all():
-            raise UserError(
-                f"{_text_settings(columns)}: all texts of split {split_name} are empty: set it to the column with the texts"
-            )
+            settings = " or ".join(f"{column}_column" for column in columns if f"{column}_column" in TEXT_SETTINGS)
+            raise UserError(f"{settings}: all texts of split {split_name} are empty: set it to the column with the texts")
         lacks_label = ~frame.labelled & task.labels_required
         if lacks_label.all():
             alternative = "" if name == "train" else f", or {name}_split to a split that has labels"
