@@ -72,7 +72,8 @@ def _exit_code(main: Callable[[], None]) -> int:
     except Exception as error:
         if _lost_other_process(error):
             return _report("error: another process of this run has ended, so this one ends as well", 1)
-        if reason := _cannot_write(error):
+        is_closed = getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS)
+        if reason := error.strerror if is_closed else why_full(error):
             where = printable(str(getattr(error, "filename", None) or "output_dir"))
             remedy = "make room or change its permissions, and --resume the run, or set output_dir to another folder"
             return _report(f"error: cannot use {where}: {reason}: {remedy}", 2)
@@ -147,12 +148,6 @@ def _is_first_process() -> bool:
 def _lost_other_process(error: BaseException) -> bool:
     """Return whether torch.distributed could not reach another process, over gloo or NCCL."""
     return any(base.__name__ == "DistError" for base in type(error).__mro__) or "/gloo/" in str(error)
-
-
-def _cannot_write(error: Exception) -> str | None:
-    """Return why a file could not be written; None if the error means something else."""
-    closed = getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS)
-    return error.strerror if closed else why_full(error)
 
 
 def _report(message: str, code: int) -> int:

@@ -168,16 +168,11 @@ def build_base(
             f"({len(invented)} of these in all); get a complete copy of the model"
         )
     if train_labels is not None and (bias := task.first_bias(train_labels, config)) is not None:
-        _set_new_bias(model, bias)
+        for name in model.missing_weights:  # of a new output layer, which has no bias in a decoder
+            parameter = model.get_parameter(name)
+            if name.endswith("bias") and parameter.shape == bias.shape:
+                parameter.data.copy_(torch.as_tensor(bias))
     return model
-
-
-def _set_new_bias(model: torch.nn.Module, bias: np.ndarray) -> None:
-    """Set the bias of a new output layer. A decoder's has none."""
-    for name in model.missing_weights:
-        parameter = model.get_parameter(name)
-        if name.endswith("bias") and parameter.shape == bias.shape:
-            parameter.data.copy_(torch.as_tensor(bias))
 
 
 def _is_pretrained(name: str, model: torch.nn.Module) -> bool:

@@ -17,13 +17,13 @@ CAPTION = "fraction of right entities by their probability"
 
 def sections(evaluation: Evaluation, comparison: Comparison) -> list[Section]:
     """Return the sections of the report page. Some are left out if no entity is actual or predicted."""
-    results = evaluation.metrics
-    return [
-        _summary(results),
-        *([_groups(results)] if results["by_type"] else []),
-        *([calibration_section(results, MEANING, CAPTION)] if results["calibration"]["scaled"]["bins"] else []),
-        _examples(evaluation, comparison),
-    ]
+    results, page = evaluation.metrics, [_summary(evaluation.metrics)]
+    if by_type := results["by_type"]:
+        picture = Picture("by_label", "F1 by type", partial(plots.plot_by_label, by_type))
+        page.append(Section("Results by type", tables=(table_by_label(by_type, "type", "entities", ".2%"),), pictures=(picture,)))
+    if results["calibration"]["scaled"]["bins"]:
+        page.append(calibration_section(results, MEANING, CAPTION))
+    return [*page, _examples(evaluation, comparison)]
 
 
 def describe(evaluation: Evaluation, comparison: Comparison, errors: list[Error]) -> list[dict]:
@@ -65,12 +65,6 @@ def _summary(results: dict) -> Section:
         tables=(errors,),
         pictures=(Picture("confusion_matrix", "entities by actual and predicted type, with spurious and missed ones", draw),),
     )
-
-
-def _groups(results: dict) -> Section:
-    picture = Picture("by_label", "F1 by type", partial(plots.plot_by_label, results["by_type"]))
-    table = table_by_label(results["by_type"], "type", "entities", ".2%")
-    return Section("Results by type", tables=(table,), pictures=(picture,))
 
 
 def _examples(evaluation: Evaluation, comparison: Comparison) -> Section:

@@ -165,7 +165,10 @@ def compare(a: Run, b: Run, test: Split) -> tuple[list[dict], Path]:
     Write the rows with different predictions into a csv file, and return its path too. Raise `UserError` if a run is not evaluated,
     if its evaluation has changed, or if the runs have different tasks or test rows.
     """
-    signatures = [_signatures(_read_metrics(run)) for run in (a, b)]
+    signatures = [  # sacreBLEU's, without its version, which may differ
+        [text.partition("|version")[0] for name, text in _read_metrics(run).items() if name.endswith("_signature")]
+        for run in (a, b)
+    ]
     (predictions_a, statistics_a), (predictions_b, statistics_b) = read_tables(a), read_tables(b)
     same_data = a.task is b.task and a.record["dataset"]["sha256"] == b.record["dataset"]["sha256"]
     if not same_data or not predictions_a.row.equals(predictions_b.row):
@@ -222,11 +225,6 @@ def _read_metrics(run: Run) -> dict:
     if not file.is_file():
         raise UserError(f"{run.folder} has no complete evaluation: {remedy}")
     return fingerprints.read_sealed(file, remedy)
-
-
-def _signatures(results: dict) -> list[str]:
-    """Return the signatures of sacreBLEU in a run's metrics, without sacreBLEU's version, which may differ."""
-    return [text.partition("|version")[0] for name, text in results.items() if name.endswith("_signature")]
 
 
 def read_tables(run: Run) -> tuple[pd.DataFrame, Statistics]:

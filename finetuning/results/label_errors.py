@@ -90,8 +90,8 @@ def judge(runs: list[Run]) -> Judged:
         wrong &= (rows.given != rows.likely).to_numpy()
     rows = rows.assign(quality=quality, may_be_wrong=wrong, probabilities=[array.ravel() for array in probabilities])
     order = np.argsort(split.rows, kind="stable")
-    metric, summed = task.metrics[0], {name: np.concatenate([part[name] for part in statistics]) for name in statistics[0]}
-    headline = f"{metric.title} {metric.show(metric.of(summed))} ({metric.show_interval(metrics.interval(metric, summed))})"
+    metric, joined = task.metrics[0], {name: np.concatenate([part[name] for part in statistics]) for name in statistics[0]}
+    headline = f"{metric.title} {metric.show(metric.of(joined))} ({metric.show_interval(metrics.interval(metric, joined))})"
     source = f"{runs[0].record['model']['name']} ({runs[0].record['model']['origin']}), {len(runs)} run{'s' * (len(runs) > 1)}; "
     dataset = runs[0].record["dataset"]
     measured = dataset["test_split"] if len(runs) == 1 else "folds of train"

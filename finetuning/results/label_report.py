@@ -39,11 +39,6 @@ def micro(score: Callable[[Sums], np.ndarray]) -> Callable[[Sums], float]:
     return lambda sums: score({name: np.sum(sums[name]) for name in COUNTS})
 
 
-def macro(score: Callable[[Sums], np.ndarray]) -> Callable[[Sums], float]:
-    """Return a function that computes the mean of the labels' scores."""
-    return lambda sums: score(sums).mean()
-
-
 def single(score: Callable[[Sums], np.ndarray]) -> Callable[[Sums], float]:
     """Return a function that computes the score of the second label if there are two labels, else the mean of the labels' scores."""
     return lambda sums: score(sums)[1] if len(sums["actual"]) == 2 else score(sums).mean()
@@ -55,7 +50,7 @@ def mean_of(name: str) -> Callable[[Sums], float]:
 
 
 ACCURACY = Metric("accuracy", mean_of("correct"), format=".2%", label="Accuracy", proportion=True, limits=(0, 1))
-F1_MACRO = Metric("f1_macro", macro(f1), limits=(0, 1))
+F1_MACRO = Metric("f1_macro", lambda sums: f1(sums).mean(), limits=(0, 1))
 LOSS = Metric("loss", mean_of("loss"), better="lower", limits=(0, math.inf))
 
 

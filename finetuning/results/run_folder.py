@@ -185,13 +185,9 @@ def open_run(folder: Path, pick: Callable[[Config], Task]) -> Run:
         pick_precision(config.precision)
     except UserError:
         config = replace(config, precision="float32")
-        _note(f"{folder} was trained in bf16, which this machine lacks: it predicts in float32, so some predictions may differ")
+        note = f"{folder} was trained in bf16, which this machine lacks: it predicts in float32, so some predictions may differ"
+        by_first(print)(f"note: {note}", file=sys.stderr)
     return Run(folder, pick(config), config, record, training)
-
-
-@by_first
-def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
 
 
 def find_earlier(config: Config, resume: str | None, resume_if_exists: bool, pick: Callable[[Config], Task]) -> Run | None:
