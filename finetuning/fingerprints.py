@@ -25,31 +25,22 @@ def seal(content: dict, folder: Path = Path(), names: Iterable[str] = ()) -> dic
 
 
 def read_sealed(file: Path, remedy: str) -> dict:
-    """Return the content of a JSON file that `seal` made. Raise `UserError` if it, or a file that it names, has changed."""
-    content = read(file, remedy)
-    if not isinstance(content.get("sha256"), str):
-        raise UserError(f"{file.parent}: {file.name} is damaged, or of an older version, which this one can't read; {remedy}")
-    if content["sha256"] != _of_content({name: value for name, value in content.items() if name != "sha256"}):
-        raise UserError(f"{file.parent}: {file.name} has changed since it was written; {remedy}")
-    check_files(file.parent, content["files"], remedy)
-    return content
-
-
-def read(file: Path, remedy: str) -> dict:
-    """Return the content of a JSON file. Raise `UserError` if it is damaged."""
+    """Return the content of a JSON file that `seal` made. Raise `UserError` if it, or a file that it names, is damaged or changed."""
+    folder = file.parent
     try:
-        return {**read_json(file)}
+        content = {**read_json(file)}
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{file.parent}: {file.name} is damaged ({error}); {remedy}") from error
-
-
-def check_files(folder: Path, files: dict[str, str], remedy: str) -> None:
-    """Raise `UserError` if one of `files`, names with fingerprints, is missing or has another fingerprint."""
-    for name, expected in files.items():
+        raise UserError(f"{folder}: {file.name} is damaged ({error}); {remedy}") from error
+    if not isinstance(content.get("sha256"), str):
+        raise UserError(f"{folder}: {file.name} is damaged, or of an older version, which this one can't read; {remedy}")
+    if content["sha256"] != _of_content({name: value for name, value in content.items() if name != "sha256"}):
+        raise UserError(f"{folder}: {file.name} has changed since it was written; {remedy}")
+    for name, expected in content["files"].items():
         if not (folder / name).is_file():
             raise UserError(f"{folder}: {name} is missing; {remedy}")
         if sha256(folder / name) != expected:
             raise UserError(f"{folder}: {name} is cut short, or has changed since it was written; {remedy}")
+    return content
 
 
 def _of_content(content: dict) -> str:
