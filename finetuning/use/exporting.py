@@ -45,7 +45,7 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
     data = load_data(run.task, run.config, run.origins["dataset"])
     check_same_data(run, data)
     strata = pd.DataFrame({"stratum": run.task.strata(data.test.labels)})
-    test = data.test.select(draw(strata, min(n, len(data.test)), run.config.split_seed).index)
+    test = data.test.select(draw(strata, n, run.config.split_seed).index)
 
     source = find_base_model(run)
     in_float32 = replace(run, config=replace(run.config, precision="float32", eval_batch_size=BATCH_SIZE))
@@ -73,10 +73,9 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
 
         quantize_dynamic(onnx_file, int8_file, per_channel=True)
         comparison.add("int8", OnnxModel(int8_file), int8_file)
-    exporters = run.task.exporters()
-    for name in [name for name in formats if name in exporters]:
-        model = exporters[name](partial / "merged", partial / name, predictor.tokenizer)
-        comparison.add(name, model, partial / name / "model.bin")
+    for name, exporter in run.task.exporters().items():
+        if name in formats:
+            comparison.add(name, exporter(partial / "merged", partial / name, predictor.tokenizer), partial / name / "model.bin")
 
     # Delete the exports that were only an intermediate step, or that do not agree with the run's model.
     kept = {FILES.get(result["format"], result["format"]) for result in comparison.results if result.get("agrees")}
