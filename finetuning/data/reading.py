@@ -189,31 +189,24 @@ def read_once(files: list[Path], reader: Reader, encoding: str | None, cache: Pa
 
 def _write(folder: Path, files: list[Path], reader: Reader, encoding: str | None) -> list[str]:
     """Write the rows of each split as an Arrow file, and return the notes of the reader. Guess the encoding if it is not UTF-8."""
-    try:
-        return _write_content(folder, files, reader, encoding)
-    except UnicodeDecodeError:
-        if encoding or not (guessed := guess_encoding(files)):
-            raise
-        encoding, word = guessed
-        note = (
-            f"{files[0].name} is not UTF-8; it was read as {encoding}, with words such as {word!r}: if this is wrong, set encoding"
-        )
-        return [note, *_write_content(folder, files, reader, encoding)]
-
-
-def _write_content(folder: Path, files: list[Path], reader: Reader, encoding: str | None) -> list[str]:
-    """Write the rows in this encoding, and return the notes of the reader. Raise `UnicodeDecodeError` if the encoding is wrong."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     remarks: list[str] = []
-    splits = reader(files, encoding, remarks)
-    for number, (split, tables) in enumerate((splits if isinstance(splits, dict) else {"train": splits}).items()):
-        with ArrowWriter(path=str(folder / f"{number}-{split}.arrow"), writer_batch_size=ROWS_PER_TABLE) as writer:
-            for table in tables:
-                _check_utf8(table, files[0])
-                writer.write_table(table)
-            try:
-                writer.finalize()
-            except SchemaInferenceError as error:  # no table
-                raise UserError(f"{files[0]}: it is empty, without rows") from error
-    return remarks
+    try:
+        splits = reader(files, encoding, remarks)
+        for number, (split, tables) in enumerate((splits if isinstance(splits, dict) else {"train": splits}).items()):
+            with ArrowWriter(path=str(folder / f"{number}-{split}.arrow"), writer_batch_size=ROWS_PER_TABLE) as writer:
+                for table in tables:
+                    _check_utf8(table, files[0])
+                    writer.write_table(table)
+                try:
+                    writer.finalize()
+                except SchemaInferenceError as error:  # no table
+                    raise UserError(f"{files[0]}: it is empty, without rows") from error
+        return remarks
+    except UnicodeDecodeError:
+        if encoding or not (guessed := guess_encoding(files)):
+            raise
+    guess, word = guessed
+    note = f"{files[0].name} is not UTF-8; it was read as {guess}, with words such as {word!r}: if this is wrong, set encoding"
+    return [note, *_write(folder, files, reader, guess)]
