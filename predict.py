@@ -52,9 +52,7 @@ def main() -> None:
     if arguments.file:
         rows, remarks = predicting.read_file(arguments.file, arguments.encoding, disk.temporary())
     else:
-        texts = [disk.as_utf8(text) for text in arguments.texts]
-        texts, remarks = (texts, []) if texts else predicting.read_stdin(arguments.encoding)
-        rows = predicting.rows_of(texts)
+        rows, remarks = predicting.read_texts(arguments.texts, arguments.encoding)
     for remark in remarks:
         print(printable(f"note: {remark}"), file=sys.stderr)
     columns = run.task.input_columns(rows.column_names, run.config, arguments.text_column)

@@ -186,6 +186,17 @@ def chat(answers: Answers) -> None:
             messages.append({"role": "assistant", "content": "".join(pieces).strip()})
 
 
+def read_texts(texts: list[str], encoding: str | None) -> tuple[Dataset, list[str]]:
+    """Return texts as rows with the column `text`, and notes on them. Without `texts`, read the lines of the standard input.
+
+    Raise `UserError` if there are no texts.
+    """
+    texts, remarks = ([*map(as_utf8, texts)], []) if texts else read_stdin(encoding)
+    if not texts:
+        raise UserError("no texts: give them as arguments, with --file, or on the standard input, one per line")
+    return Dataset.from_dict({"text": texts}), remarks
+
+
 @by_first
 def read_stdin(encoding: str | None) -> tuple[list[str], list[str]]:
     """Return the lines of the standard input, each a text, and notes on how they were read: as those of a .txt file."""
@@ -200,13 +211,6 @@ def read_stdin(encoding: str | None) -> tuple[list[str], list[str]]:
         raise UserError(str(error).replace(f"{file}: ", "").replace("set encoding", "set --encoding")) from error
     remarks = [remark.replace(file.name, "the standard input").replace("set encoding", "set --encoding") for remark in remarks]
     return [text or "" for text in splits["train"]["text"]], remarks
-
-
-def rows_of(texts: list[str]) -> Dataset:
-    """Return texts as rows with the column `text`. Raise `UserError` if there are none."""
-    if not texts:
-        raise UserError("no texts: give them as arguments, with --file, or on the standard input, one per line")
-    return Dataset.from_dict({"text": texts})
 
 
 def read_file(path: Path, encoding: str | None, cache: Path) -> tuple[Dataset, list[str]]:
