@@ -3,7 +3,6 @@
 import ast
 import json
 from collections import Counter
-from collections.abc import Callable
 from contextlib import suppress
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -12,10 +11,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 
 from finetuning.data.label_forms import distinct_names, read_list
-from finetuning.data.labels import Encoded
-from finetuning.data.text import renamed
 from finetuning.errors import UserError
-from finetuning.task import Rows
 
 OFFSET_UNITS = {  # value of `span_offsets` -> its unit in messages
     "characters": "characters",
@@ -65,22 +61,6 @@ def accepted_rows(raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dic
     left_out = [answer for answer in ("reject", "ignore", None) if counts[answer]]
     others = ", ".join(f"{counts[answer]:,} {answer or 'without an answer'}" for answer in left_out)
     return accepted, [f"column answer, as Prodigy writes it: only rows with accept are used; left out: {others}"] if others else []
-
-
-def read_accepted(raw: dict[str, Dataset], columns: dict[str, str], encode: Callable[[dict], Encoded]) -> Rows:
-    """Return the rows of a data set with labels. Rows that Prodigy's column `answer` does not accept are left out.
-
-    `encode` takes the accepted rows of each split and returns their labels.
-    """
-    accepted, remarks = accepted_rows(raw, columns)
-    used = {split: rows.select(np.flatnonzero(accepted[split])) if split in accepted else rows for split, rows in raw.items()}
-    labels, names, notes = encode(used)
-    for split, mask in accepted.items():
-        all_labels = np.zeros((len(mask), *labels[split].shape[1:]), dtype=labels[split].dtype)
-        all_labels[mask] = labels[split]
-        labels[split] = all_labels
-    left_out = {split: ~mask for split, mask in accepted.items()}
-    return Rows(renamed(raw, columns), labels, names, left_out, [*remarks, *notes])
 
 
 # --- spans and tags ------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ The subclasses turn its logits, (rows, outputs), into labels (classification.py)
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from peft import TaskType
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from config import Config
-from finetuning.data.annotations import read_accepted
+from finetuning.data.annotations import accepted_rows
 from finetuning.data.augmentation import augmentation
 from finetuning.data.labels import Encoded
 from finetuning.data.text import (
@@ -23,6 +22,7 @@ from finetuning.data.text import (
     clean,
     find_column,
     listed_columns,
+    renamed,
     text_columns,
 )
 from finetuning.data.tokens import Tokens, by_characters, encode_batch, special_tokens, tokenize_texts, truncate
@@ -73,9 +73,16 @@ class TextClassification(Task):
         return columns
 
     def read(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Rows:
-        remarks = check_texts(raw, columns)
-        rows = read_accepted(raw, columns, lambda splits: self.encode_labels(splits, columns, config))
-        return replace(rows, remarks=[*remarks, *rows.remarks])
+        """Return texts and labels. Rows that Prodigy's column `answer` does not accept are left out, and get a label of zero."""
+        remarks, (accepted, notes) = check_texts(raw, columns), accepted_rows(raw, columns)
+        used = {split: rows.select(np.flatnonzero(accepted[split])) if split in accepted else rows for split, rows in raw.items()}
+        encoded = self.encode_labels(used, columns, config)
+        labels = dict(encoded.labels)
+        for split, mask in accepted.items():
+            labels[split] = np.zeros((len(mask), *labels[split].shape[1:]), dtype=labels[split].dtype)
+            labels[split][mask] = encoded.labels[split]
+        left_out = {split: ~mask for split, mask in accepted.items()}
+        return Rows(renamed(raw, columns), labels, encoded.names, left_out, [*remarks, *notes, *encoded.remarks])
 
     def encode_labels(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Encoded:
         """Return the labels of each split, (rows, ...), and their names. Raise `UserError` for a value that is no label."""
