@@ -105,13 +105,12 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     if config.folds:
         check_labels_of_folds(task, frames["train"], all_rows, config.folds)
     n_rows = sum(map(len, frames.values()))
-    classes = all_rows.label_names if task.labels_are_classes else []
-    frames = split(frames, config, classes)
+    frames = split(frames, config, task.labels_are_classes)
     if unused := n_rows - sum(map(len, frames.values())):
         remarks.append(f"{unused:,} rows of train are not used: copies of held-out texts, or the rest of a group that is held out")
-    frames, notes = samples(frames, config, given, classes)
+    frames, notes = samples(frames, config, given, task.labels_are_classes)
     remarks += notes
-    splits = {name: _rows_of(frame, name if name in raw else "train", all_rows) for name, frame in frames.items()}
+    splits = {name: _as_split(frame, name if name in raw else "train", all_rows) for name, frame in frames.items()}
     remarks += absent(splits, task, all_rows.label_names)
     remarks += overlaps(splits)
     names = {name: f"official {official_names[name]}" if name in raw else "held out from train" for name in SPLITS}
@@ -130,7 +129,7 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     )
 
 
-def _rows_of(frame: pd.DataFrame, split: str, all_rows: Rows) -> Split:
+def _as_split(frame: pd.DataFrame, split: str, all_rows: Rows) -> Split:
     """Return the rows of a frame. `split` is the split of the data set that they come from."""
     rows = frame.index.to_numpy(np.int64)
     groups = frame.group.to_numpy() if "group" in frame else None
@@ -213,7 +212,7 @@ def check_no_split_column(raw: dict[str, Dataset], columns: dict[str, str], conf
 
 
 def scan(task: Task, all_rows: Rows, raw: Dataset, config: Config, split: str) -> pd.DataFrame:
-    """Return a frame with a line per row of a split, whose columns in the data set are those of `raw`.
+    """Return a frame with a line per row of a split. `raw` has all columns of the split, `all_rows` those that the task reads.
 
     Three columns are hashes (uint64): `hash` of the text, `content` of text and label, `row` of text, label and row number.
     `problem` is the result of `Task.problems`, and `stratum` the row's stratum. Two are bool: `labelled`, and `left_out` (by the
@@ -328,13 +327,12 @@ def overlaps(splits: dict[str, Split]) -> list[str]:
     return notes
 
 
-def split(frames: dict[str, pd.DataFrame], config: Config, classes: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
+def split(frames: dict[str, pd.DataFrame], config: Config, has_classes: bool = False) -> dict[str, pd.DataFrame]:
     """Make the splits that the data set lacks: hold out stratified rows of train, or a fold. Only `split_seed` decides which rows.
 
     `frames` are from `scan`, indexed by row numbers. If a held-out text has copies, they leave train and are not used. So do the
     other rows of a group that is held out in part. Rows without a label are never held out. Only language models read such rows, so
-    they hold out the same rows as a classifier. `classes`: the names of the classes, if strata are classes. Each part then needs rows
-    of two classes.
+    they hold out the same rows as a classifier. `has_classes`: strata are classes, so each part needs rows of two of them.
     """
     frames, train = dict(frames), frames["train"][frames["train"].labelled]
     labelled, unlabelled = train, frames["train"][~frames["train"].labelled]
@@ -349,13 +347,13 @@ def split(frames: dict[str, pd.DataFrame], config: Config, classes: Sequence[str
                 labelled = labelled[~labelled[column].isin(frames[name][column])]
                 unlabelled = unlabelled[~unlabelled[column].isin(frames[name][column])]
             for part, change in ((frames[name], "raise"), (labelled, "lower")):
-                if _too_few(part, train, classes):
+                if _too_few(part, train, has_classes):
                     is_fold = name == "test" and config.folds
                     held_out, remedy = ("a fold", "lower folds") if is_fold else (f"{fraction:.0%}", f"{change} {name}_fraction")
                     facts = [f"{len(train):,} rows", f"{train.hash.nunique():,} different texts"]
                     facts += [f"{train.group.nunique():,} groups"] if config.group_column else []
                     n_rare = len(train) - train.stratum.value_counts().max()
-                    facts += [f"{n_rare:,} rows without the most frequent label"] if classes else []
+                    facts += [f"{n_rare:,} rows without the most frequent label"] if has_classes else []
                     raise UserError(
                         f"train is too small to hold out {held_out} for {name} ({', '.join(facts)}): {remedy}, add rows, or check "
                         "that the right columns are read"
@@ -364,12 +362,9 @@ def split(frames: dict[str, pd.DataFrame], config: Config, classes: Sequence[str
     return {name: frames[name] for name in SPLITS}
 
 
-def _too_few(part: pd.DataFrame, whole: pd.DataFrame, classes: Sequence[str]) -> bool:
-    """Return whether a part has fewer than two rows, or, if there are `classes`, fewer than two of them.
-
-    False if the whole has one stratum.
-    """
-    return (part.stratum.nunique() if classes else len(part)) < min(2, whole.stratum.nunique())
+def _too_few(part: pd.DataFrame, whole: pd.DataFrame, has_classes: bool) -> bool:
+    """Return whether a part has fewer than two rows, or than two classes. If the whole has one stratum, one row is enough."""
+    return (part.stratum.nunique() if has_classes else len(part)) < min(2, whole.stratum.nunique())
 
 
 def folds(frame: pd.DataFrame, config: Config) -> pd.Series:
@@ -389,7 +384,7 @@ def folds(frame: pd.DataFrame, config: Config) -> pd.Series:
 
 def check_labels_of_folds(task: Task, train: pd.DataFrame, all_rows: Rows, n_folds: int) -> None:
     """Raise `UserError` for a label that occurs less often in train than there are folds: a fold or its training would lack it."""
-    counts = task.label_counts(_rows_of(train, "train", all_rows), all_rows.label_names)
+    counts = task.label_counts(_as_split(train, "train", all_rows), all_rows.label_names)
     if rare := {label: count for label, count in counts.items() if 0 < count < n_folds}:
         label, count = min(rare.items(), key=lambda item: item[1])
         more = f" ({len(rare)} labels are as rare)" if len(rare) > 1 else ""
@@ -415,12 +410,12 @@ def draw(frame: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
 
 
 def samples(
-    frames: dict[str, pd.DataFrame], config: Config, given: Collection[str], classes: Sequence[str]
+    frames: dict[str, pd.DataFrame], config: Config, given: Collection[str], has_classes: bool
 ) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """Return a random sample of each split, of the size that its setting gives (0: all rows), and notes.
 
     The notes are on sizes of a preset that exceed their split. Raise `UserError` for such a size given as a flag, and for a sample
-    of train with only one of the `classes`.
+    of train with only one class, if strata are classes (`has_classes`).
     """
     frames, notes = dict(frames), []
     for name, frame in frames.items():
@@ -434,6 +429,6 @@ def samples(
                 notes.append(f"{problem}: all are used")
         elif n:
             frames[name] = draw(frame, n, config.split_seed)
-            if name == "train" and _too_few(frames[name], frame, classes):
-                raise UserError(f"{setting}={n} leaves only one {'class' if classes else 'row'}: raise it")
+            if name == "train" and _too_few(frames[name], frame, has_classes):
+                raise UserError(f"{setting}={n} leaves only one {'class' if has_classes else 'row'}: raise it")
     return frames, notes
