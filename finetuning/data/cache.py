@@ -74,9 +74,9 @@ def source_code() -> list[str]:
     return [file.read_text(encoding="utf-8") for file in files]
 
 
-def read_columns(rows: Dataset, *names: str) -> pyarrow.Table:
-    """Return all rows of the columns `names`, in memory."""
-    return reopened(rows).select_columns(list(names)).with_format("arrow")[:]
+def read_column(rows: Dataset, name: str) -> pyarrow.ChunkedArray:
+    """Return the values of a column for all rows, in memory."""
+    return reopened(rows).select_columns(name).with_format("arrow")[:][name]
 
 
 def reopened(rows: Dataset) -> Dataset:

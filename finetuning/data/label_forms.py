@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow
 from datasets import ClassLabel, Dataset, Json, LargeList, List, Value
 
-from finetuning.data.cache import read_columns
+from finetuning.data.cache import read_column
 from finetuning.errors import UserError, shorten
 
 MAX_SHOWN = 60  # characters of a value that a message shows
@@ -62,7 +62,7 @@ class Lists(NamedTuple):
 
 def distinct(rows: Dataset, column: str) -> Distinct:
     """Return the values of a column. Texts lose the spaces around them; empty texts and NaN become None."""
-    feature, data = rows.features[column], read_columns(rows, column)[column]
+    feature, data = rows.features[column], read_column(rows, column)
     if isinstance(feature, List | LargeList) and isinstance(feature.feature, Value | ClassLabel):
         positions: dict[tuple, int] = {}
         lists = (value for chunk in data.chunks for value in chunk.to_pylist())

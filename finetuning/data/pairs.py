@@ -6,7 +6,7 @@ import numpy as np
 from datasets import Dataset, Features, Value
 
 from config import Config
-from finetuning.data.cache import map_once, read_columns
+from finetuning.data.cache import map_once, read_column
 from finetuning.data.text import filled
 from finetuning.errors import UserError, listed
 
@@ -67,7 +67,8 @@ def kinds_of_pairs(pairs: Dataset, words: tuple[list[str], list[str]]) -> np.nda
         sides = zip(filled(batch["source"]), filled(batch["target"]), strict=True)
         return {"kind": [kind_of_pair(source, target, source_words, target_words) for source, target in sides]}
 
-    return read_columns(map_once(pairs, kinds_of_batch, Features({"kind": Value("string")}), [words]), "kind")["kind"].to_numpy()
+    kinds = map_once(pairs, kinds_of_batch, Features({"kind": Value("string")}), [words])
+    return read_column(kinds, "kind").to_numpy()
 
 
 def kind_of_pair(source: str, target: str, source_words: set[str], target_words: set[str]) -> str:

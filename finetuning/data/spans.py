@@ -24,7 +24,7 @@ from finetuning.data.annotations import (
     read_annotation,
     settle_offsets,
 )
-from finetuning.data.cache import map_once, read_columns
+from finetuning.data.cache import map_once, read_column
 from finetuning.data.labels import alike
 from finetuning.data.words import DIVIDED, divide_words, find_words
 from finetuning.errors import UserError, listed
@@ -160,12 +160,12 @@ def read(raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Ro
     rows = {
         split: _read_rows(split, split_rows, columns, accepted.get(split), config.span_offsets) for split, split_rows in raw.items()
     }
-    left_out = {split: read_columns(split_rows, "left_out")["left_out"].to_numpy() for split, split_rows in rows.items()}
+    left_out = {split: read_column(split_rows, "left_out").to_numpy() for split, split_rows in rows.items()}
     if empty := [split for split, mask in left_out.items() if mask.all()]:
         raise UserError(f"label_column={columns['label']}: no row of split {empty[0]} is annotated: annotate some rows")
     counts = {}  # of each tag
     for split, split_rows in rows.items():
-        tags = pyarrow.compute.value_counts(pyarrow.compute.list_flatten(read_columns(split_rows, "tags")["tags"]))
+        tags = pyarrow.compute.value_counts(pyarrow.compute.list_flatten(read_column(split_rows, "tags")))
         counts[split] = Counter({tag["values"]: tag["counts"] for tag in tags.to_pylist()})
     types = sorted({tag[2:] for tag in counts["train"]} - {""})
     if not types:
@@ -194,7 +194,7 @@ def _refuse_single_words(rows: Dataset, columns: dict[str, str], split: str) -> 
     column, first = columns["label"], rows.select(range(min(len(rows), ROWS_CHECKED)))
     if getattr(rows.features[column], "dtype", None) not in ("string", "large_string"):
         return
-    tags = pyarrow.compute.match_substring_regex(read_columns(first, column)[column], r"^(O|[BIESLUM][-_]\S+)$").drop_null()
+    tags = pyarrow.compute.match_substring_regex(read_column(first, column), r"^(O|[BIESLUM][-_]\S+)$").drop_null()
     if len(tags) and pyarrow.compute.mean(tags).as_py() > 0.5:
         raise UserError(
             f"text_column={columns['text']}, label_column={column}: the rows of split {split} are single words with their tags, so "
@@ -233,7 +233,7 @@ def _read_rows(split: str, rows: Dataset, columns: dict[str, str], accepted: np.
 def _refuse_shifted(split: str, rows: Dataset, tags: Counter, column: str) -> None:
     """Raise `UserError` if most spans of a split begin or end inside a word: their offsets probably count in another way."""
     n_spans = sum(count for tag, count in tags.items() if tag.startswith("B-"))
-    remarks = pyarrow.compute.list_flatten(read_columns(rows, "remarks")["remarks"])
+    remarks = pyarrow.compute.list_flatten(read_column(rows, "remarks"))
     n_divided = pyarrow.compute.struct_field(remarks, "kind").to_pylist().count(DIVIDED)
     if 2 * n_divided > n_spans:
         raise UserError(
@@ -248,7 +248,7 @@ def _summarize(rows: dict[str, Dataset]) -> list[str]:
         [
             remark | {"split": split, "row": number}
             for split, split_rows in rows.items()
-            for number, row_remarks in enumerate(read_columns(split_rows, "remarks")["remarks"].to_pylist())
+            for number, row_remarks in enumerate(read_column(split_rows, "remarks").to_pylist())
             for remark in row_remarks
         ],
         columns=["kind", "example", "split", "row"],
@@ -266,7 +266,7 @@ def _check_types(rows: dict[str, Dataset], counts: dict[str, Counter], types: li
     for split, tags in counts.items():
         unknown = sorted({tag[2:] for tag in tags} - {"", *types})
         if unknown:
-            row_tags = read_columns(rows[split], "tags")["tags"].to_pylist()
+            row_tags = read_column(rows[split], "tags").to_pylist()
             first = next(i for i, tags in enumerate(row_tags) if any(tag[2:] in unknown for tag in tags))
             raise UserError(
                 f"label_column={column}: split {split} has entities of a type that train lacks: {listed(unknown)} (first in row "
@@ -279,7 +279,7 @@ def _rarest_type(rows: Dataset, frequency: np.ndarray) -> np.ndarray:
 
     `frequency`: the count of each type in train, (types,).
     """
-    tags = read_columns(rows, "tags")["tags"].combine_chunks()
+    tags = read_column(rows, "tags").combine_chunks()
     codes, row_of_word = tags.flatten().to_numpy(), pyarrow.compute.list_parent_indices(tags).to_numpy()
     rarest_first = np.argsort(frequency, kind="stable")
     rank = np.full(len(rows), len(frequency))

@@ -12,7 +12,7 @@ import pandas as pd
 from datasets import Dataset, DatasetDict, Features, Translation, Value
 
 from config import Config
-from finetuning.data.cache import map_once, read_columns, reopened
+from finetuning.data.cache import map_once, read_column, reopened
 from finetuning.data.content import check_classes
 from finetuning.data.files import SPLIT_WORDS, SPLITS, split_words
 from finetuning.data.sources import Source, find_rows
@@ -231,7 +231,8 @@ def scan(task: Task, all_rows: Rows, raw: Dataset, config: Config, split: str) -
         }
 
     features = Features(dict.fromkeys(("hash", "content", "row"), Value("uint64")) | {"problem": Value("string")})
-    frame = read_columns(map_once(rows, hash_batch, features, [type(task), labels]), *features).to_pandas()
+    computed = map_once(rows, hash_batch, features, [type(task), labels])
+    frame = pd.DataFrame({name: read_column(computed, name).to_pandas() for name in features})
     left_out = all_rows.left_out.get(split, np.zeros(len(rows), dtype=bool))
     frame = frame.assign(stratum=task.strata(labels), labelled=task.has_label(labels), left_out=left_out)
     groups = groups_of(task, raw, frame.hash, config)

@@ -10,7 +10,7 @@ import pyarrow.compute
 from datasets import Dataset, Features, Json, Value
 
 from config import Config
-from finetuning.data.cache import read_columns
+from finetuning.data.cache import read_column
 from finetuning.data.label_forms import shown
 from finetuning.errors import UserError, shorten
 from finetuning.task import Task
@@ -116,7 +116,7 @@ def check_texts(raw: dict[str, Dataset], columns: dict[str, str]) -> list[str]:
 
 def _first_characters(rows: Dataset, column: str) -> np.ndarray:
     """Return the first character of the JSON of each value, (rows,), "" for null. It tells texts, lists and objects apart."""
-    values = read_columns(rows, column)[column].cast(pyarrow.string())
+    values = read_column(rows, column).cast(pyarrow.string())
     characters = pyarrow.compute.utf8_slice_codeunits(values, 0, 1).fill_null("").to_numpy()
     return np.where(characters == "n", "", characters)
 

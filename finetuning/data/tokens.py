@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from config import Config
-from finetuning.data.cache import map_once, read_columns, reopened
+from finetuning.data.cache import map_once, read_column, reopened
 from finetuning.data.content import as_rows
 from finetuning.data.splits import Split
 from finetuning.errors import BadRow, UserError
@@ -35,7 +35,7 @@ class Tokens:
 
     def count_targets(self, column: str) -> int:
         """Return how many token ids or labels a column of `inputs` has, without those of -100, which the loss does not count."""
-        values = pyarrow.compute.list_flatten(read_columns(self.inputs, column)[column])
+        values = pyarrow.compute.list_flatten(read_column(self.inputs, column))
         return int(pyarrow.compute.sum(pyarrow.compute.greater_equal(values, 0)).as_py() or 0)
 
     def unlabelled(self) -> "Tokens":
@@ -80,10 +80,10 @@ def encode(task: Task, split: Split, tokenizer: PreTrainedTokenizerBase, config:
     settings = {name: getattr(config, name) for name in task.token_settings}
     depends_on, features = [files, type(task), task.tokenizer_options, settings], task.features(tokenizer, config)
     examples = map_once(split.raw.select(split.rows), tokenize_batch, features, depends_on)
-    lengths = read_columns(examples, "length")["length"].to_numpy()
+    lengths = read_column(examples, "length").to_numpy()
     if "rows" not in features:
         return Tokens(examples.remove_columns("length"), lengths, split.labels)
-    rows = pyarrow.compute.list_flatten(read_columns(examples, "rows")["rows"]).to_numpy()
+    rows = pyarrow.compute.list_flatten(read_column(examples, "rows")).to_numpy()
     return Tokens(examples.remove_columns(["length", "rows"]), lengths, rows=rows)
 
 

@@ -13,7 +13,7 @@ from peft import TaskType
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, set_seed
 
 from config import Config
-from finetuning.data.cache import read_columns
+from finetuning.data.cache import read_column
 from finetuning.data.chats import (
     ANSWER_COLUMNS,
     CONVERSATION_COLUMNS,
@@ -171,12 +171,10 @@ class Chat(TokenTask):
             part = tokenizer.decode([token for token, _ in group])
             text += f"[[{part}]]" if is_trained else part
         text = f"...{text[-MAX_EXAMPLE_CHARACTERS:]}" if len(text) > MAX_EXAMPLE_CHARACTERS else text
-        columns = read_columns(tokens.inputs, "targets", "answer_cut", "skipped")
-        targets = pyarrow.compute.list_flatten(columns["targets"]).to_numpy()
-        trained = int((targets >= 0).sum())
-        cut, skipped = (pyarrow.compute.sum(columns[name]).as_py() for name in ("answer_cut", "skipped"))
+        n_tokens, n_trained = tokens.count_targets("input_ids"), tokens.count_targets("targets")
+        cut, skipped = (pyarrow.compute.sum(read_column(tokens.inputs, name)).as_py() for name in ("answer_cut", "skipped"))
         lines = [f"reads  {text.strip()}".replace("\n", "\n       ")]
-        lines.append(f"       the loss counts the tokens in [[ ]]: {trained:,} of {len(targets):,} ({trained / len(targets):.1%})")
+        lines.append(f"       the loss counts the tokens in [[ ]]: {n_trained:,} of {n_tokens:,} ({n_trained / n_tokens:.1%})")
         if skipped:
             lines.append(
                 f"       it leaves out {skipped:,} earlier answers, because the chat template renders them in another form"
@@ -334,7 +332,7 @@ def _without_answer(row: dict) -> list[dict[str, str]]:
 
 def number_prompts(tokens: Tokens) -> tuple[np.ndarray, list[list[int]]]:
     """Return the number of each row's prompt, (rows,), and the token ids of each prompt."""
-    numbers, rows = {}, read_columns(tokens.inputs, "prompt")["prompt"].to_pylist()
+    numbers, rows = {}, read_column(tokens.inputs, "prompt").to_pylist()
     return np.array([numbers.setdefault(tuple(ids), len(numbers)) for ids in rows]), [list(ids) for ids in numbers]
 
 

@@ -21,7 +21,7 @@ from transformers import AutoModelForTokenClassification, DataCollatorForTokenCl
 
 from config import Config
 from finetuning.data import spans, windows
-from finetuning.data.cache import read_columns
+from finetuning.data.cache import read_column
 from finetuning.data.formats import read_conll
 from finetuning.data.spans import types_of
 from finetuning.data.splits import Split
@@ -310,7 +310,7 @@ class Entities(Task):
 
 def actual_codes(split: Split) -> list[np.ndarray]:
     """Return for each row the codes of its tags, (words,). A code is a position in the label names."""
-    tags = read_columns(split.raw.select(split.rows), "tags")["tags"].combine_chunks()
+    tags = read_column(split.raw.select(split.rows), "tags").combine_chunks()
     return np.split(tags.flatten().to_numpy(), tags.value_lengths().to_numpy().cumsum()[:-1])
 
 
