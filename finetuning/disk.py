@@ -37,6 +37,11 @@ def write_json(path: Path, content: dict) -> None:
     move(partial, path)
 
 
+def partial_of(path: Path) -> Path:
+    """Return the hidden name beside `path` of a folder for what is not complete yet."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def move(source: Path, target: Path) -> None:
     """Rename a file or folder. A file replaces an existing file of that name.
 

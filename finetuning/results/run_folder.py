@@ -33,7 +33,7 @@ from finetuning import fingerprints
 from finetuning.cli import check
 from finetuning.data.sources import Source, find_model
 from finetuning.data.splits import Data
-from finetuning.disk import as_utf8, keep_reserved, lock, move, remove_reserved, reserve, unlock, write_json
+from finetuning.disk import as_utf8, keep_reserved, lock, move, partial_of, remove_reserved, reserve, unlock, write_json
 from finetuning.errors import UserError
 from finetuning.model.base import build_base, load_tokenizer, save_tokenizer
 from finetuning.model.lora import check_finite, load_adapter
@@ -105,20 +105,16 @@ def choose_folder(config: Config, model: Source) -> Path:
 def _reserve(folder: Path) -> str:
     """Reserve the name `folder`, and check that there is room to write. Return why the name is taken, "" if it was free."""
     try:
-        reserve(_partial(folder))
+        reserve(partial_of(folder))
     except FileExistsError:
         return "another run with this name is starting"
     if folder.exists():
         remove_reserved()
         return f"{folder} exists and is never overwritten"
-    probe = _partial(folder) / "probe"
+    probe = partial_of(folder) / "probe"
     probe.write_bytes(b"\0" * 2**20)
     probe.unlink()
     return ""
-
-
-def _partial(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.partial")
 
 
 @by_first
@@ -140,8 +136,8 @@ def start_run(folder: Path, model: Source, data: Data) -> None:
         },
         "environment": environment(),
     }
-    write_json(_partial(folder) / "config.json", fingerprints.seal(record))
-    keep_reserved(_partial(folder), folder)
+    write_json(partial_of(folder) / "config.json", fingerprints.seal(record))
+    keep_reserved(partial_of(folder), folder)
     lock(folder, "trained")
 
 

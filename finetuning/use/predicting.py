@@ -24,7 +24,7 @@ from finetuning.data.formats import READERS, read_lines
 from finetuning.data.reading import read
 from finetuning.data.splits import flat, load_data
 from finetuning.data.tokens import encode
-from finetuning.disk import as_utf8, move, reserve, room_in, temporary
+from finetuning.disk import as_utf8, move, partial_of, reserve, room_in, temporary
 from finetuning.errors import UserError, printable, require_installed
 from finetuning.processes import by_first
 from finetuning.results.run_folder import Run, find_base_model, load_predictor
@@ -305,7 +305,7 @@ def check_out(path: Path) -> None:
     try:
         if not path.parent.is_dir():
             raise UserError(f"--out {path}: there is no folder {path.parent}")
-        reserve(_partial(path))
+        reserve(partial_of(path))
         if path.exists():
             raise UserError(f"--out {path}: this file exists; use another name")
     except FileExistsError:
@@ -317,11 +317,7 @@ def check_out(path: Path) -> None:
 @by_first
 def write_file(rows: Dataset, path: Path) -> None:
     """Write rows in the format that the ending of `path` names. The file is written completely or not at all."""
-    file = _partial(path) / path.name
+    file = partial_of(path) / path.name
     with room_in(path.parent, "give --out a name in another folder"):
         WRITERS[path.suffix.lower()](rows, file)
         move(file, path)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
