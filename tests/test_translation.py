@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
 from config import Config
 from finetuning import speed
-from finetuning.data import languages, splits
+from finetuning.data import languages, reading, splits
 from finetuning.data import tokens as tokenizing
 from finetuning.data.sources import find_model
 from finetuning.errors import UserError
@@ -522,6 +523,16 @@ def test_all_formats_give_the_same_pairs(data_format, parallel):
     expected, data = (splits.load_data(TASK, replace(config, dataset_name=str(parallel / name))) for name in ("csv", data_format))
     assert data.sha256 == expected.sha256 and (data.config.source_lang, data.config.target_lang) == ("en", "de")
     assert data.validation_split == "official validation" and data.test.columns() == expected.test.columns()
+
+
+def test_files_beside_two_parallel_files_are_not_opened(tmp_path):
+    for language in ("en", "de"):
+        (tmp_path / f"train.{language}").write_text("1\n2\n")
+    (tmp_path / "train.fr").mkdir()
+    with zipfile.ZipFile(tmp_path / "others.zip", "w") as others:
+        others.writestr("a", "")
+        others.writestr("b", "")
+    assert reading.read(tmp_path / "train.en", TASK.readers, "", cache=tmp_path).files == {"train": ["train.de", "train.en"]}
 
 
 def test_either_of_two_parallel_files_names_the_data_set(parallel):

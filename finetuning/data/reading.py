@@ -125,8 +125,8 @@ def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: P
         pairs = ["a language such as .en and .de"] if len(endings) < len(readers) else []
         raise UserError(f"{path}: {problem}: use one of {', '.join([*endings, *pairs])}, .tar.gz")
     if path.is_file() and readers[ending(path)] is formats.read_parallel:  # with the same text in other languages, beside it
-        siblings = [file for file in sorted(path.parent.iterdir()) if ending(file) in formats.LANGUAGE_ENDINGS]
-        files = [file for file in siblings if stem(file) == stem(path)]
+        siblings = [file for file in sorted(path.parent.iterdir()) if stem(file) == stem(path) and file.is_file()]
+        files = [file for file in siblings if ending(file) in formats.LANGUAGE_ENDINGS]
     splits, remarks, names = {}, [], {}
     files_by_split = split_files(path, files, split_names) if path.is_dir() else {"train": files}
     for split, split_paths in files_by_split.items():
