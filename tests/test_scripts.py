@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from datetime import datetime
 from types import SimpleNamespace
@@ -288,7 +289,9 @@ def spy_on_evaluations(monkeypatch) -> list:
     return seen
 
 
-def test_the_trials_of_a_search_train_with_loraplus(call, tiny_flags, monkeypatch):
+def test_the_trials_of_a_search_train_with_loraplus(call, tiny_flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "config.json").write_text("of another program")
     seen = spy_on_evaluations(monkeypatch)
     monkeypatch.setattr("finetuning.training.search.SEARCH_SPACE", {"learning_rate": (1e-4, 1e-2)})
     result = call("fine_tune.py", *tiny_flags, "--num_train_epochs", 1, "--loraplus_lr_ratio", 8, "--search", 1)

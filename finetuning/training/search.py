@@ -76,7 +76,7 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
         base = build_base(data.task, source, data.label_names, trial_config, data.train.labels)
         model, trial_data = add_lora(data.task, base, trial_config), replace(data, config=trial_config)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = build_trainer(model, tokenizer, tokens, trial_data, Path(folder))
+            trainer = build_trainer(model, tokenizer, tokens, trial_data, Path(folder) / "checkpoints")
             trainer.args.save_strategy, trainer.args.load_best_model_at_end = "no", False
             try:
                 trainer.train()
