@@ -190,6 +190,13 @@ def test_lines_of_the_standard_input_are_read_in_any_encoding(content, lines, mo
     assert texts == lines and ["café" in remark for remark in remarks] == [True] * ("café noir" in lines)
 
 
+def test_a_conversation_goes_on_after_bytes_that_are_not_utf8(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    task = SimpleNamespace(converses=True, stream=lambda predictor, messages: [f"you said {messages[-1]['content']}"])
+    predicting.chat(SimpleNamespace(run=SimpleNamespace(task=task), predictor=None))
+    assert "you said caf\ufffd\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("content", "encoding", "words"),
     [

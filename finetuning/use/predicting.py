@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import io
 import json
 import re
 import sys
@@ -165,6 +166,8 @@ def chat(answers: Answers) -> None:
         raise UserError(
             f"--chat is for runs that were trained on prompts and answers, not for {answers.run.config.task}: leave it out"
         )
+    if isinstance(sys.stdin, io.TextIOWrapper):  # in most locales, input() would fail for bytes that are not UTF-8
+        sys.stdin.reconfigure(errors="surrogateescape")
     print(f"{EXIT} ends the conversation, {RESET} begins a new one.")
     while True:
         try:
