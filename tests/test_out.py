@@ -20,6 +20,7 @@ from finetuning import tasks
 from finetuning.cli import exit_cleanly, shows_unicode
 from finetuning.disk import remove_reserved
 from finetuning.errors import UserError
+from finetuning.training import progress
 from finetuning.use import predicting
 
 AWKWARD = [
@@ -188,6 +189,20 @@ def test_lines_of_the_standard_input_are_read_in_any_encoding(content, lines, mo
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii"))
     texts, remarks = predicting.read_stdin(None)
     assert texts == lines and ["café" in remark for remark in remarks] == [True] * ("café noir" in lines)
+
+
+def test_scripts_do_without_streams_that_are_closed(monkeypatch):
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+
+    @exit_cleanly
+    def main():
+        progress.Bar([1, 1], "two steps", show=True).write("a line")
+        with pytest.raises(UserError, match="no texts"):
+            predicting.read_texts([], None)
+
+    main()
+    assert not sys.stdout.isatty()
 
 
 def test_a_conversation_goes_on_after_bytes_that_are_not_utf8(monkeypatch, capsys):
