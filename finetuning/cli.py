@@ -256,10 +256,10 @@ def parse_config(args: Sequence[str] | None = None, about: str | None = None) ->
 
 
 def check_encoding(encoding: str | None) -> None:
-    """Raise `UserError` for an encoding that Python does not know."""
+    """Raise `UserError` for an encoding that Python does not know, or that is not for text, such as hex."""
     try:
-        codecs.lookup(encoding or "utf-8")
-    except LookupError:
+        "".encode("utf-8" if encoding is None else encoding)
+    except (LookupError, UnicodeError):
         raise UserError(f"encoding={encoding} is not known: utf-8, latin-1, cp1252, cp1251, utf-16, shift_jis, ...") from None
 
 

@@ -101,6 +101,8 @@ def bad(bad_files, tmp_path):
         (["--dataset_name", "bad/only_header.csv"], ["only_header.csv", "it is empty"]),
         (["--dataset_name", "bad/encoding.csv", "--encoding", "utf-8"], ["encoding.csv", "set encoding"]),
         (["--encoding", "utf-9"], ["encoding=utf-9", "cp1252"]),
+        (["--encoding", "hex"], ["encoding=hex", "cp1252"]),
+        (["--encoding", ""], ["encoding= is not known", "cp1252"]),
         (["--dataset_name", "bad/reviews.xlsx"], ["reviews.xlsx", "cannot be read"]),
         (["--dataset_name", "bad/cut.parquet"], ["cut.parquet", "cut short"]),
         (["--dataset_name", "bad/cut.tar.gz"], ["cut.tar.gz", "cut short"]),
