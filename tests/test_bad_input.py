@@ -88,6 +88,7 @@ def bad(bad_files, tmp_path):
         (["--model_name", "nobody/nothing"], ["model_name=nobody/nothing", "cache lacks it"]),
         (["--dataset_name", "nobody/nothing"], ["dataset_name=nobody/nothing", "cache lacks it"]),
         (["--dataset_name", "nowhere.csv"], ["dataset_name=nowhere.csv", "no such file"]),
+        (["--dataset_name", ""], ["dataset_name=", "no such local path"]),
         (["--dataset_name", "bad/no_text.csv"], ["abc, sentiment", "text_column"]),
         (["--dataset_name", "bad/no_label.csv"], ["review, xyz", "label_column"]),
         (["--dataset_name", "bad/one_class.csv"], ["one class only", "'good'"]),

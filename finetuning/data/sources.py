@@ -112,7 +112,7 @@ def _local_path(setting: str, name: str) -> Path | None:
     """Return the path that a name stands for if it exists. Raise `UserError` for a name that no file can have, or of a closed folder."""
     try:
         path = Path(name).expanduser()
-        return path if path.exists() else None
+        return path if name and path.exists() else None  # Path("") is the current folder
     except (OSError, RuntimeError, ValueError) as error:
         problem = getattr(error, "strerror", None) or error
         raise UserError(f"{setting}={name}: {problem}: give another path, or a name on the Hub") from error
