@@ -45,12 +45,10 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
     """Search until there are `trials` finished trials of this model and data, and print the best settings as flags.
 
     Trials are stored in `output_dir`/search.db. So a stopped search can be continued, and a finished one can get more trials.
-    Raise `UserError` if Optuna is missing, if there are several processes, or if `SEARCH_SPACE` has a setting that trials can't change.
+    Raise `UserError` if there are several processes, or if `SEARCH_SPACE` has a setting that trials can't change.
     """
-    try:
-        import optuna
-    except ImportError as error:
-        raise UserError("--search needs Optuna: pip install optuna") from error
+    import optuna  # delayed: only --search needs it
+
     if PartialState().num_processes > 1:
         raise UserError("--search runs its trials in one process: start it with python, not with torchrun")
     if fixed := sorted({*SEARCH_SPACE} - SEARCHABLE):
