@@ -350,7 +350,8 @@ PRESETS: dict[str, dict] = {
     ),
 }
 
-# `--search N` draws each trial from this space. (low, high): a number between them, on a logarithmic scale; [...]: one of the list.
+# `--search N` draws each trial from this space. (low, high): a number between them, on a logarithmic scale unless low is 0.
+# [...]: one of the list.
 SEARCH_SPACE: dict[str, tuple | list] = {
     "learning_rate": (1e-4, 4e-3),
     "lora_r": [4, 8, 16, 32, 64],

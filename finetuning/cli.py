@@ -232,6 +232,7 @@ def parse_config(args: Sequence[str] | None = None, about: str | None = None) ->
         raise UserError(f"preset {known.preset!r} in config.py has settings that do not exist: {', '.join(sorted(unknown_names))}")
     parser.set_defaults(**PRESETS[known.preset])
     config, extra = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
+    config.output_dir = os.path.expanduser(config.output_dir)  # shells leave --output_dir=~/runs as it is
     arguments = sys.argv[1:] if args is None else args
     flags = (argument[2:].partition("=")[0] for argument in map(str, arguments) if argument.startswith("--"))
     # --train-samples is --train_samples, and --no_speedups is --speedups False

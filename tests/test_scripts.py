@@ -257,7 +257,7 @@ def test_a_search_continues_where_it_ended_and_prints_flags(call, tiny_flags, tm
     """Slow, because it trains five times: two trials, a third one, one of another search, and a run with the flags."""
     space = {"learning_rate": (1e-4, 1e-2), "lora_r": [2, 4], "batch_size": [4, 8]}
     space |= {"num_train_epochs": [3]}  # more steps than with the flags
-    space |= {"lr_scheduler_type": ["cosine"]}
+    space |= {"lr_scheduler_type": ["cosine"], "weight_decay": (0.0, 0.1)}
     monkeypatch.setattr("finetuning.training.search.SEARCH_SPACE", space)
     flags = [*tiny_flags[:-2], "--num_train_epochs", "2"]
     first = call("fine_tune.py", *flags, "--search", 2)

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import forked
 import numpy as np
@@ -32,6 +33,11 @@ def test_every_preset_is_accepted_by_the_command_line(name):
     config, _ = parse_config(["--preset", name])
     assert replace(Config(), **PRESETS[name]) == config
     tasks.pick(config)
+
+
+def test_output_dir_may_begin_with_the_home_folder():
+    config, _ = parse_config(["--output_dir=~/runs"])
+    assert config.output_dir == str(Path.home() / "runs")
 
 
 # --- architectures -------------------------------------------------------------------------------------------------------

@@ -258,7 +258,7 @@ def newest_unfinished(output_dir: Path) -> Path:
 
 def newest_run(output_dir: Path) -> Path:
     """Return the folder of the run that finished last. Raise `UserError` if there is none."""
-    finished = sorted(output_dir.glob("*/training.json"), key=lambda file: file.stat().st_mtime)
+    finished = sorted(output_dir.expanduser().glob("*/training.json"), key=lambda file: file.stat().st_mtime)
     if not finished:
         raise UserError(f"no finished run in {output_dir}: run python fine_tune.py first, or name a run folder")
     return finished[-1].parent

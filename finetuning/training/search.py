@@ -33,7 +33,8 @@ def draw(trial, config: Config) -> dict:
     settings = {}
     for name, values in space(config).items():
         if isinstance(values, tuple):
-            settings[name] = float(f"{trial.suggest_float(name, *values, log=True):.3g}")  # as it is printed
+            drawn = trial.suggest_float(name, *values, log=values[0] > 0)
+            settings[name] = float(f"{drawn:.3g}")  # as it is printed
         else:
             settings[name] = trial.suggest_categorical(name, values)
     if "lora_r" in settings and "lora_alpha" not in settings:
