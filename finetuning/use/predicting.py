@@ -35,9 +35,8 @@ from finetuning.task import Task
 from finetuning.training.prediction import Predictor
 
 ROWS_IN_MEMORY = 2048  # at a time
-ROWS_FOR_OPENVINO = (
-    1_500  # with fewer rows, building OpenVINO's model (4 to 5 s) takes longer than it saves (benchmarks/engines.py)
-)
+# With fewer rows, building OpenVINO's model takes longer than it saves: 4 to 5 s on two cores with AVX512-bf16 (benchmarks/engines.py).
+ROWS_FOR_OPENVINO = 1_500
 CALIBRATION_ROWS = 300  # training texts on which the ranges of 8-bit activations are measured
 EXIT, RESET = "/exit", "/reset"  # in a conversation
 
