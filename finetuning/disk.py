@@ -38,7 +38,7 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def partial_of(path: Path) -> Path:
-    """Return the hidden name beside `path` of a folder for what is not complete yet."""
+    """Return the name of a hidden folder beside `path`, for files that are not complete yet."""
     return path.with_name(f".{path.name}.partial")
 
 

@@ -288,7 +288,7 @@ def _check_answer(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> Non
 
 
 def _check_system(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `UserError` if the template leaves out the message of the system."""
+    """Raise `UserError` if the template leaves out the system message."""
     if messages[0]["role"] == "system" and tokenizer.chat_template:
         marked = [{"role": "system", "content": SYSTEM_MARK}, *messages[1:]]
         if SYSTEM_MARK not in templated(marked, tokenizer, answer_follows=True):
