@@ -44,6 +44,7 @@ def main() -> None:
         from finetuning import console, disk, processes, tasks
         from finetuning.results import run_folder
         from finetuning.results.cards import METHODS
+        from finetuning.task import Converses
         from finetuning.use.predicting import load_engine
 
     console.quiet_libraries()
@@ -71,7 +72,7 @@ def main() -> None:
 
     def answer(text: str):
         try:
-            values = run.task.widget_values(predictor, checked(text), run.label_names, run.calibration)
+            values = run.task.widget_values(predictor, checked(text))
         except UserError as error:
             raise gradio.Error(str(error), print_exception=False) from error
         return values if len(values) > 1 else values[0]
@@ -88,7 +89,7 @@ def main() -> None:
 
     with gradio.Blocks(title=run.folder.name) as page:
         gradio.Markdown(f"# {run.folder.name}\n`{run.record['model']['name']}`, {METHODS[run.config.method]}.")
-        if run.task.converses:
+        if isinstance(run.task, Converses):
             gradio.ChatInterface(reply, examples=[*run.task.examples], api_name="chat")
         else:
             text = gradio.Textbox(label="Text", info=f"at most {MAX_CHARACTERS:,} characters", lines=5, max_lines=12)

@@ -44,7 +44,7 @@ def ours(run, engine: str = "torch", model=None) -> Labeller:
     """Return a function that labels texts as predict.py does. If `model` is given, it replaces the run's model."""
     predictor = load_engine(run, engine)
     predictor.model = model or predictor.model
-    return lambda texts: run.task.answers(predictor, {"text": texts}, run.label_names, run.calibration)["prediction"]
+    return lambda texts: run.task.answers(predictor, {"text": texts})["prediction"]
 
 
 def pipeline(folder: Path, max_length: int) -> Labeller:

@@ -85,7 +85,7 @@ def translations(run: run_folder.Run, n_rows: int, folder: Path) -> dict:
         "ours, float32": translator(exact.model),
         "ours": translator(default.model, default.config),
     }
-    for name, export in run.task.exporters().items():
+    for name, export in run.task.exporters.items():
         ways[name] = translator(export(folder / "merged", folder / name, tokenizer))
     results = []
     for way, write in ways.items():

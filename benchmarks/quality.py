@@ -29,13 +29,14 @@ import fine_tune
 from config import Config
 from finetuning import console, tasks
 from finetuning.data.sources import find_model
-from finetuning.data.splits import NEIGHBOURS, Data, load_data
+from finetuning.data.splits import Data, load_data
 from finetuning.data.text import clean
 from finetuning.data.tokens import encode, tokenize_texts
 from finetuning.disk import read_json, write_json
 from finetuning.model.base import load_tokenizer
 from finetuning.results import evaluation, run_folder
 from finetuning.task import Evaluation, Metric, Statistics
+from finetuning.tasks.entities import Entities
 from finetuning.use import exporting
 
 
@@ -274,7 +275,7 @@ def statistics_of(records: list[dict]) -> list[Statistics]:
             return {"correct": np.r_[~np.isin(wrong_rows, record["wrong"].split()), np.ones(record["n"] - len(wrong_rows))]}
         if "counts" in record:
             counts = dict(zip(("true_positives", "predicted", "actual"), from_text(record["counts"]).T, strict=True))
-            return counts | {"group": np.arange(record["n"]) // NEIGHBOURS}
+            return counts | {"group": Entities().groups(np.empty(record["n"]))}
         if "documents" in record:
             loss, tokens = from_text(record["documents"]).T
             return {"loss": loss * tokens, "tokens": tokens}

@@ -102,6 +102,15 @@ class Evaluation:
     metrics: dict = field(default_factory=dict)  # the content of metrics.json; empty until it is computed
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """The lengths of rows, in groups."""
+
+    values: np.ndarray  # (rows,)
+    unit: str  # what they count, as text
+    edges: tuple[int, ...] = (0, 64, 128, 256, 512)  # borders of the groups
+
+
 class Task:
     """Base class of the tasks. All methods take and return plain data; none prints, writes files or makes HTML."""
 
@@ -119,26 +128,22 @@ class Task:
     input_types: tuple[type, ...] = (str,)  # types of the values in an input column
     mixed_lengths = False  # whether batches come in random order; if not, long rows come first (`steps_of_epoch` in training/)
     label_columns: tuple[str, ...] = ()  # usual names of the column with the labels
-    optional_inputs: tuple[str, ...] = ()  # input columns whose values the task checks itself
     empty_text = "an empty text"  # what a row without contents has, for messages
     skips_empty_texts = False  # whether rows without contents are left out, whatever `on_bad_rows` is
     labels_required = True  # if False, rows without a label are used too, but only for training
     labels_are_classes = False  # whether `labels` is (rows,) and holds positions in `label_names`
-    rows_are_neighbours = False  # whether rows that follow one another may be parts of one document
-    groups_equal_texts = False  # whether rows with equal texts stay together, such as the references of a prompt
     truncates = True  # whether a longer text is cut to `max_length`; if not, it is read in several windows or blocks
-    length_edges: tuple[int, ...] = (0, 64, 128, 256, 512)  # borders of the groups in "metrics by length"
     prediction_column = "prediction"  # two runs differ in a row if they differ in this column of predictions.parquet
-    export_formats: tuple[str, ...] = ("merged",)
+    # Export formats that only this task has: name -> a function of (the folder of the merged model, the folder to write, the tokenizer)
+    # that writes the format and returns a module that predicts.
+    exporters: dict[str, Callable] = {}
     only_logits = False  # whether the model only maps token ids to logits, so that OpenVINO can compute it, and CUDA graphs a step
     int8_tolerance = 0.005  # an export with 8-bit weights may lose at most this fraction of the first metric
     options: dict = {}  # flags of predict.py that the task accepts, with their defaults
     answer_features: "Features"  # the columns of `answers`, with their types
-    judges_labels = False  # whether it has the methods for labels that may be wrong, for label_errors.py
-    converses = False  # whether it has `stream`, for predict.py --chat and the page of app.py
     examples: tuple[str, ...] = ()  # texts to try in app.py
     placeholder = "YOUR TEXT"  # in the command that evaluate.py prints last
-    # Outputs of app.py, unless it `converses`: (kind, caption). A kind is label, highlight, text or json.
+    # Outputs of app.py, unless the task `Converses`: (kind, caption). A kind is label, highlight, text or json.
     widgets: tuple[tuple[str, str], ...]
     code_template = "numbers.py.jinja"  # the template of the model card's code, in results/templates/
 
@@ -194,6 +199,13 @@ class Task:
         shows whether the data has changed.
         """
         raise NotImplementedError
+
+    def groups(self, hashes: np.ndarray) -> np.ndarray | None:
+        """Return the number of each row's group, (rows,) int64; None if each row is alone. `hashes`, (rows,) uint64, are of the texts.
+
+        The rows of a group stay in one split, and together in the resamples of intervals. `group_column` takes the place of this.
+        """
+        return None
 
     def problems(self, batch: dict[str, list], texts: list[str]) -> list[str]:
         """Return why each row can't be used, as the end of a sentence, "" if it can. `texts` are those of `contents`."""
@@ -271,28 +283,12 @@ class Task:
         """Return a function that cuts an example to `max_length` tokens for `length_warmup`; None if examples can't be cut."""
         return None
 
-    def extra_export_weights(self, source_path: str, merged: "torch.nn.Module") -> dict[str, "torch.Tensor"]:
-        """Return weights to add to an export: those in the base model's file that the merged model lacks."""
-        return {}
-
     def output_scale(self, calibration: dict) -> tuple[float, float]:
         """Return a factor and an offset for the outputs of exports. They are merged into the last layer's weights and bias."""
         return 1 / calibration.get("temperature", 1.0), 0.0
 
-    def exported(self, calibration: dict) -> dict:
-        """Return the calibration of exports, into which `output_scale` is merged."""
-        merged = {"temperature": 1.0, "label_mean": 0.0, "label_std": 1.0}
-        return calibration | {name: value for name, value in merged.items() if name in calibration}
-
-    def prepare_export(self, merged: "torch.nn.Module", calibration: dict) -> None:
-        """Change a merged model before it is saved, such as its settings for `generate`."""
-
-    def exporters(self) -> dict[str, Callable]:
-        """Return the export formats that only this task has: name -> a function that writes the format.
-
-        It takes the folder of the merged model, the folder to write and the tokenizer. It returns a module that predicts.
-        """
-        return {}
+    def prepare_export(self, merged: "torch.nn.Module", source_path: str, calibration: dict) -> None:
+        """Change a merged model before it is saved, such as its settings for `generate`. `source_path` has the base model's files."""
 
     # --- predictions -----------------------------------------------------------------------------------------------------
 
@@ -333,13 +329,9 @@ class Task:
         """Return what the predictions have in common if the model has learned nothing, as the end of a sentence; else ""."""
         return ""
 
-    def lengths(self, evaluation: Evaluation) -> np.ndarray:
-        """Return the length of each row, (rows,), for the groups of `length_edges`; in tokens by default."""
-        return evaluation.lengths
-
-    def length_unit(self, evaluation: Evaluation) -> str:
-        """Return what `lengths` counts, as text."""
-        return "tokens of the text"
+    def lengths(self, evaluation: Evaluation) -> Lengths:
+        """Return the lengths of the rows, for "metrics by length"."""
+        return Lengths(evaluation.lengths, "tokens of the text")
 
     # --- results ---------------------------------------------------------------------------------------------------------
 
@@ -390,7 +382,56 @@ class Task:
         """Return one or two sentences that a reader needs to understand the metrics."""
         return ""
 
-    # --- labels that may be wrong ----------------------------------------------------------------------------------------
+    # --- use -------------------------------------------------------------------------------------------------------------
+
+    def answers(self, predictor: "Predictor", batch: dict[str, list]) -> dict[str, list]:
+        """Return the columns of the answers to new texts, a value per row."""
+        raise NotImplementedError
+
+    def refusal(self, inputs: dict) -> str:
+        """Return why a new text can't be answered, as the end of a sentence, "" if it can.
+
+        `inputs` has the text's values in the input columns.
+        """
+        for value in inputs.values():
+            if value is not None and not isinstance(value, self.input_types):
+                return f"is {value!r}, which is no text: set --text_column to the column with the texts"
+            if self.empty_answer is None and (not value or (isinstance(value, str) and not value.strip())):
+                return "is empty: every text gets an answer, so remove the empty ones"
+        return ""
+
+    empty_answer: dict | None = None  # the answer to an empty text; None: an empty text is an error
+
+    def as_json(self, inputs: dict[str, str], answer: dict) -> dict:
+        """Return the object that `predict.py --json` prints for one row."""
+        return inputs | answer
+
+    def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
+        """Return the line that predict.py prints for one row."""
+        raise NotImplementedError
+
+    def widget_values(self, predictor: "Predictor", text: str) -> list:
+        """Return the value of each of `widgets` for a text."""
+        raise NotImplementedError
+
+    def truncation_note(self, config: Config) -> str:
+        """Return how longer texts are cut, as text."""
+        return f"truncation={config.truncation}"
+
+    def pipeline(self, config: Config) -> tuple[str, str] | None:
+        """Return arguments of transformers' `pipeline` for an export, as code, and how its answers differ from predict.py's.
+
+        Return None if transformers has no pipeline for the task.
+        """
+        return None
+
+    def explain(self, predictor: "Predictor", text: str) -> list[tuple[str, float]]:
+        """Return each word with its contribution to the prediction, in order. Raise `UserError` if the task can't explain."""
+        raise UserError("--explain works only if the model gives one label to a single text: leave it out")
+
+
+class JudgesLabels:
+    """What label_errors.py needs to find labels that may be wrong, in addition to `Task`."""
 
     def stored_predictions(self, table: pd.DataFrame, label_names: list[str]):
         """Return predictions as `predict` returned them, from the columns of predictions.parquet."""
@@ -412,45 +453,10 @@ class Task:
         """
         raise NotImplementedError
 
-    # --- use -------------------------------------------------------------------------------------------------------------
 
-    def answers(self, predictor: "Predictor", batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
-        """Return the columns of the answers to new texts, a value per row. `predictor.options` has the flags of predict.py."""
-        raise NotImplementedError
-
-    def refusal(self, inputs: dict) -> str:
-        """Return why a new text can't be answered, "" if it can. `inputs` has its values in the input columns."""
-        return ""
-
-    empty_answer: dict | None = None  # the answer to an empty text; None: an empty text is an error
-
-    def as_json(self, inputs: dict[str, str], answer: dict) -> dict:
-        """Return the object that `predict.py --json` prints for one row."""
-        return inputs | answer
-
-    def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
-        """Return the line that predict.py prints for one row."""
-        raise NotImplementedError
-
-    def widget_values(self, predictor: "Predictor", text: str, label_names: list[str], calibration: dict) -> list:
-        """Return the value of each of `widgets` for a text."""
-        raise NotImplementedError
+class Converses:
+    """What predict.py --chat and the page of app.py need for a conversation, in addition to `Task`."""
 
     def stream(self, predictor: "Predictor", messages: list[dict[str, str]]) -> Iterator[str]:
         """Yield the answer to a conversation in pieces. Each message has a `role`, user or assistant, and a `content`."""
         raise NotImplementedError
-
-    def truncation_note(self, config: Config) -> str:
-        """Return how longer texts are cut, as text."""
-        return f"truncation={config.truncation}"
-
-    def pipeline(self, config: Config) -> tuple[str, str] | None:
-        """Return arguments of transformers' `pipeline` for an export, as code, and how its answers differ from predict.py's.
-
-        Return None if transformers has no pipeline for the task.
-        """
-        return None
-
-    def explain(self, predictor: "Predictor", text: str) -> list[tuple[str, float]]:
-        """Return each word with its contribution to the prediction, in order. Raise `UserError` if the task can't explain."""
-        raise UserError("--explain works only if the model gives one label to a single text: leave it out")

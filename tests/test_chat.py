@@ -463,7 +463,7 @@ def test_answers_in_batches_are_those_that_generate_gives_one_by_one(speedups, c
     assert call("fine_tune.py", *chat_flags, "--precision", "float32", "--speedups", speedups).code == 0
     predictor = load_engine(open_run(Path("outputs/run"), tasks.pick), "torch")
     prompts = [" ".join(["a film", *map(str, range(n))]) for n in (0, 9, 3, 1)]
-    written = predictor.task.answers(predictor, {"prompt": prompts}, [], {})["answer"]
+    written = predictor.task.answers(predictor, {"prompt": prompts})["answer"]
     for prompt, answer in zip(prompts, written, strict=True):
         ids = torch.tensor([chats.prompt_ids(say(("user", prompt)), predictor.tokenizer, 32)])
         settings = dict(attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, eos_token_id=4, pad_token_id=4)

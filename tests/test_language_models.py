@@ -79,7 +79,7 @@ def test_a_gpt_goes_through_all_the_scripts(gpt, data_file, call, tmp_path, pict
     assert sampled[0] == sampled[1] != sampled[2]
     assert len(call("predict.py", "a", "--max_new_tokens", 2, "--temperature", 0).out.split()) <= 3
     answers = Answers(open_run(run, tasks.pick))
-    (text,) = answers.run.task.widget_values(answers.predictor, "we hated every", [], {})
+    (text,) = answers.run.task.widget_values(answers.predictor, "we hated every")
     assert text.startswith("we hated every") and len(text) > 20, "what app.py shows"
     long = call("predict.py", "a film " * 60, "--max_new_tokens", 4)
     assert long.code == 0, "the model reads the end of a prompt that is too long"
@@ -122,7 +122,7 @@ def test_a_classifier_can_start_from_a_pretrained_and_merged_model(method, bert,
     words = json.loads(call("predict.py", "--json", "we [MASK] every minute of it").out)["words"]
     assert len(words[0]) == 5 and sum(guess["probability"] for guess in words[0]) <= 1
     answers = Answers(open_run(run, tasks.pick))
-    (words,) = answers.run.task.widget_values(answers.predictor, "we [MASK] every [MASK] of it", [], {})
+    (words,) = answers.run.task.widget_values(answers.predictor, "we [MASK] every [MASK] of it")
     assert [len(guesses) for guesses in words] == [5, 5], "what app.py shows"
     missing = call("predict.py", "no word is masked")
     assert missing.code == 2 and "[MASK]" in missing.err

@@ -20,6 +20,7 @@ from finetuning import tasks
 from finetuning.cli import exit_cleanly, shows_unicode
 from finetuning.disk import remove_reserved
 from finetuning.errors import UserError
+from finetuning.task import Converses
 from finetuning.training import progress
 from finetuning.use import predicting
 
@@ -207,8 +208,12 @@ def test_scripts_do_without_streams_that_are_closed(monkeypatch):
 
 def test_a_conversation_goes_on_after_bytes_that_are_not_utf8(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
-    task = SimpleNamespace(converses=True, stream=lambda predictor, messages: [f"you said {messages[-1]['content']}"])
-    predicting.chat(SimpleNamespace(run=SimpleNamespace(task=task), predictor=None))
+
+    class Echo(Converses):
+        def stream(self, predictor, messages):
+            yield f"you said {messages[-1]['content']}"
+
+    predicting.chat(SimpleNamespace(run=SimpleNamespace(task=Echo()), predictor=None))
     assert "you said caf\ufffd\n" in capsys.readouterr().out
 
 

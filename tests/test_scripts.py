@@ -142,8 +142,9 @@ def test_a_new_process_predicts_what_the_model_did_before_it_was_saved(call, tin
     before, finish = [], run_folder.finish_run
 
     def predict_then_finish(folder, predictor, base_name, training):
-        batch, names = {"text": texts}, json.loads((folder / "config.json").read_text())["dataset"]["label_names"]
-        before.extend(predictor.task.answers(predictor, batch, names, training["calibration"])["probability"])
+        predictor.label_names = json.loads((folder / "config.json").read_text())["dataset"]["label_names"]
+        predictor.calibration = training["calibration"]
+        before.extend(predictor.task.answers(predictor, {"text": texts})["probability"])
         finish(folder, predictor, base_name, training)
 
     monkeypatch.setattr(run_folder, "finish_run", predict_then_finish)

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import numpy as np
@@ -430,6 +431,7 @@ def test_row_numbers_are_those_of_the_file_even_if_rows_are_left_out(kind, call,
 def test_predicted_numbers_of_any_size_keep_their_digits(mean, std, numbers, shown, monkeypatch):
     task = Regression()
     monkeypatch.setattr(task, "logits_of", lambda predictor, batch: np.array([[1], [-1]], dtype=np.float32))
-    answers = task.answers(None, {"text": ["a", "b"]}, [], {"label_mean": mean, "label_std": std})["prediction"]
+    predictor = SimpleNamespace(calibration={"label_mean": mean, "label_std": std})
+    answers = task.answers(predictor, {"text": ["a", "b"]})["prediction"]
     assert answers == pytest.approx(numbers, rel=1e-6)
     assert task.as_line({"text": "a"}, {"prediction": answers[0]}, []).split() == [shown, "a"]

@@ -96,7 +96,7 @@ def test_translation_goes_through_all_the_scripts(marian, pairs, call, tmp_path,
     wrong = call("predict.py", "--num_beams", 0, "1 2")
     assert wrong.code == 2 and "--num_beams 0" in wrong.err
     predictor = load_engine(run_folder.open_run(run, pick), "torch")
-    alone = [TASK.widget_values(predictor, source, [], {}) for source in sources[:20]]
+    alone = [TASK.widget_values(predictor, source) for source in sources[:20]]
     assert alone == [[text] for text in translations[:20]], "app.py translates single texts as the evaluation does in batches"
 
     rounded = call("export.py", "--formats", "ctranslate2-int8")  # 8 bits may cost so small a network too much
@@ -367,7 +367,7 @@ def test_translations_without_spaces_are_scored_by_their_characters(language):
         assert bleu.GREEDY_BLEU.of(statistics) == pytest.approx(100)
         assert TASK.metrics[2].of(statistics) == pytest.approx(ter, abs=3)
     evaluation = Evaluation(predictions, split_of(CHINESE), np.ones(4), [], {}, replace(CONFIG, target_lang=language))
-    assert TASK.lengths(evaluation).tolist() == [len(text.replace(" ", "")) for text in CHINESE]
+    assert TASK.lengths(evaluation).values.tolist() == [len(text.replace(" ", "")) for text in CHINESE]
     details = TASK.details(evaluation, statistics)
     assert "tok:zh|" in details["bleu_signature"] and "tok:zh+" in details["ter_signature"]
     assert "tokenizer zh, not words" in bleu.note(details["bleu_signature"])
@@ -669,7 +669,7 @@ def test_the_remark_names_the_search_and_truncation_of_the_run():
 def test_scores_use_the_part_of_a_long_text_that_is_translated(marian):
     text, tail = (" ".join(map(str, range(first, 21))) for first in (1, 6))
     predictor = predictor_of(marian, replace(CONFIG, truncation="tail"))
-    first, second = (TASK.answers(predictor, {"source": [source]}, [], {}) for source in (text, tail))
+    first, second = (TASK.answers(predictor, {"source": [source]}) for source in (text, tail))
     assert first == second
 
 

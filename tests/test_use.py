@@ -14,6 +14,7 @@ from hub import hub_for_uploads, use_hub
 from huggingface_hub import ModelCard
 from scipy.stats import binomtest
 
+from config import Config
 from finetuning import tasks
 from finetuning.errors import UserError
 from finetuning.results import cards, run_folder
@@ -229,9 +230,9 @@ def test_a_bad_file_is_refused_and_nothing_is_written(run, call, tmp_path):
 
 @pytest.mark.parametrize("task", tasks.TASKS, ids=lambda task: task.problem_type or task.name)
 def test_every_task_refuses_numbers_as_texts(task):
-    rows = Dataset.from_dict({"n": [2.5]})
-    with pytest.raises(UserError, match="text 1 is 2.5, which is no text: set --text_column"):
-        predicting.check_rows(task, rows, {"text": "n"})
+    columns = task.input_columns(["n"], Config(task=task.name), "n")
+    with pytest.raises(UserError, match="text 1 .*2.5.* (which is no text: set --text_column|is neither a text nor)"):
+        predicting.check_rows(task, Dataset.from_dict({"n": [2.5]}), columns)
 
 
 def test_all_rows_are_checked_before_the_first_is_answered(run, call, monkeypatch, tmp_path):

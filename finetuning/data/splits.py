@@ -21,8 +21,6 @@ from finetuning.errors import UserError, listed
 from finetuning.processes import require_same
 from finetuning.task import Rows, Task
 
-# Rows in a group of neighbours, if the rows are parts of documents. With 60, intervals of entities were a quarter wider.
-NEIGHBOURS = 30
 TEXT_SETTINGS = ("text_column", "text_pair_column", "source_column", "target_column", "prompt_column", "completion_column")
 MAX_PROBLEMS = 5  # kinds of rows that can't be used, in a message
 SAMPLE_SETTINGS = {"train": "train_samples", "validation": "val_samples", "test": "test_samples"}
@@ -235,27 +233,21 @@ def scan(task: Task, all_rows: Rows, raw: Dataset, config: Config, split: str) -
     frame = pd.DataFrame({name: read_column(computed, name).to_pandas() for name in features})
     left_out = all_rows.left_out.get(split, np.zeros(len(rows), dtype=bool))
     frame = frame.assign(stratum=task.strata(labels), labelled=task.has_label(labels), left_out=left_out)
-    groups = groups_of(task, raw, frame.hash, config)
+    groups = given_groups(raw, config) if config.group_column else task.groups(frame.hash.to_numpy())
     return frame if groups is None else frame.assign(group=groups)
 
 
-def groups_of(task: Task, rows: Dataset, hashes: pd.Series, config: Config) -> np.ndarray | None:
-    """Return the number of each row's group, (rows,) int64; None if each row is alone. `hashes` are those of the texts.
+def given_groups(rows: Dataset, config: Config) -> np.ndarray:
+    """Return the number of each row's group, (rows,) int64. Rows with an equal value in `group_column` are a group.
 
-    A group has an equal value in `group_column`; a row without a value is alone. If no column is given, neighbouring rows belong
-    together if they are parts of documents, or rows with equal texts, as the task says. Raise `UserError` if there is no such column.
+    A row without a value is alone. Raise `UserError` if there is no such column.
     """
-    if config.group_column:
-        if config.group_column not in rows.column_names:
-            columns = ", ".join(rows.column_names)
-            raise UserError(f"group_column={config.group_column}: there is no such column; the columns are {columns}")
-        values = (value if value is None or value == value else None for value in rows[config.group_column])  # None for NaN
-        values = [f"\0{row}" if value is None else str(value) for row, value in enumerate(values)]
-        return pd.util.hash_array(np.array(values, dtype=object)).view(np.int64)
-    size = min(NEIGHBOURS, len(rows) // (2 * NEIGHBOURS))  # few rows: small groups
-    if task.rows_are_neighbours and size > 1:
-        return np.arange(len(rows)) // size
-    return hashes.to_numpy().view(np.int64) if task.groups_equal_texts else None
+    if config.group_column not in rows.column_names:
+        columns = ", ".join(rows.column_names)
+        raise UserError(f"group_column={config.group_column}: there is no such column; the columns are {columns}")
+    values = (value if value is None or value == value else None for value in rows[config.group_column])  # None for NaN
+    values = [f"\0{row}" if value is None else str(value) for row, value in enumerate(values)]
+    return pd.util.hash_array(np.array(values, dtype=object)).view(np.int64)
 
 
 def sha256_of(frames: dict[str, pd.DataFrame]) -> str:

@@ -42,8 +42,14 @@ def of_export(run: Run, exports: dict) -> ModelCard:
     variables = dict(exports=exports, pipeline=pipeline, pipeline_tag=run.task.pipeline_tag)
     file = run.folder / "metrics.json"
     metrics = read_json(file) if file.is_file() else None
-    code = _code(run, load, run.task.exported(run.calibration))
+    code = _code(run, load, calibration_of_export(run.calibration))
     return _card(run, metrics, code, library_name="transformers", tags=None, variables=variables)
+
+
+def calibration_of_export(calibration: dict) -> dict:
+    """Return the calibration of exports. Their last layer has `Task.output_scale` already."""
+    merged = {"temperature": 1.0, "label_mean": 0.0, "label_std": 1.0}
+    return calibration | {name: value for name, value in merged.items() if name in calibration}
 
 
 def _code(run: Run, load: str, calibration: dict) -> str:

@@ -48,7 +48,8 @@ def measure(task: Task, evaluation: Evaluation, unseen: np.ndarray | None = None
         results["unseen"] = {first.name: value, "n": int(unseen.sum())}
     results |= {"n": len(evaluation.split)} | ({"label_names": evaluation.label_names} if evaluation.label_names else {})
     results |= evaluation.calibration | task.details(evaluation, statistics)
-    results["by_length"] = metrics.groups(first, statistics, task.lengths(evaluation), task.length_edges)
+    lengths = task.lengths(evaluation)
+    results["by_length"] = metrics.groups(first, statistics, lengths.values, lengths.edges)
     return replace(evaluation, metrics=results), statistics
 
 
@@ -87,7 +88,7 @@ def sections_of(run: Run, evaluation: Evaluation) -> list[report.Section]:
         first = replace(first, text=f"{first.text} {n:,} texts are in train or validation too; {without}.")
     sections = [replace(first, numbers=_numbers(run, results, first.numbers)), _training_section(run)]
     if results["by_length"]:
-        draw = partial(plots.plot_by_length, results["by_length"], metric, run.task.length_unit(evaluation))
+        draw = partial(plots.plot_by_length, results["by_length"], metric, run.task.lengths(evaluation).unit)
         sections.append(report.Section("By length", pictures=(report.Picture("by_length", f"{metric.name} by length", draw),)))
     return sections + others
 

@@ -14,7 +14,7 @@ from finetuning.processes import by_first
 from finetuning.results import evaluation, metrics, report
 from finetuning.results.report import MAX_LINE_CHARACTERS, Example, Section, Table
 from finetuning.results.run_folder import Run, check_same_data
-from finetuning.task import Task
+from finetuning.task import JudgesLabels, Task
 
 MAX_EXAMPLES = 100  # on the page
 MAX_PAIRS = 20  # pairs of a given and a likely label, on the page
@@ -52,7 +52,7 @@ class Judged:
 
 def check(task: Task) -> None:
     """Raise `UserError` if the labels of a task can't be judged."""
-    if not task.judges_labels:
+    if not isinstance(task, JudgesLabels):
         raise UserError(f"label_errors.py judges labels of texts and named entities, not {task.problem_type or task.name}")
 
 

@@ -284,10 +284,12 @@ def local_base(record: dict, config: Config) -> str | None:
 
 
 def load_predictor(run: Run, source: Source, show_progress: bool = False) -> Predictor:
-    """Load the base model and the adapter that training ended with, and return a predictor."""
+    """Load the base model and the adapter that training ended with, and return a predictor that can also answer new texts."""
     base = build_base(run.task, source, run.label_names, run.config)
     model = load_adapter(base, run.folder / "adapter", run.config)
-    return Predictor(run.task, model, load_tokenizer(run.task, source, run.config), run.config, show_progress)
+    predictor = Predictor(run.task, model, load_tokenizer(run.task, source, run.config), run.config, show_progress)
+    predictor.label_names, predictor.calibration = run.label_names, run.calibration
+    return predictor
 
 
 def environment() -> dict:

@@ -89,7 +89,7 @@ class CausalLM(LanguageModel):
         for row, ids in zip(rows, token_ids(texts, tokenizer), strict=True):
             n = min(PROMPT_TOKENS, len(ids) // 2)
             prompt, actual = (tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:n], ids[n : 3 * PROMPT_TOKENS]))
-            (continuation,) = self.answers(predictor, {"text": [prompt]}, [], {})["continuation"]
+            (continuation,) = self.answers(predictor, {"text": [prompt]})["continuation"]
             samples.append({"row": row, "prompt": prompt, "model": continuation, "actual": actual})
         return samples
 
@@ -105,7 +105,7 @@ class CausalLM(LanguageModel):
 
     # --- use -------------------------------------------------------------------------------------------------------------
 
-    def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
+    def answers(self, predictor: Predictor, batch: dict[str, list]) -> dict[str, list]:
         """Return the `continuation` of each prompt. It does not depend on the other prompts, because each is read alone."""
         model, tokenizer, options = predictor.model, predictor.tokenizer, self.options | predictor.options
         prompts = [[start_token(tokenizer), *ids] for ids in token_ids(batch["text"], tokenizer)]
@@ -114,8 +114,8 @@ class CausalLM(LanguageModel):
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
         return inputs["text"] + answer["continuation"]
 
-    def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
-        (continuation,) = self.answers(predictor, {"text": [text]}, label_names, calibration)["continuation"]
+    def widget_values(self, predictor: Predictor, text: str) -> list:
+        (continuation,) = self.answers(predictor, {"text": [text]})["continuation"]
         return [text + continuation]
 
     def pipeline(self, config: Config) -> tuple[str, str]:

@@ -37,7 +37,7 @@ from finetuning.model.generation import check_options, longest_prompt, stream_te
 from finetuning.results import answers as written
 from finetuning.results import bleu
 from finetuning.results.report import MAX_EXAMPLES, MAX_LINE_CHARACTERS, Example, Section
-from finetuning.task import Evaluation, Rows, Statistics
+from finetuning.task import Converses, Evaluation, Rows, Statistics
 from finetuning.tasks.language_model import PERPLEXITY, TokenTask
 from finetuning.training.prediction import Predictor
 from finetuning.training.writing import write_answers
@@ -58,7 +58,7 @@ class Written:
         return iter(self.scores)
 
 
-class Chat(TokenTask):
+class Chat(TokenTask, Converses):
     """Answers to prompts, and conversations. The loss counts the tokens of the answers. Predictions are `Written`.
 
     A prompt that occurs in several rows has several references. It is answered once.
@@ -71,16 +71,13 @@ class Chat(TokenTask):
     metrics = (*PERPLEXITY, *written.METRICS)
     settings = ("prompt_column", "completion_column", "completion_only_loss", "max_new_tokens", "text_column", "label_column")
     token_settings = ("max_length", "completion_only_loss")
-    optional_inputs = ("prompt", "input", "system")
-    groups_equal_texts = True
     truncates = False  # the tokenizer must not cut: `chats.shorten` does
     prediction_column = "answer"
+    empty_text = "an empty prompt or answer"
     options = dict(max_new_tokens=None, temperature=0.0, top_p=1.0, seed=0)  # None: as in the run's config
     answer_features = Features({"answer": Value("string")})
     examples = ("Who are you?", "Explain in one sentence what LoRA is.")
     code_template = "chat.py.jinja"
-    empty_text = "an empty prompt or answer"
-    converses = True
 
     def fits(self, config: Config) -> bool:
         return super().fits(config) and config.prompt_column is not None
@@ -140,6 +137,10 @@ class Chat(TokenTask):
             answers.append(answer)
         return prompts, answers
 
+    def groups(self, hashes: np.ndarray) -> np.ndarray:
+        """Return a group for each prompt, so that all its references stay together."""
+        return hashes.view(np.int64)
+
     def problems(self, batch: dict[str, list], texts: list[str]) -> list[str]:
         reasons = map(_problem, as_rows(batch))
         empty = super().problems(batch, texts)
@@ -186,7 +187,7 @@ class Chat(TokenTask):
     def truncation_note(self, config: Config) -> str:
         return "the oldest turns are left out first, then the beginning of the prompt is cut, then the end of the answer"
 
-    def prepare_export(self, merged: torch.nn.Module, calibration: dict) -> None:
+    def prepare_export(self, merged: torch.nn.Module, source_path: str, calibration: dict) -> None:
         """Make `generate` of the merged model end an answer where the run's model does."""
         merged.generation_config.eos_token_id = calibration["ends"]
 
@@ -280,12 +281,12 @@ class Chat(TokenTask):
 
     def refusal(self, inputs: dict) -> str:
         if problem := _problem(inputs):
-            return problem
+            return f"can't be answered: {problem}"
         messages = _without_answer(inputs)
         is_answerable = messages and messages[-1]["content"] and messages[-1]["role"] == "user"
-        return "" if is_answerable else "it has no message of the user to answer"
+        return "" if is_answerable else "can't be answered: it has no message of the user to answer"
 
-    def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
+    def answers(self, predictor: Predictor, batch: dict[str, list]) -> dict[str, list]:
         """Return the `answer` to each prompt or conversation. If a conversation ends with an answer, that one is written again."""
         options, tokenizer, max_length = self._options(predictor), predictor.tokenizer, predictor.config.max_length
         prompts = [prompt_ids(_without_answer(row), tokenizer, max_length) for row in as_rows(batch)]

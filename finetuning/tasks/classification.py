@@ -32,7 +32,7 @@ from finetuning.results.label_report import (
 )
 from finetuning.results.metrics import accuracy, fit_temperature, reliability
 from finetuning.results.report import MAX_LINE_CHARACTERS, Picture, Section
-from finetuning.task import Evaluation, Metric, Statistics, Task
+from finetuning.task import Evaluation, JudgesLabels, Metric, Statistics, Task
 from finetuning.tasks.text_task import TextClassification, show_examples
 from finetuning.training.prediction import Predictor
 from finetuning.use import explaining
@@ -40,10 +40,8 @@ from finetuning.use import explaining
 MAX_CONFUSED_PAIRS = 20  # pairs of labels that the report page shows errors of
 
 
-class Labels(TextClassification):
+class Labels(TextClassification, JudgesLabels):
     """Base class for one label and for several labels per text."""
-
-    judges_labels = True
 
     def one_hot(self, labels: np.ndarray, n: int) -> np.ndarray:
         """Return True where a row has a label, (rows, n) bool; `n` is the number of labels."""
@@ -92,6 +90,10 @@ class Labels(TextClassification):
         statistics = self.statistics(evaluation.predictions, evaluation.split, evaluation.calibration)
         wrong = np.flatnonzero(~statistics["correct"])
         return wrong[np.argsort(-columns["probability"][wrong], kind="stable")]
+
+    def probabilities_of(self, predictor: Predictor, batch: dict[str, list]) -> np.ndarray:
+        """Return the probabilities of all labels for new texts, (rows, labels)."""
+        return self.probabilities(self.logits_of(predictor, batch), predictor.calibration)
 
     def common_sections(self, evaluation: Evaluation) -> list[Section]:
         """Return the sections on curves and on calibration. If a text has one of two labels, only the second label gets a curve."""
@@ -234,10 +236,10 @@ class SingleLabel(Labels):
 
     # --- use -------------------------------------------------------------------------------------------------------------
 
-    def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
+    def answers(self, predictor: Predictor, batch: dict[str, list]) -> dict[str, list]:
         """Return `prediction`, a label, and its `probability`."""
-        probabilities = self.probabilities(self.logits_of(predictor, batch), calibration)
-        prediction = [label_names[i] for i in probabilities.argmax(axis=-1)]
+        probabilities = self.probabilities_of(predictor, batch)
+        prediction = [predictor.label_names[i] for i in probabilities.argmax(axis=-1)]
         return {"prediction": prediction, "probability": probabilities.max(axis=-1).tolist()}
 
     def as_json(self, inputs: dict[str, str], answer: dict) -> dict:
@@ -246,13 +248,16 @@ class SingleLabel(Labels):
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
         return f"{answer['prediction']:<{max(map(len, label_names))}}  {answer['probability']:.3f}  {shortened(inputs)}"
 
-    def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
+    def widget_values(self, predictor: Predictor, text: str) -> list:
         """Return the probability of each label, and the words with their contributions, scaled so that the largest is 1."""
-        (probabilities,) = self.probabilities(self.logits_of(predictor, {"text": [text]}), calibration).tolist()
+        (probabilities,) = self.probabilities_of(predictor, {"text": [text]}).tolist()
         can_explain = predictor.tokenizer.is_fast and not predictor.model.config.is_encoder_decoder
         words = self.explain(predictor, text) if can_explain else []
         largest = max((abs(contribution) for _, contribution in words), default=1)
-        return [dict(zip(label_names, probabilities, strict=True)), [(f"{word} ", value / largest) for word, value in words]]
+        return [
+            dict(zip(predictor.label_names, probabilities, strict=True)),
+            [(f"{word} ", value / largest) for word, value in words],
+        ]
 
     def explain(self, predictor: Predictor, text: str) -> list[tuple[str, float]]:
         if predictor.config.text_pair_column:
@@ -434,12 +439,12 @@ class MultiLabel(Labels):
 
     # --- use -------------------------------------------------------------------------------------------------------------
 
-    def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
+    def answers(self, predictor: Predictor, batch: dict[str, list]) -> dict[str, list]:
         """Return `prediction`, the list of labels that reach the threshold, and their `probabilities`."""
-        probabilities = self.probabilities(self.logits_of(predictor, batch), calibration)
-        positions = [np.flatnonzero(row >= calibration["threshold"]) for row in probabilities]
+        probabilities = self.probabilities_of(predictor, batch)
+        positions = [np.flatnonzero(row >= predictor.calibration["threshold"]) for row in probabilities]
         return {
-            "prediction": [[label_names[i] for i in labels] for labels in positions],
+            "prediction": [[predictor.label_names[i] for i in labels] for labels in positions],
             "probabilities": [row[labels].tolist() for row, labels in zip(probabilities, positions, strict=True)],
         }
 
@@ -451,9 +456,9 @@ class MultiLabel(Labels):
         labels = [f"{name} {value:.3f}" for name, value in zip(answer["prediction"], answer["probabilities"], strict=True)]
         return f"{', '.join(labels) or 'none'}: {shortened(inputs)}"
 
-    def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
-        (probabilities,) = self.probabilities(self.logits_of(predictor, {"text": [text]}), calibration).tolist()
-        return [dict(zip(label_names, probabilities, strict=True))]
+    def widget_values(self, predictor: Predictor, text: str) -> list:
+        (probabilities,) = self.probabilities_of(predictor, {"text": [text]}).tolist()
+        return [dict(zip(predictor.label_names, probabilities, strict=True))]
 
     def pipeline(self, config: Config) -> tuple[str, str]:
         arguments, difference = super().pipeline(config)

@@ -43,14 +43,16 @@ from finetuning.results.entity_report import COLUMNS, MARKED, describe, describe
 from finetuning.results.label_report import by_label, micro, precision, recall
 from finetuning.results.metrics import fit_temperature
 from finetuning.results.report import Section, show_spans
-from finetuning.task import Evaluation, Metric, Rows, Statistics, Task
+from finetuning.task import Evaluation, JudgesLabels, Lengths, Metric, Rows, Statistics, Task
 from finetuning.training.prediction import Predictor
 
+# Rows in a group of neighbours. With 60, intervals were a quarter wider.
+NEIGHBOURS = 30
 # An entity in an answer; `start` and `end` are characters of the text.
 ENTITY = dict(start=Value("int64"), end=Value("int64"), text=Value("string"), label=Value("string"), probability=Value("float64"))
 
 
-class Entities(Task):
+class Entities(Task, JudgesLabels):
     """Named entities. A row is a sentence, or any other text."""
 
     name = pipeline_tag = "token-classification"
@@ -71,10 +73,6 @@ class Entities(Task):
     input_types = (str, list, dict)
     label_columns = (*spans.TAG_COLUMNS, *spans.SPAN_COLUMNS)
     truncates = False
-    judges_labels = True
-    rows_are_neighbours = True
-    length_edges = (0, 8, 16, 32, 64)
-    export_formats = ("merged", "onnx", "int8")
     only_logits = True
     answer_features = Features({"entities": List(ENTITY)})
     options = {"context": None}  # "sentence" or "neighbours", as in config.py; None: as in training
@@ -105,6 +103,11 @@ class Entities(Task):
 
     def contents(self, batch: dict[str, list], labels: np.ndarray) -> tuple[list[str], Sequence]:
         return batch["text"], [" ".join(map(str, tags)) for tags in batch["tags"]]
+
+    def groups(self, hashes: np.ndarray) -> np.ndarray | None:
+        """Return groups of neighbours: rows that follow one another may be sentences of one document."""
+        size = min(NEIGHBOURS, len(hashes) // (2 * NEIGHBOURS))  # few rows: small groups
+        return np.arange(len(hashes)) // size if size > 1 else None
 
     def label_counts(self, split: Split, label_names: list[str]) -> dict[str, int]:
         codes = np.concatenate(actual_codes(split))  # 0 is O; the types follow with two codes each, B- and I-
@@ -196,12 +199,8 @@ class Entities(Task):
     def learned_nothing(self, statistics: Statistics, label_names: list[str]) -> str:
         return "gets no entity" if statistics["actual"].any() and not statistics["predicted"].any() else ""
 
-    def lengths(self, evaluation: Evaluation) -> np.ndarray:
-        """Return the number of words of each row, (rows,)."""
-        return np.array([len(logits) for logits in evaluation.predictions])
-
-    def length_unit(self, evaluation: Evaluation) -> str:
-        return "words of the sentence"
+    def lengths(self, evaluation: Evaluation) -> Lengths:
+        return Lengths(np.array([len(logits) for logits in evaluation.predictions]), "words of the sentence", (0, 8, 16, 32, 64))
 
     # --- results ---------------------------------------------------------------------------------------------------------
 
@@ -264,7 +263,7 @@ class Entities(Task):
 
     # --- use -------------------------------------------------------------------------------------------------------------
 
-    def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
+    def answers(self, predictor: Predictor, batch: dict[str, list]) -> dict[str, list]:
         """Return the `entities` of each text: their `start` and `end` in it, `text`, `label` and `probability`.
 
         If a text is a list of words, the words are joined with spaces. `predictor.options["context"]` is "sentence" (each row is
@@ -274,9 +273,9 @@ class Entities(Task):
         config = replace(predictor.config, context=predictor.options.get("context") or predictor.config.context)
         tokens = encode_batch(self, {name: [row[name] for row in rows] for name in spans.PLACES}, predictor.tokenizer, config)
         logits = self.predict(predictor, tokens)
-        codes, types = self.decide(logits, calibration), types_of(label_names)
+        codes, types = self.decide(logits, predictor.calibration), types_of(predictor.label_names)
         sentences = [entities(tags) for tags in codes]
-        probabilities = entity_probabilities(word_probabilities(logits, codes, calibration["temperature"]), sentences)
+        probabilities = entity_probabilities(word_probabilities(logits, codes, predictor.calibration["temperature"]), sentences)
         answers = [
             [
                 dict(start=start, end=end, text=row["text"][start:end], label=label, probability=round(probability, 6))
@@ -295,8 +294,8 @@ class Entities(Task):
         ]
         return show_spans(mark(spans.place(inputs["text"])["text"], labels))
 
-    def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
-        (answer,) = self.answers(predictor, {"text": [text]}, label_names, calibration)["entities"]
+    def widget_values(self, predictor: Predictor, text: str) -> list:
+        (answer,) = self.answers(predictor, {"text": [text]})["entities"]
         pieces = mark(text, [(entity["start"], entity["end"], entity["label"]) for entity in answer])
         return [pieces, answer]
 

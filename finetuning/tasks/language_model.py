@@ -22,7 +22,7 @@ from finetuning.data.tokens import Tokens, whole_ids
 from finetuning.errors import UserError
 from finetuning.model.scoring import scoring, targets_batch
 from finetuning.results.report import MAX_EXAMPLES, MAX_LINE_CHARACTERS, Example, Section
-from finetuning.task import Evaluation, Metric, Rows, Statistics, Task
+from finetuning.task import Evaluation, Lengths, Metric, Rows, Statistics, Task
 from finetuning.training.prediction import Predictor
 
 SAMPLE_DOCUMENTS = 6  # documents on the report page that the model continues, or whose masks it fills
@@ -148,8 +148,8 @@ class LanguageModel(TokenTask):
         means, counts, _ = predictions.T
         return {"rows": np.ones(len(means)), "loss": -means * counts, "tokens": counts}
 
-    def lengths(self, evaluation: Evaluation) -> np.ndarray:
-        return evaluation.predictions[:, 2]
+    def lengths(self, evaluation: Evaluation) -> Lengths:
+        return Lengths(evaluation.predictions[:, 2], "tokens of the text")
 
     def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
         return {"tokens": int(statistics["tokens"].sum())}

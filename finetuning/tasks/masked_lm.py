@@ -64,15 +64,16 @@ class MaskedLM(LanguageModel):
 
         return mask_others
 
-    def extra_export_weights(self, source_path: str, merged: torch.nn.Module) -> dict[str, torch.Tensor]:
-        """Return weights of the base model's file that the masked language model lacks, such as BERT's pooler.
+    def prepare_export(self, merged: torch.nn.Module, source_path: str, calibration: dict) -> None:
+        """Add layers of the base model's file that the masked language model lacks, such as BERT's pooler.
 
         A classifier that starts from the export needs them.
         """
         base, info = AutoModel.from_pretrained(source_path, output_loading_info=True, trust_remote_code=False)
-        known, prefix = merged.state_dict(), merged.base_model_prefix
-        weights = {f"{prefix}.{name}": weight for name, weight in base.state_dict().items() if name not in info["missing_keys"]}
-        return {name: weight for name, weight in weights.items() if name not in known}
+        for name, layer in base.named_children():
+            in_file = not any(key.startswith(f"{name}.") for key in info["missing_keys"])
+            if in_file and getattr(merged.base_model, name, None) is None:
+                setattr(merged.base_model, name, layer)
 
     # --- results ---------------------------------------------------------------------------------------------------------
 
@@ -107,9 +108,10 @@ class MaskedLM(LanguageModel):
     # --- use -------------------------------------------------------------------------------------------------------------
 
     def refusal(self, inputs: dict) -> str:
-        return "" if MASK in inputs["text"] else f"it has no {MASK}: write {MASK} in place of a word"
+        no_mask = f"can't be answered: it has no {MASK}: write {MASK} in place of a word"
+        return super().refusal(inputs) or ("" if MASK in inputs["text"] else no_mask)
 
-    def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
+    def answers(self, predictor: Predictor, batch: dict[str, list]) -> dict[str, list]:
         """Return `words` for each text: for each [MASK] the most probable tokens, each with `word` and `probability`."""
         words, tokenizer, max_length = [], predictor.tokenizer, predictor.config.max_length
         for text in clean(batch["text"]):
@@ -125,8 +127,8 @@ class MaskedLM(LanguageModel):
         )
         return f"{shortened(inputs)}  ->  {'; '.join(guesses)}"
 
-    def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
-        return self.answers(predictor, {"text": [text]}, label_names, calibration)["words"]
+    def widget_values(self, predictor: Predictor, text: str) -> list:
+        return self.answers(predictor, {"text": [text]})["words"]
 
     def pipeline(self, config: Config) -> tuple[str, str]:
         return "", "It reads the tokenizer's own mask token, and a text that is longer than the model can read raises an error."

@@ -139,15 +139,16 @@ class Regression(TextClassification):
 
     # --- use -------------------------------------------------------------------------------------------------------------
 
-    def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
+    def answers(self, predictor: Predictor, batch: dict[str, list]) -> dict[str, list]:
         """Return `prediction`, a number with seven digits for each row: a model's float32 has no more."""
-        return {"prediction": [float(f"{value:.7g}") for value in self.numbers(self.logits_of(predictor, batch), calibration)]}
+        numbers = self.numbers(self.logits_of(predictor, batch), predictor.calibration)
+        return {"prediction": [float(f"{value:.7g}") for value in numbers]}
 
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
         return f"{answer['prediction']:>9.6g}  {shortened(inputs)}"
 
-    def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
-        (value,) = self.answers(predictor, {"text": [text]}, label_names, calibration)["prediction"]
+    def widget_values(self, predictor: Predictor, text: str) -> list:
+        (value,) = self.answers(predictor, {"text": [text]})["prediction"]
         return [f"{value:.6g}"]
 
 

@@ -28,7 +28,7 @@ from finetuning.data.text import (
 from finetuning.data.tokens import Tokens, by_characters, encode_batch, special_tokens, tokenize_texts, truncate
 from finetuning.errors import UserError
 from finetuning.results.report import MAX_EXAMPLES, Example
-from finetuning.task import Evaluation, Rows, Task
+from finetuning.task import Evaluation, Lengths, Rows, Task
 from finetuning.training.prediction import Predictor
 
 
@@ -45,7 +45,6 @@ class TextClassification(Task):
     )
     tokenizer_options = {"split_special_tokens": True}  # "</s>" or "[SEP]" in a text is text
     label_columns = LABEL_COLUMNS
-    export_formats = ("merged", "onnx", "int8")
     only_logits = True
     answer_features = Features({"prediction": Value("float64")})
     examples = (
@@ -162,8 +161,8 @@ class TextClassification(Task):
         scores = {"logits": evaluation.predictions, "tokens": evaluation.lengths, "truncated": truncated}
         return self.answer_columns(evaluation) | scores
 
-    def length_unit(self, evaluation: Evaluation) -> str:
-        return f"tokens of the text (the model reads at most {evaluation.config.max_length})"
+    def lengths(self, evaluation: Evaluation) -> Lengths:
+        return Lengths(evaluation.lengths, f"tokens of the text (the model reads at most {evaluation.config.max_length})")
 
     def remark(self, metrics: dict) -> str:
         config = Config(**metrics["run"]["config"])

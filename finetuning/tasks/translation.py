@@ -27,7 +27,7 @@ from finetuning.errors import UserError
 from finetuning.model.scoring import scoring
 from finetuning.results import bleu, metrics
 from finetuning.results.report import MAX_EXAMPLES, Example, Section
-from finetuning.task import Evaluation, Rows, Statistics, Task
+from finetuning.task import Evaluation, Lengths, Rows, Statistics, Task
 from finetuning.tasks.language_model import LOSS, TokenTask
 from finetuning.training.prediction import Predictor
 from finetuning.training.writing import translate
@@ -62,9 +62,8 @@ class Translation(TokenTask):
     token_settings = ("max_length", "truncation", "source_lang", "target_lang")
     settings = ("source_column", "target_column", "source_lang", "target_lang", "num_beams", "truncation", "label_smoothing_factor")
     readers = dict.fromkeys(LANGUAGE_ENDINGS, read_parallel)
-    length_edges = (0, 10, 20, 30, 50)
     prediction_column = "translation"
-    export_formats = ("merged", "ctranslate2", "ctranslate2-int8")
+    exporters = {"ctranslate2": CTranslate2, "ctranslate2-int8": partial(CTranslate2, quantization="int8")}
     int8_tolerance = 0.0125  # half a point at 40 BLEU
     options = {"num_beams": None}  # None: as in the run's config
     answer_features = Features({"translation": Value("string"), "score": Value("float64")})
@@ -182,9 +181,6 @@ class Translation(TokenTask):
         smoothing = config.label_smoothing_factor
         return lambda scores, labels: -((1 - smoothing) * scores[:, 0] + smoothing * scores[:, 1]).sum()
 
-    def exporters(self) -> dict[str, Callable]:
-        return {"ctranslate2": CTranslate2, "ctranslate2-int8": partial(CTranslate2, quantization="int8")}
-
     # --- predictions -----------------------------------------------------------------------------------------------------
 
     def predict(self, predictor: Predictor, tokens: Tokens) -> Translations:
@@ -221,13 +217,12 @@ class Translation(TokenTask):
         scores["greedy_bleu"] = scores["bleu"] if same else bleu.statistics("bleu", predictions.greedy, targets, tokenize=tokenize)
         return {"rows": np.ones(len(targets), dtype=np.int32), "loss": -means * counts, "tokens": counts} | scores
 
-    def lengths(self, evaluation: Evaluation) -> np.ndarray:
-        """Return the number of words of each source, or of characters if its language has no spaces between words, (rows,)."""
-        in_words, sources = _counts_words(evaluation), filled(evaluation.split.columns()["source"])
-        return np.array([len(text.split() if in_words else "".join(text.split())) for text in sources])
-
-    def length_unit(self, evaluation: Evaluation) -> str:
-        return f"{'words' if _counts_words(evaluation) else 'characters'} of the source"
+    def lengths(self, evaluation: Evaluation) -> Lengths:
+        """Return the number of words of each source, or of characters if its language has no spaces between words."""
+        sources = filled(evaluation.split.columns()["source"])
+        in_words = special_script(evaluation.config.source_lang, sources) in (None, "ko")
+        counts = np.array([len(text.split() if in_words else "".join(text.split())) for text in sources])
+        return Lengths(counts, f"{'words' if in_words else 'characters'} of the source", (0, 10, 20, 30, 50))
 
     # --- results ---------------------------------------------------------------------------------------------------------
 
@@ -279,7 +274,7 @@ class Translation(TokenTask):
 
     # --- use -------------------------------------------------------------------------------------------------------------
 
-    def answers(self, predictor: Predictor, batch: dict[str, list], label_names: list[str], calibration: dict) -> dict[str, list]:
+    def answers(self, predictor: Predictor, batch: dict[str, list]) -> dict[str, list]:
         """Return the `translation` of each text, and its `score`, the mean log-likelihood of its tokens."""
         config, num_beams = predictor.config, (self.options | predictor.options)["num_beams"]
         if num_beams is not None and num_beams < 1:
@@ -296,13 +291,8 @@ class Translation(TokenTask):
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
         return " ".join(answer["translation"].split())
 
-    def widget_values(self, predictor: Predictor, text: str, label_names: list[str], calibration: dict) -> list:
-        return self.answers(predictor, {"source": [text]}, label_names, calibration)["translation"]
-
-
-def _counts_words(evaluation: Evaluation) -> bool:
-    """Return whether the length of a source is counted in words, not in characters."""
-    return special_script(evaluation.config.source_lang, filled(evaluation.split.columns()["source"])) in (None, "ko")
+    def widget_values(self, predictor: Predictor, text: str) -> list:
+        return self.answers(predictor, {"source": [text]})["translation"]
 
 
 def references(split: Split) -> list[str]:

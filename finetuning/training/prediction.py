@@ -23,7 +23,10 @@ OTHER_OUTPUTS += ["encoder_attentions", "decoder_hidden_states", "decoder_attent
 
 
 class Predictor:
-    """A model with its task, tokenizer and settings, as `Task.predict` and `Task.answers` need it."""
+    """A model with its task, tokenizer and settings, as `Task.predict` needs it.
+
+    For `Task.answers` it also has `label_names`, the run's `calibration`, and `options`: the flags of predict.py that the task knows.
+    """
 
     def __init__(
         self,
@@ -37,7 +40,9 @@ class Predictor:
         """`trainer` is the one that trains the model, for validation during training. Without it, a new one is made."""
         self.task, self.model, self.tokenizer, self.config = task, model, tokenizer, config
         self.show_progress, self.trainer = show_progress, trainer
-        self.options: dict = {}  # the flags of predict.py that the task knows, with their values
+        self.label_names: list[str] = []
+        self.calibration: dict = {}
+        self.options: dict = {}
 
     def outputs(self, tokens: Tokens) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         """Yield (positions of examples, the model's outputs for them). The outputs are an array for each batch, (examples, ...).

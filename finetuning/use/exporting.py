@@ -38,9 +38,10 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
     split, in float32, and is written only if it agrees (`agrees`). Raise `UserError` for an unknown format, a missing library, or
     if there is an export already or another process writes one.
     """
-    formats = tuple(formats or run.task.export_formats)
+    possible = ("merged", *(FILES if run.task.only_logits else ()), *run.task.exporters)
+    formats = tuple(formats or possible)
     lock(run.folder, "exported")
-    _check(run, formats)
+    _check(run, formats, possible)
     folder, partial = run.folder / "export", run.folder / "export.partial"
     data = load_data(run.task, run.config, run.origins["dataset"])
     check_same_data(run, data)
@@ -73,7 +74,7 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
 
         quantize_dynamic(onnx_file, int8_file, per_channel=True)
         comparison.add("int8", OnnxModel(int8_file), int8_file)
-    for name, exporter in run.task.exporters().items():
+    for name, exporter in run.task.exporters.items():
         if name in formats:
             comparison.add(name, exporter(partial / "merged", partial / name, predictor.tokenizer), partial / name / "model.bin")
 
@@ -93,10 +94,9 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
     return comparison.results
 
 
-def _check(run: Run, formats: tuple[str, ...]) -> None:
-    if unknown := [name for name in formats if name not in run.task.export_formats]:
-        known = ", ".join(run.task.export_formats)
-        raise UserError(f"--formats {' '.join(unknown)}: {run.config.task} can be exported as {known} only")
+def _check(run: Run, formats: tuple[str, ...], possible: tuple[str, ...]) -> None:
+    if unknown := [name for name in formats if name not in possible]:
+        raise UserError(f"--formats {' '.join(unknown)}: {run.config.task} can be exported as {', '.join(possible)} only")
     for name in formats:
         require_installed(f"--formats {name}", *NEEDED_LIBRARIES[name])
     if (run.folder / "export").exists():
@@ -118,7 +118,7 @@ class _Comparison:
         predictor = Predictor(task, model, self.predictor.tokenizer, self.predictor.config)
         predictions = task.predict(predictor, self.tokens)
         seconds = time.perf_counter() - started
-        calibration = task.exported(self.run.calibration) if self.results else self.run.calibration
+        calibration = cards.calibration_of_export(self.run.calibration) if self.results else self.run.calibration
         statistics = task.statistics(predictions, self.test, calibration)
         decisions = task.decide(predictions, calibration)
         result = {"format": name, "rows_per_s": len(self.test) / seconds, "mib": file.stat().st_size / 2**20}
@@ -168,9 +168,8 @@ def _write_merged(predictor: Predictor, run: Run, source_path: str, folder: Path
         _scale_outputs(merged, *scale)
     if run.config.problem_type:  # a pipeline needs it to choose softmax or sigmoid
         merged.config.problem_type = run.config.problem_type
-    run.task.prepare_export(merged, run.calibration)
-    extra = run.task.extra_export_weights(source_path, merged)
-    merged.save_pretrained(folder, state_dict=merged.state_dict() | extra)
+    run.task.prepare_export(merged, source_path, run.calibration)
+    merged.save_pretrained(folder)
     save_tokenizer(predictor.tokenizer, run.task, run.config, folder)
 
 

@@ -31,7 +31,7 @@ from finetuning.processes import by_first
 from finetuning.results.run_folder import Run, find_base_model, load_predictor
 from finetuning.speed import openvino
 from finetuning.speed.precision import on_cpu, pick_precision
-from finetuning.task import Task
+from finetuning.task import Converses, Task
 from finetuning.training.prediction import Predictor
 
 ROWS_IN_MEMORY = 2048  # at a time
@@ -70,8 +70,8 @@ def load_engine(run: Run, engine: str) -> Predictor:
     predictor = load_predictor(in_float32, source)
     merged = predictor.model.merge_and_unload().eval()
     batches = _calibration_batches(run, predictor) if engine == "int8" else None
-    model = openvino.OpenVino(merged, pick_precision(run.config.precision)[0], batches)
-    return Predictor(run.task, model, predictor.tokenizer, run.config)
+    predictor.model, predictor.config = openvino.OpenVino(merged, pick_precision(run.config.precision)[0], batches), run.config
+    return predictor
 
 
 def _calibration_batches(run: Run, predictor: Predictor) -> list[dict[str, torch.Tensor]]:
@@ -119,28 +119,21 @@ class Answers:
     def answer_batch(self, inputs: dict[str, list]) -> dict[str, list]:
         """Return columns of answers. `inputs` has the task's input columns, with values that `check_rows` lets pass."""
         task, empty = self.run.task, self.run.task.empty_answer
-        arguments = self.run.label_names, self.run.calibration
         if empty is None:
-            return task.answers(self.predictor, inputs, *arguments)
+            return task.answers(self.predictor, inputs)
         (texts,) = inputs.values()
         nonempty = [i for i, text in enumerate(texts) if (text or "").strip()]
         nonempty_inputs = {name: [texts[i] for i in nonempty] for name in inputs}
-        columns = task.answers(self.predictor, nonempty_inputs, *arguments) if nonempty else {name: [] for name in empty}
+        columns = task.answers(self.predictor, nonempty_inputs) if nonempty else {name: [] for name in empty}
         answers = {name: dict(zip(nonempty, values, strict=True)) for name, values in columns.items()}
         return {name: [answers[name].get(i, value) for i in range(len(texts))] for name, value in empty.items()}
 
 
 def check_rows(task: Task, rows: Dataset, columns: dict[str, str]) -> None:
-    """Raise `UserError` for the first row without an answer: a value is no text, or is empty where it must not be, or `refusal`."""
-    may_be_empty = task.empty_answer is not None
+    """Raise `UserError` for the first row that the task can't answer."""
     for number, inputs in enumerate(chain.from_iterable(map(as_rows, _batches(rows, columns))), 1):
-        for value in (value for name, value in inputs.items() if name not in task.optional_inputs):
-            if value is not None and not isinstance(value, task.input_types):
-                raise UserError(f"text {number} is {value!r}, which is no text: set --text_column to the column with the texts")
-            if not may_be_empty and (not value or (isinstance(value, str) and not value.strip())):
-                raise UserError(f"text {number} is empty: every text gets an answer, so remove the empty ones")
         if reason := task.refusal(inputs):
-            raise UserError(f"text {number} can't be answered: {reason}")
+            raise UserError(f"text {number} {reason}")
 
 
 def _batches(rows: Dataset, columns: dict[str, str]) -> Iterator[dict[str, list]]:
@@ -161,7 +154,7 @@ def chat(answers: Answers) -> None:
     Raise `UserError` if the run's task has no conversations.
     """
     task, messages = answers.run.task, []
-    if not task.converses:
+    if not isinstance(task, Converses):
         raise UserError(
             f"--chat is for runs that were trained on prompts and answers, not for {answers.run.config.task}: leave it out"
         )
