@@ -3,7 +3,7 @@
 import csv
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from finetuning.data.content import Tables, check_names, string_tables, without_nameless
@@ -58,31 +58,24 @@ def read_tsv(files: list[Path], encoding: str | None, remarks: list[str]) -> Tab
 
 def _table(files: list[Path], encoding: str | None, separators: list[str | None], remarks: list[str]) -> Tables:
     """Read files that have the same columns. Separator None: tabs separate fields, and quotation marks belong to the texts."""
-    rows_of_files = [_fields(file, encoding, separator, remarks) for file, separator in zip(files, separators, strict=True)]
-    headers = [[name.strip() for name in next(rows, [])] for rows in rows_of_files]
-    for file, header in zip(files, headers, strict=True):
+    tables: list[tuple[list[str], Iterable[list]]] = []
+    for file, separator in zip(files, separators, strict=True):
+        rows = _fields(file, encoding, separator, remarks)
+        header = [name.strip() for name in next(rows, [])]
         if not header:
             raise UserError(f"{file}: it is empty")
-    tables = [without_nameless(*table) for table in zip(files, headers, rows_of_files, strict=True)]
-    for file, (names, _) in zip(files, tables, strict=True):
-        check_names(file, names, files[0], tables[0][0])
+        tables.append(without_nameless(file, header, rows))
+        check_names(file, tables[-1][0], files[0], tables[0][0])
     return string_tables(tables[0][0], itertools.chain.from_iterable(rows for _, rows in tables))
 
 
-def _fields(file: Path, encoding: str | None, separator: str | None, remarks: list[str]) -> Iterator[list[str]]:
-    """Yield the fields of each row, first those of the header. Raise `UserError` for a row with another number of fields."""
+def _rows(file: Path, encoding: str | None, separator: str | None) -> Iterator[tuple[int, list[str], list[str]]]:
+    """Yield the number of each row's first line, its lines, and its fields. Raise `UserError` for misplaced quotation marks."""
     if separator is None:
-        header = []
-        for number, line in enumerate(lines_of(file, encoding), 1):
-            if line:
-                fields = line.split("\t")
-                if header:
-                    _check_fields(file, number, fields, header, "\t")
-                header = header or fields
-                yield fields
+        yield from ((number, [line], line.split("\t")) for number, line in enumerate(lines_of(file, encoding), 1) if line)
         return
     csv.field_size_limit(MAX_LINE)
-    lines: list[str] = []  # the lines of the current row
+    lines: list[str] = []  # of the current row
 
     def recorded() -> Iterator[str]:
         for number, line in enumerate(lines_of(file, encoding, keep_ends=True)):
@@ -90,34 +83,17 @@ def _fields(file: Path, encoding: str | None, separator: str | None, remarks: li
             lines.append(line)
             yield line
 
-    reader = csv.reader(recorded(), delimiter=separator, strict=True)
-    prose = re.compile(rf"{re.escape(separator)}(?!\S)|(?<=[0-9]){re.escape(separator)}(?=[0-9])")  # as in "well, well" or "1,5"
-    first_line, header, n_joined, suspects = 1, [], 0, []
-    values: dict[int, set] = {}  # distinct values of each column that has few
+    reader, first_line = csv.reader(recorded(), delimiter=separator, strict=True), 1
     try:
         for row in reader:
+            spaced = [field for field in row if SPACED_QUOTE.fullmatch(field) and field in "".join(lines)]
+            if spaced:
+                raise UserError(
+                    f"{file}: line {first_line:,}: the field {spaced[0][:40]!r} has spaces before its quotation mark, which would "
+                    "then be part of it: remove these spaces"
+                )
             if row:
-                text = "".join(lines)
-                if spaced := next((field for field in row if SPACED_QUOTE.fullmatch(field) and field in text), None):
-                    raise UserError(
-                        f"{file}: line {first_line:,}: the field {spaced[:40]!r} has spaces before its quotation mark, which would "
-                        "then be part of it: remove these spaces"
-                    )
-                if header:
-                    _check_fields(file, first_line, row, header, separator)
-                if not header:
-                    header, values = row, {i: set() for i in range(len(row))}
-                elif len(lines) > 1:
-                    n_joined += 1
-                    rows = [line.rstrip("\r\n").split(separator) for line in lines]
-                    if len(row) > 1 and all(len(fields) == len(row) for fields in rows):
-                        suspects.append((first_line, rows, not any("\n" in field and prose.search(field) for field in row)))
-                else:
-                    for i in [*values]:
-                        values[i].add(row[i])
-                        if len(values[i]) > MAX_DISTINCT_VALUES:
-                            del values[i]
-                yield row
+                yield first_line, [*lines], row
             first_line = reader.line_num + 1
             lines.clear()
     except csv.Error as error:
@@ -125,6 +101,30 @@ def _fields(file: Path, encoding: str | None, separator: str | None, remarks: li
             f"{file}: line {first_line:,}: {error}: a quoted field must begin and end with a quotation mark, and quotation marks "
             "inside it must be doubled: write the file with a spreadsheet or a csv library, or save it as .jsonl"
         ) from error
+
+
+def _fields(file: Path, encoding: str | None, separator: str | None, remarks: list[str]) -> Iterator[list[str]]:
+    """Yield the fields of each row, first those of the header. Raise `UserError` for a row with another number of fields."""
+    mark = separator or "\t"
+    prose = re.compile(rf"{re.escape(mark)}(?!\S)|(?<=[0-9]){re.escape(mark)}(?=[0-9])")  # as in "well, well" or "1,5"
+    header, n_joined, suspects = [], 0, []
+    values: dict[int, set] = {}  # distinct values of each column that has few
+    for first_line, lines, row in _rows(file, encoding, separator):
+        if not header:
+            header, values = row, {i: set() for i in range(len(row))}
+        else:
+            _check_fields(file, first_line, row, header, mark)
+            if len(lines) > 1:
+                n_joined += 1
+                rows = [line.rstrip("\r\n").split(mark) for line in lines]
+                if len(row) > 1 and all(len(fields) == len(row) for fields in rows):
+                    suspects.append((first_line, rows, not any("\n" in field and prose.search(field) for field in row)))
+            else:
+                for i, seen in [*values.items()]:
+                    seen.add(row[i])
+                    if len(seen) > MAX_DISTINCT_VALUES:
+                        del values[i]
+        yield row
     remarks += _check_joined_rows(file, n_joined, suspects, [*values.values()])
 
 
