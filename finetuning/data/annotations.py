@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import ClassLabel, Dataset
 
+from finetuning.data.content import holds_texts
 from finetuning.data.label_forms import distinct_names, read_list
 from finetuning.errors import UserError
 
@@ -49,7 +50,7 @@ def accepted_rows(raw: dict[str, Dataset], columns: dict[str, str]) -> tuple[dic
     answers = {}
     for split, rows in raw.items():
         feature = rows.features.get("answer")
-        if isinstance(feature, ClassLabel) or getattr(feature, "dtype", None) in ("string", "large_string"):
+        if isinstance(feature, ClassLabel) or holds_texts(feature):
             cells = distinct_names(rows, "answer")
             answers[split] = cells.per_row(cells.values, None)
     counts = Counter(answer for split_answers in answers.values() for answer in split_answers)

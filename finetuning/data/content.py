@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 from datasets import ClassLabel, Features
@@ -21,6 +22,11 @@ def _class_names(features: Features) -> dict[str, list[str]]:
     """Return the names of the classes of each column that has them; its values, or the items of its lists, are their numbers."""
     items = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
     return {name: item.names for name, item in items.items() if isinstance(item, ClassLabel)}
+
+
+def holds_texts(feature: Any) -> bool:
+    """Return whether a column with this feature holds texts."""
+    return getattr(feature, "dtype", None) in ("string", "large_string")
 
 
 def check_classes(place: str, first: Features, other: Features) -> None:

@@ -16,6 +16,7 @@ import pyarrow
 from datasets import ClassLabel, Dataset, Json, LargeList, List, Value
 
 from finetuning.data.cache import read_column
+from finetuning.data.content import holds_texts
 from finetuning.errors import UserError, shorten
 
 MAX_SHOWN = 60  # characters of a value that a message shows
@@ -122,7 +123,7 @@ def find_lists(raw: dict[str, Dataset], column: str) -> Lists | None:
             f"label_column={column} holds {feature} in split train, but {raw[other].features[column]} in split {other}: write the "
             "labels of all splits in the same form, with a list in every row"
         )
-    is_text = isinstance(feature, Json) or getattr(feature, "dtype", None) in ("string", "large_string")
+    is_text = isinstance(feature, Json) or holds_texts(feature)
     if not is_list["train"] and not is_text:
         return None
     columns = {split: distinct(rows, column) for split, rows in raw.items()}

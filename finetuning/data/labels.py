@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import ClassLabel, Dataset
 
+from finetuning.data.content import holds_texts
 from finetuning.data.label_forms import Distinct, Lists, as_lists, as_text, distinct, distinct_names, find_lists, shown
 from finetuning.errors import UserError, listed
 
@@ -99,7 +100,7 @@ def holds_several(train: Dataset, column: str) -> bool:
     lists = find_lists({"train": train}, column)
     if lists:
         return any(len(value or []) > 1 for value in lists.columns["train"].values)
-    if getattr(train.features[column], "dtype", None) in ("string", "large_string"):
+    if holds_texts(train.features[column]):
         values = [value for value in distinct(train, column).values if value is not None]
         is_class = "if each is a class set it to single_label_classification"
         if (decimal := _decimal(values)) is not None:

@@ -25,6 +25,7 @@ from finetuning.data.annotations import (
     settle_offsets,
 )
 from finetuning.data.cache import map_once, read_column
+from finetuning.data.content import holds_texts
 from finetuning.data.labels import alike
 from finetuning.data.words import DIVIDED, divide_words, find_words
 from finetuning.errors import UserError, listed
@@ -192,7 +193,7 @@ def read(raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Ro
 def _refuse_single_words(rows: Dataset, columns: dict[str, str], split: str) -> None:
     """Raise `UserError` if most of the first rows are a single word with its tag."""
     column, first = columns["label"], rows.select(range(min(len(rows), ROWS_CHECKED)))
-    if getattr(rows.features[column], "dtype", None) not in ("string", "large_string"):
+    if not holds_texts(rows.features[column]):
         return
     tags = pyarrow.compute.match_substring_regex(read_column(first, column), r"^(O|[BIESLUM][-_]\S+)$").drop_null()
     if len(tags) and pyarrow.compute.mean(tags).as_py() > 0.5:

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, Features, Translation, Value
 
 from config import Config
 from finetuning.data.cache import map_once, read_column, reopened
-from finetuning.data.content import check_classes
+from finetuning.data.content import check_classes, holds_texts
 from finetuning.data.files import SPLIT_WORDS, SPLITS, split_words
 from finetuning.data.sources import Source, find_rows
 from finetuning.data.text import not_read
@@ -197,7 +197,7 @@ def check_no_split_column(raw: dict[str, Dataset], columns: dict[str, str], conf
     if len(raw) > 1:
         return
     for name, feature in raw["train"].features.items():
-        if getattr(feature, "dtype", None) == "string" and name not in (*columns.values(), config.group_column):
+        if holds_texts(feature) and name not in (*columns.values(), config.group_column):
             if str(raw["train"][0][name]).strip().lower() not in SPLIT_WORDS:
                 continue
             values = {str(value).strip() for value in raw["train"].unique(name) if value}

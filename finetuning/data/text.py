@@ -11,6 +11,7 @@ from datasets import Dataset, Features, Json, Value
 
 from config import Config
 from finetuning.data.cache import read_column
+from finetuning.data.content import holds_texts
 from finetuning.data.label_forms import shown
 from finetuning.errors import UserError, shorten
 from finetuning.task import Task
@@ -98,7 +99,7 @@ def check_texts(raw: dict[str, Dataset], columns: dict[str, str]) -> list[str]:
     for split, rows in raw.items():
         for name, column in columns.items():
             feature = rows.features[column]
-            if name.startswith("label") or getattr(feature, "dtype", None) in ("string", "large_string"):
+            if name.startswith("label") or holds_texts(feature):
                 continue
             first_characters = _first_characters(rows, column) if isinstance(feature, Json) else np.full(len(rows), "?")
             others = np.flatnonzero((first_characters != '"') & (first_characters != ""))  # values that are no texts
