@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from collections import Counter
 from contextlib import suppress
 from itertools import accumulate
@@ -19,6 +20,7 @@ OFFSET_UNITS = {  # value of `span_offsets` -> its unit in messages
     "utf-16": "UTF-16 units, as JavaScript does",
 }
 LABEL_KEYS = ("label", "labels", "type", "entity_type", "entity_group", "category", "entity", "tag")  # of a span; the first counts
+TAG = re.compile(r"O|([BIESLUM])[-_](.+)")  # of a word, in the schemes IOB1, IOB2, IOBES and BILOU
 ANSWERS = {"accept", "reject", "ignore"}  # values of Prodigy's column `answer`
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from finetuning.data.annotations import TAG
 from finetuning.data.content import Tables, check_names, string_tables, without_nameless
 from finetuning.data.files import MAX_LINE, SNIFFED_BYTES, lines_of, open_text
 from finetuning.errors import UserError
@@ -13,7 +14,6 @@ from finetuning.errors import UserError
 SPACED_QUOTE = re.compile(r' +"(?:[^"]|"")+" *')  # a field that was written with a space after the separator
 SEPARATORS = ",;\t|"
 NAMED_SEPARATOR = re.compile(r'"?sep=([^\w\s"]|\t)"?\r?\n')  # the first line of a file for Excel, before the names of the columns
-TAG = re.compile(r"O|[BIESLUM][-_].+")  # of a word, in a file of entities
 SNIFFED_LINES = 200  # of a .tsv, to see whether it holds a word and its tag per line
 MIN_TAGS = 0.9  # of the sniffed lines that end in a tag
 MAX_DISTINCT_VALUES = 50  # a column with more is not taken for a column of labels

@@ -20,6 +20,7 @@ from datasets import ClassLabel, Features, Value
 from datasets.features.features import _visit
 from pyarrow.parquet import ParquetFile, read_schema
 
+from finetuning.data.annotations import TAG
 from finetuning.data.content import (
     ROWS_PER_TABLE,
     Reader,
@@ -30,7 +31,7 @@ from finetuning.data.content import (
     string_tables,
     without_nameless,
 )
-from finetuning.data.delimited import TAG, read_csv, read_tsv
+from finetuning.data.delimited import read_csv, read_tsv
 from finetuning.data.files import ending, lines_of, read_bytes, split_of, stem
 from finetuning.data.json_rows import read_json
 from finetuning.errors import UserError, require_installed

@@ -17,6 +17,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from config import Config
 from finetuning.data.annotations import (
     OFFSET_UNITS,
+    TAG,
     Annotation,
     Span,
     accepted_rows,
@@ -41,7 +42,6 @@ PLACES = {"text": Value("string"), "starts": List(Value("int32")), "ends": List(
 REMARKS = List({"kind": Value("string"), "example": Value("string")})
 FEATURES = Features(PLACES | {"tags": List(Value("string")), "remarks": REMARKS, "left_out": Value("bool")})
 NO_WORDS = {"text": "", "starts": [], "ends": [], "tags": [], "remarks": [], "left_out": False}
-TAG = re.compile(r"([BIESLUM])[-_](.+)")
 LIST_OF_WORDS = re.compile(r"""\s*\[\s*(?:['"].*['"]\s*)?\]\s*""", re.DOTALL)
 
 
@@ -66,9 +66,9 @@ def to_iob2(tags: Sequence[str]) -> list[str]:
     iob2, open_type = [], None
     for tag in tags:
         match = TAG.fullmatch(tag)
-        if not match and tag != "O":
+        if not match:
             raise ValueError(tag)
-        prefix, name = match.groups() if match else ("O", None)
+        prefix, name = match.groups("O")
         continues = prefix in "IMEL" and name == open_type
         iob2.append("O" if prefix == "O" else f"{'I' if continues else 'B'}-{name}")
         open_type = name if prefix in "BIM" else None
