@@ -39,12 +39,14 @@ MIN_CONFIDENCE = 0.1  # of chardet; below it, Windows-1252 is as probable
 
 def known_files(path: Path, endings: Collection[str]) -> list[Path]:
     """Return the file at `path`, or the files in that folder, that have one of `endings`; without hidden files and folders."""
-    if not path.is_dir():
-        return [path] if ending(path) in endings else []
-    hidden = (".", "~$")  # as in .ipynb_checkpoints/train-checkpoint.csv, or a lock of Excel
-    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-    files = [file for file in files if not any(part.startswith(hidden) for part in file.relative_to(path).parts)]
-    return [file for file in files if ending(file) in endings]
+    return [file for file in (visible_files(path) if path.is_dir() else [path]) if ending(file) in endings]
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """Return all files in a folder and those below it, without hidden ones such as .ipynb_checkpoints/train.csv."""
+    hidden = (".", "~$")  # Excel locks train.xlsx with ~$train.xlsx
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return [file for file in files if not any(part.startswith(hidden) for part in file.relative_to(folder).parts)]
 
 
 def ending(file: Path) -> str:

@@ -24,7 +24,7 @@ from filelock import FileLock
 from finetuning.data import formats, json_rows
 from finetuning.data.cache import reopened, source_code
 from finetuning.data.content import ROWS_PER_TABLE, Reader
-from finetuning.data.files import ending, guess_encoding, known_files, split_files, split_words, stem
+from finetuning.data.files import ending, guess_encoding, known_files, split_files, split_words, stem, visible_files
 from finetuning.disk import move, read_json, room_in, sha256, why_full, write_json
 from finetuning.errors import UserError
 
@@ -111,11 +111,8 @@ def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: P
     if card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace").partition("\n---")[0]:
         for file in known_files(path, (".json", ".jsonl", ".ndjson")):
             json_rows.check_file(file)
-        files = [
-            file for file in sorted(path.rglob("*")) if file.is_file() and not {".git", ".cache"} & {*file.relative_to(path).parts}
-        ]
         # The key of `datasets` ignores the contents of the files.
-        key = Hasher.hash([(str(file.relative_to(path)), sha256(file)) for file in files])
+        key = Hasher.hash([(str(file.relative_to(path)), sha256(file)) for file in visible_files(path)])
         copy = in_utf8(load_dataset(str(path), cache_dir=str(cache / key)), path)  # a copy of a data set on the Hub
         return Reading(copy, [], dict.fromkeys(copy, [path.name]))
     files = known_files(path, readers)
