@@ -9,7 +9,7 @@ from pathlib import Path
 from finetuning.data.annotations import TAG
 from finetuning.data.content import Tables, check_names, string_tables, without_nameless
 from finetuning.data.files import MAX_LINE, SNIFFED_BYTES, lines_of, open_text
-from finetuning.errors import UserError
+from finetuning.errors import UserError, listed
 
 SPACED_QUOTE = re.compile(r' +"(?:[^"]|"")+" *')  # a field that was written with a space after the separator
 SEPARATORS = ",;\t|"
@@ -18,7 +18,6 @@ SNIFFED_LINES = 200  # of a .tsv, to see whether it holds a word and its tag per
 MIN_TAGS = 0.9  # of the sniffed lines that end in a tag
 MAX_DISTINCT_VALUES = 50  # a column with more is not taken for a column of labels
 MAX_DOUBTFUL = 0.1  # of the rows of several lines may look like rows by chance
-MAX_LISTED = 5  # places in a note
 MIN_SUSPECT_LINES = 4  # a quoted field with as many lines that look like rows is refused
 
 
@@ -161,9 +160,8 @@ def _check_joined_rows(file: Path, n_joined: int, suspects: list, values: list[s
             )
         if may_be_rows:
             doubtful.append(lines)
-    more = f" and {len(doubtful) - MAX_LISTED:,} more" if len(doubtful) > MAX_LISTED else ""
     note = (
-        f"{file.name}: lines {', '.join(doubtful[:MAX_LISTED])}{more} are read as one row, because quotation marks surround them: if "
+        f"{file.name}: lines {listed(doubtful)} are read as one row, because quotation marks surround them: if "
         "they are several rows, double the quotation marks inside fields, or save the file as .jsonl"
     )
     return [note] if len(doubtful) > MAX_DOUBTFUL * n_joined else []

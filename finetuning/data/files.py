@@ -12,7 +12,7 @@ from typing import IO, AnyStr, NoReturn
 
 import chardet
 
-from finetuning.errors import UserError
+from finetuning.errors import UserError, listed
 
 SPLITS = ("train", "validation", "test")
 SPLIT_WORDS = {  # words in the names of files, such as test, testset or testdata -> splits
@@ -71,30 +71,26 @@ def split_files(path: Path, files: list[Path], split_names: Collection[str] = ()
     for split, alike in splits.items():
         by_words = {frozenset(_telling_words(file.relative_to(path))): file for file in alike}
         if len(by_words) > 1:
-            names = " and ".join(str(file.relative_to(path)) for file in by_words.values())
+            both = " and ".join(str(file.relative_to(path)) for file in by_words.values())
             remedy = "" if split == "train" else f", or set validation_split or test_split to {stem(alike[0])}"
             raise UserError(
-                f"{path}: {names} use different words for the split {split}: keep one, or use the same word ({split}-1.csv, "
+                f"{path}: {both} use different words for the split {split}: keep one, or use the same word ({split}-1.csv, "
                 f"{split}-2.csv){remedy}"
             )
     unknown = [file for file in splits.pop("", []) if stem(file).lower() not in NO_ROWS]
+    names = [file.relative_to(path) for file in unknown]
     if unknown and "train" in splits:
-        names = ", ".join(str(file.relative_to(path)) for file in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         raise UserError(
-            f"{path}: the name of {names} tells no split, and {splits['train'][0].name} is train already: give one file, move it "
+            f"{path}: the name of {listed(names)} tells no split, and {splits['train'][0].name} is train already: give one file, move it "
             "elsewhere, put train, validation or test into its name, or set test_split or validation_split to its name, "
             f"{stem(unknown[0])}"
         )
-    if unknown and not splits:
-        stems = [stem(file).lower() for file in unknown]
-        if any("train" in name for name in stems) and any(
-            re.search("test|dev|val", name) and "train" not in name for name in stems
-        ):
-            names = ", ".join(str(file.relative_to(path)) for file in unknown[:5])
-            raise UserError(
-                f"{path}: the names {names} tell no split, so all would be train: write train, validation or test as a word of its "
-                "own (test-set.csv)"
-            )
+    stems = [stem(file).lower() for file in unknown]
+    if not splits and len({"train" in name for name in stems if re.search("train|test|dev|val", name)}) > 1:
+        raise UserError(
+            f"{path}: the names {listed(names)} tell no split, so all would be train: write train, validation or test as a word of its "
+            "own (test-set.csv)"
+        )
     if unknown:
         splits = {"train": unknown} | splits
     return {split: splits[split] for split in (*SPLITS, *splits) if split in splits}

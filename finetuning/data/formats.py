@@ -34,7 +34,7 @@ from finetuning.data.content import (
 from finetuning.data.delimited import read_csv, read_tsv
 from finetuning.data.files import ending, lines_of, read_bytes, split_of, stem
 from finetuning.data.json_rows import read_json
-from finetuning.errors import UserError, require_installed
+from finetuning.errors import UserError, listed, require_installed
 
 SNIFFED_SENTENCES = 50  # of a CoNLL file, to find the columns of words and tags
 LANGUAGE_ENDINGS = [f".{language.alpha_2}" for language in pycountry.languages if hasattr(language, "alpha_2")]
@@ -113,7 +113,7 @@ def read_parquet(files: list[Path], encoding: str | None, remarks: list[str]) ->
         schema = pyarrow.unify_schemas([types.arrow_schema for types in features], promote_options="permissive")
     except pyarrow.ArrowTypeError as error:
         raise UserError(
-            f"{files[0].parent}: a column has different types in {', '.join(file.name for file in files[:5])} ({error}): write it "
+            f"{files[0].parent}: a column has different types in {listed([file.name for file in files])} ({error}): write it "
             "with the same type"
         ) from error
     for file in opened:
