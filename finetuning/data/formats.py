@@ -206,13 +206,13 @@ def read_conll(files: list[Path], encoding: str | None, remarks: list[str]) -> T
     words_only = numbered and 2 * sum(row[0].isdigit() for sentence in sample for row in sentence) > sum(map(len, sample))
     if words_only:
         sample = list(itertools.islice(_sentences(files[0], encoding, width, words_only), SNIFFED_SENTENCES))
-    tag_columns = [i for i in range(1, width) if all(TAG.fullmatch(row[i]) for sentence in sample for row in sentence)]
+    columns = [*zip(*itertools.chain.from_iterable(sample), strict=True)]
+    tag_columns = [i for i in range(1, width) if all(map(TAG.fullmatch, columns[i]))]
     if not numbered:
-        filled = [i for i in range(1, width) if any(row[i] for sentence in sample for row in sentence)]
-        last = filled[-1] if filled else width - 1
-        names[0], names[last] = "tokens", "tags"
-        if others := [i for i in tag_columns if i != last and any(row[i] != "O" for sentence in sample for row in sentence)]:
-            example = next(row[others[-1]] for sentence in sample for row in sentence if row[others[-1]] != "O")
+        last = max((i for i in range(1, width) if any(columns[i])), default=width - 1)
+        names[last], names[0] = "tags", "tokens"
+        if others := [i for i in tag_columns if i != last and {*columns[i]} != {"O"}]:
+            example = next(tag for tag in columns[others[-1]] if tag != "O")
             remarks.append(
                 f"{files[0].name}: tags are read from column {last + 1}, the last one; {names[others[-1]]} has tags too, such as "
                 f"{example}: set label_column to {names[others[-1]]} to read these"
@@ -223,11 +223,9 @@ def read_conll(files: list[Path], encoding: str | None, remarks: list[str]) -> T
             names[1], names[tag_columns[0]] = "tokens", "tags"
             note += f"; words are read from column 2, tags from column {tag_columns[0] + 1}"
         remarks.append(note)
-    if width == 1:
-        names = ["tokens"]
     for batch in batched(sentence for file in files for sentence in _sentences(file, encoding, width, words_only)):
-        columns = zip(*([list(column) for column in zip(*sentence, strict=True)] for sentence in batch), strict=True)
-        yield pyarrow.table([pyarrow.array(column, pyarrow.list_(pyarrow.string())) for column in columns], names)
+        lists = zip(*([list(column) for column in zip(*sentence, strict=True)] for sentence in batch), strict=True)
+        yield pyarrow.table([pyarrow.array(column, pyarrow.list_(pyarrow.string())) for column in lists], names)
 
 
 def _is_number(sample: list[list[list[str]]], column: int) -> bool:
