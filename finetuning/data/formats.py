@@ -54,20 +54,18 @@ def read_excel(files: list[Path], encoding: str | None, remarks: list[str]) -> T
             f"{files[0].parent}: a split has {len(files)} .xlsx files, and only one is allowed: give one, or save them as csv"
         )
     content = read_bytes(files[0])
-    book = openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=True)
-    if len(book.worksheets) > 1:
-        remarks.append(f"{files[0].name}: only its first sheet, {book.worksheets[0].title!r}, was read")
-    book.worksheets[0].reset_dimensions()  # some programs write wrong ones, and openpyxl would leave out the cells outside
+    books = [openpyxl.load_workbook(io.BytesIO(content), read_only=True, data_only=data_only) for data_only in (True, False)]
+    sheet, formulas = (book.worksheets[0] for book in books)
+    if len(books[0].worksheets) > 1:
+        remarks.append(f"{files[0].name}: only its first sheet, {sheet.title!r}, was read")
+    for part in (sheet, formulas):
+        part.reset_dimensions()  # some programs write wrong ones, and openpyxl would leave out the cells outside
     rows, unreadable = [], []
-    for cells in book.worksheets[0].iter_rows():
+    for cells, originals in zip(sheet.iter_rows(), formulas.iter_rows(), strict=True):
         rows.append([_cell_text(cell) for cell in cells])
-        unreadable += [cell.coordinate for cell in cells if cell.data_type == "e"]
-    if any(None in row for row in rows):
-        formulas = openpyxl.load_workbook(io.BytesIO(content), read_only=True).worksheets[0]
-        formulas.reset_dimensions()
-        for row, cells in zip(rows, formulas.iter_rows(), strict=True):
-            pairs = zip(row, cells, strict=True)
-            unreadable += [cell.coordinate for text, cell in pairs if text is None and cell.data_type == "f"]
+        for text, cell, original in zip(rows[-1], cells, originals, strict=True):
+            if cell.data_type == "e" or (text is None and original.data_type == "f"):
+                unreadable.append(original.coordinate)
     if unreadable:
         remarks.append(
             f"{files[0].name}: cells with an error, or with a formula that was never calculated, are read as empty "
@@ -75,9 +73,7 @@ def read_excel(files: list[Path], encoding: str | None, remarks: list[str]) -> T
         )
     filled = [number for number, row in enumerate(rows) if any(row)]
     if not filled:
-        raise UserError(
-            f"{files[0]}: its first sheet, {book.worksheets[0].title!r}, is empty: put the rows there, or save them as csv"
-        )
+        raise UserError(f"{files[0]}: its first sheet, {sheet.title!r}, is empty: put the rows there, or save them as csv")
     rows = rows[filled[0] : filled[-1] + 1]
     width = max(i + 1 for row in rows for i, value in enumerate(row) if value)
     rows = [[*row[:width], *[None] * (width - len(row))] for row in rows]
