@@ -159,23 +159,21 @@ def as_lists(columns: dict[str, Distinct], column: str) -> dict[str, Distinct]:
 
 def _lists_in_texts(columns: dict[str, Distinct], column: str) -> dict[str, Distinct] | None:
     """Return each distinct text as a list; None if the texts are no lists. Raise `UserError` if only some of them are lists."""
-    entries = [
-        (split, position, value) for split in columns for position, value in enumerate(columns[split].values) if value is not None
-    ]
-    texts = [value for _, _, value in entries if isinstance(value, str)]
+    texts = [value for cells in columns.values() for value in cells.values if isinstance(value, str)]
     quoted = {text: read_list(text) for text in texts}  # lists with quotation marks around their texts
     lists = quoted if None not in quoted.values() else {text: read_list(text, words=True) for text in texts}
     is_list = any(labels is not None for labels in quoted.values()) or (
         None not in lists.values() and any(len(labels) > 1 for labels in lists.values())
     )
-    no_lists = [entry for entry in entries if lists.get(entry[2]) is None]
-    for split, position, value in no_lists:
-        nested = isinstance(value, str) and NESTED.fullmatch(value)
-        if nested or is_list:
-            example = next((f", like {shown(text)}" for text in texts if quoted[text]), "")
+    example = next((f", like {shown(text)}" for text in texts if quoted[text]), "")
+    for split, cells in columns.items():
+        no_list = [value is not None and lists.get(value) is None for value in cells.values]
+        nested = [wrong and bool(NESTED.fullmatch(str(value))) for wrong, value in zip(no_list, cells.values, strict=True)]
+        remedy = f"write names of labels, or lists of them such as ['a', 'b']{OTHER_TASK}"
+        cells.refuse(column, split, cells.per_row(nested, False), remedy)
+        if is_list:
             remedy = f"write the labels of all rows as lists{example}, or write none as a list"
-            remedy = f"write names of labels, or lists of them such as ['a', 'b']{OTHER_TASK}" if nested else remedy
-            columns[split].refuse(column, split, columns[split].codes == position, remedy)
+            cells.refuse(column, split, cells.per_row(no_list, False), remedy)
     if not is_list:
         return None
     return {split: Distinct([lists.get(value) for value in values], codes) for split, (values, codes) in columns.items()}
