@@ -18,7 +18,7 @@ MAX_NESTING = 100  # lists and objects inside each other, in files that `dataset
 NESTED = "too many lists or objects are nested in each other: remove this row"
 NO_BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[^\[\]{}"]+', re.DOTALL)  # strings, and what is between them
 datasets.features.features.ujson_loads = json.loads  # ujson rounds decimal numbers, and fails for whole ones beyond 64 bits
-ARROW_TYPES = {str: "string", bool: "bool", int: "int64", float: "float64"}
+ARROW_TYPES = {str: "string", bool: "bool", int: "int64", float: "float64", type(None): "null"}
 DECODER = json.JSONDecoder(parse_constant=lambda constant: None)  # NaN becomes None
 
 
@@ -134,10 +134,7 @@ def _objects(file: Path, rows: Callable[[], Iterable[dict]]) -> Tables:
     kinds: dict[str, set] = {}
     for row in rows():
         for name, value in row.items():
-            if value is not None:
-                kinds.setdefault(name, set()).add(_kind(value))
-            elif name not in kinds:
-                kinds[name] = set()
+            kinds.setdefault(name, set()).add(_kind(value))
     if not kinds:
         raise UserError(f"{file}: it is empty")
     features = Features({name: _feature(column_kinds) for name, column_kinds in kinds.items()})
@@ -164,7 +161,7 @@ def _kind(value: Any) -> tuple:
 
 def _feature(kinds: set[tuple]) -> Any:
     """Return the feature of a column with values of these kinds."""
-    forms = {form for form, *_ in kinds} or {"string"}  # only nulls: texts
+    forms = {form for form, *_ in kinds} - {"null"} or {"string"}  # only nulls: texts
     if forms == {"list"}:
         items = {item for _, *types in kinds for (item,) in types}
         if len(items) < 2:
