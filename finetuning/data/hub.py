@@ -17,7 +17,7 @@ import datasets
 import httpx2
 import huggingface_hub
 from huggingface_hub import constants
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import _detect_agent, parse_ratelimit_headers, validate_repo_id
 from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.sha import git_hash
@@ -32,13 +32,7 @@ _detect_agent._registry = {}  # else the client downloads a list of agents and k
 ANSWER_TIMEOUT = 2.5  # seconds; without it, the Hub's clients retry for 25 to 49 s
 PATIENCE = 60  # seconds that a download waits if the Hub asks for it
 RETRIED = (429, 500, 502, 503, 504)  # HTTP status of an answer that may be another one soon
-NOT_ON_HUB = (  # errors of the clients
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    httpx2.HTTPError,
-    ConnectionError,
-    FileNotFoundError,
-)
+NOT_ON_HUB = (httpx2.HTTPError, ConnectionError, FileNotFoundError)  # the clients raise these or subclasses
 LOGIN = "log in with a token that has access (hf auth login, or HF_TOKEN)"
 REFUSALS = {  # HTTP status -> what is wrong, and the remedy
     401: f"the Hub does not have it, or gives it only after a login (error 401): check the name, or {LOGIN}",

@@ -164,10 +164,10 @@ def read(raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Ro
     left_out = {split: read_column(split_rows, "left_out").to_numpy() for split, split_rows in rows.items()}
     if empty := [split for split, mask in left_out.items() if mask.all()]:
         raise UserError(f"label_column={columns['label']}: no row of split {empty[0]} is annotated: annotate some rows")
-    counts = {}  # of each tag
-    for split, split_rows in rows.items():
-        tags = pyarrow.compute.value_counts(pyarrow.compute.list_flatten(read_column(split_rows, "tags")))
-        counts[split] = Counter({tag["values"]: tag["counts"] for tag in tags.to_pylist()})
+    counts = {  # of each tag
+        split: Counter(pyarrow.compute.list_flatten(read_column(split_rows, "tags")).to_pandas().value_counts().to_dict())
+        for split, split_rows in rows.items()
+    }
     types = sorted({tag[2:] for tag in counts["train"]} - {""})
     if not types:
         raise UserError(f"label_column={columns['label']}: train has no entity in it: set it to the column with the tags or spans")
