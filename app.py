@@ -10,7 +10,8 @@ import functools
 import logging
 from pathlib import Path
 
-from finetuning.cli import Parser, exit_cleanly, importing
+from finetuning.cli import Parser, importing
+from finetuning.ending import exit_cleanly
 from finetuning.errors import UserError, printable, require_installed
 
 MAX_CHARACTERS = 20_000  # of a text: while a very long one is read, all clients wait

@@ -13,7 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetuning.cli import Parser, exit_cleanly, importing
+from finetuning.cli import Parser, importing
+from finetuning.ending import exit_cleanly
 from finetuning.errors import UserError
 
 

@@ -16,7 +16,8 @@ test split. If they do not agree, the format is not written, and the exit code i
 import sys
 from pathlib import Path
 
-from finetuning.cli import Parser, exit_cleanly, importing
+from finetuning.cli import Parser, importing
+from finetuning.ending import exit_cleanly
 from finetuning.errors import UserError
 
 FORMATS = ("merged", "onnx", "int8", "ctranslate2", "ctranslate2-int8")

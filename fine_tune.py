@@ -18,7 +18,8 @@ python fine_tune.py --search 20                      search for better settings,
 import time
 from collections.abc import Sequence
 
-from finetuning.cli import exit_cleanly, importing, parse_config, resumable
+from finetuning.cli import importing, parse_config
+from finetuning.ending import exit_cleanly, resumable
 
 
 def main(flags: Sequence[str] | None = None) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from runpy import run_path
 
 import fine_tune
-from finetuning.cli import Parser, exit_cleanly, parse_config
+from finetuning.cli import Parser, parse_config
+from finetuning.ending import exit_cleanly
 from finetuning.errors import UserError
 
 OWN_FLAGS = ("fold", "test_samples", "resume", "resume_if_exists", "search")  # set here, or without a meaning

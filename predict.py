@@ -17,7 +17,8 @@ import json
 import sys
 from pathlib import Path
 
-from finetuning.cli import Parser, check_encoding, exit_cleanly, importing, shows_unicode
+from finetuning.cli import Parser, check_encoding, importing
+from finetuning.ending import exit_cleanly, shows_unicode
 from finetuning.errors import UserError, printable
 
 ENGINE_HELP = (

@@ -1,89 +1,28 @@
-"""The command line: from flags to a checked `Config`, and from an error to a message and an exit code."""
+"""The command line: from flags to a checked `Config`."""
 
 import argparse
-import atexit
-import codecs
 import difflib
-import errno
-import functools
 import gc
 import inspect
-import io
 import os
 import re
 import reprlib
-import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
-from typing import NoReturn, TextIO, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 from huggingface_hub.dataclasses import type_validator
 from transformers import HfArgumentParser
 
 from config import PRESETS, Config
-from finetuning.disk import remove_reserved, unlock, why_full
-from finetuning.errors import UserError, printable
-from finetuning.signals import AfterCheckpoint, Stopped, handled_by, ignore, stop_at_once
+from finetuning.errors import UserError
 
 SETTINGS_OF_LORA = (
     *("target_modules", "lora_dropout", "use_rslora", "use_dora", "init_lora_weights", "loraplus_lr_ratio"),
     *("train_embeddings", "quantization"),
 )
-
-
-def exit_cleanly(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate a script's main, so that it ends with one message and the right exit code instead of a traceback.
-
-    2: a wrong call or wrong input; 130: Ctrl-C; 143: SIGTERM; 129: SIGHUP; 1: another process of the run has ended. Any other
-    exception is a bug: it keeps its traceback and Python's exit code 1. If a run has several processes, only the first one prints.
-    """
-
-    @functools.wraps(main)
-    def run_and_exit() -> None:
-        for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-            if getattr(sys, name) is None:  # closed by the program that started this one
-                setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  (open until the process ends)
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # print a character that the terminal can't show as its number
-                stream.reconfigure(errors="backslashreplace")
-        with handled_by(ignore):  # while it cleans up
-            try:
-                code = _exit_code(main)
-            finally:
-                remove_reserved()
-                unlock()
-        if "RANK" in os.environ:
-            _exit_at_once(code)
-        if code:
-            sys.exit(code)
-
-    return run_and_exit
-
-
-def _exit_code(main: Callable[[], None]) -> int:
-    """Run a script's main, print what ended it early, and return the exit code."""
-    try:
-        with handled_by(stop_at_once):
-            main()
-    except UserError as error:
-        return _report(f"error: {error}", 2)
-    except BrokenPipeError:  # the reader of a pipe has ended, as in `python predict.py ... | head`
-        sys.stdout = None
-    except Exception as error:
-        if _lost_other_process(error):
-            return _report("error: another process of this run has ended, so this one ends as well", 1)
-        is_read_only = getattr(error, "errno", None) in (errno.EACCES, errno.EPERM, errno.EROFS)
-        if reason := error.strerror if is_read_only else why_full(error):
-            where = printable(str(getattr(error, "filename", None) or "output_dir"))
-            remedy = "make room or change its permissions, and --resume the run, or set output_dir to another folder"
-            return _report(f"error: cannot use {where}: {reason}: {remedy}", 2)
-        raise
-    except KeyboardInterrupt as error:
-        return _report("stopped", getattr(error, "exit_code", 130))
-    return 0
 
 
 @contextmanager
@@ -100,65 +39,6 @@ def importing() -> Iterator[None]:
         if not gc.get_freeze_count():  # a second call would also keep the objects of an earlier run in memory forever
             gc.freeze()
         gc.enable()
-
-
-def shows_unicode(stream: TextIO) -> bool:
-    """Return whether every character can be written to `stream`: its encoding is UTF-8, UTF-16 or UTF-32."""
-    return codecs.lookup(stream.encoding or "ascii").name.startswith("utf")
-
-
-@contextmanager
-def resumable(folder: Path) -> Iterator[AfterCheckpoint]:
-    """Train the run in `folder` in the `with` block: print how to continue if it is interrupted. A `UserError` has its own remedy.
-
-    Yield the handler of the signals that come meanwhile. Training must save a checkpoint and raise `Stopped` after the first one.
-    """
-    signals = AfterCheckpoint()
-    try:
-        with handled_by(signals):
-            yield signals
-        if signals.number:  # it came after the last step
-            raise Stopped(signals.number)
-    except UserError:
-        raise
-    except BaseException as error:
-        if _is_first_process() or _lost_other_process(error):
-            how = (
-                "the same command"
-                if Path(sys.argv[0]).stem == "label_errors"
-                else f"python fine_tune.py --resume {shlex.quote(str(folder))}"
-            )
-            print(f"\ninterrupted: {how} continues from the last checkpoint", file=sys.stderr)
-        raise
-
-
-def _exit_at_once(code: int) -> NoReturn:
-    """Exit one of several processes at once, without Python's shutdown.
-
-    During the shutdown, PyTorch's gloo threads may abort or hang the process: https://github.com/pytorch/pytorch/pull/179291.
-    """
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        if stream:
-            stream.flush()
-    os._exit(code)
-
-
-def _is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"  # torchrun sets RANK to the number of the process
-
-
-def _lost_other_process(error: BaseException) -> bool:
-    """Return whether torch.distributed could not reach another process, over gloo or NCCL."""
-    return any(base.__name__ == "DistError" for base in type(error).__mro__) or "/gloo/" in str(error)
-
-
-def _report(message: str, code: int) -> int:
-    if _is_first_process():
-        with suppress(AttributeError, OSError):  # stdout is closed
-            sys.stdout.flush()  # in a log file, the message comes after what was printed before
-        print(message, file=sys.stderr)
-    return code
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

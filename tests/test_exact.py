@@ -22,9 +22,9 @@ from config import Config
 from finetuning import tasks
 from finetuning.data.sources import find_model
 from finetuning.data.tokens import Tokens, tokenize_texts
+from finetuning.ending import AfterCheckpoint
 from finetuning.model.base import build_base, load_tokenizer
 from finetuning.model.lora import add_lora
-from finetuning.signals import AfterCheckpoint
 from finetuning.speed import cuda_graphs
 from finetuning.task import Metric
 from finetuning.tasks.classification import SingleLabel

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetuning import tasks
-from finetuning.cli import exit_cleanly, shows_unicode
 from finetuning.disk import remove_reserved
+from finetuning.ending import exit_cleanly, shows_unicode
 from finetuning.errors import UserError
 from finetuning.task import Converses
 from finetuning.training import progress

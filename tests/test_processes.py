@@ -73,7 +73,7 @@ def test_the_first_process_decides_for_all_and_different_data_are_refused(tmp_pa
     (tmp_path / "script.py").write_text(
         "import os\n"
         "from finetuning import processes\n"
-        "from finetuning.cli import exit_cleanly\n"
+        "from finetuning.ending import exit_cleanly\n"
         "from finetuning.errors import UserError\n"
         "@processes.by_first\n"
         "def wrong(): raise UserError('of ' + os.environ['RANK'])\n"

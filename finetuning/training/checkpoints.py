@@ -17,10 +17,10 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from finetuning.disk import read_json, to_disk, write_json
+from finetuning.ending import AfterCheckpoint, Stopped
 from finetuning.errors import UserError
 from finetuning.fingerprints import read_sealed, seal
 from finetuning.processes import by_first
-from finetuning.signals import AfterCheckpoint, Stopped
 from finetuning.training.progress import is_best
 
 COMPLETE = "whole.json"

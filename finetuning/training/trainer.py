@@ -18,8 +18,8 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback, Trai
 from config import Config
 from finetuning.data.splits import Data
 from finetuning.data.tokens import Tokens
+from finetuning.ending import AfterCheckpoint
 from finetuning.errors import NotFinite, UserError
-from finetuning.signals import AfterCheckpoint
 from finetuning.speed import cuda_graphs
 from finetuning.speed.memory import give_back_freed_memory
 from finetuning.speed.precision import machine_arguments
