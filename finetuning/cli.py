@@ -10,7 +10,6 @@ import reprlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import get_args, get_type_hints
 
 from huggingface_hub.dataclasses import type_validator
@@ -103,12 +102,10 @@ def parse_config(args: Sequence[str] | None = None, about: str | None = None) ->
     _group(parser)
     known, unknown = parser.parse_known_args(args)
     if unknown:
-        flags = ["--preset", "--resume", "--resume_if_exists", "--search", *(f"--{field.name}" for field in fields(Config))]
-        similar = difflib.get_close_matches(unknown[0].split("=")[0].replace("-", "_").replace("__", "--"), flags, n=1)
+        similar = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, n=1)
         hint = f"did you mean {similar[0]}?" if similar else "python fine_tune.py --help lists all flags"
         raise UserError(f"unknown argument {unknown[0]}: {hint}")
-    names = {field.name for field in fields(Config)}
-    if unknown_names := set(PRESETS[known.preset]) - names:
+    if unknown_names := PRESETS[known.preset].keys() - get_type_hints(Config).keys():
         raise UserError(f"preset {known.preset!r} in config.py has settings that do not exist: {', '.join(sorted(unknown_names))}")
     parser.set_defaults(**PRESETS[known.preset])
     config, extra = parser.parse_args_into_dataclasses(args, look_for_args_file=False)
@@ -183,7 +180,7 @@ def check_ranges(config: Config) -> None:
     require(0 < config.learning_rate < 1, "learning_rate", "above 0 and below 1, for LoRA usually 1e-4 to 2e-3")
     require(config.loraplus_lr_ratio > 0, "loraplus_lr_ratio", "above 0, for LoRA+ usually 4 to 16")
     require(8 <= config.max_length < 2**31, "max_length", f"from 8 to {2**31 - 1:,} tokens")
-    require(0 < config.num_train_epochs < float("inf"), "num_train_epochs", "above 0")
+    require(config.num_train_epochs > 0, "num_train_epochs", "above 0")
     require(config.weight_decay >= 0, "weight_decay", "0 or more")
     require(config.folds == 0 or 2 <= config.folds < 2**31, "folds", "0, or at least 2")
     require(
