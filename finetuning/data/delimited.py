@@ -117,7 +117,7 @@ def _fields(file: Path, encoding: str | None, separator: str | None, remarks: li
                 n_joined += 1
                 rows = [line.rstrip("\r\n").split(mark) for line in lines]
                 if len(row) > 1 and all(len(fields) == len(row) for fields in rows):
-                    suspects.append((first_line, rows, not any("\n" in field and prose.search(field) for field in row)))
+                    suspects.append((first_line, rows, any("\n" in field and prose.search(field) for field in row)))
             else:
                 for i, seen in [*values.items()]:
                     seen.add(row[i])
@@ -145,20 +145,20 @@ def _check_fields(file: Path, line: int, row: list[str], header: list[str], sepa
 def _check_joined_rows(file: Path, n_joined: int, suspects: list, values: list[set]) -> list[str]:
     """Raise `UserError` if the lines of a quoted field look like rows: a single quotation mark has probably joined them.
 
-    Return a note if they may be rows, unless most of the `n_joined` rows of several lines can't. `suspects`: for each row whose
-    lines have as many fields as a row, its first line number, its lines split at each separator, and whether the separators in its
-    text are not those of prose. `values`: the distinct values of each column that has few.
+    Return a note if they may be rows, unless most of the `n_joined` rows of several lines can't. `suspects` are the rows whose lines
+    have as many fields as a row: the number of the first line, the lines split at each separator, and whether there are separators
+    as in prose. `values`: the distinct values of each column that has few.
     """
     doubtful = []
-    for first_line, rows, may_be_rows in suspects:
+    for first_line, rows, is_prose in suspects:
         lines, positions = f"{first_line:,} to {first_line + len(rows) - 1:,}", range(len(rows[0]))
         has_labels = any(all(row[i].strip('"') in labels for row in rows) for labels in values for i in positions)
-        if has_labels or (may_be_rows and len(rows) >= MIN_SUSPECT_LINES):
+        if has_labels or (len(rows) >= MIN_SUSPECT_LINES and not is_prose):
             raise UserError(
                 f"{file}: lines {lines} look like {len(rows)} rows, but a quotation mark at the start of a field joins them: double "
                 "the quotation marks inside fields, or save the file as .jsonl"
             )
-        if may_be_rows:
+        if not is_prose:
             doubtful.append(lines)
     note = (
         f"{file.name}: lines {listed(doubtful)} are read as one row, because quotation marks surround them: if "
