@@ -10,7 +10,7 @@ import datasets
 import pyarrow
 from datasets import Features, Json, List, Value
 
-from finetuning.data.content import Tables, batched
+from finetuning.data.content import Tables, as_rows, batched
 from finetuning.data.files import MAX_UNPACKED, SPLITS, ending, lines_of, open_bytes, open_text, read_all, split_words
 from finetuning.errors import UserError
 
@@ -125,7 +125,7 @@ def _tables_of(content: dict, file: Path, remarks: list[str]) -> dict[str, list]
     if content and all(isinstance(value, list) for value in content.values()):
         if len(lengths := {len(value) for value in content.values()}) > 1:
             raise UserError(f"{file}: its columns have different lengths, {', '.join(map(str, sorted(lengths)))}: correct them")
-        return {"train": [dict(zip(content, values, strict=True)) for values in zip(*content.values(), strict=True)]}
+        return {"train": as_rows(content)}
     return {"train": [content]}
 
 
