@@ -196,13 +196,14 @@ def read_conll(files: list[Path], encoding: str | None, remarks: list[str]) -> T
     sample = list(itertools.islice(_sentences(files[0], encoding), SNIFFED_SENTENCES))
     if not sample:
         raise UserError(f"{files[0]}: it is empty")
-    width = len(sample[0][0])
+    width = len(sample[0])
     names = [f"column_{number}" for number in range(1, width + 1)]
-    numbered = width > 2 and _is_number(sample, 0)
-    words_only = numbered and 2 * sum(row[0].isdigit() for sentence in sample for row in sentence) > sum(map(len, sample))
+    numbered = width > 2 and _is_number([sentence[0] for sentence in sample])
+    first = [field for sentence in sample for field in sentence[0]]
+    words_only = numbered and 2 * sum(map(str.isdigit, first)) > len(first)
     if words_only:
         sample = list(itertools.islice(_sentences(files[0], encoding, width, words_only), SNIFFED_SENTENCES))
-    columns = [*zip(*itertools.chain.from_iterable(sample), strict=True)]
+    columns = [[*itertools.chain.from_iterable(parts)] for parts in zip(*sample, strict=True)]
     tag_columns = [i for i in range(1, width) if all(map(TAG.fullmatch, columns[i]))]
     if not numbered:
         last = max((i for i in range(1, width) if any(columns[i])), default=width - 1)
@@ -215,49 +216,44 @@ def read_conll(files: list[Path], encoding: str | None, remarks: list[str]) -> T
             )
     else:
         note = f"{files[0].name}: its first column numbers the words, sentences or documents"
-        if len(tag_columns) == 1 and not _is_number(sample, 1):
+        if len(tag_columns) == 1 and not _is_number([sentence[1] for sentence in sample]):
             names[1], names[tag_columns[0]] = "tokens", "tags"
             note += f"; words are read from column 2, tags from column {tag_columns[0] + 1}"
         remarks.append(note)
     for batch in batched(sentence for file in files for sentence in _sentences(file, encoding, width, words_only)):
-        lists = zip(*([list(column) for column in zip(*sentence, strict=True)] for sentence in batch), strict=True)
-        yield pyarrow.table([pyarrow.array(column, pyarrow.list_(pyarrow.string())) for column in lists], names)
+        yield pyarrow.table([pyarrow.array(lists, pyarrow.list_(pyarrow.string())) for lists in zip(*batch, strict=True)], names)
 
 
-def _is_number(sample: list[list[list[str]]], column: int) -> bool:
-    """Return whether a column holds only numbers, or the same value in all lines of a sentence, except perhaps the first."""
-    columns = [[row[column] for row in sentence] for sentence in sample]
-    repeats = all(len({*fields[1:]}) < 2 for fields in columns) and any(len(fields) > 2 for fields in columns)
-    return repeats or all(field.isdigit() or NO_WORD.fullmatch(field) for fields in columns for field in fields)
+def _is_number(column: list[list[str]]) -> bool:
+    """Return whether the fields of each sentence are numbers, or all equal, except perhaps the first one."""
+    repeats = all(len({*fields[1:]}) < 2 for fields in column) and any(len(fields) > 2 for fields in column)
+    return repeats or all(field.isdigit() or NO_WORD.fullmatch(field) for fields in column for field in fields)
 
 
 def _sentences(file: Path, encoding: str | None, width: int | None = None, words_only: bool = False) -> Iterator[list[list[str]]]:
-    """Yield each sentence as a list of lines, each a list of fields. Raise `UserError` for a line without `width` fields.
+    """Yield the columns of each sentence. Raise `UserError` for a line without `width` fields.
 
     `words_only`: leave out lines whose number is a `NO_WORD`.
     """
-    sentence: list[list[str]] = []
-    for number, line in enumerate(lines_of(file, encoding), 1):
+    rows: list[list[str]] = []
+    for number, line in enumerate(itertools.chain(lines_of(file, encoding), [""]), 1):
         fields = [field.strip(" ") for field in line.split("\t")] if "\t" in line else line.split()
         filled = [field for field in fields if field]
-        comment = not sentence and line.startswith("#") and (len(filled) < 2 or not TAG.fullmatch(filled[-1]))
+        comment = not rows and line.startswith("#") and (len(filled) < 2 or not TAG.fullmatch(filled[-1]))
         if not line.strip():
-            if sentence:
-                yield sentence
-            sentence = []
+            if rows:
+                yield [list(column) for column in zip(*rows, strict=True)]
+            rows = []
         elif not comment and not line.startswith("-DOCSTART-"):
             width = width or len(fields)
             if not any(fields[width:]):  # a tab at the end of the line
                 del fields[width:]
             if len(fields) != width:
                 raise UserError(
-                    f"{file}: line {number:,} has {len(fields)} columns, but the lines before have {width}: correct it, or remove "
-                    "it"
+                    f"{file}: line {number:,} has {len(fields)} columns, but the lines before have {width}: correct it, or remove it"
                 )
             if not (words_only and NO_WORD.fullmatch(fields[0])):
-                sentence.append(fields)
-    if sentence:
-        yield sentence
+                rows.append(fields)
 
 
 # --- the original release of IMDb ----------------------------------------------------------------------------------------
