@@ -146,23 +146,22 @@ def read_documents(files: list[Path], encoding: str | None, remarks: list[str]) 
     if len(files) > 1 and not any(split_of(Path(file.name)) for file in files):
         return string_tables(["text"], (["\n".join(lines_of(file, encoding))] for file in files))
 
-    def paragraphs(file: Path) -> Iterator[list[str]]:
-        for filled, lines in itertools.groupby(lines_of(file, encoding), key=lambda line: bool(line.strip())):
-            if filled:
-                yield list(lines)
+    def documents(files: list[Path], by_paragraph: bool) -> Iterator[str]:
+        for file in files:
+            for filled, lines in itertools.groupby(lines_of(file, encoding), key=lambda line: bool(line.strip())):
+                if filled and by_paragraph:
+                    yield "\n".join(lines)
+                elif filled:
+                    yield from lines
 
-    has_paragraphs = any(len(list(itertools.islice(paragraphs(file), 2))) > 1 for file in files)
-    documents = ("\n".join(lines) for file in files for lines in paragraphs(file))
-    if not has_paragraphs:
-        documents = (line for file in files for line in lines_of(file, encoding) if line.strip())
-        first = list(itertools.islice(documents, 2))
-        if len(first) < 2 and len(files) == 1:
-            raise UserError(
-                f"{files[0]}: it is {'a single line' if first else 'empty'}, and nothing can be held out of one document: separate "
-                "documents by empty lines or line breaks, or give a folder with a file for each document"
-            )
-        documents = itertools.chain(first, documents)
-    return string_tables(["text"], ([document] for document in documents))
+    by_paragraph = any(len([*itertools.islice(documents([file], True), 2)]) > 1 for file in files)
+    first = [*itertools.islice(documents(files, by_paragraph), 2)]
+    if len(first) < 2 and len(files) == 1:
+        raise UserError(
+            f"{files[0]}: it is {'a single line' if first else 'empty'}, and nothing can be held out of one document: separate "
+            "documents by empty lines or line breaks, or give a folder with a file for each document"
+        )
+    return string_tables(["text"], ([document] for document in documents(files, by_paragraph)))
 
 
 def read_parallel(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables:
