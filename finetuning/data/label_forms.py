@@ -70,18 +70,21 @@ def distinct(rows: Dataset, column: str) -> Distinct:
         codes = [-1 if value is None else positions.setdefault(tuple(value), len(positions)) for value in lists]
         return Distinct([*map(list, positions)], np.array(codes, dtype=np.int64))
     try:
-        encoded = (data.cast(pyarrow.string()) if isinstance(feature, Json) else data).dictionary_encode().unify_dictionaries()
+        encoded = (data.cast(pyarrow.string()) if isinstance(feature, Json) else data).combine_chunks().dictionary_encode()
     except pyarrow.ArrowException as error:
         raise UserError(f"label_column={column} holds {feature}: {WRONG_KIND}") from error
-    values = encoded.chunk(0).dictionary.to_pylist() if len(data) else []
-    indices = [chunk.indices.fill_null(-1).to_numpy() for chunk in encoded.chunks]
-    values = [json.loads(value) for value in values] if isinstance(feature, Json) else values
-    values = [value.strip() or None if isinstance(value, str) else value for value in values]
-    values = [
-        (int(value) if value == value.to_integral_value() else float(value)) if isinstance(value, Decimal) else value
-        for value in values
-    ]
-    return Distinct([value if value == value else None for value in values], np.concatenate([*indices, np.empty(0, np.int64)]))
+    values = encoded.dictionary.to_pylist()
+    values = map(json.loads, values) if isinstance(feature, Json) else values
+    return Distinct([*map(_cleaned, values)], encoded.indices.fill_null(-1).to_numpy())
+
+
+def _cleaned(value: Any) -> Any:
+    """Return a value in the form that `distinct` gives it; a decimal of Arrow as int or float."""
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return value if value == value else None
 
 
 def distinct_names(rows: Dataset, column: str) -> Distinct:
