@@ -163,20 +163,26 @@ def _notes_on_names(names: list[str], column: str) -> list[str]:
         remarks.append(
             f"label_column={column}: {signs[0]!r} is read as a label: if it means that the label is missing, remove its rows"
         )
+    if combined := _first_combined(names):
+        remarks.append(
+            f"label_column={column}: labels such as {combined!r} consist of other labels, but each was read as one label; "
+            f"if a text can have several labels, separate them by commas, and {SET_MULTI_LABEL}"
+        )
+    return remarks
+
+
+def _first_combined(names: list[str]) -> str | None:
+    """Return the first label that seems to be several labels in one: its words are labels, or its parts also occur elsewhere."""
     parts = {name: {part.strip() for part in re.split(POSSIBLE_SEPARATORS, name)} - {"", name} for name in names}
-    part_counts = Counter(part for name in names for part in parts[name])
+    counts = Counter(part for name_parts in parts.values() for part in name_parts)
     words = {name: re.findall(r"[0-9]+\.[0-9]+|[^\W_]+", name) for name in names}
     single_words = {name_words[0] for name_words in words.values() if len(name_words) == 1}
     for name, name_parts in parts.items():
-        consists_of_words = len(words[name]) > 1 and ({*words[name]} <= single_words or {*name.split()} <= {*names} - {name})
-        repeats_parts = len(name_parts) > 1 and all(part_counts[part] > 1 for part in name_parts)
-        if consists_of_words or repeats_parts or name_parts & {*names}:
-            remarks.append(
-                f"label_column={column}: labels such as {name!r} consist of other labels, but each was read as one label; "
-                f"if a text can have several labels, separate them by commas, and {SET_MULTI_LABEL}"
-            )
-            break
-    return remarks
+        of_labels = name.split() != [name] and {*name.split()} <= parts.keys()
+        of_words = len(words[name]) > 1 and ({*words[name]} <= single_words or of_labels)
+        if of_words or name_parts & parts.keys() or (len(name_parts) > 1 and all(counts[part] > 1 for part in name_parts)):
+            return name
+    return None
 
 
 # --- several labels per row ----------------------------------------------------------------------------------------------
