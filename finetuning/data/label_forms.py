@@ -79,7 +79,7 @@ def distinct(rows: Dataset, column: str) -> Distinct:
 
 
 def _cleaned(value: Any) -> Any:
-    """Return a value in the form that `distinct` gives it; a decimal of Arrow as int or float."""
+    """Return a text without the spaces around it, None if it is empty or the value NaN, and a decimal of Arrow as int or float."""
     if isinstance(value, str):
         return value.strip() or None
     if isinstance(value, Decimal):
@@ -143,9 +143,8 @@ def as_lists(columns: dict[str, Distinct], column: str) -> dict[str, Distinct]:
     """
 
     def labels_of(value: Any) -> list | None:
-        labels = value if isinstance(value, list) else [value]
-        labels = [label.strip() if isinstance(label, str) else label for label in labels]
-        return None if value is None else [label for label in labels if label not in (None, "") and label == label]
+        labels = map(_cleaned, value if isinstance(value, list) else [value])
+        return None if value is None else [label for label in labels if label is not None]
 
     lists = {split: [*map(labels_of, values)] for split, (values, _) in columns.items()}
     kinds = {kind_of(label) for split in lists.values() for labels in split for label in labels or []}  # {float} if all are numbers
