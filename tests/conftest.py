@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -195,6 +196,30 @@ def tiny_flags(model_dir, data_file) -> list[str]:
     return as_flags(flags)
 
 
+def train_once(kept: Path, call, tmp_path: Path, flags: list) -> Path:
+    """Return the folder outputs/run with a finished run: the first test trains it, and the others get a copy from `kept`."""
+    folder = tmp_path / "outputs" / "run"
+    if not kept.exists():
+        trained = call("fine_tune.py", *flags)
+        assert trained.code == 0, trained.err
+        shutil.copytree(folder, kept)
+    else:
+        shutil.copytree(kept, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def kept_runs(tmp_path_factory) -> Path:
+    """Return where the runs of `finished_run` and `chat_run` are kept."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def finished_run(kept_runs, call, tiny_flags, tmp_path) -> Path:
+    """Return the folder of a run of one epoch, for tests to which its numbers do not matter."""
+    return train_once(kept_runs / "labels", call, tmp_path, [*tiny_flags, "--num_train_epochs", 1])
+
+
 @pytest.fixture(scope="session")
 def entity_files(tmp_path_factory) -> Path:
     """Return a folder with the same sentences in all formats for named entities."""
@@ -222,10 +247,21 @@ def chat_model(tmp_path_factory):
     return folder
 
 
+def write_chats(folder: Path) -> Path:
+    """Write prompts with two answers each to the file rows.jsonl."""
+    rows = [{"prompt": f"a film {i}", "completion": f"{word} {i}"} for i in range(50) for word in ("great", "moving")]
+    return write_lines(folder / "rows.jsonl", rows)
+
+
 @pytest.fixture
 def chat_flags(chat_model, tmp_path):
     """Return the flags of a run on prompts of rows.jsonl, each with two answers."""
-    rows = [{"prompt": f"a film {i}", "completion": f"{word} {i}"} for i in range(50) for word in ("great", "moving")]
-    settings = dict(task="causal-lm", model_name=chat_model, dataset_name=write_lines(tmp_path / "rows.jsonl", rows))
+    settings = dict(task="causal-lm", model_name=chat_model, dataset_name=write_chats(tmp_path))
     settings |= dict(max_length=32, batch_size=8, learning_rate=0.01, eval_steps=0.5, max_new_tokens=6, run_name="run")
     return as_flags(settings)
+
+
+@pytest.fixture
+def chat_run(kept_runs, call, chat_flags, tmp_path) -> Path:
+    """Return the folder of a finished run with the flags of `chat_flags`."""
+    return train_once(kept_runs / "chat", call, tmp_path, [*chat_flags, "--dataset_name", write_chats(kept_runs)])

@@ -90,8 +90,7 @@ def test_the_page_shows_the_number_that_predict_prints(page, call, tiny_flags, t
     expect(page.get_by_label("Predicted value")).to_have_value(f"{value:.6g}")
 
 
-def test_requests_that_make_no_sense_leave_no_traceback(app, call, tiny_flags, tmp_path):
-    assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", 1).code == 0
+def test_requests_that_make_no_sense_leave_no_traceback(app, finished_run, tmp_path):
     address = app("outputs/run")
     answer, ask = partial(page_answer, address), partial(request, address)
     assert "event: complete" in answer("a fine film") and "event: complete" in answer("\ud800 film")
@@ -107,8 +106,7 @@ def test_requests_that_make_no_sense_leave_no_traceback(app, call, tiny_flags, t
     assert "Traceback" not in (tmp_path / "app.out").read_text()
 
 
-def test_the_page_of_a_model_that_answers_prompts_is_a_chat(app, call, chat_flags, tmp_path):
-    assert call("fine_tune.py", *chat_flags).code == 0
+def test_the_page_of_a_model_that_answers_prompts_is_a_chat(app, call, chat_run):
     (expected,) = call("predict.py", "a film 3").out.splitlines()
     address = app("outputs/run")
     event = json.loads(request(address, "call/chat", {"data": ["a film 3"]})[1])["event_id"]

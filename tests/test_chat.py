@@ -368,8 +368,7 @@ def test_a_row_whose_answer_does_not_fit_is_named(call, chat_flags, tmp_path):
     assert refused.code == 2 and "error: row 30: max_length=11 leaves no token for the answer to " in refused.err
 
 
-def test_a_conversation_that_begins_with_an_answer_or_is_empty_is_not_answered(call, chat_flags, tmp_path):
-    assert call("fine_tune.py", *chat_flags).code == 0
+def test_a_conversation_that_begins_with_an_answer_or_is_empty_is_not_answered(call, chat_run, tmp_path):
     write_lines(tmp_path / "m.jsonl", [{"messages": say(("system", "wise"))}])
     assert "--max_new_tokens 0 is out of range" in call("predict.py", "a film", "--max_new_tokens", 0).err
     refused = call("predict.py", "--file", tmp_path / "m.jsonl")
@@ -471,8 +470,7 @@ def test_answers_in_batches_are_those_that_generate_gives_one_by_one(speedups, c
         assert answer == predictor.tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
 
-def test_a_conversation_in_the_terminal_remembers_its_turns_until_it_is_reset(call, chat_flags, monkeypatch):
-    assert call("fine_tune.py", *chat_flags).code == 0
+def test_a_conversation_in_the_terminal_remembers_its_turns_until_it_is_reset(call, chat_run, monkeypatch):
     read, typed = [], iter(["a film 3", "", "and now", "/reset", "a film 3", "/exit", "never read"])
     render = chats.render
     monkeypatch.setattr(chats, "render", lambda messages, *a, **b: read.append(len(messages)) or render(messages, *a, **b))
@@ -487,8 +485,7 @@ def test_a_conversation_in_the_terminal_remembers_its_turns_until_it_is_reset(ca
     assert lines[1].strip() == alone
 
 
-def test_predict_reads_files_of_prompts_and_of_conversations(call, chat_flags, tmp_path):
-    assert call("fine_tune.py", *chat_flags).code == 0
+def test_predict_reads_files_of_prompts_and_of_conversations(call, chat_run, tmp_path):
     write_lines(tmp_path / "p.jsonl", [{"prompt": "a film 3"}, {"prompt": "a film 4"}])
     whole = [[*say(("user", f"a film {i}")), *say(("assistant", "x"))] for i in (3, 4)]
     write_lines(tmp_path / "m.jsonl", [{"messages": messages} for messages in whole])
@@ -517,15 +514,13 @@ def test_settings_that_do_not_fit_are_refused(flags, message, call, chat_flags):
     assert refused.code == 2 and message in refused.err
 
 
-def test_chat_is_refused_for_other_runs(call, tiny_flags):
-    assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", "1").code == 0
+def test_chat_is_refused_for_other_runs(call, finished_run):
     refused = call("predict.py", "--chat")
     assert refused.code == 2 and "--chat is for runs that were trained on prompts and answers" in refused.err
 
 
-def test_equal_prompts_stay_in_one_split(call, chat_flags):
-    assert call("fine_tune.py", *chat_flags).code == 0
-    run = open_run(Path("outputs/run"), tasks.pick)
+def test_equal_prompts_stay_in_one_split(chat_run):
+    run = open_run(chat_run, tasks.pick)
     data = load_data(run.task, run.config, run.origins["dataset"])
     assert len(np.intersect1d(data.train.hashes, data.test.hashes)) == 0
     assert (np.unique(data.test.hashes, return_counts=True)[1] == 2).all(), "with both answers"

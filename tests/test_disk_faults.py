@@ -106,11 +106,6 @@ def partial_files(folder: Path) -> list[Path]:
     return [file for file in files if file.suffix not in (".lock", ".json", ".arrow")]
 
 
-@pytest.fixture
-def trained(call, tiny_flags):
-    assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", 1).code == 0
-
-
 PREDICTIONS = {
     (reading, "read_once"): ["/temporary/", "TMPDIR"],
     (datasets.Dataset, "map"): ["/temporary: ", "TMPDIR"],
@@ -125,7 +120,7 @@ class KillWithTemporary(Kill):
 
 
 @pytest.mark.parametrize("target", PREDICTIONS, ids=name_of)
-def test_predict_names_the_folder_without_room(target, call, trained, data_file, limit_at, tmp_path, monkeypatch):
+def test_predict_names_the_folder_without_room(target, call, finished_run, data_file, limit_at, tmp_path, monkeypatch):
     (tmp_path / "labelled").mkdir()
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
@@ -137,7 +132,7 @@ def test_predict_names_the_folder_without_room(target, call, trained, data_file,
     assert call(*command).code == 0
 
 
-def test_what_a_killed_predict_left_is_removed_by_the_next_one(call, trained, data_file, tmp_path, monkeypatch):
+def test_what_a_killed_predict_left_is_removed_by_the_next_one(call, finished_run, data_file, tmp_path, monkeypatch):
     (tmp_path / "labelled").mkdir()
     (tmp_path / "temporary").mkdir()
     command = ["predict.py", "--file", data_file, "--out", "labelled/rows.csv"]
@@ -177,7 +172,7 @@ def test_a_folder_of_another_user_is_not_used(tmp_path, monkeypatch):
         temporary()
 
 
-def test_evaluate_names_the_output_folder_and_keeps_the_run(call, trained, limit_at, tmp_path):
+def test_evaluate_names_the_output_folder_and_keeps_the_run(call, finished_run, limit_at, tmp_path):
     release = limit_at(evaluation, "write_json")
     assert_is_one_message(call("evaluate.py"), "output_dir")
     release()

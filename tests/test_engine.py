@@ -1,6 +1,7 @@
 """The OpenVINO engine gives the answers of PyTorch, is chosen for many texts, and is refused where it cannot run."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from finetuning.model.base import build_base
 from finetuning.model.lora import add_lora
 from finetuning.results import run_folder
 from finetuning.speed.openvino import OpenVino
+from finetuning.tasks.classification import SingleLabel
 from finetuning.use import predicting
 from finetuning.use.predicting import Answers, pick_engine
 
@@ -93,8 +95,8 @@ def test_all_engines_find_the_same_entities(call, entity_flags, tmp_path):
     assert texts[0] == texts[1] and any(texts[0])
 
 
-def test_an_engine_that_cannot_run_is_refused(run, monkeypatch):
-    opened = run_folder.open_run(run, tasks.pick)
+def test_an_engine_that_cannot_run_is_refused(monkeypatch):
+    opened = SimpleNamespace(task=SingleLabel(), config=Config())
     monkeypatch.setattr(predicting.importlib.util, "find_spec", lambda name: None)
     assert pick_engine("auto", opened, 10**6) == "torch"
     with pytest.raises(UserError, match="--engine int8 needs openvino and nncf: pip install -r requirements-extras.txt"):

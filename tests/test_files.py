@@ -180,8 +180,7 @@ def test_files_that_cannot_be_read_are_refused_with_the_reason(tmp_path):
             load(tmp_path / name, **options)
 
 
-def test_predict_reads_the_formats_that_training_reads(call, tiny_flags, tmp_path):
-    assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", "1").code == 0
+def test_predict_reads_the_formats_that_training_reads(call, finished_run, tmp_path):
     for name in ("spreadsheet.csv", "sheet.xlsx", "packed.zip", "under_a_key.json"):
         FORMATS[name](tmp_path / name)
         result = call("predict.py", "--file", name, "--out", f"{name}.jsonl")

@@ -29,16 +29,6 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def finished(folder, call, tiny_flags) -> Path:
-    """Return the finished run of this module."""
-    run = folder / "finished"
-    if not run.exists():
-        flags = as_flags(dict(output_dir=folder, run_name="finished", num_train_epochs=2))
-        assert call("fine_tune.py", *tiny_flags, *flags).code == 0
-    return run
-
-
-@pytest.fixture
 def unfinished(folder, call, tiny_flags, monkeypatch) -> Path:
     """Return a run that was interrupted after checkpoints at steps 5 and 10 of 21."""
     run = folder / "unfinished"
@@ -109,8 +99,8 @@ DAMAGED = {
 }
 
 
-def test_a_run_in_bf16_is_used_on_a_machine_without_bf16(finished, restored, call, monkeypatch):
-    run = restored(finished)
+def test_a_run_in_bf16_is_used_on_a_machine_without_bf16(finished_run, call, monkeypatch):
+    run = finished_run
     sealed(run, put("precision", "bf16"))
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {})
@@ -118,26 +108,25 @@ def test_a_run_in_bf16_is_used_on_a_machine_without_bf16(finished, restored, cal
     assert result.code == 0 and "trained in bf16, which this machine lacks" in result.err, result.err
 
 
-@pytest.mark.parametrize("state", ["finished", "unfinished"])
+@pytest.mark.parametrize("state", ["finished_run", "unfinished"])
 def test_a_damaged_config_is_one_line(state, request, restored, call):
     run = restored(request.getfixturevalue(state))
-    command = ("predict.py", "--run", run, "a fine film") if state == "finished" else ("fine_tune.py", "--resume", run)
+    command = ("predict.py", "--run", run, "a fine film") if state == "finished_run" else ("fine_tune.py", "--resume", run)
     original = (run / "config.json").read_bytes()
     for content in (*DAMAGED.values(), original[:500]):
         (run / "config.json").write_bytes(content)
         refused(call(*command), "config.json")
-    assert (run / "training.json").exists() == (state == "finished")
+    assert (run / "training.json").exists() == (state == "finished_run")
 
 
-@pytest.mark.parametrize("name", ["seed", "split_seed", "max_length", "learning_rate", "lora_alpha"])
-def test_a_run_whose_settings_have_changed_is_not_continued(name, unfinished, restored, call):
+def test_a_run_whose_settings_have_changed_is_not_continued(unfinished, restored, call):
     run = restored(unfinished)
-    edit(run / "config.json", put(name, 0.5))
+    edit(run / "config.json", put("split_seed", 1))
     refused(call("fine_tune.py", "--resume", run), "config.json has changed since it was written", "train again")
 
 
-def test_a_damaged_training_record_is_one_line(finished, restored, call):
-    run = restored(finished)
+def test_a_damaged_training_record_is_one_line(finished_run, call):
+    run = finished_run
     original = (run / "training.json").read_bytes()
     for content in (*DAMAGED.values(), original[:500]):
         (run / "training.json").write_bytes(content)
@@ -147,8 +136,8 @@ def test_a_damaged_training_record_is_one_line(finished, restored, call):
 # --- the adapter ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_adapter_config_is_one_line(finished, restored, call):
-    run = restored(finished)
+def test_a_damaged_adapter_config_is_one_line(finished_run, call):
+    run = finished_run
     file = run / "adapter" / "adapter_config.json"
     original = file.read_bytes()
     for content in (*DAMAGED.values(), original[:500], original.replace(b'"r": 16', b'"r": 8')):
@@ -158,8 +147,8 @@ def test_a_damaged_adapter_config_is_one_line(finished, restored, call):
 
 
 @pytest.mark.parametrize("fault", ["missing", "new", "size", "NaN", "infinite"])
-def test_weights_that_do_not_fit_or_are_not_finite_are_refused(fault, finished, restored, call):
-    run = restored(finished)
+def test_weights_that_do_not_fit_or_are_not_finite_are_refused(fault, finished_run, call):
+    run = finished_run
     file = run / "adapter" / "adapter_model.safetensors"
     weights = load_file(file)
     name = next(name for name in sorted(weights) if "lora_A" in name)
@@ -193,8 +182,8 @@ def test_a_run_with_weights_that_are_not_finite_is_not_finished(call, tiny_flags
 
 
 @pytest.mark.parametrize("name", ["merged", "int8"])
-def test_an_export_with_nan_in_one_row_does_not_agree(name, finished, restored, call, monkeypatch):
-    run = restored(finished)
+def test_an_export_with_nan_in_one_row_does_not_agree(name, finished_run, call, monkeypatch):
+    run = finished_run
     add = exporting._Comparison.add
 
     def spoil(module, inputs, outputs) -> None:
@@ -219,8 +208,8 @@ def test_an_export_with_nan_in_one_row_does_not_agree(name, finished, restored, 
 # --- two processes at once -----------------------------------------------------------------------------------------------
 
 
-def test_two_exports_at_once_do_not_harm_each_other(finished, restored, call, monkeypatch, tmp_path):
-    run, load_data, others = restored(finished), exporting.load_data, []
+def test_two_exports_at_once_do_not_harm_each_other(finished_run, call, monkeypatch, tmp_path):
+    run, load_data, others = finished_run, exporting.load_data, []
 
     def export_again(*arguments):
         others.extend(forked.run(tmp_path, "export.py", run, "--formats", "merged"))
@@ -235,15 +224,15 @@ def test_two_exports_at_once_do_not_harm_each_other(finished, restored, call, mo
     assert not [*run.glob("process.*")]
 
 
-def test_two_predictions_into_one_file_do_not_harm_each_other(finished, data_file, call, monkeypatch, tmp_path):
+def test_two_predictions_into_one_file_do_not_harm_each_other(finished_run, data_file, call, monkeypatch, tmp_path):
     load_engine, others, out = predicting.load_engine, [], tmp_path / "out.csv"
 
     def predict_again(*arguments):
-        others.extend(forked.run(tmp_path, "predict.py", "--run", finished, "--file", data_file, "--out", out))
+        others.extend(forked.run(tmp_path, "predict.py", "--run", finished_run, "--file", data_file, "--out", out))
         return load_engine(*arguments)
 
     monkeypatch.setattr(predicting, "load_engine", predict_again)
-    result = call("predict.py", "--run", finished, "--file", data_file, "--out", out)
+    result = call("predict.py", "--run", finished_run, "--file", data_file, "--out", out)
     ((code, output),) = others
     assert code == 2 and f"error: --out {out}: another predict.py is writing this file" in output, output
     assert "Traceback" not in output and result.code == 0, result.err
