@@ -135,6 +135,11 @@ def write_lines(path, rows: list[dict]):
     return path
 
 
+def change_a_byte(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
 def as_flags(settings: dict) -> list[str]:
     """Return settings as flags for the command line."""
     return [str(part) for name, value in settings.items() for part in (f"--{name}", value)]

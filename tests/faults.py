@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet
+from conftest import change_a_byte
 from test_hostile import LISTS, OBJECTS
-from test_hub_faults import REFUSALS, change_a_byte, cut, stall
+from test_hub_faults import REFUSALS, cut, stall
 
 # --- damaged files -------------------------------------------------------------------------------------------------------
 

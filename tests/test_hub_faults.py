@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import pytest
-from conftest import make_rows
+from conftest import change_a_byte, make_rows
 from datasets import Dataset
 from hub import COMMIT, LARGE, hub_for_downloads, use_hub
 
@@ -147,11 +147,6 @@ def test_a_hub_that_stalls_after_its_first_answer_ends_with_one_message(setting,
     hub.fault = lambda request: request.path != "/" and stall(request)
     with pytest.raises(UserError, match=f"{setting}=.* breaks off or is too slow"):
         open_source(setting)
-
-
-def change_a_byte(content: bytes) -> bytes:
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
 def cached(tmp_path: Path) -> list[Path]:

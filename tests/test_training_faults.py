@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from conftest import make_model, make_rows
+from conftest import change_a_byte, make_model, make_rows
 from forked import STEP, Kill, flags_of, outcome
 
 from finetuning.fingerprints import seal
@@ -106,9 +106,7 @@ def test_a_model_that_learned_nothing_is_called_so(task, call, tiny_flags, entit
 
 
 def flip_byte(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
+    file.write_bytes(change_a_byte(file.read_bytes()))
 
 
 @pytest.fixture(scope="module")
