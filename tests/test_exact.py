@@ -242,8 +242,6 @@ CASES = {
     "at the end of an epoch, then twice more": Case(dict(eval_strategy="epoch"), (Kill(STEP, 15), Kill(STEP, 4), Kill(STEP, 1))),
     "in an evaluation, with dropout": Case(dict(dropout=0.1, lora_dropout=0.1), (Kill(EVALUATION, 3),)),
     "while a checkpoint is written": Case(kills=(Kill("torch:save", 7, half=True),)),
-    "while its state is written": Case(kills=(Kill("transformers.trainer:TrainerState.save_to_json", 3, half=True),)),
-    "before it is marked as complete": Case(kills=(Kill("finetuning.training.checkpoints:write_json", 3),)),
     "while an older one is deleted": Case(kills=(Kill("shutil:rmtree", half=True),)),
     "after the last step": Case(kills=(Kill("finetuning.tasks.classification:fit_temperature"),)),
     "after early stopping": Case(
@@ -254,7 +252,7 @@ CASES = {
         dict(num_train_epochs=9, early_stopping_patience=2, learning_rate=1e-5, metric_for_best_model="accuracy"),
         (Kill(STEP, 10),),
     ),
-    "with augmentation": Case(dict(augmentation="token-dropout"), (Kill(STEP, 13),)),
+    "with augmentation and class weights": Case(dict(augmentation="token-dropout", class_weights="balanced"), (Kill(STEP, 13),)),
     "with accumulation": Case(dict(batch_size=2, gradient_accumulation_steps=4), (Kill(STEP, 4 * 11 + 2),)),
     "on two processes": Case(kills=(Kill(STEP, 11, process=1), Kill(STEP, 2)), processes=2),
 }
