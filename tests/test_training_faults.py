@@ -270,6 +270,9 @@ def test_the_same_command_starts_continues_and_then_leaves_a_run(model_dir, data
     flags = [*flags_of({}, model_dir, data_file, "run"), "--resume_if_exists"]
     ((code, _),) = forked.run(tmp_path, "fine_tune.py", *flags, kill=Kill(STEP, 12))
     assert code == -9
+    unfinished = call("evaluate.py", "outputs/run")
+    assert unfinished.code == 2 and "--resume" in unfinished.err
+    assert call("evaluate.py").code == 2, "an unfinished run is not the newest finished one"
     other = call("fine_tune.py", *flags, "--learning_rate", 0.001)
     assert other.code == 2 and "learning_rate=0.001: outputs/run was started with 0.003" in other.err
     other = call("fine_tune.py", *flags, "--dataset_name", "elsewhere.csv")
@@ -280,6 +283,7 @@ def test_the_same_command_starts_continues_and_then_leaves_a_run(model_dir, data
     before = (tmp_path / "outputs/run/training.json").read_bytes()
     finished = call("fine_tune.py", *flags)
     assert finished.code == 0 and "outputs/run: this run is finished" in finished.out
+    assert call("fine_tune.py", "--resume", "outputs/run").code == 2, "nothing is left to train"
     assert (tmp_path / "outputs/run/training.json").read_bytes() == before
     other = call("fine_tune.py", *flags, "--learning_rate", 0.001)
     assert other.code == 2 and "learning_rate=0.001: outputs/run was started with 0.003" in other.err
