@@ -176,15 +176,12 @@ def test_a_run_that_does_not_start_leaves_no_name_behind(error, call, tiny_flags
     assert list((tmp_path / "outputs").iterdir()) == []
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_the_same_rows(call, tiny_flags, tmp_path):
+def test_the_same_seed_gives_the_same_adapter_and_another_seed_another_one(call, tiny_flags, tmp_path):
     for name, seed in (("run", 0), ("again", 0), ("other", 1)):
         assert call("fine_tune.py", *tiny_flags, "--run_name", name, "--seed", seed, "--num_train_epochs", 1).code == 0
-        assert call("evaluate.py", f"outputs/{name}").code == 0
-    names = ("run", "again", "other")
-    first, again, other = (pd.read_parquet(tmp_path / "outputs" / name / "predictions.parquet") for name in names)
-    assert np.array_equal(np.stack(first.logits), np.stack(again.logits))
-    assert not np.array_equal(np.stack(first.logits), np.stack(other.logits))
-    assert (first.row == other.row).all()
+    folders = [tmp_path / "outputs" / name for name in ("run", "again", "other")]
+    first, again, other = ((folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in folders)
+    assert first == again != other
 
 
 def test_a_run_that_ended_before_it_was_marked_as_finished_can_be_resumed(call, finished_run):
@@ -261,12 +258,12 @@ def test_a_search_scores_the_model_of_each_trial(task, call, tiny_flags, tmp_pat
         paths = ["--model_name", make_model(tmp_path / "marian", "marian"), "--dataset_name", tmp_path / "pairs.csv"]
         flags += ["--task", task, *columns, *paths]
     monkeypatch.setattr("finetuning.training.search.SEARCH_SPACE", {"learning_rate": (1e-4, 1e-1)})
-    result = call("fine_tune.py", *flags, "--metric_for_best_model", "loss", "--search", 3)
+    result = call("fine_tune.py", *flags, "--metric_for_best_model", "loss", "--search", 2)
     assert result.code == 0, result.err
     storage = f"sqlite:///{tmp_path / 'outputs' / 'search.db'}"
     (name,) = optuna.get_all_study_names(storage)
     trials = optuna.load_study(study_name=name, storage=storage).trials
-    assert len({trial.value for trial in trials}) == 3, "three learning rates give three models"
+    assert len({trial.value for trial in trials}) == 2, "two learning rates give two models"
 
 
 def test_a_search_changes_the_loss_too_and_refuses_settings_of_the_rows(call, tiny_flags, monkeypatch):
@@ -286,7 +283,7 @@ def test_a_search_changes_the_loss_too_and_refuses_settings_of_the_rows(call, ti
 
 
 def test_training_prints_aligned_lines_without_control_characters(call, tiny_flags, tmp_path):
-    result = call("fine_tune.py", *tiny_flags)
+    result = call("fine_tune.py", *tiny_flags, "--num_train_epochs", 3)
     lines = [line for line in result.out.splitlines() if "left on this machine" not in line]  # a slow machine estimates the time
     header = next(i for i, line in enumerate(lines) if "validation loss" in line)
     table = [line for line in lines[header + 1 :] if line.split("/")[0].strip().isdigit()]  # on slow machines others come between
