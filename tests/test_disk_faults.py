@@ -1,6 +1,7 @@
 """Full disks and reached limits: one message that names the folder and the remedy, and no partial files."""
 
 import contextlib
+import errno
 import functools
 import resource
 import shutil
@@ -177,6 +178,14 @@ def test_evaluate_names_the_output_folder_and_keeps_the_run(call, finished_run, 
     assert_is_one_message(call("evaluate.py"), "output_dir")
     release()
     assert call("evaluate.py").code == 0
+
+
+def test_an_error_number_of_a_full_disk_or_quota_is_known():
+    """`small_disk` needs root, and a quota needs more."""
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        message = "cannot write to outputs: .*: make room, or set output_dir"
+        with pytest.raises(UserError, match=message), disk.room_in("outputs", "set output_dir"):
+            raise OSError(number, "no room")
 
 
 @pytest.fixture
