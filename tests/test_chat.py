@@ -256,11 +256,6 @@ def test_without_a_template_an_example_is_prompt_answer_and_end_token(plain_mode
         chats.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))
 
 
-def test_an_encoder_is_refused(call, chat_flags, model_dir):
-    refused = call("fine_tune.py", *chat_flags, "--model_name", make_model(model_dir.parent / "tiny-bert", "bert"))
-    assert refused.code == 2 and "is an encoder (bert)" in refused.err
-
-
 def test_a_template_that_changes_earlier_answers_trains_on_the_last_one(tokenizer):
     """Qwen3's template puts an empty thought before an answer, and leaves it out as soon as another turn follows."""
     tokenizer.chat_template = (

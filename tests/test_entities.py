@@ -393,11 +393,6 @@ def test_other_architectures_predict_the_entities_of_their_evaluation(model_type
     assert np.mean([a == b for a, b in zip(starts, expected, strict=True)]) > 0.9
 
 
-def test_a_search_chooses_by_f1(call, entity_flags, tmp_path):
-    result = call("fine_tune.py", *entity_flags, "--num_train_epochs", 1, "--search", 1)
-    assert result.code == 0 and "validation f1" in result.out, result.err
-
-
 @pytest.mark.parametrize("setting", ["augmentation=crop", "class_weights=balanced", "text_pair_column=other", "truncation=head"])
 def test_a_setting_of_another_task_is_refused(setting, call, entity_flags):
     name, value = setting.split("=")

@@ -281,7 +281,6 @@ def test_a_bad_text_file_is_refused_in_one_line(content, words, gpt, call, tmp_p
         (["--label_smoothing_factor", "0.1"], ["label_smoothing_factor"]),
         (["--mlm_probability", "0.3"], ["mlm_probability"]),
         (["--mlm_probability", "1.5"], ["mlm_probability=1.5"]),
-        (["--max_length", "65"], ["max_length=65", "64 positions"]),
     ],
 )
 def test_a_setting_that_does_not_apply_is_refused(flags, words, gpt, data_file, call):

@@ -629,7 +629,6 @@ def test_columns_that_are_swapped_in_one_split_are_refused(tmp_path):
         (["--task", "text-classification"], "source_column=low is not for single_label_classification"),
         (["--num_beams", 0], "num_beams=0 is out of range"),
         (["--truncation", "error", "--max_length", 8], "tokens is longer than max_length=8"),
-        (["--max_length", 65], "exceeds the 64 positions"),
     ],
 )
 def test_bad_settings_are_refused(flags, message, marian, pairs, call):
