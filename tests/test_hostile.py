@@ -49,10 +49,15 @@ OBJECTS = '{"a":' * 100_000 + "1" + "}" * 100_000
 CARD = "---\nconfigs:\n- config_name: default\n  data_files: rows.jsonl\n---\n"
 
 
-@pytest.mark.parametrize("task", ["text-classification", "token-classification"])
 @pytest.mark.parametrize("value", [LISTS, OBJECTS], ids=["lists", "objects"])
-@pytest.mark.parametrize("name", ["rows.jsonl", "one.jsonl", "rows.json", "rows.csv", "copy"])
-def test_deeply_nested_values_are_one_line(name, value, task, call, model_dir, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        *((name, "text-classification") for name in ("rows.jsonl", "one.jsonl", "rows.json", "rows.csv", "copy")),
+        ("rows.csv", "token-classification"),  # only cells are read by the task; the others are refused before
+    ],
+)
+def test_deeply_nested_values_are_one_line(name, task, value, call, model_dir, tmp_path):
     row = f'{{"text": "a film", "label": {value}}}'
     if name == "copy":  # of a data set on the Hub, which `datasets` reads
         (tmp_path / name).mkdir()
