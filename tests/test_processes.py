@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -124,10 +123,8 @@ def test_a_killed_process_ends_the_others_and_the_run_continues_with_another_num
     forked.wait_for_checkpoint(started, folder)
     second = next(p for p in psutil.Process(started.pid).children(recursive=True) if p.environ().get("RANK") == "1")
     second.kill()
-    killed = time.monotonic()
     messages = started.communicate(timeout=60)[1]
-    assert started.returncode == 1 and time.monotonic() - killed < 60
-    assert "--resume outputs/run continues from the last checkpoint" in messages
+    assert started.returncode == 1 and "--resume outputs/run continues from the last checkpoint" in messages
     forked.end_at_checkpoint(folder)  # the other epochs would take minutes
     ((code, printed),) = forked.run(tmp_path, "fine_tune.py", "--resume", "outputs/run")
     assert code == 0 and json.loads((folder / "training.json").read_text())["validation"]["step"] >= 5, printed
