@@ -522,8 +522,9 @@ def test_equal_prompts_stay_in_one_split(chat_run):
 
 
 def test_another_chat_template_gives_other_tokens(call, chat_flags, chat_model, tmp_path):
-    before = call("fine_tune.py", *chat_flags, "--run_name", "a").out
+    flags = [*chat_flags, "--num_train_epochs", 0.1]
+    before = call("fine_tune.py", *flags, "--run_name", "a").out
     shutil.copytree(chat_model, tmp_path / "other")
     file = tmp_path / "other/chat_template.jinja"
     file.write_text(file.read_text().replace("great", "moving"))
-    assert "[CLS] great" in before and "[CLS] moving" in call("fine_tune.py", *chat_flags, "--model_name", tmp_path / "other").out
+    assert "[CLS] great" in before and "[CLS] moving" in call("fine_tune.py", *flags, "--model_name", tmp_path / "other").out
