@@ -193,13 +193,6 @@ def test_predict_names_the_mistake(arguments, words, call):
     assert result.code == 2 and words in result.err
 
 
-def test_a_data_set_smaller_than_the_default_sample_sizes_is_used_completely(call, tiny_flags, tmp_path):
-    """The default sample sizes are thousands of rows; a smaller data set is used completely. Empty other columns do not matter."""
-    make_rows().assign(other=None).to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
-    result = call("fine_tune.py", *tiny_flags, "--dataset_name", "rows.jsonl", "--num_train_epochs", "1")
-    assert result.code == 0 and "56 train, 8 validation (held out from train), 16 test" in result.out
-
-
 def test_a_test_text_that_may_not_be_cut_is_refused_before_training(call, tiny_flags, tmp_path):
     make_rows().to_csv(tmp_path / "train.csv", index=False)
     make_rows(20).assign(review="film " * 100).to_csv(tmp_path / "test.csv", index=False)

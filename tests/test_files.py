@@ -71,6 +71,7 @@ FORMATS = {  # file name -> function that writes it
     "mark.jsonl": lambda file: file.write_bytes(b"\xef\xbb\xbf" + ROWS.to_json(orient="records", lines=True).encode()),
     "unicode.jsonl": lambda file: file.write_text(ROWS.to_json(orient="records", lines=True), encoding="utf-16"),
     "rows.ndjson": lambda file: file.write_text(ROWS.to_json(orient="records", lines=True)),
+    "empty_column.jsonl": lambda file: ROWS.assign(other=None).to_json(file, orient="records", lines=True),
     "packed.jsonl.gz": lambda file: ROWS.to_json(file, orient="records", lines=True),
 }
 
