@@ -400,18 +400,6 @@ def test_a_setting_of_another_task_is_refused(setting, call, entity_flags):
     assert result.code == 2 and setting in result.err and "leave it out" in result.err
 
 
-def test_a_model_without_a_token_classification_head_is_refused(call, entity_flags, tmp_path):
-    result = call("fine_tune.py", *entity_flags, "--model_name", make_model(tmp_path / "opt", "opt"))
-    assert result.code == 2 and "token-classification" in result.err and "opt" in result.err
-
-
-def test_a_run_of_entities_and_one_of_labels_are_not_compared(call, entity_flags, tiny_flags):
-    for flags in (entity_flags, [*tiny_flags, "--run_name", "labels"]):
-        assert call("fine_tune.py", *flags, "--num_train_epochs", 1).code == 0
-    assert call("evaluate.py", "outputs/run").code == call("evaluate.py", "outputs/labels").code == 0
-    assert call("evaluate.py", "outputs/run", "outputs/labels").code == 2
-
-
 @pytest.mark.predictions
 def test_predict_reads_the_rows_of_a_file_with_their_neighbours_and_single_texts_alone(call, entity_flags, entity_files, tmp_path):
     flags = [*entity_flags, "--dataset_name", entity_files / "eng", "--context", "neighbours", "--num_train_epochs", 4]

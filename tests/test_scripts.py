@@ -199,6 +199,19 @@ def test_evaluation_refuses_rows_that_changed_since_training(call, tmp_path, tin
     assert changed.code == 2 and "has changed since training" in changed.err
 
 
+def test_runs_that_were_tested_on_different_rows_are_not_compared(call, finished_run, tiny_flags, tmp_path):
+    make_rows().assign(review=lambda rows: rows.review + " 1").to_csv("other.csv", index=False)
+    for name, *changed in (("other-rows", "--split_seed", 1), ("other-texts", "--dataset_name", "other.csv")):
+        assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", 1, "--run_name", name, *changed).code == 0
+    folders = [finished_run, tmp_path / "outputs/other-rows", tmp_path / "outputs/other-texts"]
+    assert [call("evaluate.py", folder).code for folder in folders] == [0, 0, 0]
+    rows, other_rows, same_rows = (pd.read_parquet(folder / "predictions.parquet").row for folder in folders)
+    assert not rows.equals(other_rows) and rows.equals(same_rows)
+    for folder in folders[1:]:
+        refused = call("evaluate.py", finished_run, folder)
+        assert refused.code == 2 and "were tested on different rows" in refused.err, refused.err
+
+
 def test_a_search_continues_where_it_ended_and_prints_flags(call, tiny_flags, tmp_path, monkeypatch):
     """Slow, because it trains five times: two trials, a third one, one of another search, and a run with the flags."""
     space = {"learning_rate": (1e-4, 1e-2), "lora_r": [2, 4], "batch_size": [4, 8]}
