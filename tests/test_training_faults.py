@@ -1,10 +1,10 @@
 """Faults during training: numbers that are not finite, damaged checkpoints, two processes on one run, signals."""
 
 import json
+import os
 import shutil
 import signal
 import socket
-import time
 from pathlib import Path
 
 import forked
@@ -117,6 +117,7 @@ def killed(model_dir, data_file, tmp_path_factory) -> Path:
     for name, kill in (("run", Kill(STEP, 13)), ("uninterrupted", None)):
         forked.run(folder, "fine_tune.py", *flags_of(settings, model_dir, data_file, name), kill=kill)
     assert {file.name for file in (folder / "outputs/run/checkpoints").iterdir()} == {"checkpoint-5", "checkpoint-10"}
+    assert (folder / "outputs/run/process.lock").exists(), "the lock of a killed process does not block the run"
     return folder
 
 
@@ -149,6 +150,7 @@ def test_a_run_whose_best_checkpoint_is_lost_is_not_resumed(fault, killed, call,
     shutil.rmtree(best, ignore_errors=True)
     (tmp_path / "elsewhere").rename(best)
     assert call("fine_tune.py", "--resume", tmp_path / "run").code == 0
+    assert not [*(tmp_path / "run").glob("process*")]
 
 
 def test_a_best_checkpoint_that_is_damaged_during_training_is_not_loaded(killed, call, tmp_path, monkeypatch):
@@ -169,27 +171,21 @@ def test_a_best_checkpoint_that_is_damaged_during_training_is_not_loaded(killed,
 # --- two processes on one run --------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_trained_by_one_command_at_a_time(call, model_dir, data_file, tmp_path):
-    run, flags = tmp_path / "outputs/run", flags_of({}, model_dir, data_file, "run")
-    hold = Kill(STEP, 8, signal=signal.SIGSTOP)  # the first command holds the run and leaves the CPU to the others
-    first = forked.fork("fine_tune.py", flags, tmp_path, {}, hold, tmp_path / "first.out")
-    try:
-        started = time.monotonic()
-        while not [*run.glob("checkpoints/checkpoint-*/whole.json")]:
-            assert first.is_alive() and time.monotonic() < started + 60, (tmp_path / "first.out").read_text()
-            time.sleep(0.1)
-        config = (run / "config.json").read_bytes()
-        results = forked.run(tmp_path, "fine_tune.py", "--resume", "outputs/run", processes=2)
-        assert [code for code, _ in results] == [2, 2], results
-        expected = f"error: outputs/run is being trained by process {first.pid} on {socket.gethostname()}"
-        assert results[0][1].startswith(expected) and len(results[0][1].strip().splitlines()) == 1
-        assert first.is_alive() and (run / "config.json").read_bytes() == config
-    finally:
-        first.kill()
-        first.join()
-    assert (run / "process.lock").exists(), "the files that a killed process leaves do not block the run"
-    result = call("fine_tune.py", "--resume", run)
-    assert result.code == 0 and not [*run.glob("process*")], result.err
+def test_a_run_is_trained_by_one_command_at_a_time(call, model_dir, data_file, tmp_path, monkeypatch):
+    run, steps, others, before = tmp_path / "outputs/run", [], [], []
+
+    def resume_in_step_8(*_) -> None:
+        steps.append(len(steps))
+        if len(steps) == 8:
+            before.append((run / "config.json").read_bytes())
+            others.extend(forked.run(tmp_path, "fine_tune.py", "--resume", "outputs/run", processes=2))
+
+    forked.watch(STEP, resume_in_step_8, monkeypatch.setattr)
+    first = call("fine_tune.py", *flags_of({}, model_dir, data_file, "run"))
+    assert [code for code, _ in others] == [2, 2], others
+    expected = f"error: outputs/run is being trained by process {os.getpid()} on {socket.gethostname()}"
+    assert others[0][1].startswith(expected) and len(others[0][1].strip().splitlines()) == 1
+    assert first.code == 0 and (run / "config.json").read_bytes() == before[0] and not [*run.glob("process*")], first.err
 
 
 # --- signals -------------------------------------------------------------------------------------------------------------
