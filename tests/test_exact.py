@@ -240,7 +240,9 @@ CASES = {
     "before the first checkpoint": Case(kills=(Kill(STEP, 3),)),
     "in the second epoch": Case(kills=(Kill(STEP, 11),)),
     "at the end of an epoch, then twice more": Case(dict(eval_strategy="epoch"), (Kill(STEP, 15), Kill(STEP, 4), Kill(STEP, 1))),
-    "in an evaluation, with dropout": Case(dict(dropout=0.1, lora_dropout=0.1), (Kill(EVALUATION, 3),)),
+    "in an evaluation, with dropout and LoRA+": Case(
+        dict(dropout=0.1, lora_dropout=0.1, loraplus_lr_ratio=8), (Kill(EVALUATION, 3),)
+    ),
     "while a checkpoint is written": Case(kills=(Kill("torch:save", 7, half=True),)),
     "while an older one is deleted": Case(kills=(Kill("shutil:rmtree", half=True),)),
     "after the last step": Case(kills=(Kill("finetuning.tasks.classification:fit_temperature"),)),
