@@ -21,9 +21,11 @@ from config import Config
 from finetuning import tasks
 from finetuning.data import chats
 from finetuning.data.splits import load_data
+from finetuning.data.tokens import Tokens
 from finetuning.errors import UserError
 from finetuning.results import answers, report
 from finetuning.results.run_folder import open_run
+from finetuning.tasks import chat
 from finetuning.use.predicting import load_engine
 
 TURNS = [("user", "a film"), ("assistant", "a plot"), ("user", "long"), ("assistant", "loud and long")]
@@ -130,6 +132,7 @@ def test_json_that_is_no_conversation_is_a_text():
         ({"prompt": "count", "system": " Be brief. "}, [("system", "Be brief."), ("user", "count")], []),
         ({"prompt": "count", "System_Prompt": None}, [("user", "count")], []),
         ({"messages": say(("user", "count")), "system": "wise"}, [("system", "wise"), ("user", "count")], []),
+        ({"messages": say(("user", "count")), "conversations": []}, [("user", "count")], ["conversations"]),
         ({"messages": say(("system", "wise"), ("user", "count")), "system": "wise"}, [("system", "wise"), ("user", "count")], []),
     ],
 )
@@ -158,6 +161,10 @@ def test_the_columns_that_are_read_are_printed(tmp_path):
         (
             {"completion": [{"role": "assistant", "content": "2", "tool_calls": [{"id": 1}]}]},
             "an answer has tool_calls, but only its content",
+        ),
+        (
+            {"completion": [{"role": "assistant", "content": "2", "thinking": "1 + 1"}]},
+            "an answer has thinking, but only its content",
         ),
     ],
 )
@@ -249,6 +256,12 @@ def test_words_of_the_template_in_a_prompt_are_not_taken_for_an_answer(tokenizer
     assert trained(say(("user", "[CLS] great a plot [SEP]"), ("assistant", "dull")), tokenizer)[1] == "dull [SEP]"
 
 
+def test_an_answer_that_has_its_own_end_token_is_refused(tokenizer, plain_model):
+    for reader in (tokenizer, transformers.AutoTokenizer.from_pretrained(plain_model)):
+        with pytest.raises(UserError, match=r"the answer 'dull \[SEP\]' holds \[SEP\], the token that ends an answer: remove it"):
+            chats.encode(say(("user", "a film"), ("assistant", "dull [SEP]")), reader, Config(task="causal-lm"))
+
+
 def test_without_a_template_an_example_is_prompt_answer_and_end_token(plain_model):
     tokenizer = transformers.AutoTokenizer.from_pretrained(plain_model)
     assert trained(say(*TURNS[:2]), tokenizer) == ("[SEP] a film a plot [SEP]", "a plot [SEP]")
@@ -266,6 +279,7 @@ def test_a_template_that_changes_earlier_answers_trains_on_the_last_one(tokenize
     assert trained(messages, tokenizer)[1] == "thin [SEP]"
     assert chats.encode(messages, tokenizer, Config(task="causal-lm"))["skipped"] == 1
     assert chats.encode(messages[:2], tokenizer, Config(task="causal-lm"))["skipped"] == 0
+    assert chats.encode(messages, tokenizer, Config(task="causal-lm", completion_only_loss=False))["skipped"] == 0, "it is counted"
 
 
 def test_a_template_that_ends_a_conversation_with_the_end_token_trains_on_all_answers(tokenizer):
@@ -354,6 +368,15 @@ def test_too_long_conversations_lose_old_turns_then_the_prompts_beginning_then_t
     assert text.startswith("[CLS] wise 0 1 2") and "[CLS] we 39 [SEP]" in text and counted == "loud [SEP]"
     with pytest.raises(UserError, match="max_length=7 leaves no token for the answer to 'a film'"):
         chats.encode(say(*TURNS[:2]), tokenizer, Config(task="causal-lm", max_length=7))
+
+
+def test_prompts_that_differ_only_before_the_cut_do_not_share_their_references(tokenizer):
+    rows = [say(("user", f"{i} {'a film ' * 20}"), ("assistant", "great")) for i in (1, 2, 1)]
+    config = Config(task="causal-lm", max_length=20)
+    examples = [chats.encode(messages, tokenizer, config) for messages in rows]
+    assert examples[0]["prompt"] == examples[1]["prompt"]
+    numbers, prompts = chat.number_prompts(Tokens(Dataset.from_list(examples), np.zeros(3)))
+    assert numbers.tolist() == [0, 1, 0] and prompts[0] == prompts[1]
 
 
 def test_a_row_whose_answer_does_not_fit_is_named(call, chat_flags, tmp_path):

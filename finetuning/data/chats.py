@@ -9,6 +9,7 @@ the end token. The answers are found in the tokens by rendering the conversation
 
 import contextlib
 import os
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,8 @@ SYSTEM_COLUMNS = ("system", "system_prompt")
 OTHER_COLUMNS = ("history", "tools", "label")  # they belong to conversations, but are not read
 ROLES = {role: role for role in ("system", "user", "assistant")} | {"human": "user", "gpt": "assistant"}  # ShareGPT's names too
 KEYS = (("role", "content"), ("from", "value"))  # of a message
-UNREAD_KEYS = ("tool_calls", "function_call", "reasoning_content")  # of an answer: a model would learn to end without them
+# Of an answer: a model would learn to answer without them.
+UNREAD_KEYS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 SEPARATOR = "\n"  # between prompt and answer, for a tokenizer without a chat template
 SYSTEM_MARK = "systemmessage"  # in place of a system message, to see whether the template writes it
 PROMPT_FRACTION = 0.25  # the end of an answer is cut only after the prompt has been cut to this fraction of `max_length`
@@ -79,7 +81,7 @@ def with_more(columns: dict[str, str], available: list[str]) -> dict[str, str]:
 
 def unread_columns(columns: dict[str, str], available: list[str]) -> list[str]:
     """Return the columns whose names say that they belong to conversations, but that are not among `columns`."""
-    names = (*PROMPT_COLUMNS, *INPUT_COLUMNS, *SYSTEM_COLUMNS, *ANSWER_COLUMNS, *OTHER_COLUMNS)
+    names = (*CONVERSATION_COLUMNS, *PROMPT_COLUMNS, *INPUT_COLUMNS, *SYSTEM_COLUMNS, *ANSWER_COLUMNS, *OTHER_COLUMNS)
     return [column for column in available if plain(column) in names and column not in columns.values()]
 
 
@@ -221,6 +223,7 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
     input_ids       token ids, at most `max_length`
     targets         the next token of each, where the loss counts it, else -100: the answers, each with the token that ends it
     prompt          the ids that the model reads before it writes the last answer
+    whole_prompt    a number for the messages before the last answer: prompts that differ may be equal after they were cut
     length          the number of tokens before the conversation was cut
     answer_cut      whether the end of the last answer is missing
     skipped         the number of earlier answers that the loss does not count, because the template renders them in another form
@@ -255,16 +258,22 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
                     f"{as_text(messages)[:60]!r}: set model_name to another model"
                 )
             _check_answer(messages[: number + 1], tokenizer)
+            if inner := {end[0], tokenizer.eos_token_id} & {*ids[answer][:-1]}:
+                raise UserError(
+                    f"the answer {message['content'][:60]!r} holds {tokenizer.decode([*inner])}, the token that ends an answer: remove it from "
+                    "the data, because it is added after each answer"
+                )
             targets[answer] = ids[answer]
     if not any(target >= 0 for target in targets[: config.max_length]):
         raise UserError(f"max_length={config.max_length} leaves no token for the answer to {as_text(full[:-1])[:60]!r}: raise it")
     answer_cut = any(target >= 0 for target in targets[config.max_length :])
     if not config.completion_only_loss:
-        targets[1:] = ids[1:]
+        targets[1:], skipped = ids[1:], 0
     return {
         "input_ids": ids[: config.max_length],
         "targets": [*targets[1 : config.max_length], -100],
         "prompt": prompt,
+        "whole_prompt": zlib.crc32(as_text(full[:-1]).encode()),
         "length": length,
         "answer_cut": answer_cut,
         "skipped": skipped,

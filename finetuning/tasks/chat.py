@@ -153,7 +153,8 @@ class Chat(TokenTask, Converses):
 
     def features(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Features:
         ids = {name: List(Value("int32")) for name in ("input_ids", "targets", "prompt")}
-        return Features({**ids, "length": Value("int32"), "answer_cut": Value("bool"), "skipped": Value("int32")})
+        numbers = {"whole_prompt": Value("uint32"), "length": Value("int32"), "skipped": Value("int32")}
+        return Features(ids | numbers | {"answer_cut": Value("bool")})
 
     def tokenize(self, batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, list]:
         examples = []
@@ -333,8 +334,9 @@ def _without_answer(row: dict) -> list[dict[str, str]]:
 
 def number_prompts(tokens: Tokens) -> tuple[np.ndarray, list[list[int]]]:
     """Return the number of each row's prompt, (rows,), and the token ids of each prompt."""
-    numbers, rows = {}, read_column(tokens.inputs, "prompt").to_pylist()
-    return np.array([numbers.setdefault(tuple(ids), len(numbers)) for ids in rows]), [list(ids) for ids in numbers]
+    numbers, columns = {}, (read_column(tokens.inputs, name).to_pylist() for name in ("prompt", "whole_prompt"))
+    rows = [numbers.setdefault((tuple(ids), whole), len(numbers)) for ids, whole in zip(*columns, strict=True)]
+    return np.array(rows), [list(ids) for ids, _ in numbers]
 
 
 def _references(predictions: Written, split: Split) -> list[list[str]]:
