@@ -15,6 +15,7 @@ import sentencepiece
 import torch
 import transformers
 from conftest import TRANSLATORS, make_model, make_pairs
+from datasets import Dataset
 from huggingface_hub import ModelCard
 from peft.tuners.lora import Linear as LoraLinear
 from sacrebleu.metrics import BLEU, CHRF, TER
@@ -552,6 +553,20 @@ def test_a_line_break_of_html_is_part_of_a_translation(tmp_path):
 def test_languages_find_their_columns(parallel):
     data = splits.load_data(TASK, replace(CONFIG, dataset_name=str(parallel / "nested"), source_lang="de", target_lang="en"))
     assert (data.config.source_column, data.config.target_column) == ("translation.de", "translation.en")
+
+
+def test_names_of_columns_that_are_no_languages_or_are_those_of_the_other_side_are_not_taken_for_languages(tmp_path):
+    def settle(source: str, target: str, **settings) -> tuple[str | None, str | None]:
+        settled = TASK.settle(Dataset.from_dict({source: [], target: []}), replace(CONFIG, **settings))[1]
+        return settled.source_lang, settled.target_lang
+
+    assert settle("src", "tgt") == (None, None), "T5 would read: translate Logudorese Sardinian to Central Tagbanwa"
+    columns = dict(source_column="de", target_column="en")
+    assert settle("en", "de", **columns) == ("de", "en") and settle("en", "de", **columns, source_lang="German") == ("German", "en")
+    with pytest.raises(
+        UserError, match="source_lang=English is the language of target_column=en: swap source_lang and target_lang"
+    ):
+        settle("en", "de", **columns, source_lang="English", target_lang="de")
 
 
 def rows_with(**changed) -> pd.DataFrame:

@@ -97,9 +97,16 @@ class Translation(TokenTask):
     def settle(self, train: Dataset, config: Config) -> tuple[Task, Config]:
         """Return `config` with the columns, their languages if their names tell them, and the kind of truncation."""
         settled = {f"{side}_column": column for side, column in self.columns(train.column_names, config).items()}
-        for side in ("source", "target"):
-            name = settled[f"{side}_column"].rpartition(".")[2]
-            settled[f"{side}_lang"] = getattr(config, f"{side}_lang") or (name if language(name) else None)
+        names = {side: settled[f"{side}_column"].rpartition(".")[2] for side in ("source", "target")}
+        # src and tgt are codes of languages too.
+        named = {side: name if name.lower() not in SOURCE_COLUMNS + TARGET_COLUMNS else None for side, name in names.items()}
+        for side, other in (("source", "target"), ("target", "source")):
+            given = getattr(config, f"{side}_lang")
+            if given and language(given) and language(given) == language(named[other]) != language(named[side]):
+                raise UserError(
+                    f"{side}_lang={given} is the language of {other}_column={names[other]}: swap source_lang and target_lang, or the columns"
+                )
+            settled[f"{side}_lang"] = given or (named[side] if language(named[side]) else None)
         truncation = "head" if config.truncation == Config.truncation else config.truncation
         return self, replace(config, **settled, truncation=truncation)
 
