@@ -438,6 +438,12 @@ def test_metrics_count_all_references_of_a_prompt():
     assert values["exact_match"] == 0.5
 
 
+@pytest.mark.parametrize(("reference", "same", "others"), [("A", "a", ["", "the", "B", "."]), ("+", " +", ["-", "", "A"])])
+def test_answers_of_articles_or_punctuation_only_are_told_apart(reference, same, others):
+    for score in (answers.exact_match, answers.token_f1):
+        assert score(same, reference) == 1 and not any(score(other, reference) for other in others)
+
+
 # --- scripts -------------------------------------------------------------------------------------------------------------
 
 

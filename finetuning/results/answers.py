@@ -63,8 +63,8 @@ def exact_match(answer: str, reference: str) -> float:
 
 
 def normalized(text: str) -> str:
-    """Return a text in lower case without punctuation and articles, as SQuAD compares answers."""
-    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
+    """Return a text in lower case without punctuation and articles, as SQuAD compares answers. If nothing is left, keep these."""
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split()) or " ".join(text.lower().split())
 
 
 def _f1(common: int, n_answer: int, n_reference: int) -> float:
