@@ -26,6 +26,7 @@ from finetuning.errors import UserError
 from finetuning.results import answers, report
 from finetuning.results.run_folder import open_run
 from finetuning.tasks import chat
+from finetuning.training.prediction import Predictor
 from finetuning.use.predicting import load_engine
 
 TURNS = [("user", "a film"), ("assistant", "a plot"), ("user", "long"), ("assistant", "loud and long")]
@@ -507,6 +508,24 @@ def test_a_conversation_in_the_terminal_remembers_its_turns_until_it_is_reset(ca
     assert lines[1] == lines[4], "the first answer comes again after /reset"
     (alone,) = call("predict.py", "a film 3").out.splitlines()
     assert lines[1].strip() == alone
+
+
+def test_an_answer_is_computed_in_the_same_precision_whether_streamed_or_in_a_batch(chat_model, tokenizer, monkeypatch):
+    model, used = transformers.AutoModelForCausalLM.from_pretrained(chat_model), []
+    generate = model.generate
+
+    def recorded(**settings) -> torch.Tensor:
+        used.append(any(map(torch.is_autocast_enabled, ("cpu", "cuda"))))
+        return generate(**settings)
+
+    monkeypatch.setattr(model, "generate", recorded)
+    monkeypatch.setattr("finetuning.speed.precision.pick_precision", lambda _: ("bf16", ""))
+    tokenizer.pad_token = "[PAD]"
+    config = Config(task="causal-lm", prompt_column="prompt", method="full", speedups=False, max_new_tokens=3)
+    predictor, task = Predictor(chat.Chat(), model, tokenizer, config), chat.Chat()
+    predictor.options = {}
+    pieces = task.stream(predictor, say(("user", "a film")))
+    assert ["".join(pieces).strip()] == task.answers(predictor, {"prompt": ["a film"]})["answer"] and used == [True, True]
 
 
 def test_predict_reads_files_of_prompts_and_of_conversations(call, chat_run, tmp_path):

@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 
 import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteriaList, TextIteratorStreamer, set_seed
@@ -28,12 +29,17 @@ def continue_text(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, pr
 
 
 def stream_text(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: list[int], ends: list[int], options: dict
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[int],
+    ends: list[int],
+    options: dict,
+    precision: AbstractContextManager,
 ) -> Iterator[str]:
     """Yield the answer to a prompt in pieces, as the model writes it in another thread.
 
-    `ends` are the tokens that end the answer. `options` are those of `continue_text`, and the caller has checked them. If the caller
-    stops early, so does the model.
+    `ends` are the tokens that end the answer. `options` are those of `continue_text`, and the caller has checked them. `precision` is
+    the context in which the model computes. If the caller stops early, so does the model.
     """
     streamer, stopped, errors = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), threading.Event(), []
     batch = _batch(model, prompt, options)
@@ -41,7 +47,7 @@ def stream_text(
 
     def write() -> None:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), precision:  # autocast holds for one thread only
                 generate(model, tokenizer, batch, ends, options, streamer=streamer, stopping_criteria=stopping)
         except BaseException as error:
             errors.append(error)

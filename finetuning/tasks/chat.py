@@ -37,6 +37,7 @@ from finetuning.model.generation import check_options, longest_prompt, stream_te
 from finetuning.results import answers as written
 from finetuning.results import bleu
 from finetuning.results.report import MAX_EXAMPLES, MAX_LINE_CHARACTERS, Example, Section
+from finetuning.speed.precision import autocast
 from finetuning.task import Converses, Evaluation, Rows, Statistics
 from finetuning.tasks.language_model import PERPLEXITY, TokenTask
 from finetuning.training.prediction import Predictor
@@ -298,7 +299,8 @@ class Chat(TokenTask, Converses):
         options, tokenizer = self._options(predictor), predictor.tokenizer
         messages = [message | {"content": message["content"].strip()} for message in messages]
         prompt = prompt_ids(messages, tokenizer, predictor.config.max_length)
-        yield from stream_text(predictor.model.eval(), tokenizer, prompt, end_tokens(tokenizer), options)
+        precision = autocast(predictor.config)
+        yield from stream_text(predictor.model.eval(), tokenizer, prompt, end_tokens(tokenizer), options, precision)
 
     def _options(self, predictor: Predictor) -> dict:
         """Return the options of predict.py. Raise `UserError` for one that is out of range."""
