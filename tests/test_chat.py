@@ -155,10 +155,11 @@ def test_the_columns_that_are_read_are_printed(tmp_path):
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
-        ({"input": 1}, "its input is 1, which is no text"),
-        ({"system": 1}, "its system is 1, which is no text"),
+        ({"input": 1}, "its input is a number, which is no text"),
+        ({"system": 1}, "its system is a number, which is no text"),
         ({"prompt": say(("system", "a"), ("user", "b")), "system": "c"}, "its column of the system differs from"),
         ({"completion": [{"role": "assistant", "content": "2", "weight": 0}]}, "an answer has the weight 0"),
+        ({"completion": [{"role": "assistant", "content": "2", "train": False}]}, "an answer has the train False"),
         (
             {"completion": [{"role": "assistant", "content": "2", "tool_calls": [{"id": 1}]}]},
             "an answer has tool_calls, but only its content",
@@ -186,9 +187,9 @@ def test_weights_of_prompts_do_not_matter():
         ([{"role": "assistant", "content": "x"}], "roles are out of order: assistant where user should come"),
         ([{"role": "user", "content": "x"}, {"role": "user", "content": "y"}], "user where assistant should come"),
         ([{"role": "user", "content": "x"}, {"role": "system", "content": "y"}], "system where assistant should come"),
-        ([{"role": "user", "content": ["x"]}], "the content of a message is ['x'], which is no text"),
+        ([{"role": "user", "content": ["x"]}], "the content of a message is a list of texts, which is no text"),
         ([{"speaker": "user", "text": "x"}], "a message has the keys speaker, text"),
-        (["x"], "['x'] is neither a text nor a list of messages"),
+        (["x"], "a list of texts is neither a text nor a list of messages"),
         ([{"role": ["user"], "content": "x"}], "the role ['user'] is not known"),
     ],
 )

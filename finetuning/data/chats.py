@@ -38,6 +38,7 @@ SYSTEM_COLUMNS = ("system", "system_prompt")
 OTHER_COLUMNS = ("history", "tools", "label")  # they belong to conversations, but are not read
 ROLES = {role: role for role in ("system", "user", "assistant")} | {"human": "user", "gpt": "assistant"}  # ShareGPT's names too
 KEYS = (("role", "content"), ("from", "value"))  # of a message
+WEIGHT_KEYS = ("weight", "train", "training")  # of an answer; OpenAI's and Axolotl's names
 # Of an answer: a model would learn to answer without them.
 UNREAD_KEYS = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 SEPARATOR = "\n"  # between prompt and answer, for a tokenizer without a chat template
@@ -94,7 +95,7 @@ def conversation(row: dict) -> Messages:
     for name in ("input", "system"):
         if not isinstance(row.get(name) or "", str):
             raise ValueError(
-                f"its {name} is {row[name]!r:.40}, which is no text: rename the column if it is no part of the prompts"
+                f"its {name} is {_kind(row[name])}, which is no text: rename the column if it is no part of the prompts"
             )
     messages = _messages_of(row["prompt"], "user") or [{"role": "user", "content": ""}]
     if more := row.get("input"):
@@ -116,7 +117,7 @@ def _messages_of(value: Any, role: str) -> Messages:
     if value is None or isinstance(value, str):
         return [{"role": role, "content": value.strip()}] if value and value.strip() else []
     if not isinstance(value, Sequence) or not all(isinstance(message, dict) for message in value):
-        raise ValueError(f"{value!r:.60} is neither a text nor a list of messages")
+        raise ValueError(f"{_kind(value)} is neither a text nor a list of messages")
     return [_message_of(message) for message in value]
 
 
@@ -130,6 +131,13 @@ def conversation_of_text(text: str) -> list[dict] | None:
     return None
 
 
+def _kind(value: Any) -> str:
+    """Return what a value is, for an error without the value itself: rows with equal errors are counted together."""
+    names = {str: "text", bool: "truth value", int: "number", float: "number", dict: "object", list: "list"}
+    name = names.get(type(value), type(value).__name__)
+    return f"a list of {names.get(type(value[0]), 'other value')}s" if isinstance(value, list) and value else f"a {name}"
+
+
 def _message_of(message: dict) -> dict[str, str]:
     role_key, content_key = next((keys for keys in KEYS if {*keys} <= {*message}), (None, None))
     if role_key is None:
@@ -138,9 +146,10 @@ def _message_of(message: dict) -> dict[str, str]:
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"the role {role!r} is not known, only {', '.join(ROLES)}")
     if not isinstance(content, str):
-        raise ValueError(f"the content of a message is {content!r:.40}, which is no text")
-    if ROLES[role] == "assistant" and message.get("weight") not in (None, 1):
-        raise ValueError(f"an answer has the weight {message['weight']!r}, but the loss counts all answers alike")
+        raise ValueError(f"the content of a message is {_kind(content)}, which is no text")
+    for key in WEIGHT_KEYS:
+        if ROLES[role] == "assistant" and message.get(key) not in (None, 1):
+            raise ValueError(f"an answer has the {key} {message[key]!r}, but the loss counts all answers alike")
     if extra := [key for key in UNREAD_KEYS if ROLES[role] == "assistant" and message.get(key)]:
         raise ValueError(f"an answer has {' and '.join(extra)}, but only its {content_key} would be learned")
     return {"role": ROLES[role], "content": content.strip()}
