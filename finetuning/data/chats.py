@@ -133,7 +133,7 @@ def conversation_of_text(text: str) -> list[dict] | None:
 
 def _kind(value: Any) -> str:
     """Return what a value is, for an error without the value itself: rows with equal errors are counted together."""
-    names = {str: "text", bool: "truth value", int: "number", float: "number", dict: "object", list: "list"}
+    names = {str: "text", bool: "truth value", int: "number", float: "number", dict: "dictionary", list: "list"}
     name = names.get(type(value), type(value).__name__)
     return f"a list of {names.get(type(value[0]), 'other value')}s" if isinstance(value, list) and value else f"a {name}"
 
