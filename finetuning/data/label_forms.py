@@ -54,13 +54,6 @@ class Distinct(NamedTuple):
             raise UserError(f"label_column={column}: row {row} of split {split} holds {value}: {remedy}")
 
 
-class Lists(NamedTuple):
-    """Labels that are given as lists."""
-
-    columns: dict[str, Distinct]  # split -> its distinct lists of labels
-    reason: str  # why the column was taken for lists, for the user
-
-
 def distinct(rows: Dataset, column: str) -> Distinct:
     """Return the values of a column. Texts lose the spaces around them; empty texts and NaN become None."""
     feature, data = rows.features[column], read_column(rows, column)
@@ -115,8 +108,8 @@ def as_text(value: Any) -> str:
 # --- lists ---------------------------------------------------------------------------------------------------------------
 
 
-def find_lists(raw: dict[str, Dataset], column: str) -> Lists | None:
-    """Return the labels of each row if the column holds lists; None if it holds a value per row."""
+def label_lists(raw: dict[str, Dataset], column: str) -> tuple[dict[str, Distinct], str]:
+    """Return the labels of each row as a list, and why the column was taken for lists, "" if it holds a value per row."""
     feature, reason = raw["train"].features[column], "it holds lists"
     if getattr(getattr(feature, "feature", feature), "dtype", None) in ("binary", "large_binary"):
         raise UserError(f"label_column={column} holds bytes: write its labels as texts")
@@ -126,14 +119,12 @@ def find_lists(raw: dict[str, Dataset], column: str) -> Lists | None:
             f"label_column={column} holds {feature} in split train, but {raw[other].features[column]} in split {other}: write the "
             "labels of all splits in the same form, with a list in every row"
         )
-    is_text = isinstance(feature, Json) or holds_texts(feature)
-    if not is_list["train"] and not is_text:
-        return None
     columns = {split: distinct(rows, column) for split, rows in raw.items()}
-    values = [value for split in columns.values() for value in split.values]
-    if not is_list["train"] and not any(isinstance(value, list | dict) for value in values):
-        columns, reason = _lists_in_texts(columns, column), "it holds lists that are written as text"
-    return columns and Lists(as_lists(columns, column), reason)
+    if not is_list["train"] and not any(isinstance(value, list | dict) for cells in columns.values() for value in cells.values):
+        is_text = isinstance(feature, Json) or holds_texts(feature)
+        lists = _lists_in_texts(columns, column) if is_text else None
+        columns, reason = (lists, "it holds lists that are written as text") if lists else (columns, "")
+    return as_lists(columns, column), reason
 
 
 def as_lists(columns: dict[str, Distinct], column: str) -> dict[str, Distinct]:

@@ -12,7 +12,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 
 from finetuning.data.content import holds_texts
-from finetuning.data.label_forms import Distinct, Lists, as_lists, as_text, distinct, distinct_names, find_lists, shown
+from finetuning.data.label_forms import Distinct, as_lists, as_text, distinct, distinct_names, label_lists, shown
 from finetuning.errors import UserError, listed
 
 SEPARATORS = ",;|"  # between labels that are written as one text
@@ -45,13 +45,12 @@ def encode_labels(raw: dict[str, Dataset], column: str, named: bool = False) -> 
     The names are those that a `ClassLabel` column brings along, or else the sorted values of train. `named`: the user named the
     column, so it may have many classes.
     """
-    lists, remarks = find_lists(raw, column), []
-    if lists:
+    (columns, reason), remarks = label_lists(raw, column), []
+    if reason:
         remarks.append(
-            f"label_column={column}: read as one label for each text, because {lists.reason} with at most one label; if a text "
-            f"can have several labels, {SET_MULTI_LABEL}"
+            f"label_column={column}: read as one label for each text, because {reason} with at most one label; if a text can have "
+            f"several labels, {SET_MULTI_LABEL}"
         )
-    columns = lists.columns if lists else as_lists({split: distinct(rows, column) for split, rows in raw.items()}, column)
     for split, labels in columns.items():
         has_several = labels.per_row((len(value or []) > 1 for value in labels.values), False)
         labels.refuse(column, split, has_several, f"several labels: {SET_MULTI_LABEL}, or give one label for each text")
@@ -97,11 +96,11 @@ def _known(feature: Any, columns: dict[str, Distinct], column: str, named: bool 
 
 def holds_several(train: Dataset, column: str) -> bool:
     """Return whether a row of the column holds several labels. Raise `UserError` for texts that may be classes or numbers."""
-    lists = find_lists({"train": train}, column)
-    if lists:
-        return any(len(value or []) > 1 for value in lists.columns["train"].values)
+    columns, reason = label_lists({"train": train}, column)
+    if reason:
+        return any(len(value or []) > 1 for value in columns["train"].values)
     if holds_texts(train.features[column]):
-        values = [value for value in distinct(train, column).values if value is not None]
+        values = [label for value in columns["train"].values for label in value or []]
         is_class = "if each is a class set it to single_label_classification"
         if (decimal := _decimal(values)) is not None:
             raise UserError(
@@ -193,7 +192,9 @@ def encode_label_lists(raw: dict[str, Dataset], column: str) -> Encoded:
 
     The column has lists of labels, vectors of 0 and 1, or texts with several labels.
     """
-    columns, reason = find_lists(raw, column) or _split_texts(raw, column)
+    columns, reason = label_lists(raw, column)
+    if not reason:
+        columns, reason = _split_texts(raw, column)
     remarks = [f"label_column={column}: read as several labels for each text, because {reason}"] if reason else []
     lengths = {split: labels.per_row((len(value or []) for value in labels.values), 0) for split, labels in columns.items()}
     if empty := sum(int((split == 0).sum()) for split in lengths.values()):
@@ -223,8 +224,8 @@ def encode_label_lists(raw: dict[str, Dataset], column: str) -> Encoded:
     return Encoded(encoded, names, [*remarks, *_notes_on_names(names, column)])
 
 
-def _split_texts(raw: dict[str, Dataset], column: str) -> Lists:
-    """Return lists of labels from texts such as "a, b"."""
+def _split_texts(raw: dict[str, Dataset], column: str) -> tuple[dict[str, Distinct], str]:
+    """Return lists of labels from texts such as "a, b", and why they were divided, "" if they were not."""
     texts = {split: distinct(rows, column) for split, rows in raw.items()}
     values = [value for split in texts.values() for value in split.values if value is not None]
     if values and (not any(isinstance(value, str) for value in values) or _decimal(values) is not None):
@@ -249,7 +250,7 @@ def _split_texts(raw: dict[str, Dataset], column: str) -> Lists:
         split: Distinct([value and re.split(separator, as_text(value)) for value in split_values], codes)
         for split, (split_values, codes) in texts.items()
     }
-    return Lists(as_lists(parts, column), reason)
+    return as_lists(parts, column), reason
 
 
 def _are_vectors(train: list, column: str) -> bool:
