@@ -126,6 +126,8 @@ def test_a_classifier_can_start_from_a_pretrained_and_merged_model(method, bert,
     assert [len(guesses) for guesses in words] == [5, 5], "what app.py shows"
     missing = call("predict.py", "no word is masked")
     assert missing.code == 2 and "[MASK]" in missing.err
+    cut = call("predict.py", f"we [MASK] {'every minute ' * 60}[MASK]")
+    assert cut.code == 2 and "a [MASK] after them: shorten it" in cut.err
     exported = call("export.py", run, "--formats", "merged")
     assert exported.code == 0, exported.err
     merged = run / "export" / "merged"

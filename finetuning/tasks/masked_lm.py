@@ -115,9 +115,10 @@ class MaskedLM(LanguageModel):
         """Return `words` for each text: for each [MASK] the most probable tokens, each with `word` and `probability`."""
         words, tokenizer, max_length = [], predictor.tokenizer, predictor.config.max_length
         for text in clean(batch["text"]):
-            ids = tokenizer(text.replace(MASK, tokenizer.mask_token), truncation=True, max_length=max_length)["input_ids"]
-            if tokenizer.mask_token_id not in ids:
-                raise UserError(f"no {MASK} in the first {max_length} tokens of {text[:60]!r}: write {MASK} in place of a word")
+            masked = text.replace(MASK, tokenizer.mask_token)
+            ids = tokenizer(masked, truncation=True, max_length=max_length)["input_ids"]
+            if ids.count(tokenizer.mask_token_id) < masked.count(tokenizer.mask_token):
+                raise UserError(f"only the first {max_length} tokens of {text[:60]!r} are read, and it has a {MASK} after them: shorten it")
             words.append(fill_masks(predictor.model, tokenizer, ids, self.guesses_per_mask))
         return {"words": words}
 
