@@ -270,7 +270,9 @@ def usable(
         frame, split_name = frame[~frame.left_out], official_names[name]
         if (frame.problem == f"with {task.empty_text}").all():
             settings = " or ".join(f"{column}_column" for column in columns if f"{column}_column" in TEXT_SETTINGS)
-            raise UserError(f"{settings}: all rows of split {split_name} have {task.empty_text}: set it to the column with the texts")
+            raise UserError(
+                f"{settings}: all rows of split {split_name} have {task.empty_text}: set it to the column with the texts"
+            )
         lacks_label = ~frame.labelled & task.labels_required
         if lacks_label.all():
             alternative = "" if name == "train" else f", or {name}_split to a split that has labels"

@@ -118,7 +118,9 @@ class MaskedLM(LanguageModel):
             masked = text.replace(MASK, tokenizer.mask_token)
             ids = tokenizer(masked, truncation=True, max_length=max_length)["input_ids"]
             if ids.count(tokenizer.mask_token_id) < masked.count(tokenizer.mask_token):
-                raise UserError(f"only the first {max_length} tokens of {text[:60]!r} are read, and it has a {MASK} after them: shorten it")
+                raise UserError(
+                    f"only the first {max_length} tokens of {text[:60]!r} are read, and it has a {MASK} after them: shorten it"
+                )
             words.append(fill_masks(predictor.model, tokenizer, ids, self.guesses_per_mask))
         return {"words": words}
 
