@@ -90,7 +90,8 @@ def show_tokens(data, tokens, tokenizer) -> None:
         show(f"cut    {n_longer:,} training texts ({fraction:.1%}) to max_length={config.max_length} tokens ({note})")
     steps = math.ceil(n / (config.batch_size * config.gradient_accumulation_steps))
     if config.num_train_epochs == Config.num_train_epochs and steps < FEW_STEPS:
-        show(f"note   one epoch of {n:,} training examples has only {steps:,} steps: more epochs may help (--num_train_epochs 3)")
+        count = f"{steps:,} step{'s' * (steps > 1)}"
+        show(f"note   one epoch of {n:,} training examples has only {count}: more epochs may help (--num_train_epochs 3)")
 
 
 def show_trained(folder: Path, metric: Metric, best_validation: dict, seconds: float) -> None:
