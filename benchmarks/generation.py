@@ -21,7 +21,7 @@ from sacrebleu.metrics import BLEU
 
 from finetuning import console, tasks
 from finetuning.data import splits, tokens
-from finetuning.data.chats import end_tokens
+from finetuning.data.chat_tokens import end_tokens
 from finetuning.results import run_folder
 from finetuning.tasks.chat import number_prompts
 from finetuning.tasks.translation import references

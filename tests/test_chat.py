@@ -19,7 +19,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from config import Config
 from finetuning import tasks
-from finetuning.data import chats
+from finetuning.data import chat_tokens, chats
 from finetuning.data.splits import load_data
 from finetuning.data.tokens import Tokens
 from finetuning.errors import UserError
@@ -239,7 +239,7 @@ def test_a_named_column_of_texts_is_read_as_documents(call, chat_flags, tmp_path
 
 def trained(messages, tokenizer, **settings) -> tuple[str, str]:
     """Return the tokens of a training example as text, and those that the loss counts."""
-    example = chats.encode(messages, tokenizer, Config(task="causal-lm", **settings))
+    example = chat_tokens.encode(messages, tokenizer, Config(task="causal-lm", **settings))
     counted = [target for target in example["targets"] if target >= 0]
     assert all(target in (-100, token) for token, target in zip([*example["input_ids"][1:], -100], example["targets"], strict=True))
     return tokenizer.decode(example["input_ids"]), tokenizer.decode(counted)
@@ -261,14 +261,14 @@ def test_words_of_the_template_in_a_prompt_are_not_taken_for_an_answer(tokenizer
 def test_an_answer_that_has_its_own_end_token_is_refused(tokenizer, plain_model):
     for reader in (tokenizer, transformers.AutoTokenizer.from_pretrained(plain_model)):
         with pytest.raises(UserError, match=r"the answer 'dull \[SEP\]' holds \[SEP\], the token that ends an answer: remove it"):
-            chats.encode(say(("user", "a film"), ("assistant", "dull [SEP]")), reader, Config(task="causal-lm"))
+            chat_tokens.encode(say(("user", "a film"), ("assistant", "dull [SEP]")), reader, Config(task="causal-lm"))
 
 
 def test_without_a_template_an_example_is_prompt_answer_and_end_token(plain_model):
     tokenizer = transformers.AutoTokenizer.from_pretrained(plain_model)
     assert trained(say(*TURNS[:2]), tokenizer) == ("[SEP] a film a plot [SEP]", "a plot [SEP]")
     with pytest.raises(UserError, match="no chat template, so it reads only a prompt and its answer"):
-        chats.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))
+        chat_tokens.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))
 
 
 def test_a_template_that_changes_earlier_answers_trains_on_the_last_one(tokenizer):
@@ -279,9 +279,11 @@ def test_a_template_that_changes_earlier_answers_trains_on_the_last_one(tokenize
     )
     messages = say(("user", "a film"), ("assistant", "dull"), ("user", "long"), ("assistant", "thin"))
     assert trained(messages, tokenizer)[1] == "thin [SEP]"
-    assert chats.encode(messages, tokenizer, Config(task="causal-lm"))["skipped"] == 1
-    assert chats.encode(messages[:2], tokenizer, Config(task="causal-lm"))["skipped"] == 0
-    assert chats.encode(messages, tokenizer, Config(task="causal-lm", completion_only_loss=False))["skipped"] == 0, "it is counted"
+    assert chat_tokens.encode(messages, tokenizer, Config(task="causal-lm"))["skipped"] == 1
+    assert chat_tokens.encode(messages[:2], tokenizer, Config(task="causal-lm"))["skipped"] == 0
+    assert chat_tokens.encode(messages, tokenizer, Config(task="causal-lm", completion_only_loss=False))["skipped"] == 0, (
+        "it is counted"
+    )
 
 
 def test_a_template_that_ends_a_conversation_with_the_end_token_trains_on_all_answers(tokenizer):
@@ -292,27 +294,27 @@ def test_a_template_that_ends_a_conversation_with_the_end_token_trains_on_all_an
     )
     text, counted = trained(say(*TURNS), tokenizer)
     assert text.endswith("great loud and long [CLS] . [SEP]") and counted == "a plot [CLS] loud and long [CLS]"
-    assert chats.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))["skipped"] == 0
-    assert chats.end_tokens(tokenizer) == tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]"])
+    assert chat_tokens.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))["skipped"] == 0
+    assert chat_tokens.end_tokens(tokenizer) == tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]"])
 
 
 def test_a_template_that_loses_the_beginning_or_the_system_message_is_refused(tokenizer):
     tokenizer.chat_template = "{% for m in messages[-2:] %}[CLS]{{ m.content }}[SEP]{% endfor %}"
     with pytest.raises(UserError, match="writes something else before a new answer than before one in the data"):
-        chats.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))
+        chat_tokens.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))
     tokenizer.chat_template = TEMPLATE.replace(
         "{% for message in messages -%}", "{% for message in messages if message.role != 'system' -%}"
     )
     with pytest.raises(UserError, match="leaves out the system message"):
-        chats.encode(say(("system", "wise"), *TURNS), tokenizer, Config(task="causal-lm"))
+        chat_tokens.encode(say(("system", "wise"), *TURNS), tokenizer, Config(task="causal-lm"))
     tokenizer.chat_template = (
         "{% for m in messages %}[CLS]{{ m.content }} .{% endfor %}{% if add_generation_prompt %}[CLS]{% endif %}"
     )
     with pytest.raises(UserError, match="puts no special token after an answer"):
-        chats.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))
+        chat_tokens.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))
     tokenizer.chat_template = "{{ raise_exception('no system') }}"
     with pytest.raises(UserError, match="refuses a conversation .no system"):
-        chats.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))
+        chat_tokens.encode(say(*TURNS), tokenizer, Config(task="causal-lm"))
 
 
 def test_templates_that_train_something_else_than_the_answer_are_refused(tokenizer):
@@ -320,35 +322,35 @@ def test_templates_that_train_something_else_than_the_answer_are_refused(tokeniz
     answer = "{{ 'great ' if m.role == 'assistant' else 'we ' }}{{ m.content }}[SEP]"
     tokenizer.chat_template = "{% for m in messages %}[CLS]" + answer + "{% endfor %}{% if add_generation_prompt %}[CLS]{% endif %}"
     with pytest.raises(UserError, match="writes 'great' before an answer, and this would be learned"):  # GPT-OSS: final
-        chats.encode(say(*TURNS), tokenizer, config)
+        chat_tokens.encode(say(*TURNS), tokenizer, config)
     tokenizer.chat_template = TEMPLATE.replace("message.content", "message.content.split('</think>')[-1]")
     assert trained(say(*TURNS), tokenizer)[1] == "a plot [SEP] loud and long [SEP]"
     with pytest.raises(UserError, match="changes an answer"):  # DeepSeek-V3.1
-        chats.encode(thought, tokenizer, config)
+        chat_tokens.encode(thought, tokenizer, config)
     tokenizer.chat_template = TEMPLATE + "{% if add_generation_prompt %} <think>{% endif %}"
     with pytest.raises(UserError, match="before a new answer than before one in the data, such as the start of a thought"):
-        chats.encode(say(*TURNS), tokenizer, config)  # DeepSeek-R1
+        chat_tokens.encode(say(*TURNS), tokenizer, config)  # DeepSeek-R1
     tokenizer.chat_template = TEMPLATE + "{{ none + 1 }}"
     with pytest.raises(UserError, match="refuses a conversation"):
-        chats.encode(say(*TURNS), tokenizer, config)
+        chat_tokens.encode(say(*TURNS), tokenizer, config)
 
 
 def test_a_system_message_that_the_template_leaves_out_is_refused_also_where_nothing_is_learned(tokenizer):
     start = "{% for message in messages -%}"
     tokenizer.chat_template = TEMPLATE.replace(start, "{% for message in messages if message.role != 'system' -%}")
     with pytest.raises(UserError, match="leaves out the system message"):  # its words are also in the prompt
-        chats.prompt_ids(say(("system", "a film"), ("user", "a film")), tokenizer, 100)
+        chat_tokens.prompt_ids(say(("system", "a film"), ("user", "a film")), tokenizer, 100)
     tokenizer.chat_template = TEMPLATE.replace("message.content", "message.content.replace('loud', '')")
-    assert chats.prompt_ids(say(("system", "loud"), ("user", "a film")), tokenizer, 100), (
+    assert chat_tokens.prompt_ids(say(("system", "loud"), ("user", "a film")), tokenizer, 100), (
         "a switch such as /no_think is none of the text"
     )
 
 
 def test_a_prompt_is_cut_between_characters_and_not_within_one(tokenizer_of_bytes):
     tokenizer, prompt = tokenizer_of_bytes, "\U0001f9d9" * 40
-    length = chats.encode(say(("user", prompt), ("assistant", "one two")), tokenizer, Config(task="causal-lm"))["length"]
+    length = chat_tokens.encode(say(("user", prompt), ("assistant", "one two")), tokenizer, Config(task="causal-lm"))["length"]
     for max_length in range(length - 9, length):
-        example = chats.encode(
+        example = chat_tokens.encode(
             say(("user", prompt), ("assistant", "one two")), tokenizer, Config(task="causal-lm", max_length=max_length)
         )
         text = tokenizer.decode(example["input_ids"])
@@ -362,20 +364,20 @@ def test_too_long_conversations_lose_old_turns_then_the_prompts_beginning_then_t
     assert trained(say(*TURNS, ("user", long)), tokenizer, max_length=20)[0] == text
     text, counted = trained(say(("user", long), ("assistant", "great")), tokenizer, max_length=20)
     assert text.startswith("[CLS] we 29 30") and text.endswith("39 [SEP] . [CLS] great great [SEP] .") and counted == "great [SEP]"
-    example = chats.encode(say(("user", long), ("assistant", long)), tokenizer, Config(task="causal-lm", max_length=40))
+    example = chat_tokens.encode(say(("user", long), ("assistant", long)), tokenizer, Config(task="causal-lm", max_length=40))
     text = tokenizer.decode(example["input_ids"])
     assert example["answer_cut"] and len(example["input_ids"]) == 40 and example["length"] == 88
     assert text.startswith("[CLS] we 36 37 38 39 [SEP] . [CLS] great 0 1 2")
     text, counted = trained(say(("system", long), ("user", long), ("assistant", "loud")), tokenizer, max_length=40)
     assert text.startswith("[CLS] wise 0 1 2") and "[CLS] we 39 [SEP]" in text and counted == "loud [SEP]"
     with pytest.raises(UserError, match="max_length=7 leaves no token for the answer to 'a film'"):
-        chats.encode(say(*TURNS[:2]), tokenizer, Config(task="causal-lm", max_length=7))
+        chat_tokens.encode(say(*TURNS[:2]), tokenizer, Config(task="causal-lm", max_length=7))
 
 
 def test_prompts_that_differ_only_before_the_cut_do_not_share_their_references(tokenizer):
     rows = [say(("user", f"{i} {'a film ' * 20}"), ("assistant", "great")) for i in (1, 2, 1)]
     config = Config(task="causal-lm", max_length=20)
-    examples = [chats.encode(messages, tokenizer, config) for messages in rows]
+    examples = [chat_tokens.encode(messages, tokenizer, config) for messages in rows]
     assert examples[0]["prompt"] == examples[1]["prompt"]
     numbers, prompts = chat.number_prompts(Tokens(Dataset.from_list(examples), np.zeros(3)))
     assert numbers.tolist() == [0, 1, 0] and prompts[0] == prompts[1]
@@ -400,12 +402,12 @@ def test_a_conversation_that_begins_with_an_answer_or_is_empty_is_not_answered(c
 
 @pytest.mark.parametrize("messages", [say(*TURNS[:2]), say(("system", "wise"), *TURNS)])
 def test_the_model_reads_the_same_tokens_in_training_evaluation_and_prediction(messages, tokenizer):
-    example = chats.encode(messages, tokenizer, Config(task="causal-lm"))
-    prompt = chats.prompt_ids(messages[:-1], tokenizer, 256)
+    example = chat_tokens.encode(messages, tokenizer, Config(task="causal-lm"))
+    prompt = chat_tokens.prompt_ids(messages[:-1], tokenizer, 256)
     answer = chats.split_last_answer(messages)[1]
     assert example["prompt"] == prompt == example["input_ids"][: len(prompt)]
     assert example["input_ids"][len(prompt) :] == tokenizer(f"{answer}[SEP] .", add_special_tokens=False)["input_ids"]
-    assert chats.end_tokens(tokenizer) == [tokenizer.eos_token_id]
+    assert chat_tokens.end_tokens(tokenizer) == [tokenizer.eos_token_id]
 
 
 @pytest.mark.parametrize("turns", [TURNS[:1], [("system", "wise"), *TURNS[:1]], [("system", "wise"), *TURNS[:3]]])
@@ -413,17 +415,19 @@ def test_the_code_of_the_model_card_reads_the_same_tokens(turns, tokenizer, plai
     def prompt_ids(prompt, tokenizer):
         variables = {"tokenizer": tokenizer}
         calibration = {"has_template": bool(tokenizer.chat_template), "ends": [4]}
-        code = report.template("chat.py.jinja").render(config=Config(), calibration=calibration, load="", separator=chats.SEPARATOR)
+        code = report.template("chat.py.jinja").render(
+            config=Config(), calibration=calibration, load="", separator=chat_tokens.SEPARATOR
+        )
         exec(code.rpartition("print(")[0], variables)
         return variables["prompt_ids"](prompt)
 
     messages = say(*turns)
-    expected = chats.prompt_ids(messages, tokenizer, 256)
+    expected = chat_tokens.prompt_ids(messages, tokenizer, 256)
     assert prompt_ids([message | {"content": f" {message['content']}\n"} for message in messages], tokenizer) == expected
     if len(turns) == 1:
         assert prompt_ids(" a film\n", tokenizer) == expected
         plain = transformers.AutoTokenizer.from_pretrained(plain_model)
-        assert prompt_ids(" a film\n", plain) == chats.prompt_ids(messages, plain, 256)
+        assert prompt_ids(" a film\n", plain) == chat_tokens.prompt_ids(messages, plain, 256)
 
 
 # --- metrics -------------------------------------------------------------------------------------------------------------
@@ -490,7 +494,7 @@ def test_answers_in_batches_are_those_that_generate_gives_one_by_one(speedups, c
     prompts = [" ".join(["a film", *map(str, range(n))]) for n in (0, 9, 3, 1)]
     written = predictor.task.answers(predictor, {"prompt": prompts})["answer"]
     for prompt, answer in zip(prompts, written, strict=True):
-        ids = torch.tensor([chats.prompt_ids(say(("user", prompt)), predictor.tokenizer, 32)])
+        ids = torch.tensor([chat_tokens.prompt_ids(say(("user", prompt)), predictor.tokenizer, 32)])
         settings = dict(attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, eos_token_id=4, pad_token_id=4)
         generated = predictor.model.generate(input_ids=ids, **settings)
         assert answer == predictor.tokenizer.decode(generated[0, ids.shape[1] :], skip_special_tokens=True).strip()
@@ -498,8 +502,8 @@ def test_answers_in_batches_are_those_that_generate_gives_one_by_one(speedups, c
 
 def test_a_conversation_in_the_terminal_remembers_its_turns_until_it_is_reset(call, chat_run, monkeypatch):
     read, typed = [], iter(["a film 3", "", "and now", "/reset", "a film 3", "/exit", "never read"])
-    render = chats.render
-    monkeypatch.setattr(chats, "render", lambda messages, *a, **b: read.append(len(messages)) or render(messages, *a, **b))
+    render = chat_tokens.render
+    monkeypatch.setattr(chat_tokens, "render", lambda messages, *a, **b: read.append(len(messages)) or render(messages, *a, **b))
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
     shown = call("predict.py", "--chat")
     assert (

@@ -7,7 +7,7 @@ import huggingface_hub
 from huggingface_hub import CommitOperationAdd, EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 
-from finetuning.data.chats import SEPARATOR
+from finetuning.data.chat_tokens import SEPARATOR
 from finetuning.data.hub import NOT_ON_HUB, hub_answers
 from finetuning.data.text import LINE_BREAK
 from finetuning.disk import read_json

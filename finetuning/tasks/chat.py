@@ -14,16 +14,14 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, set_seed
 
 from config import Config
 from finetuning.data.cache import read_column
+from finetuning.data.chat_tokens import encode, end_tokens, prompt_ids
 from finetuning.data.chats import (
     ANSWER_COLUMNS,
     CONVERSATION_COLUMNS,
     as_text,
     conversation,
     conversation_of_text,
-    encode,
-    end_tokens,
     find_chat_columns,
-    prompt_ids,
     split_last_answer,
     unread_columns,
     with_more,
@@ -72,7 +70,7 @@ class Chat(TokenTask, Converses):
     metrics = (*PERPLEXITY, *written.METRICS)
     settings = ("prompt_column", "completion_column", "completion_only_loss", "max_new_tokens", "text_column", "label_column")
     token_settings = ("max_length", "completion_only_loss")
-    truncates = False  # the tokenizer must not cut: `chats.shorten` does
+    truncates = False  # the tokenizer must not cut: `chat_tokens.shorten` does
     prediction_column = "answer"
     empty_text = "an empty prompt or answer"
     options = dict(max_new_tokens=None, temperature=0.0, top_p=1.0, seed=0)  # None: as in the run's config
