@@ -21,8 +21,8 @@ class Study:
     experiments: dict[str, dict]  # name -> settings that differ from `common`
     seeds: tuple[int, ...] = (0,)
     keep: bool = False  # whether to keep the merged models, where `pretrained` finds them
-    # The beginning of the name of the experiment to compare with, after STUDY/ if it is in another study. {0} and {1} stand for the
-    # parts, between commas, of the name of the experiment that is compared.
+    # The beginning of the name of the experiment to compare with, after STUDY/ if it is in another study. {0}, {1} and {2} stand
+    # for the parts, between commas, of the name of the experiment that is compared.
     reference: str = ""
 
 
@@ -203,7 +203,7 @@ STUDIES = {
         SENTENCES_RUN,
         ranks((16, 32), (64, 32), (64, 128), texts=("5e-4", "1e-3", "2e-3")),
         (0, 1),
-        reference="rank 16, alpha 32, 1e-3",
+        reference="rank 16, alpha 32, {2}",
     ),
     "rank-entities-mpnet": Study(
         "validation",
