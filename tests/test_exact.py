@@ -244,6 +244,8 @@ CASES = {
         dict(dropout=0.1, lora_dropout=0.1, loraplus_lr_ratio=8), (Kill(EVALUATION, 3),)
     ),
     "while a checkpoint is written": Case(kills=(Kill("torch:save", 7, half=True),)),
+    "while its state is written": Case(kills=(Kill("transformers.trainer:TrainerState.save_to_json", 3, half=True),)),
+    "before it is marked as complete": Case(kills=(Kill("finetuning.training.checkpoints:write_json", 3),)),
     "while an older one is deleted": Case(kills=(Kill("shutil:rmtree", half=True),)),
     "after the last step": Case(kills=(Kill("finetuning.tasks.classification:fit_temperature"),)),
     "after early stopping": Case(

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -14,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_model, make_pairs, make_rows
+from conftest import ROOT, make_model, make_pairs, make_rows
 from safetensors.torch import load_file
 
 from config import Config
@@ -182,6 +184,28 @@ def test_the_same_seed_gives_the_same_adapter_and_another_seed_another_one(call,
     folders = [tmp_path / "outputs" / name for name in ("run", "again", "other")]
     first, again, other = ((folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in folders)
     assert first == again != other
+
+
+def test_ctrl_c_keeps_the_last_checkpoint_and_resume_continues_from_it(tiny_flags, tmp_path, call):
+    """Slow, because Ctrl-C needs a process that starts from scratch, not a fork."""
+
+    def accept_ctrl_c() -> None:
+        """Undo what a shell sets for its background jobs, which ignore Ctrl-C."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    flags = [*tiny_flags, "--num_train_epochs", "4000", "--eval_steps", "5", "--max_length", "16"]
+    command, pipes = [sys.executable, str(ROOT / "fine_tune.py"), *flags], dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, cwd=tmp_path, **pipes, text=True, preexec_fn=accept_ctrl_c)
+    folder = tmp_path / "outputs" / "run"
+    forked.wait_for_checkpoint(process, folder)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate()[1]
+    assert process.returncode == 130 and "--resume outputs/run" in error and "Traceback" not in error
+
+    forked.end_at_checkpoint(folder)  # the other epochs would take minutes
+    resumed = call("fine_tune.py", "--resume", "outputs/run")
+    assert resumed.code == 0, resumed.err
+    assert json.loads((folder / "training.json").read_text())["validation"]["step"] >= 5, "it continued and did not start again"
 
 
 def test_a_run_that_ended_before_it_was_marked_as_finished_can_be_resumed(call, finished_run):

@@ -347,12 +347,14 @@ KINDS = ["single label", "pairs", "several labels", "regression", "entities", "c
 FIRST_METRICS = {"regression": "rmse", "causal-lm": "perplexity", "masked-lm": "perplexity", "translation": "bleu"}
 
 
-@pytest.mark.parametrize("kind", KINDS[2:])  # test_exact.py trains with a single label, and pairs train like it
+@pytest.mark.parametrize("kind", KINDS)
 def test_each_task_resumes_bit_for_bit_trains_on_two_processes_and_stops_early(
-    kind, data_file, tagged, ratings, sentences, model_dir, tmp_path
+    kind, data_file, pairs, tagged, ratings, sentences, model_dir, tmp_path
 ):
     make_pairs(80).to_csv(tmp_path / "translations.csv", index=False)
     settings = {
+        "single label": dict(dataset_name=data_file, class_weights="balanced"),
+        "pairs": dict(dataset_name=pairs / "pairs.csv", text_column="premise", text_pair_column="hypothesis"),
         "several labels": dict(dataset_name=tagged / "lists.parquet"),
         "regression": dict(dataset_name=ratings, problem_type="regression", label_column="score"),
         "entities": dict(dataset_name=sentences, task="token-classification"),

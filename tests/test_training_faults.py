@@ -208,12 +208,13 @@ def uninterrupted(model_dir, data_file, tmp_path_factory) -> dict:
     ("kill", "processes", "saved"),
     [
         (Kill(STEP, 12, signal=signal.SIGINT), 1, 12),
+        (Kill(STEP, 12, signal=signal.SIGTERM), 1, 12),
         (Kill(STEP, 10, signal=signal.SIGHUP), 1, 10),
         (Kill("finetuning.training.trainer:FineTuner.evaluate", 2, signal=signal.SIGTERM), 1, 11),
         (Kill(STEP, 21, signal=signal.SIGTERM), 1, 21),
         (Kill(STEP, 12, signal=signal.SIGTERM, process=1, times=2), 2, 20),
     ],
-    ids=["ctrl-c", "sighup", "in-a-validation", "in-the-last-step", "two-processes"],
+    ids=["ctrl-c", "sigterm", "sighup", "in-a-validation", "in-the-last-step", "two-processes"],
 )
 def test_a_signal_ends_training_after_a_checkpoint_of_its_step(
     kill, processes, saved, uninterrupted, model_dir, data_file, tmp_path
