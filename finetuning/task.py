@@ -7,7 +7,8 @@ imports a concrete task. The data goes through the methods of a task in this ord
                                               (model) -> predict -> statistics -> metrics, report
                                                          predict -> answers    new texts
 
-A task must define the methods that raise `NotImplementedError` here. All others have a default.
+A task must define the methods that raise `NotImplementedError` in `Task`. All others have a default. What only some tasks can do is
+in two classes at the end, `JudgesLabels` and `Converses`.
 """
 
 import math
@@ -431,7 +432,7 @@ class Task:
 
 
 class JudgesLabels:
-    """What label_errors.py needs to find labels that may be wrong, in addition to `Task`."""
+    """The methods that label_errors.py needs in addition to those of `Task`, to find labels that may be wrong."""
 
     def stored_predictions(self, table: pd.DataFrame, label_names: list[str]):
         """Return predictions as `predict` returned them, from the columns of predictions.parquet."""
@@ -455,7 +456,7 @@ class JudgesLabels:
 
 
 class Converses:
-    """What predict.py --chat and the page of app.py need for a conversation, in addition to `Task`."""
+    """The method that predict.py --chat and the chat of app.py need in addition to those of `Task`."""
 
     def stream(self, predictor: "Predictor", messages: list[dict[str, str]]) -> Iterator[str]:
         """Yield the answer to a conversation in pieces. Each message has a `role`, user or assistant, and a `content`."""
