@@ -53,8 +53,7 @@ class Graphs(TrainerCallback):
         started, data = time.perf_counter(), self.trainer.train_dataset
         input_names = [name for name in self.trainer.data_collator(data.__getitems__([(0, 0, 0)])) if name != "labels"]
         steps = -(-len(data) // self.trainer.rows_per_step)
-        rows, longest = -(-len(data) // steps), self.trainer.lengths.max()
-        lengths = sorted({8 * -(-longest * part // (8 * MAX_LENGTHS)) for part in range(1, MAX_LENGTHS + 1)})
+        rows, lengths = -(-len(data) // steps), lengths_to_record(self.trainer.lengths.max())
         model.train()
         try:
             graphs = record(model, input_names, rows, lengths)
@@ -81,6 +80,11 @@ class _Logits(torch.nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         return self.forward_of_model(**dict(zip(self.input_names, inputs, strict=True))).logits
+
+
+def lengths_to_record(longest: int) -> list[int]:
+    """Return at most `MAX_LENGTHS` lengths, multiples of 8 at equal distances, up to `longest` tokens."""
+    return sorted({8 * -(-longest * part // (8 * MAX_LENGTHS)) for part in range(1, MAX_LENGTHS + 1)})
 
 
 def record(model: torch.nn.Module, input_names: list[str], rows: int, lengths: list[int]) -> dict[int, torch.nn.Module]:
