@@ -3,9 +3,9 @@
 #
 #     timeout 400 bash benchmarks/gpu.sh NAME DATA
 #
-# NAME is part of the names of the records. DATA is a folder with copies of the data sets: imdb, conll2003, banking77 and the others
-# below. SmolLM2 is read from ./HuggingFaceTB/SmolLM2-135M-Instruct. Given again, the command continues: what has a record is not run
-# again.
+# NAME is part of the names of the records. DATA is a folder with copies of the data sets: imdb, banking77, e2e and conll2003.
+# Models are read from ./HuggingFaceTB/SmolLM2-135M-Instruct and ./sentence-transformers/all-mpnet-base-v2. Given again, the command
+# continues: what has a record is not run again.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export HF_HUB_OFFLINE=1
@@ -32,9 +32,7 @@ studies() {
 }
 export OMP_NUM_THREADS=1
 studies imdb rank-labels growth decoder-reviews-recipe decoder-reviews &
-studies banking77 banking77 decoder-intents-recipe decoder-intents &
-studies snli-cad snli-recipe snli &
-studies goemotions goemotions-recipe goemotions &
+studies banking77 decoder-intents-recipe decoder-intents &
 studies e2e e2e-all-recipe e2e-all &
-studies conll2003 rank-entities decoder-entities-recipe decoder-entities &
+studies conll2003 rank-entities-mpnet decoder-entities-recipe decoder-entities &
 wait
