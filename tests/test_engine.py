@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import TRANSLATORS, make_model, make_rows
 from datasets import Dataset
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from config import Config
 from finetuning import tasks
@@ -52,6 +53,21 @@ def test_openvino_gives_the_logits_of_pytorch_for_any_length_and_batch_size(mode
     for batch, logits in zip(batches, expected, strict=True):
         torch.testing.assert_close(openvino(**batch)["logits"], logits, rtol=1e-3, atol=1e-4)
     assert np.ptp(torch.cat(expected).numpy()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("model_type", "problem"), [("flaubert", "can't compute this model"), ("longformer", "does not agree with PyTorch")]
+)
+def test_pytorch_predicts_where_openvino_cannot(model_type, problem, capsys):
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, attention_window=8)
+    model_config = AutoConfig.for_model(model_type, vocab_size=100, **sizes)
+    model = AutoModelForSequenceClassification.from_config(model_config).eval()
+    batch = {"input_ids": torch.randint(5, 100, (3, 16)), "attention_mask": torch.ones(3, 16, dtype=torch.long)}
+    expected = model(**batch).logits
+    openvino = OpenVino(model, "float32")
+    for _ in range(2):
+        torch.testing.assert_close(openvino(**batch)["logits"], expected)
+    assert capsys.readouterr().err.count(f"note: OpenVINO {problem}") == 1
 
 
 @pytest.fixture

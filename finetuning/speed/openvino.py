@@ -6,6 +6,7 @@ Training and evaluation always use PyTorch, so that results do not depend on wha
 import contextlib
 import sys
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,31 +17,42 @@ TOLERANCE = 0.25  # the largest allowed difference from PyTorch's logits, in bf1
 
 
 class OpenVino(torch.nn.Module):
-    """`model` computed by OpenVINO. It is compiled for the inputs of the first batch, and its logits for that batch are checked."""
+    """`model` computed by OpenVINO, or by PyTorch if OpenVINO can't compute it. The first batch decides, with its logits."""
 
     def __init__(
         self, model: torch.nn.Module, precision: str, calibration_batches: list[dict[str, torch.Tensor]] | None = None
     ) -> None:
         """`precision` is bf16 or float32. With `calibration_batches`, weights and activations have 8 bits, calibrated on these."""
         super().__init__()
-        self.model, self.precision, self.calibration_batches, self.compiled = model, precision, calibration_batches, None
+        self.model, self.precision, self.calibration_batches, self.compute = model, precision, calibration_batches, None
 
     @torch.no_grad()
     def forward(self, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        if self.compiled is None:  # the first batch
-            self.compiled = self._build([*batch])
-            expected = self.model(**batch).logits
-            if self.calibration_batches or np.allclose(self._compute(batch), expected, atol=TOLERANCE):
+        self.compute = self.compute or self._choose(batch)
+        return {"logits": torch.as_tensor(self.compute(batch))}
+
+    def _choose(self, batch: dict[str, torch.Tensor]) -> Callable:
+        """Return a function of a batch that gives its logits."""
+        expected = self.model(**batch).logits
+        try:
+            compiled = self._compile([*batch])
+
+            def compute(batch: dict[str, torch.Tensor]) -> np.ndarray:
+                return np.array(compiled({name: ids.cpu().numpy() for name, ids in batch.items()})[0])
+
+            logits = compute(batch)
+        except Exception:  # for example Mixtral; the errors of OpenVINO have no class in common
+            problem = "can't compute this model"
+        else:
+            same_shape = logits.shape == expected.shape
+            if same_shape and (self.calibration_batches or np.allclose(logits, expected, atol=TOLERANCE)):
                 self.model = None
-            else:  # for example Gemma 3, in which padding tokens attend to no token
-                print("note: OpenVINO does not agree with PyTorch on this model, so PyTorch predicts", file=sys.stderr)
-                self._compute = lambda batch: self.model(**batch).logits
-        return {"logits": torch.as_tensor(self._compute(batch))}
+                return compute
+            problem = "does not agree with PyTorch on this model"  # for example Longformer
+        print(f"note: OpenVINO {problem}, so PyTorch predicts", file=sys.stderr)
+        return lambda batch: self.model(**batch).logits
 
-    def _compute(self, batch: dict[str, torch.Tensor]) -> np.ndarray:
-        return np.array(self.compiled({name: ids.cpu().numpy() for name, ids in batch.items()})[0])
-
-    def _build(self, input_names: list[str]):
+    def _compile(self, input_names: list[str]):
         import openvino
 
         example = {name: torch.ones(2, 16, dtype=torch.long) for name in input_names}
