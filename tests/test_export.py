@@ -56,6 +56,16 @@ def test_the_merged_model_loads_with_plain_transformers_and_agrees(run, call):
     assert again.code == 2 and "exists already" in again.err
 
 
+class Branching(torch.nn.Module):
+    def forward(self, input_ids, attention_mask):
+        return attention_mask if input_ids.sum() > 9 else -attention_mask
+
+
+def test_a_model_that_can_not_be_converted_to_onnx_is_named(tmp_path):
+    with pytest.raises(errors.UserError, match="can't convert Branching to ONNX; give --formats merged"):
+        exporting.write_onnx(Branching(), ["input_ids", "attention_mask"], tmp_path / "model.onnx")
+
+
 def test_a_missing_library_is_named_before_anything_is_written(run, call, monkeypatch):
     monkeypatch.setattr(errors.importlib.util, "find_spec", lambda name: None)
     result = call("export.py", run)

@@ -57,11 +57,12 @@ def _forward(layer: LoraLinear, x: torch.Tensor, bias_as_rank: bool) -> torch.Te
     base, name = layer.base_layer, layer.active_adapters[0]
     weight = base.weight.t() if isinstance(base, Conv1D) else base.weight  # GPT-2's weights are transposed
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
-    return _FusedLora.apply(x, weight, base.bias, a, b, layer.scaling[name], bias_as_rank)
+    rows = _FusedLora.apply(x.reshape(-1, x.shape[-1]), weight, base.bias, a, b, layer.scaling[name], bias_as_rank)
+    return rows.view(*x.shape[:-1], -1)  # a view from inside `_FusedLora` could not be changed in place, as Longformer does
 
 
 class _FusedLora(torch.autograd.Function):
-    """x W' + bias + (x A') (s B)', where only A and B are trained; s is the scaling. Computed in the dtype of x.
+    """x W' + bias + (x A') (s B)', where only A and B are trained; s is the scaling. Computed in the dtype of x, (rows, width).
 
     `bias_as_rank` adds the bias as one more rank of the update. This saves a CPU a pass over the output. A GPU adds the bias
     during the multiplication, and its fast kernels need a rank that is a multiple of eight.
@@ -69,20 +70,18 @@ class _FusedLora(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, a, b, scaling, bias_as_rank):
-        rows = x.reshape(-1, x.shape[-1])
         a, b = a.to(x.dtype), (b * scaling).to(x.dtype)
-        low, up, added = rows @ a.t(), b, bias
+        low, up, added = x @ a.t(), b, bias
         if bias is not None and bias_as_rank:
-            low, up, added = torch.cat([low, rows.new_ones(len(rows), 1)], dim=1), torch.cat([b, bias[:, None]], dim=1), None
-        ctx.save_for_backward(rows, low, weight, a, b)
-        ctx.shape, ctx.scaling = x.shape, scaling
-        return linear(rows, weight, added).addmm_(low, up.t()).view(*x.shape[:-1], -1)
+            low, up, added = torch.cat([low, x.new_ones(len(x), 1)], dim=1), torch.cat([b, bias[:, None]], dim=1), None
+        ctx.save_for_backward(x, low, weight, a, b)
+        ctx.scaling = scaling
+        return linear(x, weight, added).addmm_(low, up.t())
 
     @staticmethod
     def backward(ctx, grad):
-        rows, low, weight, a, b = ctx.saved_tensors
-        grad = grad.reshape(-1, grad.shape[-1])
+        x, low, weight, a, b = ctx.saved_tensors
         grad_low = grad @ b
-        grad_x = (grad @ weight).addmm_(grad_low, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        grad_x = (grad @ weight).addmm_(grad_low, a) if ctx.needs_input_grad[0] else None
         grad_b = (low.t() @ grad)[: len(a)].t().float() * ctx.scaling
-        return grad_x, None, None, (grad_low.t() @ rows).float(), grad_b, None, None
+        return grad_x, None, None, (grad_low.t() @ x).float(), grad_b, None, None

@@ -251,8 +251,10 @@ class SingleLabel(Labels):
     def widget_values(self, predictor: Predictor, text: str) -> list:
         """Return the probability of each label, and the words with their contributions, scaled so that the largest is 1."""
         (probabilities,) = self.probabilities_of(predictor, {"text": [text]}).tolist()
-        can_explain = predictor.tokenizer.is_fast and not predictor.model.config.is_encoder_decoder
-        words = self.explain(predictor, text) if can_explain else []
+        try:
+            words = self.explain(predictor, text)
+        except UserError:  # --explain is not for this model
+            words = []
         largest = max((abs(contribution) for _, contribution in words), default=1)
         return [
             dict(zip(predictor.label_names, probabilities, strict=True)),

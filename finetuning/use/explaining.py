@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from config import Config
 from finetuning.data.tokens import require_fast, special_tokens, truncate
+from finetuning.errors import UserError
 
 STEPS = 32  # points at which the integral is evaluated
 
@@ -43,7 +44,12 @@ def _integrated_gradients(model: PeftModel, ids: torch.Tensor, blank: torch.Tens
     with torch.no_grad():
         label = int(model(input_ids=ids[None]).logits.argmax())
     mask = torch.ones(STEPS, len(ids), dtype=torch.long, device=ids.device)
-    logits = model(inputs_embeds=points.to(embed.weight.dtype), attention_mask=mask).logits
+    try:
+        logits = model(inputs_embeds=points.to(embed.weight.dtype), attention_mask=mask).logits
+    except TypeError as error:  # None in place of `input_ids`, which Longformer reads too
+        raise UserError(
+            f"--explain is not for {model.config.model_type}, which can't do without token ids: leave it out"
+        ) from error
     others = [i for i in range(logits.shape[1]) if i != label]
     (gradient,) = torch.autograd.grad((logits[:, label] - logits[:, others].mean(dim=1)).sum(), points)
     return (gradient.float().mean(dim=0) * (end - start)).sum(dim=-1).tolist()

@@ -214,19 +214,22 @@ class OnnxModel(torch.nn.Module):
 
 
 def write_onnx(model: torch.nn.Module, input_names: list[str], path: Path) -> None:
-    """Write a model as an ONNX file for any number of rows and tokens."""
+    """Write a model as an ONNX file for any number of rows and tokens. Raise `UserError` for a model that PyTorch can't convert."""
     example = {name: torch.ones(2, 16, dtype=torch.long) for name in input_names}
     logging.disable(logging.WARNING)  # the exporter's warnings are about other types of models
     warnings.simplefilter("ignore", FutureWarning)
     sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    torch.onnx.export(
-        model,
-        kwargs=example,
-        f=path,
-        input_names=input_names,
-        output_names=["logits"],
-        dynamic_shapes=dict.fromkeys(input_names, sizes),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    try:
+        torch.onnx.export(
+            model,
+            kwargs=example,
+            f=path,
+            input_names=input_names,
+            output_names=["logits"],
+            dynamic_shapes=dict.fromkeys(input_names, sizes),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        raise UserError(f"--formats: PyTorch can't convert {type(model).__name__} to ONNX; give --formats merged") from error
