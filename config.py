@@ -163,7 +163,7 @@ class Config:
     )
     lora_alpha: int = HfArg(
         default=32,
-        help="the update is scaled by lora_alpha / lora_r; at learning rate 2e-3, rank 64 learned with 32 and not with 128, one seed",
+        help="the update is scaled by lora_alpha / lora_r; at learning rate 2e-3, rank 64 learned with 32 and not with 128",
     )
     lora_dropout: float = HfArg(default=0.0, help="dropout on the adapter's input; 0 for the same reason as `dropout`")
     target_modules: str = HfArg(

@@ -140,7 +140,7 @@ CRITICS = LANGUAGE | SMOLLM2 | dict(dataset_name="cornell-movie-review-data/rott
 PLANNED = (
     *("rank-labels", "rank-entities-mpnet", "rank-translation", "growth"),
     *("decoder-reviews-recipe", "decoder-reviews", "decoder-intents-recipe", "decoder-intents"),
-    *("decoder-entities-recipe", "decoder-entities", "e2e-all-recipe", "e2e-all", "e2e-instruction", "critics-recipe", "critics"),
+    *("decoder-entities-recipe", "decoder-entities", "e2e-all-recipe", "e2e-all", "critics-recipe", "critics"),
 )
 
 STUDIES = {
@@ -408,7 +408,7 @@ STUDIES = {
         reference="LoRA, 1e-3",
     ),
     "e2e-all": Study("test", E2E, best("e2e-all-recipe"), SEEDS, reference="full fine-tuning"),
-    # `--dataset_name` names a copy of the data whose prompts begin with an instruction.
+    # `--dataset_name` names a copy of the data whose prompts begin with the instruction in results/decoder.md and an empty line.
     "e2e-instruction": Study("test", E2E, {"no training": UNTRAINED}),
     # The decoder learns a style: short sentences of critics.
     "critics-recipe": Study("validation", CRITICS, RATES, reference="LoRA, 1e-3"),
