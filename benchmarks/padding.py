@@ -36,7 +36,7 @@ def main() -> None:
     task, source = tasks.pick(config), find_model(config.model_name)
     data = load_data(task, config)
     whole = encode(task, data.train, load_tokenizer(task, source, config), config).lengths
-    ways = []
+    by_max_length = []
     for max_length in (128, 256, 512):
         lengths = np.minimum(whole, max_length)
         fractions = {
@@ -45,10 +45,10 @@ def main() -> None:
             "batches of similar length": fraction_of_padding(lengths, config),
             "the same, as CUDA graphs": fraction_of_padding(lengths, config, padded_to=lengths_to_record(max_length)),
         }
-        ways.append({"max_length": max_length, "mean_tokens": float(lengths.mean()), "padding": fractions})
+        by_max_length.append({"max_length": max_length, "mean_tokens": float(lengths.mean()), "padding": fractions})
         print(max_length, "tokens:", ", ".join(f"{way} {fraction:.1%}" for way, fraction in fractions.items()))
-    record = {"n": len(whole), "dataset": data.source.name, "tokenizer": source.name, "batch_size": config.batch_size, "ways": ways}
-    write_record("padding", record)
+    record = {"n": len(whole), "dataset": data.source.name, "tokenizer": source.name, "batch_size": config.batch_size}
+    write_record("padding", record | {"ways": by_max_length})
 
 
 if __name__ == "__main__":

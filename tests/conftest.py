@@ -45,7 +45,8 @@ TINY = {
     "qwen3": _GROUPED,
     "gemma2": _GROUPED | dict(sliding_window=8),
     "gemma3_text": _GROUPED | dict(sliding_window=8),
-    "convbert": _SMALL | dict(embedding_size=32),  # not in TESTED, like the next
+    # These are not in TESTED.
+    "convbert": _SMALL | dict(embedding_size=32),
     "longformer": _ROBERTA | dict(attention_window=8),
 }
 _BART = dict(d_model=32, init_std=0.2) | {

@@ -87,7 +87,7 @@ class _Logits(torch.nn.Module):
 def _to_int8(model, batches: list[dict[str, torch.Tensor]]):
     """Return the model with weights and activations in 8 bits.
 
-    Layers that read one vector per text, such as the head, keep their precision: they take no time. SmoothQuant, nncf's default, is
+    Layers that read one vector per text, such as the head, keep their precision: they take hardly any time. SmoothQuant, nncf's default, is
     off: with texts of 512 tokens it moved the logits towards one label (results/engines.md).
     """
     arrays = [{name: ids.numpy() for name, ids in batch.items()} for batch in batches]
