@@ -55,7 +55,9 @@ def test_an_architecture_goes_through_all_the_scripts(model_type, call, tiny_fla
     untrained = {name for name, tensor in adapter.items() if "lora_B" in name and not tensor.any()}
     # Longformer's head reads only the first token, which has weights of its own in the attention.
     expected = [f"layer.1.attention.self.{part}.lora_B" for part in ("key", "query", "value") if model_type == "longformer"]
-    assert [re.search(r"layer\.\d.*lora_B", name)[0] for name in sorted(untrained)] == expected, "all other layers with LoRA are trained"
+    assert [re.search(r"layer\.\d.*lora_B", name)[0] for name in sorted(untrained)] == expected, (
+        "all other layers with LoRA are trained"
+    )
     predictions = pd.read_parquet(tmp_path / "outputs" / "run" / "predictions.parquet")
     texts = make_rows().review[predictions.row[:6]].tolist()
     answers = [json.loads(line) for line in call("predict.py", "--json", *texts).out.splitlines()]
