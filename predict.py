@@ -23,7 +23,7 @@ from finetuning.errors import UserError, printable
 
 ENGINE_HELP = (
     "for labels, numbers and entities on a CPU; auto: openvino if it is installed and there are 1,500 texts or more, else torch; int8: "
-    "8-bit weights, 1.8 to 2 times as fast as torch, some labels differ"
+    "weights and activations in 8 bits, 1.8 to 2 times as fast as torch, some labels differ"
 )
 CONTEXT_HELP = (
     "entities: read each row alone, or with its neighbours; not given: as in training for the rows of a --file, else alone"

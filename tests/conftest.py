@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import: the tests use no network
+os.environ["HF_HOME"] = str(Path(__file__).resolve().parent.parent / ".pytest_cache" / "huggingface")  # not the user's models
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny: a second thread only waits
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))

@@ -25,6 +25,7 @@ from finetuning.data.tokens import Tokens
 from finetuning.errors import UserError
 from finetuning.results import answers, report
 from finetuning.results.run_folder import open_run
+from finetuning.speed import greedy_search
 from finetuning.tasks import chat
 from finetuning.training.prediction import Predictor
 from finetuning.use.predicting import load_engine
@@ -215,7 +216,8 @@ def test_empty_prompts_and_answers_are_refused_or_left_out(call, chat_flags, tmp
     write_lines(tmp_path / "rows.jsonl", rows)
     refused = call("fine_tune.py", *chat_flags)
     assert refused.code == 2 and "2 of 40 rows of split train with an empty prompt or answer (row 3, 5)" in refused.err
-    assert call("fine_tune.py", *chat_flags, "--on_bad_rows", "skip").code == 0
+    skipped = call("fine_tune.py", *chat_flags, "--on_bad_rows", "skip")
+    assert skipped.code == 0 and "2 of 40 rows of split train with an empty prompt or answer" in skipped.out, skipped.out
 
 
 def test_all_weights_can_be_trained_in_the_precision_of_this_machine(call, chat_flags):
@@ -227,10 +229,9 @@ def test_a_named_column_of_texts_is_read_as_documents(call, chat_flags, tmp_path
     rows = [{"instruction": "a film", "output": "great", "text": f"a film great {i}"} for i in range(40)]
     write_lines(tmp_path / "rows.jsonl", rows)
     position = chat_flags.index("--max_new_tokens")
-    for flags, code in ((chat_flags, 2), (chat_flags[:position] + chat_flags[position + 2 :], 0)):
-        assert call("fine_tune.py", *flags, "--text_column", "text").code == code, (
-            "documents have no answers, and so no length of them"
-        )
+    refused = call("fine_tune.py", *chat_flags, "--text_column", "text")
+    assert refused.code == 2 and "max_new_tokens" in refused.err, "documents have no answers, and so no length of them"
+    assert call("fine_tune.py", *chat_flags[:position], *chat_flags[position + 2 :], "--text_column", "text").code == 0
     assert open_run(Path("outputs/run"), tasks.pick).task is tasks.pick(Config(task="causal-lm"))
 
 
@@ -487,10 +488,13 @@ def test_a_run_shows_what_it_trains_on_and_answers_each_prompt_once(call, chat_f
     assert settings["eos_token_id"] == [4] and (tmp_path / "outputs/run/export/merged/chat_template.jinja").exists()
 
 
-@pytest.mark.parametrize("speedups", ["True", "False"])
-def test_answers_in_batches_are_those_that_generate_gives_one_by_one(speedups, call, chat_flags):
+@pytest.mark.parametrize(("speedups", "penalty"), [("True", 1.0), ("True", 5.0), ("False", 1.0)])
+def test_answers_in_batches_are_those_that_generate_gives_one_by_one(speedups, penalty, call, chat_flags, monkeypatch):
     assert call("fine_tune.py", *chat_flags, "--precision", "float32", "--speedups", speedups).code == 0
     predictor = load_engine(open_run(Path("outputs/run"), tasks.pick), "torch")
+    predictor.model.get_base_model().generation_config.repetition_penalty = penalty  # as in the files of Qwen2.5
+    if (speedups, penalty) != ("True", 1.0):
+        monkeypatch.delattr(greedy_search, "search")  # this search has no penalty, and is a part of the speedups
     prompts = [" ".join(["a film", *map(str, range(n))]) for n in (0, 9, 3, 1)]
     written = predictor.task.answers(predictor, {"prompt": prompts})["answer"]
     for prompt, answer in zip(prompts, written, strict=True):

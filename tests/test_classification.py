@@ -62,12 +62,23 @@ def test_a_number_that_is_nan_is_a_missing_label():
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return load_tokenizer(SINGLE, find_model(str(make_model(tmp_path_factory.mktemp("models") / "bert", "bert"))), Config())
+def bert(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("models") / "bert", "bert")
 
 
-def test_the_longer_text_of_a_pair_is_truncated_and_token_types_stay_aligned(tokenizer):
-    rows = SINGLE.tokenize({"text": ["a " * 20, "a"], "text_pair": ["we loved it", "it"]}, tokenizer, PAIRS)
+@pytest.fixture(scope="module")
+def tokenizer(bert):
+    return load_tokenizer(SINGLE, find_model(str(bert)), Config())
+
+
+def test_the_longer_text_of_a_pair_is_truncated_and_token_types_stay_aligned(bert, tokenizer):
+    numbers = [str(i) for i in range(20)]
+    texts = {"text": [" ".join(numbers), "a"], "text_pair": ["we loved it", "it"]}
+    rows = SINGLE.tokenize(texts, tokenizer, PAIRS)
+    assert tokenizer.convert_ids_to_tokens(rows["input_ids"][0])[1:7] == numbers[:6]
+    of_end = replace(PAIRS, truncation="tail")
+    last = SINGLE.tokenize(texts, load_tokenizer(SINGLE, find_model(str(bert)), of_end), of_end)["input_ids"][0]
+    assert tokenizer.convert_ids_to_tokens(last)[1:7] == numbers[-6:]
     assert rows["length"][0] > 20 and [len(ids) for ids in rows["input_ids"]] == [12, rows["length"][1]]
     assert rows["input_ids"][0][-4:-1] == tokenizer.convert_tokens_to_ids(["we", "loved", "it"])
     assert [len(types) for types in rows["token_type_ids"]] == [len(ids) for ids in rows["input_ids"]]

@@ -293,7 +293,7 @@ def uninterrupted(tmp_path_factory) -> dict:
     "name", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)], ids=lambda name: name.replace(" ", "-")
 )
 def test_a_killed_run_ends_bit_for_bit_like_an_uninterrupted_one(name, uninterrupted, model_dir, data_file, tmp_path):
-    """Slow, because each case runs fine_tune.py two to five times in processes of its own."""
+    """Takes long, because each case runs fine_tune.py two to five times in processes of its own."""
     case = (CASES | SLOW)[name]
     key = f"{case.flags} {case.processes}"
     if key not in uninterrupted:

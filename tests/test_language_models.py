@@ -82,8 +82,11 @@ def test_a_gpt_goes_through_all_the_scripts(gpt, data_file, call, tmp_path, pict
     answers = Answers(open_run(run, tasks.pick))
     (text,) = answers.run.task.widget_values(answers.predictor, "we hated every")
     assert text.startswith("we hated every") and len(text) > 20, "what app.py shows"
-    long = call("predict.py", "a film " * 60, "--max_new_tokens", 4)
-    assert long.code == 0, "the model reads the end of a prompt that is too long"
+    words = ["a"] * 90 + ["we", "loved", "every"] * 20
+    of_end, of_all = (
+        call("predict.py", "--json", " ".join(part), "--max_new_tokens", 4, "--temperature", 0) for part in (words[90:], words)
+    )
+    assert json.loads(of_all.out)["continuation"] == json.loads(of_end.out)["continuation"], "it reads the end of a long prompt"
     refused = call("predict.py", "a", "--max_new_tokens", 100)
     assert refused.code == 2 and "--max_new_tokens 100" in refused.err and "64 positions" in refused.err
     pd.DataFrame({"text": ["a fine", "we"]}).to_csv("in.csv", index=False)

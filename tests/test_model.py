@@ -220,6 +220,15 @@ def test_settings_that_the_faster_code_does_not_support_still_train(settings, mo
     assert gradients and all(g is not None and torch.isfinite(g).all() for g in gradients)
 
 
+def test_the_settings_of_lora_reach_its_layers(model_dir):
+    settings = dict(lora_r=4, lora_alpha=6, use_rslora=True, use_dora=True, lora_dropout=0.3, dropout=0.2)
+    lora = build(model_dir, replace(CONFIG, **settings))
+    layers = [module for module in lora.modules() if isinstance(module, LoraLinear)]
+    assert layers and all(layer.scaling["default"] == 6 / 4**0.5 for layer in layers)
+    assert all(layer.lora_dropout["default"].p == 0.3 and "default" in layer.lora_magnitude_vector for layer in layers)
+    assert lora.config.dropout == 0.2
+
+
 @pytest.mark.predictions
 @pytest.mark.parametrize("model_type", LABELLERS)
 def test_every_architecture_trains_in_bf16(model_type, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 
 
 def test_several_processes_write_one_run_and_predict_each_row_once_in_its_order(tiny_flags, tmp_path):
-    """Slow, because it trains on two processes, and evaluates and predicts on one and on two."""
+    """Takes long, because it trains on two processes, and evaluates and predicts on one and on two."""
     trained = forked.run(tmp_path, "fine_tune.py", *tiny_flags, "--precision", "float32", processes=2)
     assert [code for code, _ in trained] == [0, 0], trained
     assert trained[0][1].count("run folder") == 1 and not trained[1][1].strip(), "the second process prints nothing"
@@ -115,7 +115,7 @@ def test_each_script_joins_the_processes_before_it_reads_anything(script, call, 
 
 
 def test_a_killed_process_ends_the_others_and_the_run_continues_with_another_number_of_processes(tiny_flags, tmp_path):
-    """Slow, because torchrun starts its processes from scratch."""
+    """Takes long, because torchrun starts its processes from scratch."""
     flags = [*tiny_flags, "--num_train_epochs", "4000", "--eval_steps", "5", "--max_length", "16"]
     command = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", str(ROOT / "fine_tune.py"), *flags]
     started = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -141,7 +141,7 @@ def test_the_processes_of_two_machines_train_one_run(tiny_flags, tmp_path):
 
 @pytest.mark.slow
 def test_two_torchrun_commands_train_one_run_on_two_machines(tiny_flags, tmp_path):
-    """Slow, because two torchrun commands and their processes start from scratch at the same time."""
+    """Takes long, because two torchrun commands and their processes start from scratch at the same time."""
     flags = [*tiny_flags, "--num_train_epochs", "1"]
     with socket.socket() as reserved:  # until both have ended, so that no other test takes the port
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

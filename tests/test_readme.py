@@ -1,6 +1,7 @@
 """The pages agree with the records and with the code, and their links work."""
 
 import re
+import shlex
 import sys
 from dataclasses import fields
 
@@ -9,6 +10,9 @@ import pytest
 from conftest import ROOT
 
 from config import PRESETS, Config
+from finetuning import tasks
+from finetuning.cli import parse_config
+from finetuning.data.splits import load_data
 from finetuning.model.architectures import TESTED
 from finetuning.results import metrics
 from finetuning.results.label_report import ACCURACY
@@ -49,7 +53,7 @@ def test_each_page_of_results_is_in_the_index():
 
 def test_a_difference_is_that_to_the_reference_of_its_row():
     """The same experiment stands in two tables, once beside full fine-tuning and once beside TF-IDF."""
-    _ = [row["difference"] for row in tables.rows_of("comparison")]
+    assert "difference" in tables.rows_of("comparison")[0], "the same rows again, with another reference, come next"
     for row in tables.rows_of("growth pretrained-test growth comparison baselines"):
         assert row["difference"].startswith(f"{100 * (row['accuracy'] - row['reference']['accuracy']):+.2f} (")
 
@@ -70,8 +74,21 @@ def test_every_flag_preset_and_file_it_names_is_there():
     assert set(re.findall(r"--(\w+)", commands)) <= flags
     assert max(map(len, commands.splitlines())) <= 95, "no line runs out of its box"
     assert set(re.findall(r"--preset (\w+)", commands)) <= set(PRESETS)
-    for path in re.findall(r"`((?:finetuning|tests|benchmarks|results|outputs|docs)/[\w.]*|\w+\.(?:py|txt))`", README):
-        assert (ROOT / path).exists(), path
+    paths = re.findall(r"`((?:finetuning|tests|benchmarks|results|docs)/[\w./-]*)`", "\n".join(texts))
+    paths += re.findall(r"`(\w+\.(?:py|txt))`", README)
+    assert len(paths) > 50 and not [path for path in paths if not (ROOT / path).exists()]
+
+
+BLOCKS = re.findall(r"```bash\n(.*?)```", "".join((ROOT / page).read_text(encoding="utf-8") for page in tables.PAGES), re.DOTALL)
+TRAININGS = [line.partition("fine_tune.py ")[2] for block in BLOCKS for line in block.replace("\\\n", "").splitlines()]
+
+
+@pytest.mark.parametrize("flags", [flags for flags in TRAININGS if "docs/examples/" in flags and "_epoch " not in flags])
+def test_its_commands_read_their_example(flags, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config, arguments = parse_config(shlex.split(flags))
+    data = load_data(tasks.pick(config), config, given=arguments.given)
+    assert len(data.train) >= 30 and min(len(data.validation), len(data.test)) >= 2
 
 
 def test_every_test_that_a_page_names_exists():

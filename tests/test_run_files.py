@@ -15,7 +15,9 @@ from conftest import as_flags
 from forked import FLAGS
 from safetensors.torch import load_file, save_file
 
+from finetuning.errors import UserError
 from finetuning.fingerprints import seal
+from finetuning.results import run_folder
 from finetuning.tasks import SingleLabel
 from finetuning.training import trainer
 from finetuning.use import exporting, predicting
@@ -237,3 +239,20 @@ def test_two_predictions_into_one_file_do_not_harm_each_other(finished_run, data
     assert code == 2 and f"error: --out {out}: another predict.py is writing this file" in output, output
     assert "Traceback" not in output and result.code == 0, result.err
     assert len(out.read_text(encoding="utf-8").splitlines()) == 81 and [*tmp_path.glob(".out*")] == []
+
+
+def test_without_a_name_the_run_that_finished_or_started_last_is_taken(tmp_path):
+    for name, minute, files in (("a", 2, ["config.json", "training.json"]), ("b", 3, ["config.json", "training.json"])) + (
+        ("c", 4, ["config.json"]),
+        ("d", 1, ["config.json"]),
+    ):
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).touch()
+            os.utime(tmp_path / name / file, (60 * minute, 60 * minute))
+    os.utime(tmp_path / "a" / "config.json", (600, 600))
+    assert run_folder.newest_run(tmp_path) == tmp_path / "b"
+    assert run_folder.newest_unfinished(tmp_path) == tmp_path / "c"
+    for find, message in ((run_folder.newest_run, "no finished run"), (run_folder.newest_unfinished, "no unfinished run")):
+        with pytest.raises(UserError, match=message):
+            find(tmp_path / "empty")

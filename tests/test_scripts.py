@@ -3,8 +3,6 @@
 import contextlib
 import json
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -16,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, make_model, make_pairs, make_rows
+from conftest import make_model, make_pairs, make_rows
 from safetensors.torch import load_file
 
 from config import Config
@@ -26,7 +24,7 @@ from finetuning.data.splits import load_data
 from finetuning.data.tokens import encode
 from finetuning.errors import UserError
 from finetuning.results import run_folder
-from finetuning.training import progress
+from finetuning.training import progress, trainer
 from finetuning.training.trainer import FineTuner
 
 
@@ -178,34 +176,25 @@ def test_a_run_that_does_not_start_leaves_no_name_behind(error, call, tiny_flags
     assert list((tmp_path / "outputs").iterdir()) == []
 
 
+def test_the_settings_of_training_reach_the_trainer(call, tiny_flags, monkeypatch):
+    built, build_trainer = [], trainer.build_trainer
+    monkeypatch.setattr(trainer, "build_trainer", lambda *arguments: built.append(build_trainer(*arguments)) or built[0])
+    flags = [*tiny_flags, "--num_train_epochs", 1, "--weight_decay", 0.3, "--lr_scheduler_type", "constant_with_warmup"]
+    result = call("fine_tune.py", *flags, "--warmup_steps", 4, "--padding", "max_length", "--length_warmup", 0)
+    assert result.code == 0, result.err
+    (fine_tuner,) = built
+    rates = [entry["learning_rate"] for entry in fine_tuner.state.log_history if "learning_rate" in entry]
+    assert rates[-1] == 0.01 and fine_tuner.args.warmup_steps == 4
+    assert max(group["weight_decay"] for group in fine_tuner.optimizer.param_groups) == 0.3
+    assert next(iter(fine_tuner.get_train_dataloader()))["input_ids"].shape[1] == 32
+
+
 def test_the_same_seed_gives_the_same_adapter_and_another_seed_another_one(call, tiny_flags, tmp_path):
     for name, seed in (("run", 0), ("again", 0), ("other", 1)):
         assert call("fine_tune.py", *tiny_flags, "--run_name", name, "--seed", seed, "--num_train_epochs", 1).code == 0
     folders = [tmp_path / "outputs" / name for name in ("run", "again", "other")]
     first, again, other = ((folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in folders)
     assert first == again != other
-
-
-def test_ctrl_c_keeps_the_last_checkpoint_and_resume_continues_from_it(tiny_flags, tmp_path, call):
-    """Slow, because Ctrl-C needs a process that starts from scratch, not a fork."""
-
-    def accept_ctrl_c() -> None:
-        """Undo what a shell sets for its background jobs, which ignore Ctrl-C."""
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    flags = [*tiny_flags, "--num_train_epochs", "4000", "--eval_steps", "5", "--max_length", "16"]
-    command, pipes = [sys.executable, str(ROOT / "fine_tune.py"), *flags], dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process = subprocess.Popen(command, cwd=tmp_path, **pipes, text=True, preexec_fn=accept_ctrl_c)
-    folder = tmp_path / "outputs" / "run"
-    forked.wait_for_checkpoint(process, folder)
-    process.send_signal(signal.SIGINT)
-    error = process.communicate()[1]
-    assert process.returncode == 130 and "--resume outputs/run" in error and "Traceback" not in error
-
-    forked.end_at_checkpoint(folder)  # the other epochs would take minutes
-    resumed = call("fine_tune.py", "--resume", "outputs/run")
-    assert resumed.code == 0, resumed.err
-    assert json.loads((folder / "training.json").read_text())["validation"]["step"] >= 5, "it continued and did not start again"
 
 
 def test_a_run_that_ended_before_it_was_marked_as_finished_can_be_resumed(call, finished_run):
@@ -237,7 +226,7 @@ def test_runs_that_were_tested_on_different_rows_are_not_compared(call, finished
 
 
 def test_a_search_continues_where_it_ended_and_prints_flags(call, tiny_flags, tmp_path, monkeypatch):
-    """Slow, because it trains five times: two trials, a third one, one of another search, and a run with the flags."""
+    """Takes long, because it trains five times: two trials, a third one, one of another search, and a run with the flags."""
     space = {"learning_rate": (1e-4, 1e-2), "lora_r": [2, 4], "batch_size": [4, 8]}
     space |= {"num_train_epochs": [3]}  # more steps than with the flags
     space |= {"lr_scheduler_type": ["cosine"], "weight_decay": (0.0, 0.1)}

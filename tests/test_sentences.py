@@ -244,12 +244,12 @@ def test_data_are_refused_if_most_spans_divide_words_unless_their_texts_or_the_s
 
 def test_a_test_split_whose_spans_are_shifted_is_refused_even_if_train_is_right():
     config, task = Config(task="token-classification"), Entities()
-    spans = {"train": [0, 4, "LOC"], "test": [1, 5, "LOC"]}
+    span_of_split = {"train": [0, 4, "LOC"], "test": [1, 5, "LOC"]}
     raw = {
         split: Dataset.from_list(
             [dict(text=f"Orva lost {i}", label=[span]) for i in range(9)], Features(text=Value("string"), label=Json())
         )
-        for split, span in spans.items()
+        for split, span in span_of_split.items()
     }
     with pytest.raises(UserError, match="9 of 9 spans of test begin or end inside a word"):
         task.read(raw, task.columns(["text", "label"], config), config)

@@ -115,7 +115,7 @@ def test_the_defaults_are_downloaded_if_the_hub_answers(call, monkeypatch, tmp_p
     online = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     online |= {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path / "hf")}
     try:
-        wait_for(port)
+        wait_for(port, hub)
         command = [sys.executable, str(ROOT / "fine_tune.py"), "--preset", "smoke", "--run_name", "hub"]
         trained = subprocess.run(command, cwd=tmp_path, env=online, capture_output=True, text=True)
         assert trained.returncode == 0, trained.stderr
@@ -137,6 +137,8 @@ def test_the_defaults_are_downloaded_if_the_hub_answers(call, monkeypatch, tmp_p
     assert lost.code == 2 and "its cache lacks it" in lost.err, "a run with data of the Hub is never evaluated on a stand-in"
 
 
-def wait_for(port: int) -> None:
-    while socket.socket().connect_ex(("127.0.0.1", port)):
-        pass
+def wait_for(port: int, server: subprocess.Popen) -> None:
+    """Wait until the server answers on its port."""
+    with socket.socket() as client:
+        while client.connect_ex(("127.0.0.1", port)):
+            assert server.poll() is None, "the server ended"

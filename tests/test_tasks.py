@@ -348,8 +348,14 @@ def test_rows_without_a_number_are_refused_or_left_out(ratings, tmp_path, call, 
 
 
 # --- all tasks -----------------------------------------------------------------------------------------------------------
-KINDS = ["single label", "pairs", "several labels", "regression", "entities", "causal-lm", "masked-lm", "translation"]
-FIRST_METRICS = {"regression": "rmse", "causal-lm": "perplexity", "masked-lm": "perplexity", "translation": "bleu"}
+KINDS = ["pairs", "several labels", "regression", "entities", "chat", "causal-lm", "masked-lm", "translation"]
+FIRST_METRICS = {
+    "regression": "rmse",
+    "chat": "perplexity",
+    "causal-lm": "perplexity",
+    "masked-lm": "perplexity",
+    "translation": "bleu",
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -358,11 +364,12 @@ def test_each_task_resumes_bit_for_bit_trains_on_two_processes_and_stops_early(
 ):
     make_pairs(80).to_csv(tmp_path / "translations.csv", index=False)
     settings = {
-        "single label": dict(dataset_name=data_file, class_weights="balanced"),
         "pairs": dict(dataset_name=pairs / "pairs.csv", text_column="premise", text_pair_column="hypothesis"),
         "several labels": dict(dataset_name=tagged / "lists.parquet"),
         "regression": dict(dataset_name=ratings, problem_type="regression", label_column="score"),
         "entities": dict(dataset_name=sentences, task="token-classification"),
+        "chat": dict(task="causal-lm", prompt_column="low", completion_column="high", max_new_tokens=4)
+        | dict(model_name=make_model(tmp_path / "llama", "llama"), dataset_name=tmp_path / "translations.csv"),
         "causal-lm": dict(task="causal-lm", model_name=make_model(tmp_path / "gpt2", "gpt2")),
         "masked-lm": dict(task="masked-lm"),
         "translation": dict(task="translation", source_column="low", target_column="high", num_beams=2)

@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from conftest import change_a_byte, make_model, make_rows
+from faults import Bomb
 from forked import STEP, Kill, flags_of, outcome
 
 from finetuning.fingerprints import seal
@@ -130,6 +131,20 @@ def test_a_checkpoint_with_a_changed_byte_is_passed_over(name, killed, call, tmp
     assert "training continues from checkpoint-5" in result.err and "Traceback" not in result.err
     adapters = [run / "adapter/adapter_model.safetensors" for run in (tmp_path / "run", killed / "outputs/uninterrupted")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth"])
+def test_code_in_a_checkpoint_is_not_run(name, killed, call, tmp_path):
+    shutil.copytree(killed / "outputs/run", tmp_path / "run")
+    checkpoint = tmp_path / "run/checkpoints/checkpoint-10"
+    torch.save(Bomb(), checkpoint / name)
+    record = json.loads((checkpoint / "whole.json").read_text())
+    names = [*record["files"]]
+    content = {key: value for key, value in record.items() if key not in ("files", "sha256")}
+    (checkpoint / "whole.json").write_text(json.dumps(seal(content, checkpoint, names)))
+    result = call("fine_tune.py", "--resume", tmp_path / "run")
+    assert result.code == 2 and "has a file with code, which is never run" in result.err, result.err
+    assert not [*tmp_path.rglob("canary")]
 
 
 @pytest.mark.parametrize("fault", ["gone", "damaged"])

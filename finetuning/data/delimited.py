@@ -19,6 +19,7 @@ MIN_TAGS = 0.9  # of the sniffed lines that end in a tag
 MAX_DISTINCT_VALUES = 50  # a column with more is not taken for a column of labels
 MAX_DOUBTFUL = 0.1  # of the rows of several lines may look like rows by chance
 MIN_SUSPECT_LINES = 4  # a quoted field with as many lines that look like rows is refused
+csv.field_size_limit(MAX_LINE)  # of all readers; by default a field of more than 131,072 characters is an error
 
 
 def read_csv(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables:
@@ -73,7 +74,6 @@ def _rows(file: Path, encoding: str | None, separator: str | None) -> Iterator[t
     if separator is None:
         yield from ((number, [line], line.split("\t")) for number, line in enumerate(lines_of(file, encoding), 1) if line)
         return
-    csv.field_size_limit(MAX_LINE)
     lines: list[str] = []  # of the current row
 
     def recorded() -> Iterator[str]:

@@ -92,12 +92,7 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     sha256 = sha256_of(frames)
     require_same("data", sha256)
     frames, left_out = usable(task, frames, columns, official_names, config)
-    remarks = [
-        *source.remarks,
-        *not_read(raw["train"].column_names, columns, task, config),
-        *all_rows.remarks,
-        *left_out,
-    ]
+    remarks = [*source.remarks, *not_read(raw["train"].column_names, columns, task, config), *all_rows.remarks, *left_out]
     if all_rows.label_names:
         remarks += contradictions(frames)
     if config.folds:
