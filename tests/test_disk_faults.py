@@ -95,7 +95,8 @@ def test_a_reached_limit_is_one_message_and_the_run_can_continue(target, call, t
     release = limit_at(*target)
     assert_is_one_message(call("fine_tune.py", *flags), WRITES[target])
     release()
-    assert not [*tmp_path.rglob("*.partial")]
+    partial = (cache.rglob("*.partial"), *(tmp_path.glob(name) for name in ("outputs/*.partial", "outputs/*/*.json.partial")))
+    assert not [file for files in partial for file in files]
     flags = ["--resume", "outputs/run"] if (tmp_path / "outputs" / "run").exists() else flags
     result = call("fine_tune.py", *flags)
     assert result.code == 0, result.err

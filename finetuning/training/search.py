@@ -29,7 +29,7 @@ def space(config: Config) -> dict[str, tuple | list]:
 
 
 def draw(trial, config: Config) -> dict:
-    """Return the settings that an Optuna trial draws from `SEARCH_SPACE`. lora_alpha keeps its ratio to lora_r."""
+    """Return the settings that an Optuna trial draws from `SEARCH_SPACE`. The others, such as lora_alpha, stay as they are."""
     settings = {}
     for name, values in space(config).items():
         if isinstance(values, tuple):
@@ -37,8 +37,6 @@ def draw(trial, config: Config) -> dict:
             settings[name] = float(f"{drawn:.3g}")  # as it is printed
         else:
             settings[name] = trial.suggest_categorical(name, values)
-    if "lora_r" in settings and "lora_alpha" not in settings:
-        settings["lora_alpha"] = max(1, round(settings["lora_r"] * config.lora_alpha / config.lora_r))
     return settings
 
 
