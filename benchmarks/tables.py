@@ -154,7 +154,9 @@ def knobs_picture(path: Path) -> None:
         axes.grid(alpha=0.3)
     base = experiment("recipe", "base")
     panels[0].set(ylabel=f"accuracy on {base['n']:,}\nvalidation reviews, %")
-    title = f"{base['model_name']}, {base['dataset']['train']:,} training reviews, one seed, two for each rank; bars: 95 % intervals"
+    title = (
+        f"{base['model_name']}, {base['dataset']['train']:,} training reviews, one seed, two for each rank; bars: 95 % intervals"
+    )
     figure.suptitle(title, fontsize=10)
     plots.save(figure, path)
 
