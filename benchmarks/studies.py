@@ -387,7 +387,12 @@ STUDIES = {
     "decoder-entities-recipe": Study("validation", WORDS, DECODER_RATES, reference="LoRA, 5e-4"),
     "decoder-entities": Study("test", WORDS, best("decoder-entities-recipe"), reference="full fine-tuning"),
     # The decoder answers prompts.
-    "e2e-recipe": Study("validation", E2E | dict(train_samples=1_000), RATES, reference="LoRA, 1e-3"),
+    "e2e-recipe": Study(
+        "validation",
+        E2E | dict(train_samples=1_000),
+        both(("5e-4", "1e-3", "2e-3"), ("1e-4", "2e-4", "4e-4")),
+        reference="LoRA, 1e-3",
+    ),
     "e2e": Study(
         "test",
         E2E,
