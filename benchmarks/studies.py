@@ -390,7 +390,7 @@ STUDIES = {
     "e2e-recipe": Study(
         "validation",
         E2E | dict(train_samples=1_000),
-        both(("5e-4", "1e-3", "2e-3"), ("1e-4", "2e-4", "4e-4")),
+        both(("5e-4", "1e-3", "2e-3", "4e-3"), ("1e-4", "2e-4", "4e-4")),
         reference="LoRA, 1e-3",
     ),
     "e2e": Study(
