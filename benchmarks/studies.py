@@ -140,7 +140,7 @@ CRITICS = LANGUAGE | SMOLLM2 | dict(dataset_name="cornell-movie-review-data/rott
 PLANNED = (
     *("rank-entities-mpnet", "rank-translation", "growth"),
     *("decoder-reviews-recipe", "decoder-reviews", "decoder-intents-recipe", "decoder-intents"),
-    *("decoder-entities-recipe", "decoder-entities", "e2e-recipe", "e2e-all", "critics-recipe", "critics"),
+    *("decoder-entities-recipe", "decoder-entities", "e2e-all", "critics-recipe", "critics"),
 )
 
 STUDIES = {
