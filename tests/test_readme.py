@@ -53,7 +53,7 @@ def test_each_page_of_results_is_in_the_index():
 
 def test_a_difference_is_that_to_the_reference_of_its_row():
     """The same experiment stands in two tables, once beside full fine-tuning and once beside TF-IDF."""
-    assert "difference" in tables.rows_of("comparison")[0], "the same rows again, with another reference, come next"
+    assert any(row["difference"] for row in tables.rows_of("comparison"))  # a row keeps it, and must not keep it in the other table
     for row in tables.rows_of("growth pretrained-test growth comparison baselines"):
         assert row["difference"].startswith(f"{100 * (row['accuracy'] - row['reference']['accuracy']):+.2f} (")
 
