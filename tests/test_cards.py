@@ -88,6 +88,7 @@ VARIANTS += [
     ("single label", dict(truncation="head", method="head", model_name="gpt2")),
     ("single label", dict(labels_of_base=5)),  # the base model's file has a head with other labels
     ("pairs", dict(truncation="tail", model_name="bert")),
+    ("regression", dict(method="full")),
     ("masked-lm", dict(method="full")),
     ("masked-lm", dict(train_embeddings=True, model_name="bert")),
     ("causal-lm", dict(train_embeddings=True)),

@@ -128,7 +128,9 @@ def test_metrics_with_a_label_that_the_test_split_lacks():
     metrics = evaluated(SINGLE, logits_for([0, 0, 1, 2], k=3), np.array([0, 0, 1, 1]), ["a", "b", "c"]).metrics
     assert metrics["averaged"] == "macro" and metrics["roc_auc"] is None
     assert metrics["recall"] == pytest.approx((1 + 0.5 + 0) / 3)
-    assert metrics["f1"] == metrics["f1_macro"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert metrics["f1"] == metrics["f1_macro"] == pytest.approx((1 + 2 / 3 + 0) / 3), "c is predicted, so it counts"
+    metrics = evaluated(SINGLE, logits_for([0, 0, 1, 1], k=3), np.array([0, 0, 1, 1]), ["a", "b", "c"]).metrics
+    assert metrics["f1"] == metrics["f1_macro"] == 1, "c is neither actual nor predicted"
 
 
 def test_metrics_of_several_labels_equal_those_computed_by_hand():

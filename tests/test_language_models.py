@@ -330,6 +330,13 @@ def test_empty_rows_are_left_out_and_the_others_keep_their_numbers(tmp_path):
         load_data(CausalLM(), Config(dataset_name=str(tmp_path / "rows.csv"), task="causal-lm"))
 
 
+def test_labels_that_are_no_classes_are_named(tmp_path):
+    rows = make_rows(40).assign(sentiment=np.arange(40) / 7)
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    (remark,) = load_data(CausalLM(), Config(dataset_name=str(tmp_path / "rows.csv"), task="causal-lm")).remarks
+    assert "the labels do not decide which rows are held out" in remark and "sentiment has 40 different values" in remark
+
+
 def test_the_interval_of_the_loss_covers_the_true_loss():
     rng, covered = np.random.default_rng(0), 0
     for _ in range(100):

@@ -289,8 +289,8 @@ def test_resamples_that_are_all_equal_are_not_taken_for_certainty():
     assert 0 < same["difference_ci90"][1] < limit
     low, high = metrics.difference(ACCURACY, [correct(1, 1)], [correct(0, 0)])["difference_ci95"]
     assert low < 0.5 < high == 1
-    one_label = {"rows": np.ones(9), "actual": np.eye(2)[[0] * 9], "predicted": np.eye(2)[[0] * 9]}
-    assert metrics.interval(F1_MACRO, one_label | {"true_positives": one_label["actual"]}) is None
+    first_of_two = {"rows": np.ones(9), "actual": np.ones((9, 2)), "predicted": np.eye(2)[[0] * 9]}
+    assert metrics.interval(F1_MACRO, first_of_two | {"true_positives": first_of_two["predicted"]}) is None
     low, high = metrics.interval(ACCURACY, *[correct(1, 1, 1)] * 3)
     assert low < 0.9 and high == 1
     broken = {"rows": np.ones(3), "loss": np.array([1, np.nan, 2]), "tokens": np.ones(3)}

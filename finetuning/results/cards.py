@@ -24,12 +24,13 @@ HUB_METRICS |= {"mae": "mae", "pearson": "pearsonr", "spearman": "spearmanr"}
 
 def of_adapter(run: Run, metrics: dict) -> ModelCard:
     """Return the adapter's README.md: a header for the Hub, the test metrics, and code that needs only peft and transformers."""
+    settings = run.task.model_settings(run.label_names)  # {} for a model that predicts tokens
     load = _render(
         "load_adapter.py.jinja",
         auto_class=run.task.auto_class.__name__,
         base_model=json.dumps(local_base(run.record, run.config) or run.record["model"]["name"], ensure_ascii=False),
-        settings=run.task.model_settings(run.label_names),
-        ties_words=run.config.method == "full" and not run.label_names,
+        settings=settings,
+        ties_words=run.config.method == "full" and not settings,
     )
     tags = ["lora", "peft"] if run.config.method == "lora" else ["peft"]
     return _card(run, metrics, _code(run, load, run.calibration), library_name="peft", tags=tags)

@@ -39,9 +39,19 @@ def micro(score: Callable[[Sums], np.ndarray]) -> Callable[[Sums], float]:
     return lambda sums: score({name: np.sum(sums[name]) for name in COUNTS})
 
 
+def macro(score: Callable[[Sums], np.ndarray]) -> Callable[[Sums], float]:
+    """Return a function that computes the mean score of the labels that occur, as actual or predicted label, as scikit-learn does."""
+
+    def value(sums: Sums) -> float:
+        occurs = (sums["actual"] + sums["predicted"]) > 0
+        return score(sums)[occurs].mean() if occurs.any() else 0.0
+
+    return value
+
+
 def single(score: Callable[[Sums], np.ndarray]) -> Callable[[Sums], float]:
-    """Return a function that computes the score of the second label if there are two labels, else the mean of the labels' scores."""
-    return lambda sums: score(sums)[1] if len(sums["actual"]) == 2 else score(sums).mean()
+    """Return a function that computes the score of the second label if there are two labels, else the mean as in `macro`."""
+    return lambda sums: score(sums)[1] if len(sums["actual"]) == 2 else macro(score)(sums)
 
 
 def mean_of(name: str) -> Callable[[Sums], float]:
@@ -50,7 +60,7 @@ def mean_of(name: str) -> Callable[[Sums], float]:
 
 
 ACCURACY = Metric("accuracy", mean_of("correct"), format=".2%", label="Accuracy", proportion=True, limits=(0, 1))
-F1_MACRO = Metric("f1_macro", lambda sums: f1(sums).mean(), limits=(0, 1))
+F1_MACRO = Metric("f1_macro", macro(f1), limits=(0, 1))
 LOSS = Metric("loss", mean_of("loss"), better="lower", limits=(0, math.inf))
 
 

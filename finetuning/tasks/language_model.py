@@ -3,7 +3,6 @@
 The model returns the log-likelihood of the tokens that it has to predict. Perplexity is the exponential of their mean loss.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -106,8 +105,10 @@ class LanguageModel(TokenTask):
         texts = {split: part.select_columns("text") for split, part in rows.items()}
         labels = {split: np.zeros(len(part), dtype=np.int64) for split, part in rows.items()}
         if "label" in columns:
-            with contextlib.suppress(UserError):
+            try:
                 labels = encode_labels(rows, "label", named=config.label_column is not None).labels
+            except UserError as error:
+                remarks.append(f"the labels do not decide which rows are held out, so a task that reads them may hold out others: {error}")
         return Rows(texts, labels, remarks=remarks)
 
     def has_label(self, labels: np.ndarray) -> np.ndarray:
