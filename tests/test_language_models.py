@@ -334,7 +334,7 @@ def test_labels_that_are_no_classes_are_named(tmp_path):
     rows = make_rows(40).assign(sentiment=np.arange(40) / 7)
     rows.to_csv(tmp_path / "rows.csv", index=False)
     (remark,) = load_data(CausalLM(), Config(dataset_name=str(tmp_path / "rows.csv"), task="causal-lm")).remarks
-    assert "the labels do not decide which rows are held out" in remark and "sentiment has 40 different values" in remark
+    assert "the labels do not decide which rows are held out" in remark and "label_column=sentiment has 40" in remark
 
 
 def test_the_interval_of_the_loss_covers_the_true_loss():

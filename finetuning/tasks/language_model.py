@@ -106,9 +106,11 @@ class LanguageModel(TokenTask):
         labels = {split: np.zeros(len(part), dtype=np.int64) for split, part in rows.items()}
         if "label" in columns:
             try:
-                labels = encode_labels(rows, "label", named=config.label_column is not None).labels
+                labels = encode_labels(raw, columns["label"], named=config.label_column is not None).labels
             except UserError as error:
-                remarks.append(f"the labels do not decide which rows are held out, so a task that reads them may hold out others: {error}")
+                remarks.append(
+                    f"the labels do not decide which rows are held out, so a task that reads them may hold out others: {error}"
+                )
         return Rows(texts, labels, remarks=remarks)
 
     def has_label(self, labels: np.ndarray) -> np.ndarray:
