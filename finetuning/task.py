@@ -127,18 +127,17 @@ class Task:
     tokenizer_options: dict = {}  # arguments for loading the tokenizer
     readers: dict = {}  # file ending -> reader; they take precedence over READERS of data/formats.py
     input_types: tuple[type, ...] = (str,)  # types of the values in an input column
-    mixed_lengths = False  # whether batches come in random order; if not, long rows come first (`steps_of_epoch` in training/)
     label_columns: tuple[str, ...] = ()  # usual names of the column with the labels
     empty_text = "an empty text"  # what a row without contents has, for messages
-    skips_empty_texts = False  # whether rows without contents are left out, whatever `on_bad_rows` is
-    labels_required = True  # if False, rows without a label are used too, but only for training
+    complete_rows_only = True  # if False, rows without contents never stop a run, and rows without a label are used for training
     labels_are_classes = False  # whether `labels` is (rows,) and holds positions in `label_names`
-    truncates = True  # whether a longer text is cut to `max_length`; if not, it is read in several windows or blocks
     prediction_column = "prediction"  # two runs differ in a row if they differ in this column of predictions.parquet
     # Export formats that only this task has: name -> a function of (the folder of the merged model, the folder to write, the tokenizer)
     # that writes the format and returns a module that predicts.
     exporters: dict[str, Callable] = {}
-    only_logits = False  # whether the model only maps token ids to logits, so that OpenVINO can compute it, and CUDA graphs a step
+    # Whether the model predicts tokens. If so, batches come in random order: after many steps with only short texts, a model writes
+    # long texts badly. If not, it only maps token ids to logits, so OpenVINO can compute it, and CUDA graphs a step.
+    predicts_tokens = False
     int8_tolerance = 0.005  # an export with 8-bit weights may lose at most this fraction of the first metric
     options: dict = {}  # flags of predict.py that the task accepts, with their defaults
     answer_features: "Features"  # the columns of `answers`, with their types
@@ -220,8 +219,8 @@ class Task:
         """Return how often each label occurs; {} if labels have no names."""
         return {}
 
-    def show_labels(self, split: "Split", label_names: list[str]) -> list[str]:
-        """Return each row's label as text; [] if the task has no labels."""
+    def show_labels(self, split: "Split", label_names: list[str], decisions: Sequence | None = None) -> list[str]:
+        """Return each row's label as text, or that of `decisions`, a result of `decide`; [] if the task has no labels."""
         return []
 
     # --- tokens ----------------------------------------------------------------------------------------------------------
@@ -437,10 +436,6 @@ class JudgesLabels:
     def stored_predictions(self, table: pd.DataFrame, label_names: list[str]):
         """Return predictions as `predict` returned them, from the columns of predictions.parquet."""
         return np.stack(table["logits"])
-
-    def show_predictions(self, predictions, split: "Split", label_names: list[str], calibration: dict) -> list[str]:
-        """Return each row's predicted label in the form of `show_labels`."""
-        raise NotImplementedError
 
     def probabilities(self, predictions, calibration: dict) -> Sequence[np.ndarray]:
         """Return the probabilities of all labels for each row, (labels,), or of all tags for each word of the row, (words, tags)."""

@@ -268,7 +268,7 @@ def usable(
             raise UserError(
                 f"{settings}: all rows of split {split_name} have {task.empty_text}: set it to the column with the texts"
             )
-        lacks_label = ~frame.labelled & task.labels_required
+        lacks_label = ~frame.labelled & task.complete_rows_only
         if lacks_label.all():
             alternative = "" if name == "train" else f", or {name}_split to a split that has labels"
             raise UserError(
@@ -279,7 +279,7 @@ def usable(
         for text, rows in frame.index[problem != ""].groupby(problem[problem != ""]).items():
             problems.append(f"{len(rows):,} of {len(frame):,} rows of split {split_name} {text} (row {listed(rows)})")
         kept[name] = frame[problem == ""]
-    if problems and config.on_bad_rows == "error" and not task.skips_empty_texts:
+    if problems and config.on_bad_rows == "error" and task.complete_rows_only:
         remedy = "correct them, or set on_bad_rows to skip, which leaves these rows out"
         raise UserError(f"{'; '.join(problems[:MAX_PROBLEMS])}: {remedy}")
     if empty := [official_names[name] for name, frame in kept.items() if frame.empty]:

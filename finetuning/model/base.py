@@ -90,7 +90,7 @@ def load_tokenizer(task: Task, source: Source, config: Config) -> PreTrainedToke
         if tokenizer.eos_token is None:
             raise UserError(f"model_name: the tokenizer in {source.path} has neither a padding token nor an end-of-text token")
         tokenizer.pad_token = tokenizer.eos_token
-    if task.truncates:
+    if "truncation" in task.settings:
         tokenizer.model_max_length = config.max_length
         tokenizer.truncation_side = "left" if config.truncation == "tail" else "right"
     return tokenizer
@@ -113,7 +113,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, task: Task, config: Confi
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()
-        if task.truncates:
+        if "truncation" in task.settings:
             tokenizer.backend_tokenizer.enable_truncation(config.max_length, direction=tokenizer.truncation_side)
     tokenizer.save_pretrained(str(folder))
     file = folder / "tokenizer_config.json"

@@ -71,7 +71,7 @@ def judge(runs: list[Run]) -> Judged:
         check_same_data(run, data)
         predictions = task.stored_predictions(table, data.label_names)
         given = task.show_labels(data.test, data.label_names)
-        likely = task.show_predictions(predictions, data.test, data.label_names, run.calibration)
+        likely = task.show_labels(data.test, data.label_names, task.decide(predictions, run.calibration))
         probabilities += [*task.probabilities(predictions, run.calibration)]
         frames.append(pd.DataFrame({"row": table.row, "run": run.folder.name, "given": given, "likely": likely}))
         splits.append(data.test)

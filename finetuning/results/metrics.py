@@ -159,7 +159,7 @@ def _resampled(metric: Metric, runs: Sequence[Statistics]) -> np.ndarray:
 def _percentiles(resampled: np.ndarray, center: float, percentiles: list[float]) -> np.ndarray:
     """Return percentiles of resamples, moved so that the resamples' mean is the estimate `center`.
 
-    Macro F1 is lower in resamples than in the rows, because resamples lack rare labels.
+    The two differ if the metric is no mean over rows, such as macro F1 with rare labels.
     """
     return np.percentile(resampled, percentiles) + center - resampled.mean()
 

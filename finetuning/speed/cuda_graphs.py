@@ -35,7 +35,7 @@ def apply_to(task: Task, config: Config) -> bool:
         and config.speedups
         and torch.cuda.is_available()
         and PartialState().num_processes == 1
-        and task.only_logits
+        and not task.predicts_tokens
         and config.padding == "longest"
         and config.gradient_accumulation_steps == 1
         and not (config.dropout or config.lora_dropout or uses_autocast(config))

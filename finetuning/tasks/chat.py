@@ -70,7 +70,6 @@ class Chat(TokenTask, Converses):
     metrics = (*PERPLEXITY, *written.METRICS)
     settings = ("prompt_column", "completion_column", "completion_only_loss", "max_new_tokens", "text_column", "label_column")
     token_settings = ("max_length", "completion_only_loss")
-    truncates = False  # the tokenizer must not cut: `chat_tokens.shorten` does
     prediction_column = "answer"
     empty_text = "an empty prompt or answer"
     options = dict(max_new_tokens=None, temperature=0.0, top_p=1.0, seed=0)  # None: as in the run's config

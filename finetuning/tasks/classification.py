@@ -54,12 +54,9 @@ class Labels(TextClassification, JudgesLabels):
     def label_counts(self, split: Split, label_names: list[str]) -> dict[str, int]:
         return dict(zip(label_names, self.one_hot(split.labels, len(label_names)).sum(axis=0).tolist(), strict=True))
 
-    def show_labels(self, split: Split, label_names: list[str]) -> list[str]:
-        names = np.array(label_names, dtype=object)
-        return [", ".join(names[row]) or "none" for row in self.one_hot(split.labels, len(names))]
-
-    def show_predictions(self, predictions: np.ndarray, split: Split, label_names: list[str], calibration: dict) -> list[str]:
-        return self.show_labels(replace(split, labels=self.decide(predictions, calibration)), label_names)
+    def show_labels(self, split: Split, label_names: list[str], decisions: np.ndarray | None = None) -> list[str]:
+        labels, names = split.labels if decisions is None else decisions, np.array(label_names, dtype=object)
+        return [", ".join(names[row]) or "none" for row in self.one_hot(labels, len(names))]
 
     def statistics(self, predictions: np.ndarray, split: Split, calibration: dict) -> Statistics:
         """Return the statistics that the metrics sum.

@@ -72,8 +72,6 @@ class Entities(Task, JudgesLabels):
     readers = dict.fromkeys((".txt", ".train", ".testa", ".testb"), read_conll)  # usual endings of CoNLL files
     input_types = (str, list, dict)
     label_columns = (*spans.TAG_COLUMNS, *spans.SPAN_COLUMNS)
-    truncates = False
-    only_logits = True
     answer_features = Features({"entities": List(ENTITY)})
     options = {"context": None}  # "sentence" or "neighbours", as in config.py; None: as in training
     examples = (
@@ -113,11 +111,8 @@ class Entities(Task, JudgesLabels):
         codes = np.concatenate(actual_codes(split))  # 0 is O; the types follow with two codes each, B- and I-
         return {name: int(np.sum(codes == 1 + 2 * i)) for i, name in enumerate(types_of(label_names))}
 
-    def show_labels(self, split: Split, label_names: list[str]) -> list[str]:
-        return show_entities(actual_codes(split), split, label_names)
-
-    def show_predictions(self, predictions: list[np.ndarray], split: Split, label_names: list[str], calibration: dict) -> list[str]:
-        return show_entities(self.decide(predictions, calibration), split, label_names)
+    def show_labels(self, split: Split, label_names: list[str], decisions: list[np.ndarray] | None = None) -> list[str]:
+        return show_entities(actual_codes(split) if decisions is None else decisions, split, label_names)
 
     # --- tokens and model ------------------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ PERPLEXITY = (
 class TokenTask(Task):
     """Base class of tasks whose model predicts tokens: those in the column `targets` of an example that are not -100."""
 
-    mixed_lengths = True  # after many steps with only short texts, a model writes long texts badly
+    predicts_tokens = True
 
     def check(self, config: Config) -> None:
         if config.method == "head":
@@ -75,9 +75,7 @@ class LanguageModel(TokenTask):
     token_settings = ("max_length",)
     readers = {".txt": read_documents}
     label_columns = LABEL_COLUMNS
-    skips_empty_texts = True
-    labels_required = False
-    truncates = False
+    complete_rows_only = False
     prediction_column = "loss"
     block_columns: tuple[str, ...]  # names of the lists of token ids that a block has
     samples_title: tuple[str, str]  # title of the section of samples on the report page, and the text below it

@@ -69,7 +69,7 @@ class Regression(TextClassification):
         """Return the quantile group of each label, (rows,), from 0 to `STRATA` - 1."""
         return np.searchsorted(np.nanquantile(labels, np.arange(1, STRATA) / STRATA), labels)
 
-    def show_labels(self, split: Split, label_names: list[str]) -> list[str]:
+    def show_labels(self, split: Split, label_names: list[str], decisions: np.ndarray | None = None) -> list[str]:
         return [f"{value:g}" for value in split.labels]
 
     def has_label(self, labels: np.ndarray) -> np.ndarray:

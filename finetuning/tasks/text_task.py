@@ -45,7 +45,6 @@ class TextClassification(Task):
     )
     tokenizer_options = {"split_special_tokens": True}  # "</s>" or "[SEP]" in a text is text
     label_columns = LABEL_COLUMNS
-    only_logits = True
     answer_features = Features({"prediction": Value("float64")})
     examples = (
         "I went in expecting little and left with a lump in my throat. The two leads are superb.",

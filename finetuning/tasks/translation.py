@@ -128,7 +128,7 @@ class Translation(TokenTask):
     def readable(self, batch: dict[str, list]) -> dict[str, list[str]]:
         return {"source": filled(batch["source"])}
 
-    def show_labels(self, split: Split, label_names: list[str]) -> list[str]:
+    def show_labels(self, split: Split, label_names: list[str], decisions: Sequence | None = None) -> list[str]:
         return references(split)
 
     # --- tokens and model ------------------------------------------------------------------------------------------------

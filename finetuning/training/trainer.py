@@ -196,7 +196,7 @@ class FineTuner(Trainer):
             size=self.rows_per_step,
             seed=args.seed,
             by_length=self.by_length,
-            mixed=self.task.mixed_lengths,
+            mixed=self.task.predicts_tokens,
             passes=args.gradient_accumulation_steps,
             processes=args.world_size,
             process=args.process_index,
@@ -216,7 +216,7 @@ class FineTuner(Trainer):
         The steps of the first epoch stand for those of all epochs.
         """
         lengths, max_length = self.lengths, self.config.max_length
-        steps = steps_of_epoch(lengths, self.rows_per_step, self.args.seed, 0, self.by_length, self.task.mixed_lengths)
+        steps = steps_of_epoch(lengths, self.rows_per_step, self.args.seed, 0, self.by_length, self.task.predicts_tokens)
         padded_lengths = [lengths[rows].max() if self.by_length else max_length for rows in steps]
         row_counts = np.array([len(rows) for rows in steps])
         full, short = (row_counts * progress.work(np.minimum(padded_lengths, limit)) for limit in (max_length, SHORT_LENGTH))

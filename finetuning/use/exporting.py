@@ -38,7 +38,7 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
     split, in float32, and is written only if it agrees (`agrees`). Raise `UserError` for an unknown format, a missing library, or
     if there is an export already or another process writes one.
     """
-    possible = ("merged", *(FILES if run.task.only_logits else ()), *run.task.exporters)
+    possible = ("merged", *(() if run.task.predicts_tokens else FILES), *run.task.exporters)
     formats = tuple(formats or possible)
     lock(run.folder, "exported")
     _check(run, formats, possible)

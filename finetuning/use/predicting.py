@@ -46,7 +46,7 @@ def pick_engine(wanted: str, run: Run, texts: int) -> str:
 
     Raise `UserError` if the engine is not installed or not possible.
     """
-    possible = run.task.only_logits and on_cpu() and PartialState().num_processes == 1
+    possible = not run.task.predicts_tokens and on_cpu() and PartialState().num_processes == 1
     installed = importlib.util.find_spec("openvino") is not None
     if wanted == "auto":
         return "openvino" if possible and installed and run.config.speedups and texts >= ROWS_FOR_OPENVINO else "torch"
