@@ -32,7 +32,7 @@ from finetuning.data.sources import find_model
 from finetuning.data.splits import Data, load_data
 from finetuning.data.text import clean
 from finetuning.data.tokens import encode, tokenize_texts
-from finetuning.disk import read_json, write_json
+from finetuning.disk import read_json, write_json, unlock
 from finetuning.model.base import load_tokenizer
 from finetuning.results import evaluation, run_folder
 from finetuning.task import Evaluation, Metric, Statistics
@@ -161,6 +161,7 @@ def fine_tuned(settings: dict, split: str, kept: Path | None = None) -> Measured
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(io.StringIO()):
             fine_tune.main(flags(**settings, output_dir=folder, run_name="run"))
+        unlock()  # what the script does when it ends
         run = run_folder.open_run(Path(folder) / "run", tasks.pick)
         data = load_data(run.task, run.config, run.origins["dataset"])
         source = run_folder.find_base_model(run)
