@@ -32,7 +32,7 @@ from finetuning.data.sources import find_model
 from finetuning.data.splits import Data, load_data
 from finetuning.data.text import clean
 from finetuning.data.tokens import encode, tokenize_texts
-from finetuning.disk import read_json, write_json, unlock
+from finetuning.disk import read_json, unlock, write_json
 from finetuning.model.base import load_tokenizer
 from finetuning.results import evaluation, run_folder
 from finetuning.task import Evaluation, Metric, Statistics
