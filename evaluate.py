@@ -9,6 +9,7 @@ Writes metrics.json, report.html with its pictures, predictions.parquet, statist
 a model card into the adapter's folder. All settings come from the run folder, so they are the settings of the training.
 """
 
+import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ from finetuning.ending import exit_cleanly
 from finetuning.errors import UserError
 
 
-def main(flags: Sequence[str] | None = None) -> None:
+def read_arguments(flags: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments of the command line. Raise `UserError` if they do not fit together."""
     parser = Parser(__doc__)
     parser.add_argument(
         "runs", nargs="*", type=Path, metavar="RUN", help="a run folder, or two to compare; not given: the run that finished last"
@@ -27,7 +29,17 @@ def main(flags: Sequence[str] | None = None) -> None:
     parser.add_argument("--push_to_hub", metavar="REPO", help="upload the adapter and its model card to this repository, ME/NAME")
     parser.add_argument("--private", action="store_true", help="with --push_to_hub: make the repository private")
     arguments = parser.parse_args(flags)
+    if arguments.private and not arguments.push_to_hub:
+        raise UserError("--private is for --push_to_hub: add it, or leave --private out")
+    if len(arguments.runs) > 2:
+        raise UserError(f"{len(arguments.runs)} run folders are too many: give one to evaluate it, or two to compare them")
+    if len(arguments.runs) == 2 and arguments.push_to_hub:
+        raise UserError("--push_to_hub uploads one run: name only this one")
+    return arguments
 
+
+def main(flags: Sequence[str] | None = None) -> None:
+    arguments = read_arguments(flags)
     with importing():
         from finetuning import console, processes, speed, tasks
         from finetuning.data import splits, tokens
@@ -39,12 +51,6 @@ def main(flags: Sequence[str] | None = None) -> None:
     processes.start()
     folders = arguments.runs or [run_folder.newest_run(arguments.output_dir)]
     runs = [run_folder.open_run(folder, tasks.pick) for folder in folders]
-    if arguments.private and not arguments.push_to_hub:
-        raise UserError("--private is for --push_to_hub: add it, or leave --private out")
-    if len(runs) > 2:
-        raise UserError(f"{len(runs)} run folders are too many: give one to evaluate it, or two to compare them")
-    if len(runs) == 2 and arguments.push_to_hub:
-        raise UserError("--push_to_hub uploads one run: name only this one")
     run, task = runs[0], runs[0].task
     data = splits.load_data(task, run.config, run.origins["dataset"])
     run_folder.check_same_data(run, data)

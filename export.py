@@ -49,7 +49,7 @@ def main() -> None:
     processes.start()
     run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir), tasks.pick)
     exports = exporting.export(run, arguments.formats, arguments.rows)  # the first entry is the run's model itself
-    console.show_exports(exports, run.folder / "export")
+    console.show_exports(exports, run.task.metrics[0], run.folder / "export")
     if failed := [export["format"] for export in exports[1:] if not export["agrees"]]:
         sys.exit(f"{', '.join(failed)}: not written, because it does not agree with the run's model (see export.json)")
     if arguments.push_to_hub:

@@ -31,7 +31,7 @@ def main(flags: Sequence[str] | None = None) -> None:
         from finetuning import console, processes, tasks
         from finetuning.data import sources, splits, tokens
         from finetuning.model import base, lora
-        from finetuning.results import metrics, run_folder
+        from finetuning.results import run_folder, validation
         from finetuning.speed.precision import pick_precision
         from finetuning.training import batches, search, trainer
         from finetuning.training.prediction import Predictor
@@ -82,25 +82,13 @@ def main(flags: Sequence[str] | None = None) -> None:
         run_folder.start_run(folder, model_source, data)
     fine_tuner = trainer.build_trainer(model, tokenizer, encoded, data, folder / "checkpoints")
     seconds_before_training = time.perf_counter() - started
-    with resumable(folder) as signals:
-        training_seconds = trainer.train(fine_tuner, signals)
+    with resumable(folder, fine_tuner.keeper.signals):
+        training_seconds = trainer.train(fine_tuner)
 
     # Calibrate on validation, and save the adapter with the facts about its training.
     predictor = Predictor(task, model, tokenizer, config, show_progress=True)
-    metric = trainer.chosen_metric(task, config)
-    predictions = fine_tuner.validated.get(fine_tuner.state.best_global_step)
-    if predictions is None:  # the best checkpoint is from before an interruption
-        predictions = task.validate(predictor, encoded["validation"])
-    calibration = fine_tuner.label_scale | task.calibrate(predictions, data.validation)
-    statistics = metrics.of_rows(task, predictions, data.validation, calibration)
-    best_validation = trainer.best_validation(fine_tuner) | {
-        "ci95": metrics.interval(metric, statistics),
-        "n": len(data.validation),
-        "split": data.validation_split,
-    }
-    training = {
-        "calibration": calibration,
-        "validation": best_validation,
+    validated, statistics = validation.validate(fine_tuner, predictor)
+    training = validated | {
         "seconds": {"before_training": seconds_before_training, "training": training_seconds},
         "precision": precision,
         "peak_memory_gib": run_folder.peak_memory_gib(),
@@ -109,7 +97,7 @@ def main(flags: Sequence[str] | None = None) -> None:
         "log_history": fine_tuner.state.log_history,
     }
     run_folder.finish_run(folder, predictor, model_source.name, training)
-    console.show_trained(folder, metric, best_validation, training_seconds)
+    console.show_trained(folder, trainer.chosen_metric(task, config), training["validation"], training_seconds)
     console.show_learned_nothing(task, statistics, data, "validation")
 
 

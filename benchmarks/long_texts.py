@@ -52,7 +52,7 @@ def predict_windows(predictor: Predictor, long: Split) -> np.ndarray:
 
 def predict_cut(predictor: Predictor, long: Split, **settings) -> np.ndarray:
     """Return the probabilities of texts that are cut by other settings, (texts, labels)."""
-    other = Predictor(predictor.task, predictor.model, predictor.tokenizer, replace(predictor.config, **settings), False)
+    other = replace(predictor, config=replace(predictor.config, **settings))
     return softmax(other.task.predict(other, encode(other.task, long, other.tokenizer, other.config)), axis=-1)
 
 

@@ -119,7 +119,7 @@ def deviation(record: Record) -> float:
 def interval(record: Record) -> list[float]:
     """Return the 95 % interval of the metric, over several seeds that of their mean."""
     metric, runs = metric_of(record), record.get("runs", [record])
-    if len(runs) == 1 and not {"statistics", "counts"} & {*runs[0]}:
+    if len(runs) == 1 and not {"statistics", "counts", "documents", "bleu_counts"} & {*runs[0]}:
         return record[f"{metric.name}_ci95"]
     return metrics.interval(metric, *statistics_of(runs))
 

@@ -170,18 +170,16 @@ def show_comparison(task: Task, names: tuple[str, str], results: list[dict], dif
     show(f"rows with different predictions: {differences_file}")
 
 
-def show_exports(exports: list[dict], folder: Path) -> None:
+def show_exports(exports: list[dict], metric: Metric, folder: Path) -> None:
     """Print a table of the exports. Its first row is the run's own model."""
-    metric = next(name for name in exports[0] if name not in ("format", "rows_per_s", "rows_per_s_usual", "mib"))
-    has_answers = any("equal_labels" in export for export in exports)
-    header = ("", "MiB", "rows/s", metric, *(["equal answers"] if has_answers else []), "largest difference", "")
-    rows = [header]
+    columns = {"MiB": ("mib", ".1f"), "rows/s": ("rows_per_s", ".1f"), metric.name: (metric.name, ".4f")}
+    columns |= {"equal answers": ("equal_labels", ".1%"), "largest difference": ("largest_difference", ".2g")}
+    columns = {title: column for title, column in columns.items() if any(column[0] in export for export in exports)}
+    rows = [("", *columns, "")]
     for export in exports:
-        equal = [f"{export['equal_labels']:.1%}" if "equal_labels" in export else ""] if has_answers else []
-        largest = f"{export['largest_difference']:.2g}" if "largest_difference" in export else ""
+        cells = (f"{export[name]:{form}}" if name in export else "" for name, form in columns.values())
         written = "" if export is exports[0] else "written" if export["agrees"] else "NOT written: does not agree"
-        numbers = (f"{export['mib']:.1f}", f"{export['rows_per_s']:.1f}", f"{export[metric]:.4f}")
-        rows.append((export["format"], *numbers, *equal, largest, written))
+        rows.append((export["format"], *cells, written))
     usual_speed = exports[0]["rows_per_s_usual"]
     show(format_table(rows))
     show(

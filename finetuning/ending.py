@@ -124,15 +124,14 @@ def _exit_code(main: Callable[[], None]) -> int:
 
 
 @contextmanager
-def resumable(folder: Path) -> Iterator[AfterCheckpoint]:
+def resumable(folder: Path, signals: AfterCheckpoint) -> Iterator[None]:
     """Train the run in `folder` in the `with` block: print how to continue if it is interrupted. A `UserError` has its own remedy.
 
-    Yield the handler of the signals that come meanwhile. Training must save a checkpoint and raise `Stopped` after the first one.
+    `signals` handles the signals that come meanwhile. Training must save a checkpoint and raise `Stopped` after the first one.
     """
-    signals = AfterCheckpoint()
     try:
         with handled_by(signals):
-            yield signals
+            yield
         if signals.number:  # it came after the last step
             raise Stopped(signals.number)
     except UserError:

@@ -31,7 +31,7 @@ def start() -> None:
         torch.set_num_threads(max(1, cores() // int(os.environ["LOCAL_WORLD_SIZE"])))
     state = PartialState(cpu=on_cpu())
     if state.use_distributed and not on_cpu():
-        atexit.register(torch.distributed.destroy_process_group)  # only for NCCL: to destroy gloo's process group may hang
+        atexit.register(state.destroy_process_group)  # only for NCCL: to destroy gloo's process group may hang
     if not state.is_main_process:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (open until the process ends)
 

@@ -94,6 +94,8 @@ def bad(bad_files, tmp_path):
         (["--train_embeddings", "--method", "full"], ["train_embeddings", "method is full"]),
         (["--loraplus_lr_ratio", "16", "--method", "full"], ["loraplus_lr_ratio", "method is full"]),
         (["--use_dora", "True", "--method", "full"], ["use_dora=True", "method is full"]),
+        (["--lora_r", "64", "--method", "full"], ["lora_r", "method is full", "leave it out"]),
+        (["--padding", "max_length", "--length_warmup", "0.3"], ["length_warmup=0.3", "padding=max_length"]),
         (["--init_lora_weights", "pissa", "--quantization", "4bit"], ["init_lora_weights=pissa", "not quantized"]),
         (["--metric_for_best_model", "bleu"], ["metric_for_best_model=bleu", "accuracy, f1"]),
         (["--text_pair_column", "second"], ["text_pair_column=second", "review, sentiment"]),

@@ -78,6 +78,8 @@ def test_any_split_may_be_the_test_split(tmp_path):
     rows[80:].to_parquet(tmp_path / "validation.parquet")
     data = load(tmp_path, test_split="validation")
     assert (data.test_split, data.validation_split) == ("official validation", "held out from train")
+    with pytest.raises(UserError, match="test_fraction=0.3 has no effect, because the data set has the split validation"):
+        load(tmp_path, given={"test_fraction"}, test_split="validation", test_fraction=0.3)
     assert (len(data.test), len(data.validation), len(data.train)) == (40, 8, 72)
 
 

@@ -22,7 +22,6 @@ from config import Config
 from finetuning import tasks
 from finetuning.data.sources import find_model
 from finetuning.data.tokens import Tokens, tokenize_texts
-from finetuning.ending import AfterCheckpoint
 from finetuning.model.base import build_base, load_tokenizer
 from finetuning.model.lora import add_lora
 from finetuning.speed import cuda_graphs
@@ -194,7 +193,7 @@ def test_recorded_steps_train_the_same_weights_as_plain_steps(task_name, model_t
         lora = fine_tuner.model
         # AdamW would magnify the rounding of gradients near 0
         fine_tuner.optimizer = torch.optim.SGD(lora.parameters(), lr=0.5)
-        trainer.train(fine_tuner, AfterCheckpoint())
+        trainer.train(fine_tuner)
         assert "forward" not in vars(lora)
         return {name: p.detach() for name, p in lora.named_parameters() if p.requires_grad}
 

@@ -24,7 +24,7 @@ from finetuning.data.splits import load_data
 from finetuning.data.tokens import encode
 from finetuning.errors import UserError
 from finetuning.results import run_folder
-from finetuning.training import progress, trainer
+from finetuning.training import progress, search, trainer
 from finetuning.training.trainer import FineTuner
 
 
@@ -306,6 +306,11 @@ def test_a_search_changes_the_loss_too_and_refuses_settings_of_the_rows(call, ti
     monkeypatch.setattr(space, {"learning_rate": (1e-4, 1e-2), "max_length": [16, 32]})
     refused = call("fine_tune.py", *tiny_flags, "--search", 1)
     assert refused.code == 2 and "SEARCH_SPACE in config.py has max_length" in refused.err
+    monkeypatch.setattr(space, {"gradient_accumulation_steps": [100]})
+    refused = call("fine_tune.py", *tiny_flags, "--search", 1)
+    assert refused.code == 2 and "gradient_accumulation_steps=100" in refused.err, "a trial is checked as a run is"
+    monkeypatch.setattr(space, {"learning_rate": (1e-4, 1e-2), "lora_r": [4], "use_dora": [True], "target_modules": ["mlp"]})
+    assert search.space(Config(method="full")) == {"learning_rate": (1e-4, 1e-2)}
 
 
 def test_training_prints_aligned_lines_without_control_characters(call, tiny_flags, tmp_path):

@@ -80,6 +80,7 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     dataset, source = find_rows(config.dataset_name, origin, task.readers, config.encoding, split_names)
     dataset = flat(dataset)
     official_names = official_splits(dataset, config)
+    check_fractions(official_names, config, given)
     raw = {name: dataset[official_name] for name, official_name in official_names.items()}
     for name, rows in raw.items():
         check_classes(f"dataset_name={config.dataset_name}, split {name}", raw["train"].features, rows.features)
@@ -133,6 +134,16 @@ def flat(dataset: DatasetDict) -> DatasetDict:
     """Turn the Hub's dictionaries of translations into a column per language, such as `translation.en` and `translation.de`."""
     nested = any(isinstance(rows.features.get("translation"), dict | Translation) for rows in dataset.values())
     return dataset.flatten() if nested else dataset
+
+
+def check_fractions(official_names: dict[str, str], config: Config, given: Collection[str]) -> None:
+    """Raise `UserError` for a given fraction of rows to hold out from train if the rows of that split come from elsewhere."""
+    for name in ("validation", "test"):
+        origin = f"the data set has the split {official_names[name]}" if name in official_names else ""
+        if config.folds and name == "test":
+            origin = "the test rows are a fold of train"
+        if origin and f"{name}_fraction" in given:
+            raise UserError(f"{name}_fraction={getattr(config, f'{name}_fraction')} has no effect, because {origin}: leave it out")
 
 
 def official_splits(dataset: DatasetDict, config: Config) -> dict[str, str]:

@@ -39,15 +39,15 @@ def target_modules(base: torch.nn.Module, wanted: str, fully_trained: Sequence[s
             "mlp": [name for name in in_blocks if name not in attention],
             "query-value": [name for name in attention if re.match("[qv]|Wqkv|c_attn", name.rpartition(".")[2])],
         }[wanted]
-        names, unknown = sorted({re.sub(r"(?<=\.)\d+(?=\.)", r"\\d+", name) for name in layers}), []
+        if layers:
+            return "|".join(sorted({re.sub(r"(?<=\.)\d+(?=\.)", r"\\d+", name) for name in layers}))
+        problem = "no layer's name shows that it belongs to this group"
     else:
         names = [name.strip() for name in wanted.split(",") if name.strip()]
         unknown = [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in linear_layers)]
-    if unknown or not names:
-        problem = (
-            f"no linear layer is called {', '.join(unknown)}" if unknown else "no layer's name shows that it belongs to this group"
-        )
-        short_names = {".".join(part for part in name.split(".")[-2:] if not part.isdigit()) for name in linear_layers}
-        choices = f"{', '.join(TARGETS)}, or names from {', '.join(sorted(short_names))}"
-        raise UserError(f"target_modules={wanted}: {problem}. Use {choices}")
-    return "|".join(names) if wanted in TARGETS else names
+        if names and not unknown:
+            return names
+        problem = f"no linear layer is called {', '.join(unknown)}" if unknown else "it names no layer"
+    short_names = {".".join(part for part in name.split(".")[-2:] if not part.isdigit()) for name in linear_layers}
+    choices = f"{', '.join(TARGETS)}, or names from {', '.join(sorted(short_names))}"
+    raise UserError(f"target_modules={wanted}: {problem}. Use {choices}")

@@ -38,8 +38,3 @@ def keep_layout(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
-
-
-def numel(parameter: torch.nn.Parameter) -> int:
-    """Return the number of weights of a parameter. A quantized one stores two in a byte."""
-    return parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1)

@@ -33,7 +33,6 @@ from transformers.pytorch_utils import Conv1D
 from config import Config
 from finetuning import speed
 from finetuning.errors import UserError
-from finetuning.model import four_bits
 from finetuning.model.architectures import target_modules
 from finetuning.task import Task
 
@@ -111,10 +110,10 @@ def check_finite(model: torch.nn.Module, folder: Path) -> None:
         raise UserError(f"{folder}: {name} has NaN or infinite numbers: train again, with a lower learning_rate or in float32")
 
 
-def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+def count_parameters(model: PeftModel) -> tuple[int, int]:
     """Return the numbers of (trainable, all) parameters. Frozen copies that peft keeps of fully trained modules do not count."""
-    counts = [(p.requires_grad, four_bits.numel(p)) for name, p in model.named_parameters() if ".original_module." not in name]
-    return sum(n for trainable, n in counts if trainable), sum(n for _, n in counts)
+    trainable, total = model.get_nb_trainable_parameters()
+    return trainable, total - sum(p.numel() for name, p in model.named_parameters() if ".original_module." in name)
 
 
 # --- modules with all weights trained: peft's modules_to_save ------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -22,27 +23,20 @@ OTHER_OUTPUTS = ["loss", "past_key_values", "hidden_states", "attentions", "enco
 OTHER_OUTPUTS += ["encoder_attentions", "decoder_hidden_states", "decoder_attentions", "cross_attentions"]
 
 
+@dataclass(eq=False)
 class Predictor:
-    """A model with its task, tokenizer and settings, as `Task.predict` needs it.
+    """A model with its task, tokenizer and settings, as `Task.predict` needs it."""
 
-    For `Task.answers` it also has `label_names`, the run's `calibration`, and `options`: the flags of predict.py that the task knows.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        model: torch.nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        config: Config,
-        show_progress: bool = False,
-        trainer: Trainer | None = None,
-    ) -> None:
-        """`trainer` is the one that trains the model, for validation during training. Without it, a new one is made."""
-        self.task, self.model, self.tokenizer, self.config = task, model, tokenizer, config
-        self.show_progress, self.trainer = show_progress, trainer
-        self.label_names: list[str] = []
-        self.calibration: dict = {}
-        self.options: dict = {}
+    task: Task
+    model: torch.nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    config: Config
+    show_progress: bool = False
+    trainer: Trainer | None = None  # the one that trains the model, for validation during training; None: a new one is made
+    # Only `Task.answers` needs these.
+    label_names: list[str] = field(default_factory=list)
+    calibration: dict = field(default_factory=dict)  # of the run
+    options: dict = field(default_factory=dict)  # the flags of predict.py that the task knows
 
     def outputs(self, tokens: Tokens) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
         """Yield (positions of examples, the model's outputs for them). The outputs are an array for each batch, (examples, ...).

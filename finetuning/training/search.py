@@ -10,12 +10,14 @@ from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from config import SEARCH_SPACE, Config
+from finetuning.cli import SETTINGS_OF_LORA, check
 from finetuning.data.sources import Source
 from finetuning.data.splits import Data
 from finetuning.data.tokens import Tokens
 from finetuning.errors import NotFinite, UserError
 from finetuning.model.base import build_base
 from finetuning.model.lora import add_lora
+from finetuning.training.batches import check_step_size
 from finetuning.training.trainer import build_trainer, chosen_metric
 
 _NAMES = [field.name for field in fields(Config)]
@@ -24,8 +26,9 @@ SEARCHABLE = {"dropout", "augmentation", *_NAMES[_NAMES.index("method") : _NAMES
 
 
 def space(config: Config) -> dict[str, tuple | list]:
-    """Return `SEARCH_SPACE` without the settings that `config` does not use: full fine-tuning and the head alone have no LoRA."""
-    return {name: values for name, values in SEARCH_SPACE.items() if config.method == "lora" or not name.startswith("lora")}
+    """Return `SEARCH_SPACE` without the settings that `config` does not use: only LoRA has those of LoRA."""
+    unused = () if config.method == "lora" else ("lora_r", "lora_alpha", *SETTINGS_OF_LORA)
+    return {name: values for name, values in SEARCH_SPACE.items() if name not in unused}
 
 
 def draw(trial, config: Config) -> dict:
@@ -70,6 +73,9 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
         settings = draw(trial, config)
         print(f"trial {trial.number}: {', '.join(f'{name}={value!r}' for name, value in settings.items())}", flush=True)
         trial_config = replace(config, **settings | {"early_stopping_patience": 0})
+        check(trial_config)
+        data.task.check(trial_config)
+        check_step_size(len(tokens["train"]), trial_config)
         base = build_base(data.task, source, data.label_names, trial_config, data.train.labels)
         model, trial_data = add_lora(data.task, base, trial_config), replace(data, config=trial_config)
         with tempfile.TemporaryDirectory() as folder:

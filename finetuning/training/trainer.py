@@ -18,7 +18,6 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback, Trai
 from config import Config
 from finetuning.data.splits import Data
 from finetuning.data.tokens import Tokens
-from finetuning.ending import AfterCheckpoint
 from finetuning.errors import NotFinite, UserError
 from finetuning.speed import cuda_graphs
 from finetuning.speed.memory import give_back_freed_memory
@@ -173,21 +172,16 @@ class FineTuner(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """Return the number by which the loss of a step is divided: the number of its labels, or the mean over all steps.
 
-        Where a row has a label for each token, a step with short rows has few of them, as steps have rows of similar length. If
-        such a step were divided by its own number of labels, its tokens would weigh more than those of other steps. With the mean,
-        all tokens weigh the same.
+        The mean is for tasks with a label for each token. A step has rows of similar length, so a step with short rows has few
+        tokens. If it were divided by their number, its tokens would weigh more than those of other steps.
 
-        The Trainer does not count labels of -100. In regression, -100 is a number like any other, so the Trainer gets zeros to
-        count. With one process the result stays on the CPU, because a copy to the GPU waits until its earlier work is done.
+        With one process the result stays on the CPU, because a copy to the GPU waits until its earlier work is done.
         """
         device = device if self.args.world_size > 1 else torch.device("cpu")
         if self.target_count is not None:
             return torch.tensor(self.target_count / count_steps(len(self.train_dataset), self.rows_per_step), device=device)
-        batches = [
-            {"labels": torch.zeros_like(batch["labels"])} if batch["labels"].is_floating_point() else batch
-            for batch in batch_samples
-        ]
-        return super()._get_num_items_in_batch(batches, device)
+        n_labels = torch.tensor(sum(batch["labels"].numel() for batch in batch_samples), device=device)
+        return self.accelerator.reduce(n_labels)  # the sum over all processes
 
     def get_train_dataloader(self) -> DataLoader:
         args = self.args
@@ -254,12 +248,11 @@ class _GiveBackMemory(TrainerCallback):
             give_back_freed_memory()
 
 
-def train(trainer: FineTuner, signals: AfterCheckpoint) -> float:
+def train(trainer: FineTuner) -> float:
     """Train, and load the best checkpoint's weights into the model. An interrupted run continues from its last checkpoint.
 
     After a signal, save a checkpoint and raise `Stopped`. Return the seconds of training, including those before an interruption.
     """
-    trainer.keeper.signals = signals
     if checkpoint := last_usable(Path(trainer.args.output_dir)):
         state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         if state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]:  # training had ended before the interruption

@@ -61,10 +61,23 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
 
     shutil.rmtree(partial, ignore_errors=True)
     _write_merged(predictor, run, source.path, partial / "merged")
-    plain = load(run.task, partial / "merged", attn_implementation="eager").eval()
+    _write_formats(comparison, formats, partial)
+    content = {"rows": len(test), "split": data.test_split, "label_names": data.label_names}
+    content |= {"metric": comparison.metric.name, "exports": comparison.results}
+    write_json(partial / "export.json", content)
+    if (partial / "merged").is_dir():
+        cards.of_export(run, content).save(partial / "merged" / "README.md")
+    move(partial, folder)
+    return comparison.results
+
+
+def _write_formats(comparison: "_Comparison", formats: tuple[str, ...], folder: Path) -> None:
+    """Write the formats from `folder`/merged, and compare each. Keep those that agree with the run's model."""
+    task, tokenizer = comparison.run.task, comparison.predictor.tokenizer
+    plain = load(task, folder / "merged", attn_implementation="eager").eval()
     if "merged" in formats:
-        comparison.add("merged", plain, partial / "merged" / "model.safetensors")
-    onnx_file, int8_file = partial / FILES["onnx"], partial / FILES["int8"]
+        comparison.add("merged", plain, folder / "merged" / "model.safetensors")
+    onnx_file, int8_file = folder / FILES["onnx"], folder / FILES["int8"]
     if {"onnx", "int8"} & {*formats}:
         write_onnx(plain.cpu(), comparison.input_names, onnx_file)  # the comparison has moved it to the GPU, if there is one
     if "onnx" in formats:
@@ -74,24 +87,15 @@ def export(run: Run, formats: Sequence[str] | None, n: int) -> list[dict]:
 
         quantize_dynamic(onnx_file, int8_file, per_channel=True)
         comparison.add("int8", OnnxModel(int8_file), int8_file)
-    for name, exporter in run.task.exporters.items():
+    for name, exporter in task.exporters.items():
         if name in formats:
-            comparison.add(name, exporter(partial / "merged", partial / name, predictor.tokenizer), partial / name / "model.bin")
-
-    # Delete the exports that were only an intermediate step, or that do not agree with the run's model.
+            comparison.add(name, exporter(folder / "merged", folder / name, tokenizer), folder / name / "model.bin")
     kept = {FILES.get(result["format"], result["format"]) for result in comparison.results if result.get("agrees")}
-    for path in [path for path in partial.iterdir() if path.name not in kept]:
+    for path in [path for path in folder.iterdir() if path.name not in kept]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
-    content = {"rows": len(test), "split": data.test_split, "label_names": data.label_names}
-    content |= {"metric": comparison.metric.name, "exports": comparison.results}
-    write_json(partial / "export.json", content)
-    if (partial / "merged").is_dir():
-        cards.of_export(run, content).save(partial / "merged" / "README.md")
-    move(partial, folder)
-    return comparison.results
 
 
 def _check(run: Run, formats: tuple[str, ...], possible: tuple[str, ...]) -> None:
@@ -115,8 +119,7 @@ class _Comparison:
     def add(self, name: str, model: torch.nn.Module, file: Path) -> None:
         """Predict with a model and add its results. `file` has its weights."""
         task, started = self.run.task, time.perf_counter()
-        predictor = Predictor(task, model, self.predictor.tokenizer, self.predictor.config)
-        predictions = task.predict(predictor, self.tokens)
+        predictions = task.predict(replace(self.predictor, model=model), self.tokens)
         seconds = time.perf_counter() - started
         calibration = cards.calibration_of_export(self.run.calibration) if self.results else self.run.calibration
         statistics = task.statistics(predictions, self.test, calibration)
