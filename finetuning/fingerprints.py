@@ -8,8 +8,10 @@ from pathlib import Path
 from finetuning.disk import read_json, sha256
 from finetuning.errors import UserError
 
-# Files of a model that decide its numbers, besides the weights.
-MODEL_SETTINGS = ("config.json", "generation_config.json", "*token*", "*vocab*", "merges.txt", "dict.txt", "*.model", "*.spm")
+# Files of a model that are read besides its weights: config, tokenizer and chat template.
+MODEL_FILES = ("*.json", "*.txt", "*.model", "*.spm", "*.codes", "*.jinja")
+# Those of them that decide its numbers: a model's folder may also hold records of training, such as trainer_state.json.
+MODEL_SETTINGS = ("config.json", "generation_config.json", "*token*", "*vocab*", "merges.txt", "dict.txt", *MODEL_FILES[2:])
 
 
 def of_model_settings(folder: Path) -> dict[str, str]:

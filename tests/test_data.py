@@ -341,10 +341,11 @@ def test_the_rows_of_a_group_stay_in_one_split(call, tiny_flags, tmp_path):
     assert wrong.code == 2 and "group_column=writer: there is no such column; the columns are" in wrong.err, wrong.err
 
 
-def test_rows_without_a_group_are_alone(tmp_path):
-    rows = make_rows(120).assign(author=lambda rows: [f"author {i % 4}" if i < 40 else None for i in range(len(rows))])
-    rows.to_csv(tmp_path / "rows.csv", index=False)
-    data = load(tmp_path / "rows.csv", group_column="author")
+@pytest.mark.parametrize("no_group", [None, "", " "])
+def test_rows_without_a_group_are_alone(no_group, tmp_path):
+    rows = make_rows(120).assign(author=lambda rows: [f"author {i % 4}" if i < 40 else no_group for i in range(len(rows))])
+    rows.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
+    data = load(tmp_path / "rows.jsonl", group_column="author")
     n_used = sum(map(len, (data.train, data.validation, data.test)))
     assert n_used >= 80, "they do not leave train as one group"
     assert any(f"{120 - n_used} rows of train are not used" in remark for remark in data.remarks) == (n_used < 120)

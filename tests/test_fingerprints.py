@@ -123,12 +123,13 @@ def test_a_changed_tokenizer_or_config_of_the_base_model_is_refused(run, changed
     refused("config.json")
 
 
-def test_a_new_tokenizer_file_of_the_base_model_is_refused(run, call):
-    file = run.parent.parent / "base" / "added_tokens.json"
+@pytest.mark.parametrize("name", ["added_tokens.json", "chat_template.jinja"])
+def test_a_new_tokenizer_file_of_the_base_model_is_refused(name, run, call):
+    file = run.parent.parent / "base" / name
     file.write_text('{"fine": 5}')
     result = call("evaluate.py", run)
     file.unlink()
-    assert result.code == 2 and "added_tokens.json" in result.err and "new" in result.err
+    assert result.code == 2 and name in result.err and "new" in result.err
 
 
 # --- the evaluation ------------------------------------------------------------------------------------------------------

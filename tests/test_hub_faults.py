@@ -53,6 +53,18 @@ def test_a_download_is_announced_once(setting, hub, capsys):
     assert "note" not in capsys.readouterr().err
 
 
+def test_all_files_of_a_model_are_downloaded_but_no_pickles(model_dir, tmp_path, monkeypatch):
+    model = shutil.copytree(model_dir, tmp_path / "model")
+    for name in ("source.spm", "chat_template.jinja", "pytorch_model.bin"):
+        (model / name).write_text("of a model")
+    with hub_for_downloads({"models/me/model": model}) as (address, _):
+        use_hub(address, tmp_path, 5, monkeypatch.setattr)
+        hub_module.hub_answers.cache_clear()
+        downloaded = {file.name for file in Path(open_source("model_name").path).iterdir()}
+    hub_module.hub_answers.cache_clear()
+    assert downloaded == {file.name for file in model.iterdir()} - {"pytorch_model.bin"}
+
+
 def is_file(request: str) -> bool:
     return request.startswith("GET") and request.endswith(LARGE)
 

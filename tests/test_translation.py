@@ -600,6 +600,14 @@ def test_doubtful_pairs_are_counted_and_left_out_only_on_request(tmp_path):
     assert all(rows.source[row] == text for row, text in numbered.items())
 
 
+def test_a_number_that_is_read_as_a_text_is_named(tmp_path):
+    rows = rows_with().astype(object)
+    rows.loc[3, "source"] = 5
+    rows.to_json(tmp_path / "pairs.jsonl", orient="records", lines=True)
+    data = splits.load_data(TASK, replace(CONFIG, dataset_name=str(tmp_path / "pairs.jsonl")))
+    assert any("1 numbers or truth values are read as texts, such as 5 (row 3)" in remark for remark in data.remarks)
+
+
 def test_a_split_without_a_single_good_pair_is_refused(tmp_path):
     rows_with()[:60].to_csv(tmp_path / "train.csv", index=False)
     rows_with()[60:].assign(target="21 22 " * 40).to_csv(tmp_path / "test.csv", index=False)

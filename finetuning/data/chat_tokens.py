@@ -78,35 +78,23 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
         messages = messages[:-1]
     full, length = messages, len(render(messages, tokenizer, answer_follows=False))
     prompt = prompt_ids(split_last_answer(full)[0], tokenizer, config.max_length)
-    messages = shorten(messages, tokenizer, config.max_length)
-    ids, end = render(messages, tokenizer, answer_follows=False), end_of_answer(tokenizer)
+    messages, end = shorten(full, tokenizer, config.max_length), end_of_answer(tokenizer)
+    ids = render(messages, tokenizer, answer_follows=False)
     targets, skipped = [-100] * len(ids), 0
-    for number, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = render(messages[:number], tokenizer, answer_follows=True)
-            through = render(messages[: number + 1], tokenizer, answer_follows=False)
-            answer = slice(len(before), len(through) - len(end) + 1)  # with the token that ends it
-            is_found = through[: answer.start] == before and through[answer.stop - 1 :] == end
-            if not is_found or ids[: answer.stop] != through[: answer.stop]:
-                if number < len(messages) - 1:
-                    skipped += 1
-                    continue
-                problem = "does not render a conversation from its beginning on, so its answers can't be found"
-                if through[: answer.start] != before:
-                    problem = (
-                        "writes something else before a new answer than before one in the data, such as the start of a thought"
-                    )
-                raise UserError(
-                    f"the chat template of {tokenizer.name_or_path} {problem}; in the conversation that begins "
-                    f"{as_text(messages)[:60]!r}: set model_name to another model"
-                )
-            _check_answer(messages[: number + 1], tokenizer)
-            if inner := {end[0], tokenizer.eos_token_id} & {*ids[answer][:-1]}:
-                raise UserError(
-                    f"the answer {message['content'][:60]!r} holds {tokenizer.decode([*inner])}, the token that ends an answer: "
-                    "remove it from the data, because it is added after each answer"
-                )
+    for number, message in enumerate(messages, 1):
+        if message["role"] != "assistant":
+            continue
+        answer, problem = _find_answer(messages[:number], ids, end, tokenizer)
+        if not problem:
+            _check_answer(messages[:number], ids[answer], end, tokenizer)
             targets[answer] = ids[answer]
+        elif number < len(messages):
+            skipped += 1
+        else:
+            raise UserError(
+                f"the chat template of {tokenizer.name_or_path} {problem}; in the conversation that begins "
+                f"{as_text(messages)[:60]!r}: set model_name to another model"
+            )
     if not any(target >= 0 for target in targets[: config.max_length]):
         raise UserError(f"max_length={config.max_length} leaves no token for the answer to {as_text(full[:-1])[:60]!r}: raise it")
     answer_cut = any(target >= 0 for target in targets[config.max_length :])
@@ -123,19 +111,43 @@ def encode(messages: Messages, tokenizer: PreTrainedTokenizerBase, config: Confi
     }
 
 
-def _check_answer(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise `UserError` if the template changes the last message, an answer, or writes words before it, which would be learned too."""
-    if not tokenizer.chat_template:
-        return
-    before = templated(messages[:-1], tokenizer, answer_follows=True)
-    answer = templated(messages, tokenizer, answer_follows=False)[len(before) :]
-    header, found, _ = answer.partition(messages[-1]["content"])
-    words = tokenizer.decode(_ids(header, tokenizer), skip_special_tokens=True).strip()
-    if words or not found:
-        problem = f"writes {words!r} before an answer" if found else "changes an answer"
+def _find_answer(messages: Messages, ids: list[int], end: list[int], tokenizer: PreTrainedTokenizerBase) -> tuple[slice, str]:
+    """Return the position in `ids` of the last message, an answer with its end token, and why it is not there, "" if it is.
+
+    `ids` are the tokens of a conversation that begins with `messages`, `end` is the result of `end_of_answer`.
+    """
+    before = render(messages[:-1], tokenizer, answer_follows=True)
+    through = render(messages, tokenizer, answer_follows=False)
+    answer = slice(len(before), len(through) - len(end) + 1)
+    if through[: answer.start] != before:
+        return answer, "writes something else before a new answer than before one in the data, such as the start of a thought"
+    if through[answer.stop - 1 :] != end or through[: answer.stop] != ids[: answer.stop]:
+        return answer, "does not render a conversation from its beginning on, so its answers can't be found"
+    return answer, ""
+
+
+def _check_answer(messages: Messages, ids: list[int], end: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise `UserError` if the loss would count other tokens than those of the last message, an answer, and one end token.
+
+    The template may change the answer or write words before it, and the answer may contain an end token. `ids` are the tokens of
+    the answer with its end token.
+    """
+    content = messages[-1]["content"]
+    if tokenizer.chat_template:
+        before = templated(messages[:-1], tokenizer, answer_follows=True)
+        answer = templated(messages, tokenizer, answer_follows=False)[len(before) :]
+        header, unchanged, _ = answer.partition(content)
+        words = tokenizer.decode(_ids(header, tokenizer), skip_special_tokens=True).strip()
+        if words or not unchanged:
+            problem = f"writes {words!r} before an answer" if unchanged else "changes an answer"
+            raise UserError(
+                f"the chat template of {tokenizer.name_or_path} {problem}, and this would be learned; in the conversation that begins "
+                f"{as_text(messages)[:60]!r}: change the data, or set model_name to another model"
+            )
+    if inner := {end[0], tokenizer.eos_token_id} & {*ids[:-1]}:
         raise UserError(
-            f"the chat template of {tokenizer.name_or_path} {problem}, and this would be learned; in the conversation that begins "
-            f"{as_text(messages)[:60]!r}: change the data, or set model_name to another model"
+            f"the answer {content[:60]!r} holds {tokenizer.decode([*inner])}, the token that ends an answer: remove it from the data, "
+            "because it is added after each answer"
         )
 
 

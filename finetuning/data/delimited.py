@@ -104,27 +104,15 @@ def _rows(file: Path, encoding: str | None, separator: str | None) -> Iterator[t
 
 def _fields(file: Path, encoding: str | None, separator: str | None, remarks: list[str]) -> Iterator[list[str]]:
     """Yield the fields of each row, first those of the header. Raise `UserError` for a row with another number of fields."""
-    mark = separator or "\t"
-    prose = re.compile(rf"{re.escape(mark)}(?!\S)|(?<=[0-9]){re.escape(mark)}(?=[0-9])")  # as in "well, well" or "1,5"
-    header, n_joined, suspects = [], 0, []
-    values: dict[int, set] = {}  # distinct values of each column that has few
+    header, n_joined = [], 0
     for first_line, lines, row in _rows(file, encoding, separator):
-        if not header:
-            header, values = row, {i: set() for i in range(len(row))}
-        else:
-            _check_fields(file, first_line, row, header, mark)
-            if len(lines) > 1:
-                n_joined += 1
-                rows = [line.rstrip("\r\n").split(mark) for line in lines]
-                if len(row) > 1 and all(len(fields) == len(row) for fields in rows):
-                    suspects.append((first_line, rows, any("\n" in field and prose.search(field) for field in row)))
-            else:
-                for i, seen in [*values.items()]:
-                    seen.add(row[i])
-                    if len(seen) > MAX_DISTINCT_VALUES:
-                        del values[i]
+        if header:
+            _check_fields(file, first_line, row, header, separator or "\t")
+            n_joined += len(lines) > 1
+        header = header or row
         yield row
-    remarks += _check_joined_rows(file, n_joined, suspects, [*values.values()])
+    if n_joined:
+        remarks += _check_joined_rows(file, encoding, separator)
 
 
 def _check_fields(file: Path, line: int, row: list[str], header: list[str], separator: str) -> None:
@@ -142,29 +130,43 @@ def _check_fields(file: Path, line: int, row: list[str], header: list[str], sepa
         )
 
 
-def _check_joined_rows(file: Path, n_joined: int, suspects: list, values: list[set]) -> list[str]:
+def _check_joined_rows(file: Path, encoding: str | None, separator: str) -> list[str]:
     """Raise `UserError` if the lines of a quoted field look like rows: a single quotation mark has probably joined them.
 
-    Return a note if they may be rows, unless most of the `n_joined` rows of several lines can't. `suspects` are the rows whose lines
-    have as many fields as a row: the number of the first line, the lines split at each separator, and whether there are separators
-    as in prose. `values`: the distinct values of each column that has few.
+    Return a note if they may be rows, unless most rows of several lines can't be.
     """
+    prose = re.compile(rf"{re.escape(separator)}(?!\S)|(?<=[0-9]){re.escape(separator)}(?=[0-9])")  # as in "well, well" or "1,5"
+    rows = _rows(file, encoding, separator)
+    values: list[set] = [set() for _ in next(rows)[2]]  # distinct values of each column, in the rows of one line
+    n_joined, suspects = 0, []
+    for first_line, lines, row in rows:
+        if len(lines) == 1:
+            for seen, value in zip(values, row, strict=True):
+                if len(seen) <= MAX_DISTINCT_VALUES:
+                    seen.add(value)
+            continue
+        n_joined += 1
+        parts = [line.rstrip("\r\n").split(separator) for line in lines]
+        if len(row) > 1 and all(len(fields) == len(row) for fields in parts):  # each line has as many fields as a row
+            is_prose = any("\n" in field and prose.search(field) for field in row)
+            suspects.append((f"{first_line:,} to {first_line + len(lines) - 1:,}", parts, is_prose))
+    labels = [seen for seen in values if len(seen) <= MAX_DISTINCT_VALUES]
     doubtful = []
-    for first_line, rows, is_prose in suspects:
-        lines, positions = f"{first_line:,} to {first_line + len(rows) - 1:,}", range(len(rows[0]))
-        has_labels = any(all(row[i].strip('"') in labels for row in rows) for labels in values for i in positions)
-        if has_labels or (len(rows) >= MIN_SUSPECT_LINES and not is_prose):
+    for numbers, parts, is_prose in suspects:
+        has_labels = any({field.strip('"') for field in column} <= names for column in zip(*parts, strict=True) for names in labels)
+        if has_labels or (len(parts) >= MIN_SUSPECT_LINES and not is_prose):
             raise UserError(
-                f"{file}: lines {lines} look like {len(rows)} rows, but a quotation mark at the start of a field joins them: double "
+                f"{file}: lines {numbers} look like {len(parts)} rows, but a quotation mark at the start of a field joins them: double "
                 "the quotation marks inside fields, or save the file as .jsonl"
             )
         if not is_prose:
-            doubtful.append(lines)
-    note = (
-        f"{file.name}: lines {listed(doubtful)} are read as one row, because quotation marks surround them: if "
-        "they are several rows, double the quotation marks inside fields, or save the file as .jsonl"
-    )
-    return [note] if len(doubtful) > MAX_DOUBTFUL * n_joined else []
+            doubtful.append(numbers)
+    if len(doubtful) <= MAX_DOUBTFUL * n_joined:
+        return []
+    return [
+        f"{file.name}: lines {listed(doubtful)} are read as one row, because quotation marks surround them: if they are several rows, "
+        "double the quotation marks inside fields, or save the file as .jsonl"
+    ]
 
 
 def _is_quoted(file: Path, encoding: str | None) -> bool | None:

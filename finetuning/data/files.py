@@ -69,7 +69,7 @@ def split_files(path: Path, files: list[Path], split_names: Collection[str] = ()
             raise UserError(f"{path}: {other.name} and {file.name} seem to be one file, packed and unpacked: keep one of them")
         splits.setdefault(split_of(file.relative_to(path), split_names), []).append(file)
     for split, alike in splits.items():
-        by_words = {frozenset(_telling_words(file.relative_to(path))): file for file in alike}
+        by_words = {frozenset(split_words_of(file.relative_to(path))): file for file in alike}
         if len(by_words) > 1:
             both = " and ".join(str(file.relative_to(path)) for file in by_words.values())
             remedy = "" if split == "train" else f", or set validation_split or test_split to {stem(alike[0])}"
@@ -100,13 +100,13 @@ def split_of(file: Path, split_names: Collection[str] = ()) -> str:
     """Return the split that the name of a file tells, or else the name of its nearest folder; "" if no name does."""
     if stem(file) in split_names:
         return stem(file)
-    splits = {*_telling_words(file).values()}
+    splits = {*split_words_of(file).values()}
     if len(splits) > 1:
         raise UserError(f"{file}: its name tells several splits, {', '.join(sorted(splits))}: rename it")
     return "".join(splits)
 
 
-def _telling_words(file: Path) -> dict[str, str]:
+def split_words_of(file: Path) -> dict[str, str]:
     """Return the words that tell the split of a file, each with the split: those in its name, or else in its nearest folder's."""
     return next(filter(None, map(split_words, (file.name, *reversed(file.parent.parts)))), {})
 

@@ -19,7 +19,18 @@ NESTED = "too many lists or objects are nested in each other: remove this row"
 NO_BRACKETS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[^\[\]{}"]+', re.DOTALL)  # strings, and what is between them
 datasets.features.features.ujson_loads = json.loads  # ujson rounds decimal numbers, and fails for whole ones beyond 64 bits
 ARROW_TYPES = {str: "string", bool: "bool", int: "int64", float: "float64", type(None): "null"}
-DECODER = json.JSONDecoder(parse_constant=lambda constant: None)  # NaN becomes None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict:
+    """Return the object with these keys and values. Raise `ValueError` if it has a key twice, of which json keeps the last."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        key = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"an object has the key {key!r} twice")
+    return content
+
+
+DECODER = json.JSONDecoder(parse_constant=lambda constant: None, object_pairs_hook=_object)  # NaN becomes None
 
 
 def read_json(files: list[Path], encoding: str | None, remarks: list[str]) -> Tables | dict[str, Tables]:

@@ -46,12 +46,12 @@ class Distinct(NamedTuple):
         """Return the entry of each row's value, (rows, ...). `entries` has one for each of `values`; the others get `missing`."""
         return np.array([*entries, missing])[self.codes]
 
-    def refuse(self, column: str, split: str, wrong: np.ndarray, remedy: str) -> None:
-        """Raise `UserError` for the first `wrong` row, (rows,) bool, if there is one."""
-        if wrong.any():
-            row = int(wrong.argmax())
-            value = shown([*self.values, None][self.codes[row]])
-            raise UserError(f"label_column={column}: row {row} of split {split} holds {value}: {remedy}")
+    def refuse(self, column: str, split: str, wrong: Iterable[bool], remedy: str, missing: bool = False) -> None:
+        """Raise `UserError` for the first wrong row. `wrong` has a bool for each of `values`, `missing` is that of rows without one."""
+        rows = np.flatnonzero(self.per_row(wrong, missing))
+        if len(rows):
+            value = shown([*self.values, None][self.codes[rows[0]]])
+            raise UserError(f"label_column={column}: row {rows[0]} of split {split} holds {value}: {remedy}")
 
 
 def distinct(rows: Dataset, column: str) -> Distinct:
@@ -137,17 +137,15 @@ def as_lists(columns: dict[str, Distinct], column: str) -> dict[str, Distinct]:
         labels = map(_cleaned, value if isinstance(value, list) else [value])
         return None if value is None else [label for label in labels if label is not None]
 
-    lists = {split: [*map(labels_of, values)] for split, (values, _) in columns.items()}
-    kinds = {kind_of(label) for split in lists.values() for labels in split for label in labels or []}  # {float} if all are numbers
-    convert = int if kinds == {float} else as_text if len(kinds) > 1 else lambda label: label
-    for split, values in columns.items():
-        wrong = [
-            any(label % 1 if kinds == {float} else isinstance(label, list | dict) for label in labels or [])
-            for labels in lists[split]
-        ]
-        values.refuse(column, split, values.per_row(wrong, False), DECIMAL if kinds == {float} else WRONG_KIND)
+    lists = {split: [*map(labels_of, cells.values)] for split, cells in columns.items()}
+    kinds = {kind_of(label) for split in lists.values() for labels in split for label in labels or []}
+    are_numbers = kinds == {float}
+    convert = int if are_numbers else as_text if len(kinds) > 1 else lambda label: label
+    for split, cells in columns.items():
+        wrong = (any(label % 1 if are_numbers else isinstance(label, list | dict) for label in row or []) for row in lists[split])
+        cells.refuse(column, split, wrong, DECIMAL if are_numbers else WRONG_KIND)
         lists[split] = [labels and [*map(convert, labels)] for labels in lists[split]]
-    return {split: Distinct(lists[split], codes) for split, (_, codes) in columns.items()}
+    return {split: Distinct(lists[split], cells.codes) for split, cells in columns.items()}
 
 
 def _lists_in_texts(columns: dict[str, Distinct], column: str) -> dict[str, Distinct] | None:
@@ -163,10 +161,10 @@ def _lists_in_texts(columns: dict[str, Distinct], column: str) -> dict[str, Dist
         no_list = [value is not None and lists.get(value) is None for value in cells.values]
         nested = [wrong and bool(NESTED.fullmatch(str(value))) for wrong, value in zip(no_list, cells.values, strict=True)]
         remedy = f"write names of labels, or lists of them such as ['a', 'b']{OTHER_TASK}"
-        cells.refuse(column, split, cells.per_row(nested, False), remedy)
+        cells.refuse(column, split, nested, remedy)
         if is_list:
             remedy = f"write the labels of all rows as lists{example}, or write none as a list"
-            cells.refuse(column, split, cells.per_row(no_list, False), remedy)
+            cells.refuse(column, split, no_list, remedy)
     if not is_list:
         return None
     return {split: Distinct([lists.get(value) for value in values], codes) for split, (values, codes) in columns.items()}

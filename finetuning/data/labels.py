@@ -52,7 +52,7 @@ def encode_labels(raw: dict[str, Dataset], column: str, named: bool = False) -> 
             f"several labels, {SET_MULTI_LABEL}"
         )
     for split, labels in columns.items():
-        has_several = labels.per_row((len(value or []) > 1 for value in labels.values), False)
+        has_several = (len(value or []) > 1 for value in labels.values)
         labels.refuse(column, split, has_several, f"several labels: {SET_MULTI_LABEL}, or give one label for each text")
     known, names = _known(raw["train"].features[column], columns, column, named)
     positions = {label: i for i, label in enumerate(known)}
@@ -171,17 +171,23 @@ def _notes_on_names(names: list[str], column: str) -> list[str]:
 
 
 def _first_combined(names: list[str]) -> str | None:
-    """Return the first label that seems to be several labels in one: its words are labels, or its parts also occur elsewhere."""
+    """Return the first label that seems to be several labels in one; None if there is none."""
     parts = {name: {part.strip() for part in re.split(POSSIBLE_SEPARATORS, name)} - {"", name} for name in names}
     counts = Counter(part for name_parts in parts.values() for part in name_parts)
     words = {name: re.findall(r"[0-9]+\.[0-9]+|[^\W_]+", name) for name in names}
     single_words = {name_words[0] for name_words in words.values() if len(name_words) == 1}
-    for name, name_parts in parts.items():
-        of_labels = name.split() != [name] and {*name.split()} <= parts.keys()
-        of_words = len(words[name]) > 1 and ({*words[name]} <= single_words or of_labels)
-        if of_words or name_parts & parts.keys() or (len(name_parts) > 1 and all(counts[part] > 1 for part in name_parts)):
-            return name
-    return None
+
+    def is_combined(name: str) -> bool:
+        if parts[name] & parts.keys():  # "a, b" beside "a"
+            return True
+        if len(parts[name]) > 1 and all(counts[part] > 1 for part in parts[name]):  # "a, b" beside "a, c" and "b, c"
+            return True
+        if len(words[name]) < 2:
+            return False
+        pieces = name.split()  # "a b" or "a_b" beside "a" and "b"
+        return {*words[name]} <= single_words or (pieces != [name] and {*pieces} <= parts.keys())
+
+    return next(filter(is_combined, parts), None)
 
 
 # --- several labels per row ----------------------------------------------------------------------------------------------
@@ -281,7 +287,7 @@ def _vectors(labels: Distinct, length: int, split: str, column: str) -> np.ndarr
     vectors = [[int(digit) for digit in map(_digit, value or []) if digit in ("0", "1")] for value in labels.values]
     is_wrong = (len(vector) != length or len(value) != length for vector, value in zip(vectors, labels.values, strict=True))
     remedy = f"other rows hold {length} values, a 0 or 1 for each label: correct the row"
-    labels.refuse(column, split, labels.per_row(is_wrong, True), remedy)
+    labels.refuse(column, split, is_wrong, remedy, missing=True)
     return labels.per_row(vectors, [0] * length).astype(np.float32)
 
 
@@ -301,10 +307,10 @@ def encode_label_columns(raw: dict[str, Dataset], columns: list[str]) -> Encoded
             feature = rows.features[column]
             has_names = isinstance(feature, ClassLabel) and all(name.lower() in ZERO_OR_ONE for name in feature.names)
             cells = (distinct_names if has_names else distinct)(rows, column)
-            numbers = cells.per_row((ZERO_OR_ONE.get(str(value).lower(), np.nan) for value in cells.values), np.nan)
+            numbers = [ZERO_OR_ONE.get(str(value).lower()) for value in cells.values]
             remedy = "each label is a column of 0 and 1: name only such columns, and correct other values"
-            cells.refuse(column, split, np.isnan(numbers), remedy)
-            encoded[split][:, i] = numbers
+            cells.refuse(column, split, (number is None for number in numbers), remedy, missing=True)
+            encoded[split][:, i] = cells.per_row(numbers, np.nan)
     names = [column.strip() for column in columns]
     return Encoded(encoded, names, ["read as several labels for each text, because label_column names several columns"])
 
@@ -319,7 +325,7 @@ def encode_numbers(raw: dict[str, Dataset], column: str) -> Encoded:
         cells = distinct_names(rows, column)
         values = [np.nan if value is None else _number(value) for value in cells.values]
         remedy = "this is no finite number: write numbers with a point for decimals, or set label_column to a column of numbers"
-        cells.refuse(column, split, cells.per_row((value is None for value in values), False), remedy)
+        cells.refuse(column, split, (value is None for value in values), remedy)
         numbers[split] = cells.per_row(values, np.nan)
     train = numbers["train"][~np.isnan(numbers["train"])]
     if len(train) == 0:

@@ -24,9 +24,9 @@ from filelock import FileLock
 from finetuning.data import formats, json_rows
 from finetuning.data.cache import reopened, source_code
 from finetuning.data.content import ROWS_PER_TABLE, Reader
-from finetuning.data.files import ending, guess_encoding, known_files, split_files, split_words, stem, visible_files
+from finetuning.data.files import ending, guess_encoding, known_files, split_files, split_words, split_words_of, stem, visible_files
 from finetuning.disk import move, read_json, room_in, sha256, why_full, write_json
-from finetuning.errors import UserError
+from finetuning.errors import UserError, listed
 
 REMARKS = "remarks.json"  # in the folder of a copy: the notes of its reader
 
@@ -115,30 +115,39 @@ def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: P
         key = Hasher.hash([(str(file.relative_to(path)), sha256(file)) for file in visible_files(path)])
         copy = in_utf8(load_dataset(str(path), cache_dir=str(cache / key)), path)  # a copy of a data set on the Hub
         return Reading(copy, [], dict.fromkeys(copy, [path.name]))
-    files = known_files(path, readers)
+    return _read_files(path, readers, encoding, cache, split_names)
+
+
+def _read_files(path: Path, readers: dict[str, Reader], encoding: str | None, cache: Path, split_names: Collection[str]) -> Reading:
+    """Return the rows of a file, or of the files in a folder, in the formats of `readers`."""
+    visible = visible_files(path) if path.is_dir() else [path]
+    files = [file for file in visible if ending(file) in readers]
     if not files:
         problem = "no file in it has a known ending" if path.is_dir() else "its ending is not known"
         endings = [name for name in readers if name not in formats.LANGUAGE_ENDINGS]
         pairs = ["a language such as .en and .de"] if len(endings) < len(readers) else []
         raise UserError(f"{path}: {problem}: use one of {', '.join([*endings, *pairs])}, .tar.gz")
-    if path.is_file() and readers[ending(path)] is formats.read_parallel:  # with the same text in other languages, beside it
-        siblings = [file for file in sorted(path.parent.iterdir()) if stem(file) == stem(path) and file.is_file()]
-        files = [file for file in siblings if ending(file) in formats.LANGUAGE_ENDINGS]
-    splits, remarks, names = {}, [], {}
-    files_by_split = split_files(path, files, split_names) if path.is_dir() else {"train": files}
-    for split, split_paths in files_by_split.items():
+    if path.is_file():
+        if readers[ending(path)] is formats.read_parallel:  # with the same text in other languages, beside it
+            siblings = [file for file in sorted(path.parent.iterdir()) if stem(file) == stem(path) and file.is_file()]
+            files = [file for file in siblings if ending(file) in formats.LANGUAGE_ENDINGS]
+        splits, remarks = read_once(files, readers[ending(path)], encoding, cache)
+        return Reading(DatasetDict(splits), remarks, dict.fromkeys(splits, [file.name for file in files]))
+    splits, names = {}, split_files(path, files, split_names)
+    others = [file.relative_to(path) for file in visible if ending(file) not in readers]
+    unread = [file for file in others if {*split_words_of(file).values()} - names.keys()]
+    remarks = [f"{path}: not read, because of their endings: {listed(unread)}"] if unread else []
+    for split, split_paths in names.items():
         if len({readers[ending(file)] for file in split_paths}) > 1:
-            listed = ", ".join(file.name for file in split_paths)
-            raise UserError(f"{path}: the files of split {split} have several formats, {listed}: keep one format")
+            several = ", ".join(file.name for file in split_paths)
+            raise UserError(f"{path}: the files of split {split} have several formats, {several}: keep one format")
         contents, notes = read_once(split_paths, readers[ending(split_paths[0])], encoding, cache)
-        if path.is_dir():
-            if len(contents) > 1 or any({*split_words(key).values()} - {"train", split} for key in contents):
-                raise UserError(f"{split_paths[0]}: its keys name the splits {', '.join(contents)}: give this file, not its folder")
-            contents = {split: next(iter(contents.values()))}
-        splits |= contents
+        if len(contents) > 1 or any({*split_words(key).values()} - {"train", split} for key in contents):
+            raise UserError(f"{split_paths[0]}: its keys name the splits {', '.join(contents)}: give this file, not its folder")
+        (splits[split],) = contents.values()
         remarks += notes
-        names |= dict.fromkeys(contents, [str(file.relative_to(path)) if path.is_dir() else file.name for file in split_paths])
-    return Reading(DatasetDict(splits), remarks, names)
+    file_names = {split: [str(file.relative_to(path)) for file in split_paths] for split, split_paths in names.items()}
+    return Reading(DatasetDict(splits), remarks, file_names)
 
 
 def in_utf8(splits: DatasetDict, where: str | Path) -> DatasetDict:

@@ -24,6 +24,7 @@ from finetuning.data.hub import NOT_ON_HUB, download, hub_answers, watched
 from finetuning.data.reading import in_utf8, read
 from finetuning.disk import room_in, sha256
 from finetuning.errors import UserError
+from finetuning.fingerprints import MODEL_FILES
 from finetuning.processes import require_same
 
 # Name of a model or data set -> its stand-in. The files are in the packages, and the packages' code is never imported.
@@ -41,8 +42,6 @@ STAND_IN_DATA = {
     "stanfordnlp/imdb": dict(name="IMDb train reviews", source="imdb", **_REVIEWS),
     "cornell-movie-review-data/rotten_tomatoes": dict(name="Rotten Tomatoes train sentences", source="rotten_tomatoes", **_REVIEWS),
 }
-# Other files on the Hub, such as pickles and weights of other frameworks, are never downloaded or loaded.
-MODEL_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,8 @@ def _model_from_hub(name: str) -> Path | None:
     answers = hub_answers()
     with PartialState().local_main_process_first():  # one process of each machine downloads
         try:
-            folder = download("model_name", name, MODEL_FILES, ignore_patterns=["*/*"])
+            # Other files, such as pickles and weights of other frameworks, are never downloaded or loaded.
+            folder = download("model_name", name, [*MODEL_FILES, "*.safetensors"], ignore_patterns=["*/*"])
         except NOT_ON_HUB:
             return None
     return folder if answers or list(folder.glob("*.safetensors")) else None

@@ -28,7 +28,7 @@ from finetuning.data.annotations import (
 from finetuning.data.cache import map_once, read_column
 from finetuning.data.content import holds_texts
 from finetuning.data.labels import alike
-from finetuning.data.words import DIVIDED, divide_words, find_words
+from finetuning.data.words import DIVIDED, WORDS, divide_words, find_words
 from finetuning.errors import UserError, listed
 from finetuning.task import Rows
 
@@ -92,7 +92,7 @@ def text_of(value: str | list[str] | dict | None) -> str | list[str] | None:
             return parse_list(text)
         except ValueError:
             return text
-    return "" if isinstance(text, str) and not find_words(text)[0] else text
+    return "" if isinstance(text, str) and not WORDS.search(text) else text
 
 
 def place(value: str | list[str] | dict) -> dict:

@@ -22,6 +22,7 @@ from finetuning.processes import require_same
 from finetuning.task import Rows, Task
 
 TEXT_SETTINGS = ("text_column", "text_pair_column", "source_column", "target_column", "prompt_column", "completion_column")
+ROWS_CHECKED = 100  # first rows, to see whether a column assigns rows to splits
 MAX_PROBLEMS = 5  # kinds of rows that can't be used, in a message
 SAMPLE_SETTINGS = {"train": "train_samples", "validation": "val_samples", "test": "test_samples"}
 
@@ -158,14 +159,16 @@ def official_splits(dataset: DatasetDict, config: Config) -> dict[str, str]:
                 f"{name}_split=train: a model must not be measured on the rows that it learned from. Leave {name}_split out, and "
                 "rows of train are held out"
             )
-        alike = [split for split in dataset if {*split_words(split).values()} == {name} and split not in names.values()]
-        if names[name] == name and name not in dataset and alike and not (name == "test" and config.folds):  # dev for validation
-            if len(alike) > 1:
-                raise UserError(
-                    f"dataset_name={config.dataset_name}: the names of several splits say {name}, {', '.join(alike)}: set {name}_split "
-                    "to one of them"
-                )
-            names[name] = alike[0]
+        if name in dataset or names[name] != name or (name == "test" and config.folds):
+            continue
+        synonyms = [split for split in dataset if {*split_words(split).values()} == {name} and split not in names.values()]
+        if len(synonyms) > 1:
+            raise UserError(
+                f"dataset_name={config.dataset_name}: the names of several splits say {name}, {', '.join(synonyms)}: set {name}_split "
+                "to one of them"
+            )
+        if synonyms:  # such as dev for validation
+            names[name] = synonyms[0]
     for name, official_name in names.items():
         if official_name not in dataset and (name == "train" or official_name != name):
             raise UserError(
@@ -202,17 +205,19 @@ def check_no_split_column(raw: dict[str, Dataset], columns: dict[str, str], conf
     """Raise `UserError` if rows would be held out although a column that is not read says which split a row belongs to."""
     if len(raw) > 1:
         return
-    for name, feature in raw["train"].features.items():
-        if holds_texts(feature) and name not in (*columns.values(), config.group_column):
-            if str(raw["train"][0][name]).strip().lower() not in SPLIT_WORDS:
-                continue
-            values = {str(value).strip() for value in raw["train"].unique(name) if value}
-            if len({SPLIT_WORDS.get(value.lower()) for value in values} - {None}) > 1:
-                raise UserError(
-                    f"dataset_name={config.dataset_name}: column {name} assigns rows to splits, {listed(sorted(values))}, but only "
-                    "files, or the keys of a .json, are read as splits: write a file for each split into a folder and give the "
-                    "folder, or remove the column to hold out rows of all"
-                )
+    train = raw["train"]
+    for name, feature in train.features.items():
+        if name in (*columns.values(), config.group_column) or not holds_texts(feature):
+            continue
+        if not {str(value).strip().lower() for value in train[:ROWS_CHECKED][name]} & SPLIT_WORDS.keys():
+            continue
+        values = {value.strip() for value in train.unique(name) if value}
+        if len({SPLIT_WORDS.get(value.lower()) for value in values} - {None}) > 1:
+            raise UserError(
+                f"dataset_name={config.dataset_name}: column {name} assigns rows to splits, {listed(sorted(values))}, but only "
+                "files, or the keys of a .json, are read as splits: write a file for each split into a folder and give the "
+                "folder, or remove the column to hold out rows of all"
+            )
 
 
 def scan(task: Task, all_rows: Rows, raw: Dataset, config: Config, split: str) -> pd.DataFrame:
@@ -251,9 +256,8 @@ def given_groups(rows: Dataset, config: Config) -> np.ndarray:
     if config.group_column not in rows.column_names:
         columns = ", ".join(rows.column_names)
         raise UserError(f"group_column={config.group_column}: there is no such column; the columns are {columns}")
-    values = (value if value is None or value == value else None for value in rows[config.group_column])  # None for NaN
-    values = [f"\0{row}" if value is None else str(value) for row, value in enumerate(values)]
-    return pd.util.hash_array(np.array(values, dtype=object)).view(np.int64)
+    names = ("" if value is None or value != value else str(value).strip() for value in rows[config.group_column])
+    return pd.util.hash_array(np.array([name or f"\0{row}" for row, name in enumerate(names)], dtype=object)).view(np.int64)
 
 
 def sha256_of(frames: dict[str, pd.DataFrame]) -> str:
@@ -335,31 +339,31 @@ def split(frames: dict[str, pd.DataFrame], config: Config, has_classes: bool = F
     other rows of a group that is held out in part. Rows without a label are never held out. Only language models read such rows, so
     they hold out the same rows as a classifier. `has_classes`: strata are classes, so each part needs rows of two of them.
     """
-    frames, train = dict(frames), frames["train"][frames["train"].labelled]
-    labelled, unlabelled = train, frames["train"][~frames["train"].labelled]
+    frames, rest = dict(frames), frames["train"]
+    train = rest[rest.labelled]
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
-        if name not in frames:
-            if name == "test" and config.folds:
-                frames[name] = labelled[folds(labelled, config) == config.fold]
-            else:
-                rows = labelled if "group" in labelled else labelled.drop_duplicates("hash")
-                frames[name] = draw(rows, round(len(train) * fraction), config.split_seed)
-            for column in {"hash", "group"} & {*labelled}:
-                labelled = labelled[~labelled[column].isin(frames[name][column])]
-                unlabelled = unlabelled[~unlabelled[column].isin(frames[name][column])]
-            for part, change in ((frames[name], "raise"), (labelled, "lower")):
-                if _too_few(part, train, has_classes):
-                    is_fold = name == "test" and config.folds
-                    held_out, remedy = ("a fold", "lower folds") if is_fold else (f"{fraction:.0%}", f"{change} {name}_fraction")
-                    facts = [f"{len(train):,} rows", f"{train.hash.nunique():,} different texts"]
-                    facts += [f"{train.group.nunique():,} groups"] if config.group_column else []
-                    n_rare = len(train) - train.stratum.value_counts().max()
-                    facts += [f"{n_rare:,} rows without the most frequent label"] if has_classes else []
-                    raise UserError(
-                        f"train is too small to hold out {held_out} for {name} ({', '.join(facts)}): {remedy}, add rows, or check "
-                        "that the right columns are read"
-                    )
-    frames["train"] = pd.concat([labelled, unlabelled]).sort_index()
+        if name in frames:
+            continue
+        is_fold, candidates = name == "test" and config.folds, rest[rest.labelled]
+        if is_fold:
+            frames[name] = candidates[folds(candidates, config) == config.fold]
+        else:
+            rows = candidates if "group" in candidates else candidates.drop_duplicates("hash")
+            frames[name] = draw(rows, round(len(train) * fraction), config.split_seed)
+        for column in {"hash", "group"} & {*rest}:
+            rest = rest[~rest[column].isin(frames[name][column])]
+        for part, change in ((frames[name], "raise"), (rest[rest.labelled], "lower")):
+            if _too_few(part, train, has_classes):
+                held_out, remedy = ("a fold", "lower folds") if is_fold else (f"{fraction:.0%}", f"{change} {name}_fraction")
+                facts = [f"{len(train):,} rows", f"{train.hash.nunique():,} different texts"]
+                facts += [f"{train.group.nunique():,} groups"] if config.group_column else []
+                n_rare = len(train) - train.stratum.value_counts().max()
+                facts += [f"{n_rare:,} rows without the most frequent label"] if has_classes else []
+                raise UserError(
+                    f"train is too small to hold out {held_out} for {name} ({', '.join(facts)}): {remedy}, add rows, or check "
+                    "that the right columns are read"
+                )
+    frames["train"] = rest
     return {name: frames[name] for name in SPLITS}
 
 

@@ -98,19 +98,22 @@ def check_texts(raw: dict[str, Dataset], columns: dict[str, str]) -> list[str]:
     remarks = []
     for split, rows in raw.items():
         for name, column in columns.items():
-            feature = rows.features[column]
+            feature, where = rows.features[column], f"{name}_column={column}: in split {split}"
+            remedy = f"set {name}_column to a column with texts"
             if name.startswith("label") or holds_texts(feature):
                 continue
-            first_characters = _first_characters(rows, column) if isinstance(feature, Json) else np.full(len(rows), "?")
-            others = np.flatnonzero((first_characters != '"') & (first_characters != ""))  # values that are no texts
+            if not isinstance(feature, Json):
+                raise UserError(f"{where} it holds no text, but {shown(rows[0][column])} (row 0): {remedy}")
+            first = _first_characters(rows, column)
+            nested, others = np.flatnonzero(np.isin(first, ["[", "{"])), np.flatnonzero(~np.isin(first, ['"', ""]))
             if not len(others):
                 continue
-            nested = np.isin(first_characters[others], ["[", "{"])
-            row, mostly_others = int(others[nested.argmax()]), 2 * len(others) > (first_characters != "").sum()
-            example, where = f"{shown(rows[row][column])} (row {row})", f"{name}_column={column}: in split {split}"
-            if mostly_others or nested.any():
-                problem = f"no text, but {example}: " if mostly_others else f"not only texts, but {example}: correct the row, or "
-                raise UserError(f"{where} it holds {problem}set {name}_column to a column with texts")
+            row = int(nested[0] if len(nested) else others[0])
+            example = f"{shown(rows[row][column])} (row {row})"
+            if 2 * len(others) > (first != "").sum():
+                raise UserError(f"{where} it holds no text, but {example}: {remedy}")
+            if len(nested):
+                raise UserError(f"{where} it holds not only texts, but {example}: correct the row, or {remedy}")
             remarks.append(f"{where} {len(others):,} numbers or truth values are read as texts, such as {example}")
     return remarks
 

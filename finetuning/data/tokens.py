@@ -14,6 +14,7 @@ from finetuning.data.cache import map_once, read_column, reopened
 from finetuning.data.content import as_rows
 from finetuning.data.splits import Split
 from finetuning.errors import BadRow, UserError
+from finetuning.fingerprints import MODEL_FILES
 from finetuning.task import Task
 
 MAX_CHARACTERS = 250_000  # that a tokenizer gets at once, unless a single text has more; each takes about 100 bytes of memory
@@ -76,7 +77,7 @@ def encode(task: Task, split: Split, tokenizer: PreTrainedTokenizerBase, config:
         return examples
 
     folder = Path(tokenizer.name_or_path)
-    files = [file.read_bytes() for pattern in ("*.json", "*.txt", "*.model", "**/*.jinja") for file in sorted(folder.glob(pattern))]
+    files = [file.read_bytes() for pattern in MODEL_FILES for file in sorted(folder.glob(pattern))]
     settings = {name: getattr(config, name) for name in task.token_settings}
     depends_on, features = [files, type(task), task.tokenizer_options, settings], task.features(tokenizer, config)
     examples = map_once(split.raw.select(split.rows), tokenize_batch, features, depends_on)
@@ -97,11 +98,9 @@ def encode_batch(task: Task, batch: dict[str, list], tokenizer: PreTrainedTokeni
 def tokenize_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, config: Config) -> tuple[list[list[int]], np.ndarray]:
     """Return the token ids of each text, at most `max_length`, and the number of tokens before truncation, (texts,)."""
     first, last = map(len, special_tokens(tokenizer))
-    ids, lengths = [], []
-    for row in whole_ids(texts, tokenizer):
-        ids.append(truncate(row, config.max_length, config.truncation, first, last))
-        lengths.append(len(row))
-    return ids, np.array(lengths)
+    rows = [*whole_ids(texts, tokenizer)]
+    ids = [truncate(row, config.max_length, config.truncation, first, last) for row in rows]
+    return ids, np.array([*map(len, rows)])
 
 
 def whole_ids(

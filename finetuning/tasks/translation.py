@@ -111,9 +111,9 @@ class Translation(TokenTask):
         return self, replace(config, **settled, truncation=truncation)
 
     def read(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Rows:
-        check_texts(raw, columns)
-        rows = renamed(raw, columns)
-        left_out, remarks = check_pairs(rows, columns, config)
+        remarks, rows = check_texts(raw, columns), renamed(raw, columns)
+        left_out, notes = check_pairs(rows, columns, config)
+        remarks += notes
         labels = {split: np.zeros(len(pairs), dtype=np.int64) for split, pairs in rows.items()}
         targets = filled(rows["train"][:SAMPLED_TEXTS]["target"])
         if note := bleu.note(bleu.signatures(bleu.tokenizer(special_script(config.target_lang, targets)))["bleu_signature"]):
