@@ -71,13 +71,13 @@ def main(flags: Sequence[str] | None = None) -> None:
 
     # Compute the metrics, and write the report.
     evaluated = Evaluation(predictions, data.test, encoded.lengths, data.label_names, run.calibration, run.config)
-    evaluated, statistics = evaluation.measure(task, evaluated, data.unseen())
+    evaluated = evaluation.measure(task, evaluated, data.unseen())
     evaluated.metrics.update(evaluation.describe(run, model_source, data, prediction_seconds))
     evaluated.metrics.update(task.more_details(predictor, data.test))
     sections = evaluation.sections_of(run, evaluated)
-    evaluation.write(run, evaluated, statistics, sections)
+    evaluation.write(run, evaluated, sections)
     console.show_metrics(run, evaluated.metrics, sections)
-    console.show_learned_nothing(task, statistics, data, "test")
+    console.show_learned_nothing(task, evaluated.statistics, data, "test")
     if run.config.report_to != "none":
         training_arguments = trainer.training_arguments(task, run.config, run.folder / "checkpoints")
         trackers.send_test(run.folder, training_arguments, evaluated.metrics)

@@ -117,7 +117,7 @@ def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
     else:
         kept = ROOT / pretrained(study, name)["model_name"] if STUDIES[study].keep and seed == 0 else None
         data, evaluated, about = fine_tuned(settings, split, kept)
-    evaluated, statistics = evaluation.measure(data.task, evaluated, data.unseen() if split == "test" else None)
+    evaluated = evaluation.measure(data.task, evaluated, data.unseen() if split == "test" else None)
     measured = {key: value for key, value in evaluated.metrics.items() if key not in ("calibration", *evaluated.calibration)}
     return {
         "study": study,
@@ -137,7 +137,7 @@ def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
             "validation": len(data.validation),
         },
         "environment": environment,
-        "statistics": as_text(statistics),
+        "statistics": as_text(evaluated.statistics),
     }
 
 

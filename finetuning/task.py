@@ -17,13 +17,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
-import pyarrow
 
 from config import Config
 from finetuning.errors import UserError, shorten
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
     from datasets import Dataset, Features
     from peft import TaskType
@@ -100,7 +99,10 @@ class Evaluation:
     label_names: list[str]
     calibration: dict  # the values that `Task.calibrate` fitted on validation
     config: Config
-    metrics: dict = field(default_factory=dict)  # the content of metrics.json; empty until it is computed
+    # The next three are empty until `results.evaluation.measure` has computed them.
+    statistics: Statistics = field(default_factory=dict)  # from `Task.statistics`
+    columns: dict[str, Any] = field(default_factory=dict)  # from `Task.prediction_columns`
+    metrics: dict = field(default_factory=dict)  # the content of metrics.json
 
 
 @dataclass(frozen=True)
@@ -267,10 +269,6 @@ class Task:
         pad = self.collator(tokenizer, padding=config.padding, max_length=config.max_length, pad_to_multiple_of=multiple)
         return pad(examples)
 
-    def count_targets(self, train: "Tokens") -> int | None:
-        """Return the number of tokens of all training examples that the loss counts; None if it counts the labels of rows."""
-        return None
-
     def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
         """Return a function of (logits, labels) that gives the loss, summed over the labels."""
         raise NotImplementedError
@@ -310,8 +308,11 @@ class Task:
         """
         return {}
 
-    def calibrate(self, predictions, validation: "Split") -> dict:
-        """Return values that are fitted on validation, such as {"temperature": 1.3}, for training.json."""
+    def calibrate(self, predictor: "Predictor", predictions, validation: "Split") -> dict:
+        """Return what answers need besides the model, for training.json, such as {"temperature": 1.3}, fitted on validation.
+
+        `predictions` are those of `validate`, and `predictor` made them.
+        """
         return {}
 
     def decide(self, predictions, calibration: dict) -> Sequence:
@@ -335,7 +336,7 @@ class Task:
 
     # --- results ---------------------------------------------------------------------------------------------------------
 
-    def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
+    def details(self, evaluation: Evaluation) -> dict:
         """Return further entries of metrics.json: the confusion matrix, calibration, results per label."""
         return {}
 
@@ -347,28 +348,12 @@ class Task:
         """Return the columns of predictions.parquet, a value per row. The caller adds `row`, the row's number in the file."""
         raise NotImplementedError
 
-    def worst(self, evaluation: Evaluation, columns: dict[str, Any]) -> np.ndarray:
-        """Return the positions in the split of the rows that are errors, the worst first. `columns` are `prediction_columns`."""
-        raise NotImplementedError
-
-    def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
+    def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], "pd.DataFrame"]]:
         """Return the numbers of the errors, the worst first, and a function that gives the lines of errors.csv for such numbers.
 
-        By default the numbers are positions in the split, and a line has the row's texts and `prediction_columns` without logits.
+        If errors are rows, their numbers are positions in the split, and `results.report.lines_of_rows` returns the function.
         """
-        columns = self.prediction_columns(evaluation)
-        worst, new_names = self.worst(evaluation, columns), {"label": "actual", "prediction": "predicted"}
-        columns = {new_names.get(name, name): values for name, values in columns.items() if name != "logits"}
-        table = pyarrow.table({"row": evaluation.split.rows} | columns)
-        lists = [field.name for field in table.schema if pyarrow.types.is_list(field.type)]
-
-        def lines_of(positions: np.ndarray) -> pd.DataFrame:
-            frame = table.take(positions).to_pandas()
-            frame = frame.assign(**{name: frame[name].str.join(", ") for name in lists})
-            texts = self.readable(evaluation.split.select(positions).columns())
-            return pd.DataFrame({"row": frame.pop("row")} | texts).join(frame)
-
-        return worst, lines_of
+        raise NotImplementedError
 
     def files(self, evaluation: Evaluation) -> dict[str, str]:
         """Return further files for the run folder: name -> text, such as translations.txt."""
@@ -433,7 +418,7 @@ class Task:
 class JudgesLabels:
     """The methods that label_errors.py needs in addition to those of `Task`, to find labels that may be wrong."""
 
-    def stored_predictions(self, table: pd.DataFrame, label_names: list[str]):
+    def stored_predictions(self, table: "pd.DataFrame", label_names: list[str]):
         """Return predictions as `predict` returned them, from the columns of predictions.parquet."""
         return np.stack(table["logits"])
 

@@ -28,9 +28,9 @@ def evaluated(task, logits, labels, names: list[str], calibration: dict | None =
     """Return an evaluation of texts with 5 tokens each, with its metrics."""
     n = len(labels)
     split = Split(Dataset.from_dict({"text": [f"text {i}" for i in range(n)]}), np.arange(n), labels, np.zeros(n))
-    calibration = calibration or task.calibrate(logits, split)
+    calibration = calibration or task.calibrate(None, logits, split)
     unmeasured = Evaluation(logits, split, np.full(n, 5), names, calibration, Config())
-    measured, _ = evaluation.measure(task, unmeasured)
+    measured = evaluation.measure(task, unmeasured)
     return replace(measured, metrics=measured.metrics | calibration | about)
 
 
@@ -160,7 +160,7 @@ def test_the_threshold_of_a_validation_is_that_of_the_finished_run():
     logits = (rng.normal(-2, 1, (500, 4)) + 2 * labels).astype(np.float32)
     example = evaluated(SEVERAL, logits, labels, ["a", "b", "c", "d"], dict(temperature=1.0, threshold=0.5))
     during_training = SEVERAL.statistics(logits, example.split, {})
-    fitted = SEVERAL.calibrate(logits, example.split)
+    fitted = SEVERAL.calibrate(None, logits, example.split)
     finished = SEVERAL.statistics(logits, example.split, fitted)
     f1 = SEVERAL.metrics[0]
     assert f1.name == "f1" and fitted["threshold"] < 0.45 and f1.of(during_training) == f1.of(finished) > example.metrics["f1"]
@@ -282,7 +282,6 @@ def test_the_picture_of_calibration_is_drawn_without_predictions(tmp_path):
 def test_predictions_without_any_label_keep_the_type_of_their_column(tmp_path):
     logits, labels = np.full((2, 2), -3, dtype=np.float32), np.zeros((2, 2), dtype=np.float32)
     example = evaluated(SEVERAL, logits, labels, ["a", "b"], dict(temperature=1.0, threshold=0.5))
-    columns = SEVERAL.prediction_columns(example)
-    evaluation._write_table(tmp_path / "rows.parquet", {"row": example.split.rows} | columns)
+    evaluation._write_table(tmp_path / "rows.parquet", {"row": example.split.rows} | example.columns)
     table = Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
     assert table.features["prediction"] == List(Value("string")) and table["label"][:] == [[], []]

@@ -299,7 +299,7 @@ def test_a_test_split_or_predictions_without_entities_are_measured_and_reported(
     if predicted:
         logits = [row + 5 * np.eye(5)[1] * (np.arange(len(row)) == 2)[:, None] for row in logits]
     evaluated = Evaluation(logits, data.test, np.ones(20), data.label_names, {"temperature": 1.5}, data.config)
-    evaluated, statistics = evaluation.measure(TASK, evaluated)
+    evaluated = evaluation.measure(TASK, evaluated)
     results = evaluated.metrics
     results |= {"model": "m", "model_origin": "o", "dataset": "d", "dataset_origin": "o", "split": "s"}
     assert (results["entities"] > 0, len(results["by_length"]) > 0, results["recall"] > 0) == (actual, actual, actual and predicted)

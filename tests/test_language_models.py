@@ -186,7 +186,9 @@ def test_every_token_of_a_document_is_predicted_once(gpt):
     blocks = task.tokenize({"text": texts}, tokenizer, config)
     rows = [row for (row,) in blocks["rows"]]
     assert max(blocks["length"]) == 8 and rows == sorted(rows)
-    batch = task.collate([{"input_ids": ids} for ids in blocks["input_ids"]], tokenizer, config)
+    batch = task.collate(
+        [{name: blocks[name][i] for name in ("input_ids", "targets")} for i in range(len(rows))], tokenizer, config
+    )
     for row, text in enumerate(texts):
         targets = [token for i in np.flatnonzero(np.array(rows) == row) for token in batch["targets"][i].tolist() if token >= 0]
         assert targets == tokenizer(text, truncation=False, padding=False)["input_ids"] + [tokenizer.eos_token_id]
@@ -204,7 +206,7 @@ def test_the_loss_equals_that_of_the_plain_model(model_type, data_file, tmp_path
     expected = np.zeros((len(test), 3))
     for block, row in zip(tokens.inputs, tokens.rows, strict=True):
         ids = torch.tensor([block["input_ids"]])
-        targets = torch.tensor(block["targets"] if task.name == "masked-lm" else [*block["input_ids"][1:], -100])
+        targets = torch.tensor(block["targets"])
         with torch.no_grad():
             log_probabilities = plain(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].log_softmax(dim=-1)
         predicted = targets >= 0

@@ -310,7 +310,7 @@ def test_the_smoothed_loss_equals_that_of_pytorch(marian):
 def test_metrics_equal_sacrebleus_on_all_rows_and_on_any_subset():
     references = [f"the man number {i} rides a {'white ' * (i % 3)}horse , at {i}:30 ." for i in range(60)]
     texts = [" ".join(word for n, word in enumerate(text.split()) if (n * 7 + i) % 5) for i, text in enumerate(references)]
-    predictions = Translations(np.stack([np.linspace(-2, -1, 60), np.arange(1, 61)], axis=1), texts, references, {})
+    predictions = Translations(np.stack([np.linspace(-2, -1, 60), np.arange(1, 61)], axis=1), texts, references)
     statistics = TASK.statistics(predictions, split_of(references), {})
     for rows in (np.arange(60), np.arange(60) % 3 == 1, np.array([5])):
         part = metrics.select(statistics, rows)
@@ -363,14 +363,14 @@ def test_the_tokenizer_of_bleu_is_that_of_the_target_language(language, texts, t
 def test_translations_without_spaces_are_scored_by_their_characters(language):
     """Scores equal sacreBLEU's for Chinese. If spaces divided words, each text would be one word and most scores would be 0."""
     for texts, ter in ((CHINESE, 0), ([text[:-2] + "着。" for text in CHINESE], 12)):
-        predictions = Translations(np.ones((4, 2)), texts, CHINESE, {}, language)
+        predictions = Translations(np.ones((4, 2)), texts, CHINESE, language)
         statistics = TASK.statistics(predictions, split_of(CHINESE), {})
         assert TASK.metrics[0].of(statistics) == BLEU(trg_lang="zh").corpus_score(texts, [CHINESE]).score > 70
         assert bleu.GREEDY_BLEU.of(statistics) == pytest.approx(100)
         assert TASK.metrics[2].of(statistics) == pytest.approx(ter, abs=3)
     evaluation = Evaluation(predictions, split_of(CHINESE), np.ones(4), [], {}, replace(CONFIG, target_lang=language))
     assert TASK.lengths(evaluation).values.tolist() == [len(text.replace(" ", "")) for text in CHINESE]
-    details = TASK.details(evaluation, statistics)
+    details = TASK.details(replace(evaluation, statistics=statistics))
     assert "tok:zh|" in details["bleu_signature"] and "tok:zh+" in details["ter_signature"]
     assert "tokenizer zh, not words" in bleu.note(details["bleu_signature"])
 
@@ -378,7 +378,7 @@ def test_translations_without_spaces_are_scored_by_their_characters(language):
 def test_intervals_are_close_to_sacrebleus():
     references = [f"the man number {i} rides a {'white ' * (i % 3)}horse , at {i}:30 ." for i in range(200)]
     texts = [" ".join(word for n, word in enumerate(text.split()) if (n * 7 + i * i) % 5) for i, text in enumerate(references)]
-    statistics = TASK.statistics(Translations(np.ones((200, 2)), texts, texts, {}), split_of(references), {})
+    statistics = TASK.statistics(Translations(np.ones((200, 2)), texts, texts), split_of(references), {})
     for metric, scorer in zip(TASK.metrics, (BLEU(), CHRF(), TER()), strict=False):
         score = scorer.corpus_score(texts, [references], n_bootstrap=1000)
         low, high = metrics.interval(metric, statistics)

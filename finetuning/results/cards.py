@@ -39,12 +39,10 @@ def of_adapter(run: Run, metrics: dict) -> ModelCard:
 def of_export(run: Run, exports: dict) -> ModelCard:
     """Return the merged model's README.md, with test metrics if the run is evaluated. `exports` is the content of export.json."""
     load = _render("load_merged.py.jinja", auto_class=run.task.auto_class.__name__)
-    pipeline = run.task.pipeline(run.config)
-    variables = dict(exports=exports, pipeline=pipeline, pipeline_tag=run.task.pipeline_tag)
     file = run.folder / "metrics.json"
     metrics = read_json(file) if file.is_file() else None
     code = _code(run, load, calibration_of_export(run.calibration))
-    return _card(run, metrics, code, library_name="transformers", tags=None, variables=variables)
+    return _card(run, metrics, code, exports, library_name="transformers", tags=None)
 
 
 def calibration_of_export(calibration: dict) -> dict:
@@ -64,7 +62,7 @@ def _render(template_name: str, **variables) -> str:
     return template(template_name).render(**variables).strip()
 
 
-def _card(run: Run, metrics: dict | None, code: str, variables: dict | None = None, **header) -> ModelCard:
+def _card(run: Run, metrics: dict | None, code: str, exports: dict | None = None, **header) -> ModelCard:
     dataset, model, folder = run.record["dataset"], run.record["model"], local_base(run.record, run.config)
     names = [metric.name for metric in run.task.metrics if metric.name in HUB_METRICS] if metrics else []
     data = ModelCardData(
@@ -91,7 +89,8 @@ def _card(run: Run, metrics: dict | None, code: str, variables: dict | None = No
         interval=metrics and [first.show(end) for end in metrics[f"{first.name}_ci95"] or ()],
         remark=metrics and run.task.remark(metrics),
         code=code,
-        **variables or {},
+        exports=exports,
+        pipeline=exports and run.task.pipeline(run.config),
     )
     return ModelCard(printable(content) + "\n")
 

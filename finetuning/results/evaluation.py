@@ -31,13 +31,14 @@ PREDICTIONS = "predictions.parquet"
 STATISTICS = "statistics.parquet"  # per-row statistics, in the order of predictions.parquet
 
 
-def measure(task: Task, evaluation: Evaluation, unseen: np.ndarray | None = None) -> tuple[Evaluation, Statistics]:
-    """Return the evaluation with its metrics, each with a 95 % interval, and the per-row statistics behind them.
+def measure(task: Task, evaluation: Evaluation, unseen: np.ndarray | None = None) -> Evaluation:
+    """Return the evaluation with per-row statistics, columns for each row, and metrics, each with a 95 % interval.
 
     `unseen`, (rows,) bool, is False for rows whose text is also in train or validation. The first metric is also computed without
     these rows.
     """
     statistics = metrics.of_rows(task, evaluation.predictions, evaluation.split, evaluation.calibration)
+    evaluation = replace(evaluation, statistics=statistics, columns=task.prediction_columns(evaluation))
     results, first = {}, task.metrics[0]
     for metric in task.metrics:
         results[metric.name] = metric.of(statistics)
@@ -47,10 +48,10 @@ def measure(task: Task, evaluation: Evaluation, unseen: np.ndarray | None = None
         value = first.of(metrics.select(statistics, unseen)) if unseen.any() else None
         results["unseen"] = {first.name: value, "n": int(unseen.sum())}
     results |= {"n": len(evaluation.split)} | ({"label_names": evaluation.label_names} if evaluation.label_names else {})
-    results |= evaluation.calibration | task.details(evaluation, statistics)
+    results |= evaluation.calibration | task.details(evaluation)
     lengths = task.lengths(evaluation)
     results["by_length"] = metrics.groups(first, statistics, lengths.values, lengths.edges)
-    return replace(evaluation, metrics=results), statistics
+    return replace(evaluation, metrics=results)
 
 
 def describe(run: Run, model: Source, data: Data, seconds: float) -> dict:
@@ -108,7 +109,7 @@ def _numbers(run: Run, results: dict, of_task: tuple) -> tuple:
 
 
 @by_first
-def write(run: Run, evaluation: Evaluation, statistics: Statistics, sections: list[report.Section]) -> None:
+def write(run: Run, evaluation: Evaluation, sections: list[report.Section]) -> None:
     """Write all files: first into a temporary folder, so that only complete files are moved into the run folder.
 
     The old metrics.json is removed before, and the new one is moved last. So metrics.json marks a complete evaluation. Raise
@@ -121,8 +122,8 @@ def write(run: Run, evaluation: Evaluation, statistics: Statistics, sections: li
         raise UserError(f"{run.folder}: another evaluate.py is writing its evaluation; wait until it ends") from None
     for file in folder.iterdir():  # of a killed process
         file.unlink()
-    _write_table(folder / PREDICTIONS, {"row": evaluation.split.rows} | task.prediction_columns(evaluation))
-    _write_table(folder / STATISTICS, statistics)
+    _write_table(folder / PREDICTIONS, {"row": evaluation.split.rows} | evaluation.columns)
+    _write_table(folder / STATISTICS, evaluation.statistics)
     report.write_csv(folder / "errors.csv", *task.errors(evaluation))
     for file_name, text in task.files(evaluation).items():
         (folder / file_name).write_text(text, encoding="utf-8")

@@ -4,10 +4,15 @@ import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
 import numpy as np
 import pandas as pd
+import pyarrow
+
+if TYPE_CHECKING:
+    from finetuning.task import Evaluation, Task
 
 MAX_EXAMPLES = 20  # of each kind on the page
 MAX_LINE_CHARACTERS = 100  # of a text, on the line that opens it
@@ -77,6 +82,22 @@ def template(name: str) -> jinja2.Template:
     escape = name.endswith(".html.jinja")
     environment = jinja2.Environment(loader=loader, autoescape=escape, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template(name)
+
+
+def lines_of_rows(task: "Task", evaluation: "Evaluation") -> Callable[[np.ndarray], pd.DataFrame]:
+    """Return a function that gives the lines of errors.csv for positions in the split: the row's texts and its `columns`."""
+    new_names = {"label": "actual", "prediction": "predicted"}
+    columns = {new_names.get(name, name): values for name, values in evaluation.columns.items() if name != "logits"}
+    table = pyarrow.table({"row": evaluation.split.rows} | columns)
+    lists = [field.name for field in table.schema if pyarrow.types.is_list(field.type)]
+
+    def lines_of(positions: np.ndarray) -> pd.DataFrame:
+        frame = table.take(positions).to_pandas()
+        frame = frame.assign(**{name: frame[name].str.join(", ") for name in lists})
+        texts = task.readable(evaluation.split.select(positions).columns())
+        return pd.DataFrame({"row": frame.pop("row")} | texts).join(frame)
+
+    return lines_of
 
 
 def write_csv(path: Path, positions: np.ndarray, lines_of: Callable[[np.ndarray], pd.DataFrame]) -> None:

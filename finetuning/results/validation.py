@@ -15,7 +15,7 @@ def validate(fine_tuner: FineTuner, predictor: Predictor) -> tuple[dict, Statist
     predictions = fine_tuner.validated.get(fine_tuner.state.best_global_step)
     if predictions is None:  # the best checkpoint is from before an interruption
         predictions = task.validate(predictor, fine_tuner.eval_dataset)
-    calibration = fine_tuner.label_scale | task.calibrate(predictions, data.validation)
+    calibration = fine_tuner.label_scale | task.calibrate(predictor, predictions, data.validation)
     statistics = metrics.of_rows(task, predictions, data.validation, calibration)
     interval = metrics.interval(chosen_metric(task, data.config), statistics)
     rows = {"n": len(data.validation), "split": data.validation_split}

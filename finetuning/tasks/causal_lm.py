@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
 from datasets import Dataset, Features, Value
 from peft import TaskType
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
@@ -11,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from config import Config
 from finetuning.data.chats import find_chat_columns
 from finetuning.data.text import TEXT_COLUMNS, find_column
-from finetuning.data.tokens import Tokens, start_token
+from finetuning.data.tokens import start_token
 from finetuning.errors import UserError
 from finetuning.model.generation import continue_text
 from finetuning.results.report import Example
@@ -40,7 +39,6 @@ class CausalLM(LanguageModel):
     code_template = "causal-lm.py.jinja"
     widgets = (("text", "The text and its continuation"),)
     settings = Chat.settings  # the data decide between the two
-    block_columns = ("input_ids",)
     samples_title = ("Continuations", "Sampled with predict.py's default options. Open a line to see the actual continuation.")
 
     def fits(self, config: Config) -> bool:
@@ -62,8 +60,8 @@ class CausalLM(LanguageModel):
         Chat().check(config)
         return Chat(), config
 
-    def blocks(self, ids: list[int], tokenizer: PreTrainedTokenizerBase, config: Config) -> Iterator[tuple[list[int]]]:
-        """Yield the token ids of each block. It begins with the last token of the block before."""
+    def blocks(self, ids: list[int], tokenizer: PreTrainedTokenizerBase, config: Config) -> Iterator[tuple[list[int], list[int]]]:
+        """Yield the token ids of each block, and their targets: the next tokens. It begins with the last token of the block before."""
         if tokenizer.eos_token_id is None:
             raise UserError(
                 f"task=causal-lm: the tokenizer of {config.model_name} has no token for the end of a text: set model_name to a decoder "
@@ -71,15 +69,8 @@ class CausalLM(LanguageModel):
             )
         ids = [start_token(tokenizer), *ids, tokenizer.eos_token_id]
         for start in range(0, len(ids) - 1, config.max_length - 1):
-            yield (ids[start : start + config.max_length],)
-
-    def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
-        """Return a batch, (blocks, tokens). All tokens but the first are predicted."""
-        examples = [example | {"targets": [*example["input_ids"][1:], -100]} for example in examples]
-        return super().collate(examples, tokenizer, config)
-
-    def count_targets(self, train: Tokens) -> int:
-        return train.count_targets("input_ids") - len(train)
+            block = ids[start : start + config.max_length]
+            yield block, [*block[1:], -100]
 
     # --- results ---------------------------------------------------------------------------------------------------------
 

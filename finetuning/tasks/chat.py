@@ -1,11 +1,13 @@
 """Answers to prompts, and conversations: a decoder learns to write the messages of the assistant."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.compute
 import torch
 from datasets import Dataset, Features, List, Value
@@ -34,14 +36,14 @@ from finetuning.errors import BadRow, UserError, shorten
 from finetuning.model.generation import check_options, longest_prompt, stream_text
 from finetuning.results import answers as written
 from finetuning.results import bleu
-from finetuning.results.report import MAX_EXAMPLES, MAX_LINE_CHARACTERS, Example, Section
+from finetuning.results.report import MAX_EXAMPLES, MAX_LINE_CHARACTERS, Example, Section, lines_of_rows
 from finetuning.speed.precision import autocast
 from finetuning.task import Converses, Evaluation, Rows, Statistics
 from finetuning.tasks.language_model import PERPLEXITY, TokenTask
 from finetuning.training.prediction import Predictor
 from finetuning.training.writing import write_answers
 
-MAX_EXAMPLE_CHARACTERS = 1_200  # of the conversation that is printed before training
+MAX_CONVERSATION_CHARACTERS = 1_200  # of the conversation that is printed before training
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,6 @@ class Written:
 
     scores: np.ndarray  # (rows, 2): mean log-likelihood of the trained tokens, and their number
     prompts: np.ndarray  # (rows,): the number of each row's prompt; equal prompts have equal numbers
-    calibration: dict  # `ends`: the tokens that end an answer; `has_template`: whether the tokenizer has a chat template
     answers: list[str] | None = None  # to each prompt; None if none were written
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -130,7 +131,9 @@ class Chat(TokenTask, Converses):
         """Return the prompts, "" where the prompt or its answer is empty, and the answers. Equal prompts thus stay in one split."""
         prompts, answers = [], []
         for row in as_rows(batch):
-            messages, answer = split_last_answer(conversation(row)) if not _problem(row) else ([], "")
+            messages, answer = [], ""
+            with contextlib.suppress(ValueError):  # `problems` tells why
+                messages, answer = split_last_answer(conversation(row))
             prompts.append(as_text(messages) if answer else "")
             answers.append(answer)
         return prompts, answers
@@ -170,7 +173,7 @@ class Chat(TokenTask, Converses):
         for is_trained, group in groupby(pairs, key=lambda pair: pair[1] >= 0):
             part = tokenizer.decode([token for token, _ in group])
             text += f"[[{part}]]" if is_trained else part
-        text = f"...{text[-MAX_EXAMPLE_CHARACTERS:]}" if len(text) > MAX_EXAMPLE_CHARACTERS else text
+        text = f"...{text[-MAX_CONVERSATION_CHARACTERS:]}" if len(text) > MAX_CONVERSATION_CHARACTERS else text
         n_tokens, n_trained = tokens.count_targets("input_ids"), tokens.count_targets("targets")
         cut, skipped = (pyarrow.compute.sum(read_column(tokens.inputs, name)).as_py() for name in ("answer_cut", "skipped"))
         lines = [f"reads  {text.strip()}".replace("\n", "\n       ")]
@@ -200,9 +203,7 @@ class Chat(TokenTask, Converses):
 
     def validate(self, predictor: Predictor, tokens: Tokens) -> Written:
         """Return predictions without answers, which take long to write."""
-        tokenizer = predictor.tokenizer
-        calibration = {"ends": end_tokens(tokenizer), "has_template": bool(tokenizer.chat_template)}
-        return Written(self.scores(predictor, tokens), number_prompts(tokens)[0], calibration)
+        return Written(self.scores(predictor, tokens), number_prompts(tokens)[0])
 
     @staticmethod
     def _write(predictor: Predictor, prompts: list[list[int]], options: dict) -> list[str]:
@@ -210,9 +211,9 @@ class Chat(TokenTask, Converses):
         limit = longest_prompt(predictor.model, options)
         return write_answers(predictor, [prompt[-limit:] for prompt in prompts], end_tokens(predictor.tokenizer), options)
 
-    def calibrate(self, predictions: Written, validation: Split) -> dict:
-        """Return what exports and model cards need to know of the tokenizer."""
-        return predictions.calibration
+    def calibrate(self, predictor: Predictor, predictions: Written, validation: Split) -> dict:
+        """Return the tokens that end an answer, and whether the tokenizer has a chat template, for exports and model cards."""
+        return {"ends": end_tokens(predictor.tokenizer), "has_template": bool(predictor.tokenizer.chat_template)}
 
     def decide(self, predictions: Written, calibration: dict) -> list[str]:
         return [predictions.answers[prompt] for prompt in predictions.prompts]
@@ -230,13 +231,13 @@ class Chat(TokenTask, Converses):
 
     # --- results ---------------------------------------------------------------------------------------------------------
 
-    def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
+    def details(self, evaluation: Evaluation) -> dict:
         """Return the numbers of tokens and prompts, and sacreBLEU's signatures."""
         references = _references(evaluation.predictions, evaluation.split)
         counts = {len(texts) for texts in references}
         n_references = str(*counts) if len(counts) == 1 else "var"
         signatures = {name: text.replace("nrefs:1", f"nrefs:{n_references}") for name, text in bleu.signatures().items()}
-        numbers = {"tokens": int(statistics["tokens"].sum()), "prompts": len(references), "max_references": max(counts)}
+        numbers = {"tokens": int(evaluation.statistics["tokens"].sum()), "prompts": len(references), "max_references": max(counts)}
         return numbers | {name: signatures[name] for name in ("bleu_signature", "chrf_signature")}
 
     def prediction_columns(self, evaluation: Evaluation) -> dict[str, Any]:
@@ -246,10 +247,11 @@ class Chat(TokenTask, Converses):
         columns = {"reference": references, "answer": self.decide(predictions, {})}
         return columns | {"chrf": [chrf[prompt] for prompt in predictions.prompts], "loss": -predictions.scores[:, 0]}
 
-    def worst(self, evaluation: Evaluation, columns: dict[str, Any]) -> np.ndarray:
+    def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
         """Return the first row of each prompt, those with the lowest chrF first."""
         _, first_rows = np.unique(evaluation.predictions.prompts, return_index=True)
-        return first_rows[np.argsort(np.array(columns["chrf"])[first_rows], kind="stable")]
+        order = np.argsort(np.array(evaluation.columns["chrf"])[first_rows], kind="stable")
+        return first_rows[order], lines_of_rows(self, evaluation)
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         order, lines_of = self.errors(evaluation)

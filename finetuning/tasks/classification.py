@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow
 import torch
 from datasets import Dataset, Features, List, Value
@@ -31,7 +32,7 @@ from finetuning.results.label_report import (
     single,
 )
 from finetuning.results.metrics import accuracy, fit_temperature, reliability
-from finetuning.results.report import MAX_LINE_CHARACTERS, Picture, Section
+from finetuning.results.report import MAX_LINE_CHARACTERS, Picture, Section, lines_of_rows
 from finetuning.task import Evaluation, JudgesLabels, Metric, Statistics, Task
 from finetuning.tasks.text_task import TextClassification, show_examples
 from finetuning.training.prediction import Predictor
@@ -82,15 +83,20 @@ class Labels(TextClassification, JudgesLabels):
         names = ", ".join(repr(name) for name, has_label in zip(label_names, predicted[0], strict=True) if has_label)
         return f"gets {names or 'no label'}"
 
-    def worst(self, evaluation: Evaluation, columns: dict[str, Any]) -> np.ndarray:
-        """Return the positions of the rows with a wrong label, the most confident first."""
-        statistics = self.statistics(evaluation.predictions, evaluation.split, evaluation.calibration)
-        wrong = np.flatnonzero(~statistics["correct"])
-        return wrong[np.argsort(-columns["probability"][wrong], kind="stable")]
+    def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
+        """Return the rows with a wrong label, the most confident first."""
+        wrong = np.flatnonzero(~evaluation.statistics["correct"])
+        order = np.argsort(-evaluation.columns["probability"][wrong], kind="stable")
+        return wrong[order], lines_of_rows(self, evaluation)
 
     def probabilities_of(self, predictor: Predictor, batch: dict[str, list]) -> np.ndarray:
         """Return the probabilities of all labels for new texts, (rows, labels)."""
         return self.probabilities(self.logits_of(predictor, batch), predictor.calibration)
+
+    def widget_values(self, predictor: Predictor, text: str) -> list:
+        """Return the probability of each label."""
+        (probabilities,) = self.probabilities_of(predictor, {"text": [text]}).tolist()
+        return [dict(zip(predictor.label_names, probabilities, strict=True))]
 
     def common_sections(self, evaluation: Evaluation) -> list[Section]:
         """Return the sections on curves and on calibration. If a text has one of two labels, only the second label gets a curve."""
@@ -167,7 +173,7 @@ class SingleLabel(Labels):
     def probabilities(self, logits: np.ndarray, calibration: dict) -> np.ndarray:
         return softmax(logits / calibration["temperature"], axis=-1)
 
-    def calibrate(self, predictions: np.ndarray, validation: Split) -> dict:
+    def calibrate(self, predictor: Predictor, predictions: np.ndarray, validation: Split) -> dict:
         return {"temperature": fit_temperature(predictions, validation.labels)}
 
     def decide(self, predictions: np.ndarray, calibration: dict) -> np.ndarray:
@@ -184,7 +190,7 @@ class SingleLabel(Labels):
 
     # --- results ---------------------------------------------------------------------------------------------------------
 
-    def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
+    def details(self, evaluation: Evaluation) -> dict:
         """Return ROC AUC, the confusion matrix (rows actual, columns predicted), calibration, and `evaluate`'s accuracy."""
         logits, labels, names = evaluation.predictions, evaluation.split.labels, evaluation.label_names
         predicted, n = self.decide(logits, {}), len(names)
@@ -208,11 +214,9 @@ class SingleLabel(Labels):
         labels, predicted = evaluation.split.labels, self.decide(evaluation.predictions, {})
         title, counts = plots.title(ACCURACY, metrics), metrics["confusion_matrix"]
         draw = partial(plots.plot_confusion_matrix, counts, (names, names), title)
-        roc_auc, note = metrics["roc_auc"], f"{metrics['averaged']}, as f1, precision and recall"
-        if roc_auc is None:
-            number = ("ROC AUC", "undefined", f"{note}; a label is missing from the test")
-        else:
-            number = ("ROC AUC", f"{roc_auc:.4f}", note)
+        note, roc_auc = f"{metrics['averaged']}, as f1, precision and recall", metrics["roc_auc"]
+        value, missing = ("undefined", "; a label is missing from the test") if roc_auc is None else (f"{roc_auc:.4f}", "")
+        number = ("ROC AUC", value, note + missing)
         wrong, lines = self.errors(evaluation)
         examples = tuple(
             (
@@ -247,16 +251,12 @@ class SingleLabel(Labels):
 
     def widget_values(self, predictor: Predictor, text: str) -> list:
         """Return the probability of each label, and the words with their contributions, scaled so that the largest is 1."""
-        (probabilities,) = self.probabilities_of(predictor, {"text": [text]}).tolist()
         try:
             words = self.explain(predictor, text)
         except UserError:  # --explain is not for this model
             words = []
         largest = max((abs(contribution) for _, contribution in words), default=1)
-        return [
-            dict(zip(predictor.label_names, probabilities, strict=True)),
-            [(f"{word} ", value / largest) for word, value in words],
-        ]
+        return [*super().widget_values(predictor, text), [(f"{word} ", value / largest) for word, value in words]]
 
     def explain(self, predictor: Predictor, text: str) -> list[tuple[str, float]]:
         if predictor.config.text_pair_column:
@@ -361,9 +361,11 @@ class MultiLabel(Labels):
     def probabilities(self, logits: np.ndarray, calibration: dict) -> np.ndarray:
         return expit(logits / calibration["temperature"])
 
-    def calibrate(self, predictions: np.ndarray, validation: Split) -> dict:
+    def calibrate(self, predictor: Predictor, predictions: np.ndarray, validation: Split) -> dict:
+        return self.fit(predictions, validation.labels)
+
+    def fit(self, predictions: np.ndarray, labels: np.ndarray) -> dict:
         """Return the temperature, and the threshold with the best micro F1; among equal ones the threshold closest to 0.5."""
-        labels = validation.labels
         yes_or_no = np.stack([np.zeros(predictions.size, dtype=predictions.dtype), predictions.ravel()], axis=-1)
         temperature = fit_temperature(yes_or_no, labels.ravel().astype(int))
         probabilities = expit(predictions / temperature)
@@ -386,11 +388,11 @@ class MultiLabel(Labels):
 
     def statistics(self, predictions: np.ndarray, split: Split, calibration: dict) -> Statistics:
         """Return the statistics. During training, the threshold is fitted at each validation, as it is for the finished run."""
-        return super().statistics(predictions, split, calibration or self.calibrate(predictions, split))
+        return super().statistics(predictions, split, calibration or self.fit(predictions, split.labels))
 
     # --- results ---------------------------------------------------------------------------------------------------------
 
-    def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
+    def details(self, evaluation: Evaluation) -> dict:
         """Return the scores of each label, and the calibration of the predicted labels, whose probabilities predict.py prints."""
         logits, predicted = evaluation.predictions, self.decide(evaluation.predictions, evaluation.calibration)
         correct = evaluation.split.labels[predicted].astype(bool)
@@ -398,7 +400,7 @@ class MultiLabel(Labels):
         return {
             "averaged": "micro",
             "calibration": {name: reliability(array[predicted], correct) for name, array in probabilities.items()},
-            "by_label": label_report.by_label(statistics, evaluation.label_names),
+            "by_label": label_report.by_label(evaluation.statistics, evaluation.label_names),
         }
 
     def answer_columns(self, evaluation: Evaluation) -> dict[str, Any]:
@@ -454,10 +456,6 @@ class MultiLabel(Labels):
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
         labels = [f"{name} {value:.3f}" for name, value in zip(answer["prediction"], answer["probabilities"], strict=True)]
         return f"{', '.join(labels) or 'none'}: {shortened(inputs)}"
-
-    def widget_values(self, predictor: Predictor, text: str) -> list:
-        (probabilities,) = self.probabilities_of(predictor, {"text": [text]}).tolist()
-        return [dict(zip(predictor.label_names, probabilities, strict=True))]
 
     def pipeline(self, config: Config) -> tuple[str, str]:
         arguments, difference = super().pipeline(config)

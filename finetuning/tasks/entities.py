@@ -125,9 +125,6 @@ class Entities(Task, JudgesLabels):
         """Return windows. With the context "neighbours", a window may have several rows. Without tags, each word's label is 0."""
         return windows.tokenize(batch, tokenizer, config.max_length, together=config.context == "neighbours")
 
-    def count_targets(self, train: Tokens) -> int:
-        return train.count_targets("labels")
-
     def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
         def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             """Return the summed loss of all words; logits (windows, tokens, tags), labels (windows, tokens)."""
@@ -149,7 +146,7 @@ class Entities(Task, JudgesLabels):
         # One row ends and the next begins where the row number of two neighbouring words differs.
         return np.split(np.concatenate(window_logits), np.flatnonzero(np.diff(tokens.rows)) + 1)
 
-    def calibrate(self, predictions: list[np.ndarray], validation: Split) -> dict:
+    def calibrate(self, predictor: Predictor, predictions: list[np.ndarray], validation: Split) -> dict:
         logits, codes = np.concatenate(predictions), np.concatenate(actual_codes(validation))
         return {"temperature": fit_temperature(logits, codes)}
 
@@ -199,8 +196,9 @@ class Entities(Task, JudgesLabels):
 
     # --- results ---------------------------------------------------------------------------------------------------------
 
-    def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
-        comparison, types = self.compare(evaluation.predictions, evaluation.split), types_of(evaluation.label_names)
+    def details(self, evaluation: Evaluation) -> dict:
+        statistics, types = evaluation.statistics, types_of(evaluation.label_names)
+        comparison = self.compare(evaluation.predictions, evaluation.split)
         pairs, occurs = comparison.pairs(), (statistics["actual"] + statistics["predicted"]).any(axis=0)
         return {
             "mode": "strict IOB2: span and type of a whole entity are exact",

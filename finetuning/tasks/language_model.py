@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
@@ -20,7 +21,7 @@ from finetuning.data.text import LABEL_COLUMNS, check_texts, clean, find_column,
 from finetuning.data.tokens import Tokens, whole_ids
 from finetuning.errors import UserError
 from finetuning.model.scoring import scoring, targets_batch
-from finetuning.results.report import MAX_EXAMPLES, MAX_LINE_CHARACTERS, Example, Section
+from finetuning.results.report import MAX_EXAMPLES, MAX_LINE_CHARACTERS, Example, Section, lines_of_rows
 from finetuning.task import Evaluation, Lengths, Metric, Rows, Statistics, Task
 from finetuning.training.prediction import Predictor
 
@@ -52,9 +53,6 @@ class TokenTask(Task):
         """Return a batch, (examples, tokens). Targets are -100 where the loss does not count."""
         return targets_batch(examples, tokenizer.pad_token_id)
 
-    def count_targets(self, train: Tokens) -> int:
-        return train.count_targets("targets")
-
     def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
         return lambda scores, labels: -scores[:, 0].sum()
 
@@ -77,7 +75,6 @@ class LanguageModel(TokenTask):
     label_columns = LABEL_COLUMNS
     complete_rows_only = False
     prediction_column = "loss"
-    block_columns: tuple[str, ...]  # names of the lists of token ids that a block has
     samples_title: tuple[str, str]  # title of the section of samples on the report page, and the text below it
 
     # --- rows ------------------------------------------------------------------------------------------------------------
@@ -120,19 +117,22 @@ class LanguageModel(TokenTask):
     # --- tokens ----------------------------------------------------------------------------------------------------------
 
     def features(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> Features:
-        """Return the columns of a block: its token ids, its document (`rows`) and its length."""
-        token_ids = {name: List(Value("int32")) for name in self.block_columns}
-        return Features(token_ids | {"rows": List(Value("int64")), "length": Value("int32")})
+        """Return the columns of a block: its token ids, their targets, its document (`rows`) and its length."""
+        ids = {name: List(Value("int32")) for name in ("input_ids", "targets")}
+        return Features(ids | {"rows": List(Value("int64")), "length": Value("int32")})
 
-    def blocks(self, ids: list[int], tokenizer: PreTrainedTokenizerBase, config: Config) -> Iterator[tuple]:
-        """Yield the `block_columns` of each block of a document with the token ids `ids`. Raise `UserError` if a token is missing."""
+    def blocks(self, ids: list[int], tokenizer: PreTrainedTokenizerBase, config: Config) -> Iterator[tuple[Sequence, Sequence]]:
+        """Yield token ids and targets of each block of a document, whose token ids are `ids`; a target is -100 if none is predicted.
+
+        Raise `UserError` if the tokenizer lacks a token that the task needs.
+        """
         raise NotImplementedError
 
     def tokenize(self, batch: dict[str, list], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, list]:
-        columns = {name: [] for name in (*self.block_columns, "rows", "length")}
+        columns = {name: [] for name in ("input_ids", "targets", "rows", "length")}
         for row, ids in enumerate(token_ids(batch["text"], tokenizer)):
-            for block in self.blocks(ids, tokenizer, config):
-                for name, value in zip(columns, (*block, [row], len(block[0])), strict=True):
+            for block, targets in self.blocks(ids, tokenizer, config):
+                for name, value in zip(columns, (block, targets, [row], len(block)), strict=True):
                     columns[name].append(value)
         return columns
 
@@ -152,15 +152,16 @@ class LanguageModel(TokenTask):
     def lengths(self, evaluation: Evaluation) -> Lengths:
         return Lengths(evaluation.predictions[:, 2], "tokens of the text")
 
-    def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
-        return {"tokens": int(statistics["tokens"].sum())}
+    def details(self, evaluation: Evaluation) -> dict:
+        return {"tokens": int(evaluation.statistics["tokens"].sum())}
 
     def prediction_columns(self, evaluation: Evaluation) -> dict[str, Any]:
         """Return `tokens`, the number of predicted tokens of each document, and `loss`, their mean loss."""
         return {"tokens": evaluation.predictions[:, 1].astype(int), "loss": -evaluation.predictions[:, 0]}
 
-    def worst(self, evaluation: Evaluation, columns: dict[str, Any]) -> np.ndarray:
-        return np.argsort(-columns["loss"], kind="stable")
+    def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
+        """Return all documents, those with the highest loss first."""
+        return np.argsort(-evaluation.columns["loss"], kind="stable"), lines_of_rows(self, evaluation)
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         metrics = evaluation.metrics

@@ -38,7 +38,6 @@ class MaskedLM(LanguageModel):
     code_template = "masked-lm.py.jinja"
     placeholder = f"YOUR {MASK} TEXT"
     widgets = (("json", f"The most probable tokens for each {MASK}"),)
-    block_columns = ("input_ids", "targets")
     samples_title = ("Masked tokens", "Open a text to see each masked token, and the most probable tokens for it.")
     guesses_per_mask = 5  # the most probable tokens, in answers and on the report page
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 import scipy
 import torch
 from datasets import Dataset
@@ -17,7 +17,7 @@ from finetuning.data.labels import Encoded, encode_numbers
 from finetuning.data.splits import Split
 from finetuning.data.text import LABEL_COLUMNS, shortened
 from finetuning.results import plots
-from finetuning.results.report import Picture, Section
+from finetuning.results.report import Picture, Section, lines_of_rows
 from finetuning.task import Evaluation, Metric, Statistics, Sums
 from finetuning.tasks.text_task import TextClassification, show_examples
 from finetuning.training.prediction import Predictor
@@ -117,15 +117,16 @@ class Regression(TextClassification):
         spread = (xx.mean() - x.mean() ** 2) / yy.mean() if n > 1 and yy.any() else 1.0
         return "gets almost the same number" if spread < SMALLEST_SPREAD else ""
 
-    def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
+    def details(self, evaluation: Evaluation) -> dict:
         return {"rmse_of_mean": float(evaluation.split.labels.std())}
 
     def answer_columns(self, evaluation: Evaluation) -> dict:
         predicted, actual = self.numbers(evaluation.predictions, evaluation.calibration), evaluation.split.labels
         return {"label": actual, "prediction": predicted, "error": predicted - actual}
 
-    def worst(self, evaluation: Evaluation, columns: dict[str, Any]) -> np.ndarray:
-        return np.argsort(-abs(columns["error"]), kind="stable")
+    def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
+        """Return all rows, those with the largest error first."""
+        return np.argsort(-abs(evaluation.columns["error"]), kind="stable"), lines_of_rows(self, evaluation)
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         metrics, (positions, lines) = evaluation.metrics, self.errors(evaluation)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset, Features, List, Value
 from peft import TaskType
@@ -26,7 +27,7 @@ from finetuning.data.tokens import Tokens, encode_batch, special_tokens, truncat
 from finetuning.errors import UserError
 from finetuning.model.scoring import scoring
 from finetuning.results import bleu, metrics
-from finetuning.results.report import MAX_EXAMPLES, Example, Section
+from finetuning.results.report import MAX_EXAMPLES, Example, Section, lines_of_rows
 from finetuning.task import Evaluation, Lengths, Rows, Statistics, Task
 from finetuning.tasks.language_model import LOSS, TokenTask
 from finetuning.training.prediction import Predictor
@@ -45,7 +46,6 @@ class Translations:
     scores: np.ndarray  # (rows, 2): mean log-likelihood of the tokens of the reference, and their number
     texts: list[str]  # translations by beam search
     greedy: list[str]  # translations by greedy search
-    direction: dict  # from `set_direction`
     target_lang: str | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -199,18 +199,17 @@ class Translation(TokenTask):
 
     def validate(self, predictor: Predictor, tokens: Tokens) -> Translations:
         """Return predictions with translations only by greedy search."""
-        scores, greedy = self.scores(predictor, tokens), self.translate(predictor, tokens, 1)
-        config = predictor.config
-        return Translations(scores, greedy, greedy, set_direction(predictor.tokenizer, config), config.target_lang)
+        greedy = self.translate(predictor, tokens, 1)
+        return Translations(self.scores(predictor, tokens), greedy, greedy, predictor.config.target_lang)
 
     def translate(self, predictor: Predictor, tokens: Tokens, num_beams: int) -> list[str]:
         """Return translations in the order of the rows; `num_beams` 1 is greedy search."""
         first = set_direction(predictor.tokenizer, predictor.config)["forced_bos_token_id"]
         return translate(predictor, tokens, num_beams, first)
 
-    def calibrate(self, predictions: Translations, validation: Split) -> dict:
+    def calibrate(self, predictor: Predictor, predictions: Translations, validation: Split) -> dict:
         """Return the settings by which the model gets the languages, for model cards."""
-        return {"direction": predictions.direction}
+        return {"direction": set_direction(predictor.tokenizer, predictor.config)}
 
     def decide(self, predictions: Translations, calibration: dict) -> list[str]:
         return predictions.texts
@@ -233,9 +232,13 @@ class Translation(TokenTask):
 
     # --- results ---------------------------------------------------------------------------------------------------------
 
-    def details(self, evaluation: Evaluation, statistics: Statistics) -> dict:
+    def details(self, evaluation: Evaluation) -> dict:
         """Return the BLEU of greedy search, the number of tokens of the references, and sacreBLEU's signatures."""
-        greedy = {"bleu": bleu.GREEDY_BLEU.of(statistics), "bleu_ci95": metrics.interval(bleu.GREEDY_BLEU, statistics)}
+        statistics = evaluation.statistics
+        greedy = {
+            "bleu": bleu.GREEDY_BLEU.of(statistics),
+            "bleu_ci95": metrics.interval(bleu.GREEDY_BLEU, statistics),
+        }
         tokenize = bleu.tokenizer(special_script(evaluation.config.target_lang, references(evaluation.split)))
         return {"greedy": greedy, "tokens": int(statistics["tokens"].sum())} | bleu.signatures(tokenize)
 
@@ -245,8 +248,9 @@ class Translation(TokenTask):
         columns = {"reference": targets, "translation": texts, "chrf": bleu.sentence_chrf(texts, [[target] for target in targets])}
         return columns | {"loss": -evaluation.predictions.scores[:, 0]}
 
-    def worst(self, evaluation: Evaluation, columns: dict[str, Any]) -> np.ndarray:
-        return np.argsort(columns["chrf"], kind="stable")
+    def errors(self, evaluation: Evaluation) -> tuple[np.ndarray, Callable[[np.ndarray], pd.DataFrame]]:
+        """Return all rows, those with the lowest chrF first."""
+        return np.argsort(evaluation.columns["chrf"], kind="stable"), lines_of_rows(self, evaluation)
 
     def files(self, evaluation: Evaluation) -> dict[str, str]:
         """Return sources, references and translations with a text per line, for other tools."""

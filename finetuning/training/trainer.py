@@ -121,7 +121,9 @@ class FineTuner(Trainer):
         self.data, self.task, self.config, self.keeper = data, data.task, data.config, Keeper()
         self.loss_of = self.task.loss_function(data.train.labels, len(data.label_names), self.config)
         self.label_scale = self.task.label_scale(data.train.labels)
-        self.target_count = self.task.count_targets(self.train_dataset.tokens)
+        tokens = self.train_dataset.tokens
+        column = next((name for name in ("targets", "labels") if name in tokens.inputs.column_names), None)
+        self.target_count = tokens.count_targets(column) if column else None  # None: the loss counts the labels of rows
         # The summed loss of a forward pass, divided by `_get_num_items_in_batch`: so the parts of a step add up, even if passes or
         # processes have different numbers of rows.
         self.compute_loss_func = lambda outputs, labels, num_items_in_batch: (
