@@ -257,20 +257,26 @@ def test_metrics_equal_those_of_conlleval_and_nervaluate_and_errors_add_up():
 @pytest.mark.parametrize(
     ("actual", "predicted", "kind"),
     [
-        ((2, 4, 0), (2, 4, 0), "right"),
-        ((2, 4, 0), (2, 4, 1), "type"),
-        ((2, 4, 0), (3, 5, 0), "boundary"),
-        ((2, 4, 0), (3, 4, 1), "boundary and type"),
+        (Entity(2, 4, 0), Entity(2, 4, 0), "right"),
+        (Entity(2, 4, 0), Entity(2, 4, 1), "type"),
+        (Entity(2, 4, 0), Entity(3, 5, 0), "boundary"),
+        (Entity(2, 4, 0), Entity(3, 4, 1), "boundary and type"),
     ],
 )
 def test_an_error_is_classed_by_type_and_boundary(actual, predicted, kind):
     assert pair([actual], [predicted]) == [(actual, predicted)] and error_type(actual, predicted) == kind
-    assert pair([actual], [(4, 5, 0)]) == [(None, (4, 5, 0)), (actual, None)]
+    assert pair([actual], [Entity(4, 5, 0)]) == [(None, Entity(4, 5, 0)), (actual, None)]
 
 
 def test_exact_matches_are_paired_before_overlaps():
-    assert pair([(0, 2, 0), (2, 4, 0)], [(0, 3, 0), (3, 4, 0)]) == [((0, 2, 0), (0, 3, 0)), ((2, 4, 0), (3, 4, 0))]
-    assert pair([(1, 2, 0)], [(1, 2, 1), (1, 2, 0)]) == [((1, 2, 0), (1, 2, 0)), (None, (1, 2, 1))]
+    assert pair([Entity(0, 2, 0), Entity(2, 4, 0)], [Entity(0, 3, 0), Entity(3, 4, 0)]) == [
+        (Entity(0, 2, 0), Entity(0, 3, 0)),
+        (Entity(2, 4, 0), Entity(3, 4, 0)),
+    ]
+    assert pair([Entity(1, 2, 0)], [Entity(1, 2, 1), Entity(1, 2, 0)]) == [
+        (Entity(1, 2, 0), Entity(1, 2, 0)),
+        (None, Entity(1, 2, 1)),
+    ]
 
 
 def test_a_paired_difference_compares_sentences_and_averages_seeds():

@@ -39,14 +39,13 @@ def best_sequence(scores: np.ndarray) -> np.ndarray:
 
     Codes are valid if each further word of an entity follows a word of the same entity.
     """
-    codes = scores.argmax(axis=-1)
-    previous = np.concatenate([[0], codes[:-1]])
-    if not ((codes > 0) & (codes % 2 == 0) & (previous != codes) & (previous != codes - 1)).any():
-        return codes
     tags = np.arange(scores.shape[1])
     is_further = (tags > 0) & (tags % 2 == 0)  # tags of a further word of an entity
     forbidden = is_further & (tags[:, None] != tags) & (tags[:, None] != tags - 1)  # (previous tag, tag)
-    total, best_previous = np.where(is_further, -np.inf, scores[0]), []
+    codes = scores.argmax(axis=-1)
+    if not forbidden[np.append(0, codes[:-1]), codes].any():  # before the first word is O
+        return codes
+    total, best_previous = np.where(forbidden[0], -np.inf, scores[0]), []
     for word_scores in scores[1:]:
         paths = np.where(forbidden, -np.inf, total[:, None])
         best_previous.append(paths.argmax(axis=0))
@@ -115,7 +114,7 @@ class Comparison:
 
         An entity is right if its first word, its last word and its type are right (strict).
         """
-        correct = [[entity for entity in p if entity in {*a}] for a, p in zip(self.actual, self.predicted, strict=True)]
+        correct = [{*a} & {*p} for a, p in zip(self.actual, self.predicted, strict=True)]
         return {
             name: np.array([np.bincount([entity.type for entity in sentence], minlength=n_types) for sentence in sentences])
             for name, sentences in (("true_positives", correct), ("predicted", self.predicted), ("actual", self.actual))
@@ -167,7 +166,7 @@ def pair(actual: list[Entity], predicted: list[Entity]) -> list[Pair]:
     """
     unpaired, pairs = list(actual), []
     for entity in sorted(predicted, key=lambda entity: entity not in actual):  # equal ones first
-        overlapping = (other for other in unpaired if other[0] < entity[1] and other[1] > entity[0])
+        overlapping = (other for other in unpaired if other.first < entity.end and other.end > entity.first)
         partner = entity if entity in unpaired else next(overlapping, None)
         if partner:
             unpaired.remove(partner)
@@ -181,9 +180,9 @@ def error_type(actual: Entity | None, predicted: Entity | None) -> str:
         return "spurious" if actual is None else "missed"
     if actual == predicted:
         return "right"
-    if actual[:2] == predicted[:2]:
+    if (actual.first, actual.end) == (predicted.first, predicted.end):
         return "type"
-    return "boundary" if actual[2] == predicted[2] else "boundary and type"
+    return "boundary" if actual.type == predicted.type else "boundary and type"
 
 
 def count_errors(pairs: list[list[Pair]]) -> dict[str, int]:

@@ -54,24 +54,24 @@ def interval(metric: Metric, *runs: Statistics) -> list[float] | None:
     resampled = to_scale(_resampled(metric, runs).mean(axis=0))
     if len({*values}) == 1 and np.ptp(resampled) < 1e-12:
         return None
-    center = to_scale(np.mean(values))
-    if len(runs) == 1 and n >= FEW:
-        ends = _percentiles(resampled, center, [2.5, 97.5])
-    else:
-        ends = _student(center, resampled, n, to_scale(values)).ppf([0.025, 0.975])
+    ends = _ends(to_scale(np.mean(values)), resampled, n, to_scale(values), percents=[2.5, 97.5])
     return np.clip(from_scale(ends), *metric.limits).tolist()
 
 
 def difference(metric: Metric, a: Sequence[Statistics], b: Sequence[Statistics]) -> dict:
-    """Return `difference`, the metric of `a` minus that of `b` on the same rows, its 95 % interval `difference_ci95`, and `p`.
+    """Return the metric of `a` minus that of `b` on the same rows: `difference`, `difference_ci95`, `difference_ci90` and `p`.
 
-    Also return the 90 % interval `difference_ci90`. Two one-sided tests at 5 % call `a` and `b` equal within a margin if this
-    interval lies within it (TOST, Schuirmann 1987).
-    `a` and `b` have one run each, or several (seeds), whose means are compared. With several, the interval and the two-sided p value
-    of Student's t include the variance between the seeds (`_student`): they are about the two ways to train. With one run each, they
-    are about these two models: a paired bootstrap over rows, and McNemar's exact test for a proportion, else approximate
-    randomisation (Noreen, 1989). The intervals and `p` are None if there are fewer than two rows or groups. If two runs differ alike
-    in all resamples, such as nowhere, the interval of a proportion is as wide as Wilson's for no difference in `n` rows.
+    `a` and `b` hold one run each, or one run per seed; then their means are compared.
+
+                    intervals                     two-sided p                                  about
+    one run each    paired bootstrap over rows    McNemar's exact test for a proportion, else  these two models
+                                                  approximate randomisation (Noreen, 1989)
+    several runs    Student's t (`_student`)      Student's t                                  the two ways to train
+
+    With few rows, Student's t takes the place of the bootstrap. With fewer than two rows or groups, intervals and p are None. If two
+    runs differ alike in all resamples, such as nowhere, the interval of a proportion is as wide as Wilson's for no difference in `n`
+    rows. Two one-sided tests at 5 % call `a` and `b` equal within a margin if the 90 % interval lies within it (TOST, Schuirmann
+    1987).
     """
     values = [[metric.of(run) for run in runs] for runs in (a, b)]
     center, n = float(np.mean(values[0]) - np.mean(values[1])), _units(a[0])
@@ -79,14 +79,13 @@ def difference(metric: Metric, a: Sequence[Statistics], b: Sequence[Statistics])
         return {"difference": center, "difference_ci95": None, "difference_ci90": None, "p": None}
     resampled = _resampled(metric, [*a, *b])
     differences = resampled[: len(a)].mean(axis=0) - resampled[len(a) :].mean(axis=0)
-    distribution, one_run_each = _student(center, differences, n, *values), len(a) == len(b) == 1
-    ends = distribution.ppf([0.025, 0.975, 0.05, 0.95]).tolist()
-    if one_run_each and n >= FEW:
-        ends = _percentiles(differences, center, [2.5, 97.5, 5, 95]).tolist()
+    one_run_each = len(a) == len(b) == 1
+    ends = _ends(center, differences, n, *values, percents=[2.5, 97.5, 5, 95]).tolist()
     if one_run_each and metric.proportion and np.ptp(differences) == 0:
         margins = [wilson_interval(0, n, level)[1] for level in (0.95, 0.9)]
         ends = np.clip([center + sign * margin for margin in margins for sign in (-1, 1)], -1, 1).tolist()
     if not one_run_each:
+        distribution = _student(center, differences, n, *values)
         p = float(2 * min(distribution.cdf(0), distribution.sf(0)))
     elif metric.proportion and "group" not in a[0]:
         p = _mcnemar(metric, a[0], b[0])
@@ -156,12 +155,16 @@ def _resampled(metric: Metric, runs: Sequence[Statistics]) -> np.ndarray:
     return np.concatenate(values, axis=1)
 
 
-def _percentiles(resampled: np.ndarray, center: float, percentiles: list[float]) -> np.ndarray:
-    """Return percentiles of resamples, moved so that the resamples' mean is the estimate `center`.
+def _ends(center: float, resampled: np.ndarray, n: int, *seeds: Sequence[float], percents: list[float]) -> np.ndarray:
+    """Return the ends of intervals around the estimate `center`: percentiles of the resamples for one run on many rows, else of
+    Student's t. `seeds` are as in `_student`.
 
-    The two differ if the metric is no mean over rows, such as macro F1 with rare labels.
+    The resamples are moved so that their mean is `center`. The two differ if the metric is no mean over rows, such as macro F1 with
+    rare labels.
     """
-    return np.percentile(resampled, percentiles) + center - resampled.mean()
+    if n >= FEW and all(len(values) == 1 for values in seeds):
+        return np.percentile(resampled, percents) + center - resampled.mean()
+    return _student(center, resampled, n, *seeds).ppf(np.divide(percents, 100))
 
 
 def _student(center: float, resampled: np.ndarray, n: int, *seeds: Sequence[float]) -> "rv_frozen":
