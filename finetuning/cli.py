@@ -127,6 +127,8 @@ def parse_config(args: Sequence[str] | None = None, about: str | None = None) ->
             raise UserError(f"{name} is for eval_strategy steps, and this run validates and saves after each epoch: leave it out")
     if config.lr_scheduler_type == "constant" and "warmup_steps" in extra.given:
         raise UserError("warmup_steps is not used if lr_scheduler_type is constant: leave it out, or use constant_with_warmup")
+    if config.padding == "max_length" and config.length_warmup and "length_warmup" in extra.given:
+        raise UserError(f"length_warmup={config.length_warmup} saves no time with padding=max_length: leave one of the two out")
     if config.method != "lora" and (unread := sorted({"lora_r", "lora_alpha"} & extra.given)):
         raise UserError(f"{unread[0]} is for LoRA, and method is {config.method}: leave it out")
     if extra.resume_if_exists and (config.run_name is None or extra.resume is not None):

@@ -231,7 +231,8 @@ class Task:
         """Return the columns of `tokenize` with their types, as they are stored on disk.
 
         These are `input_ids`, `length` (in tokens, before truncation), `rows` if a row may become several examples, and the
-        other columns that `collate` needs.
+        other columns that `collate` needs. If the loss counts tokens, `targets` or `labels` has those that it counts, and -100 for
+        the others: each step is divided by their mean number.
         """
         raise NotImplementedError
 

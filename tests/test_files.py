@@ -315,6 +315,8 @@ def test_files_that_can_be_read_in_two_ways_are_refused(tmp_path):
     ROWS.assign(partition=["", "dev", "Test", "train"] * 20).to_csv(tmp_path / "empty_first.csv", index=False)
     with pytest.raises(UserError, match="column partition assigns rows to splits, Test, dev, train"):
         load(tmp_path / "empty_first.csv")
+    ROWS.assign(department=["ops", "dev", "test", "hr"] * 20).to_csv(tmp_path / "departments.csv", index=False)
+    assert load(tmp_path / "departments.csv").test_split == "held out from train", "a few of its values name splits by chance"
     assert load(tmp_path / "parts.csv", label_column="partition").label_names == ["Test", "dev", "train"], "it may be the label"
     with pytest.raises(UserError, match="a word and its tags per line, and not a text: rename it to end in .conll"):
         load(write(tmp_path / "words.tsv", "# a comment\nIn\tO\nParis\tB-LOC\n\n" * 9), task="token-classification")
@@ -574,7 +576,7 @@ def test_lines_of_conll_u_that_are_no_words_are_left_out(tmp_path):
     [
         ('{"text": "a"}\n[1]\n', "line 2 is not an object"),
         ('{"text": "a"}\n{"text": \n', "line 2: it is not valid JSON"),
-        ('{"text": "a", "text": "b"}\n', "an object has the key 'text' twice"),
+        ('{"text": "a", "text": "b"}\n', "an object has the key 'text' 2 times"),
         ('[{"text": "a"}, 3]', "row 1 of train"),
         ('{"text": ["a", "b"], "label": ["c"]}', "different lengths"),
         (pd.DataFrame({"text": ["a"]}).to_json(orient="split"), 'write it with orient="records"'),
@@ -662,7 +664,7 @@ def test_fine_tune_prints_the_files_the_labels_and_an_example(call, tiny_flags, 
 
 
 def test_a_file_whose_name_tells_a_split_that_is_not_read_is_named(tmp_path):
-    for name in ("train.csv", "test.csv.bz2", "README.md"):
+    for name in ("train.csv", "test.csv.bz2", "test.md", "test/eval.py", "test.png"):
         write(tmp_path / "rows" / name, CSV)
     data = load(tmp_path / "rows")
     assert data.test_split == "held out from train"

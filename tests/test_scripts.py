@@ -293,6 +293,7 @@ def test_a_search_scores_the_model_of_each_trial(task, call, tiny_flags, tmp_pat
 
 
 def test_a_search_changes_the_loss_too_and_refuses_settings_of_the_rows(call, tiny_flags, monkeypatch):
+    optuna = pytest.importorskip("optuna")
     seen, space, set_up = set(), "finetuning.training.search.SEARCH_SPACE", FineTuner.__init__
 
     def spy(self, data, **arguments):
@@ -311,6 +312,8 @@ def test_a_search_changes_the_loss_too_and_refuses_settings_of_the_rows(call, ti
     assert refused.code == 2 and "gradient_accumulation_steps=100" in refused.err, "a trial is checked as a run is"
     monkeypatch.setattr(space, {"learning_rate": (1e-4, 1e-2), "lora_r": [4], "use_dora": [True], "target_modules": ["mlp"]})
     assert search.space(Config(method="full")) == {"learning_rate": (1e-4, 1e-2)}
+    monkeypatch.setattr(space, {"method": ["full"], "lora_r": [4]})
+    assert search.draw(optuna.trial.FixedTrial({"method": "full", "lora_r": 4}), Config()) == {"method": "full"}
 
 
 def test_training_prints_aligned_lines_without_control_characters(call, tiny_flags, tmp_path):

@@ -37,11 +37,6 @@ MIN_CONFIDENCE = 0.1  # of chardet; below it, Windows-1252 is as probable
 # --- files and their splits ----------------------------------------------------------------------------------------------
 
 
-def known_files(path: Path, endings: Collection[str]) -> list[Path]:
-    """Return the file at `path`, or the files in that folder, that have one of `endings`; without hidden files and folders."""
-    return [file for file in (visible_files(path) if path.is_dir() else [path]) if ending(file) in endings]
-
-
 def visible_files(folder: Path) -> list[Path]:
     """Return all files in a folder and those below it, without hidden ones such as .ipynb_checkpoints/train.csv."""
     hidden = (".", "~$")  # Excel locks train.xlsx with ~$train.xlsx

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,16 @@ datasets.features.features.ujson_loads = json.loads  # ujson rounds decimal numb
 ARROW_TYPES = {str: "string", bool: "bool", int: "int64", float: "float64", type(None): "null"}
 
 
+class KeyTwice(ValueError):
+    """An object has a key twice, so that one of its values would be lost."""
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict:
-    """Return the object with these keys and values. Raise `ValueError` if it has a key twice, of which json keeps the last."""
+    """Return the object with these keys and values. Raise `KeyTwice` if it has a key twice."""
     content = dict(pairs)
     if len(content) < len(pairs):
-        key = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise ValueError(f"an object has the key {key!r} twice")
+        key, n = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise KeyTwice(f"an object has the key {key!r} {n} times: remove or rename all but one of them")
     return content
 
 
@@ -75,6 +80,8 @@ def _load(text: str, where: str | Path) -> Any:
         content = DECODER.decode(text)
     except RecursionError as error:
         raise UserError(f"{where}: {NESTED}") from error
+    except KeyTwice as error:
+        raise UserError(f"{where}: {error}") from error
     except ValueError as error:
         raise UserError(f"{where}: it is not valid JSON, or it is cut short ({error})") from error
     if "\\ud" in text or "\\uD" in text:  # U+FFFD replaces each lone surrogate, which is half of a character

@@ -5,6 +5,7 @@ contents of the files, and are memory-mapped from there.
 """
 
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -24,10 +25,12 @@ from filelock import FileLock
 from finetuning.data import formats, json_rows
 from finetuning.data.cache import reopened, source_code
 from finetuning.data.content import ROWS_PER_TABLE, Reader
-from finetuning.data.files import ending, guess_encoding, known_files, split_files, split_words, split_words_of, stem, visible_files
+from finetuning.data.files import ending, guess_encoding, split_files, split_words, split_words_of, stem, visible_files
 from finetuning.disk import move, read_json, room_in, sha256, why_full, write_json
 from finetuning.errors import UserError, listed
 
+# Endings of files that may hold rows, but that are not read.
+UNREAD = re.compile(r"\.(arrow|feather|orc|avro|xlsb?|ods|pkl|pickle|np[yz]|h5|hdf5|sqlite|db|xml|bz2|xz|zst|7z|rar|tar|tgz)$")
 REMARKS = "remarks.json"  # in the folder of a copy: the notes of its reader
 
 READING_ERRORS = (  # of the libraries, for a file that can't be read
@@ -109,7 +112,7 @@ def _read(path: Path, readers: dict[str, Reader], encoding: str | None, cache: P
         return Reading(in_utf8(saved, path), [], dict.fromkeys(saved, [path.name]))
     card = path / "README.md"
     if card.is_file() and "\nconfigs:" in card.read_text(encoding="utf-8", errors="replace").partition("\n---")[0]:
-        for file in known_files(path, (".json", ".jsonl", ".ndjson")):
+        for file in [file for file in visible_files(path) if ending(file) in (".json", ".jsonl", ".ndjson")]:
             json_rows.check_file(file)
         # The key of `datasets` ignores the contents of the files.
         key = Hasher.hash([(str(file.relative_to(path)), sha256(file)) for file in visible_files(path)])
@@ -134,8 +137,9 @@ def _read_files(path: Path, readers: dict[str, Reader], encoding: str | None, ca
         splits, remarks = read_once(files, readers[ending(path)], encoding, cache)
         return Reading(DatasetDict(splits), remarks, dict.fromkeys(splits, [file.name for file in files]))
     splits, names = {}, split_files(path, files, split_names)
-    others = [file.relative_to(path) for file in visible if ending(file) not in readers]
-    unread = [file for file in others if {*split_words_of(file).values()} - names.keys()]
+    others = [file.relative_to(path) for file in visible if UNREAD.search(file.name.lower()) and ending(file) not in readers]
+    known = {split for file in files for split in split_words_of(file.relative_to(path)).values()}
+    unread = [file for file in others if {*split_words_of(file).values()} - known]
     remarks = [f"{path}: not read, because of their endings: {listed(unread)}"] if unread else []
     for split, split_paths in names.items():
         if len({readers[ending(file)] for file in split_paths}) > 1:

@@ -33,7 +33,7 @@ from finetuning import fingerprints
 from finetuning.cli import check
 from finetuning.data.sources import Source, find_model
 from finetuning.data.splits import Data
-from finetuning.disk import as_utf8, keep_reserved, lock, move, partial_of, remove_reserved, reserve, unlock, write_json
+from finetuning.disk import as_utf8, keep_reserved, lock, move, partial_of, remove_reserved, reserve, sha256, unlock, write_json
 from finetuning.errors import UserError
 from finetuning.model.base import build_base, load_tokenizer, save_tokenizer
 from finetuning.model.lora import check_finite, load_adapter
@@ -269,8 +269,9 @@ def find_base_model(run: Run) -> Source:
     source = find_model(run.config.model_name, run.origins["model"])
     if source.sha256 != run.record["model"]["sha256"]:
         raise UserError(f"{run.folder}: the adapter was trained on another base model; the weights in {source.path} are different")
-    files = fingerprints.of_model_settings(Path(source.path))
-    if differing := sorted({name for name, _ in files.items() ^ run.record["model"]["files"].items()}):
+    files, template = fingerprints.of_model_settings(Path(source.path)), run.folder / "adapter" / "chat_template.jinja"
+    saved = {template.name: sha256(template)} if template.is_file() and template.name in files else {}  # older records lack it
+    if differing := sorted({name for name, _ in files.items() ^ (saved | run.record["model"]["files"]).items()}):
         raise UserError(
             f"{run.folder}: the base model has changed since training: {differing[0]} in {source.path} is different, missing or new; "
             "restore it, or train again"

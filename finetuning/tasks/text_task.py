@@ -56,8 +56,6 @@ class TextClassification(Task):
         for name, off in (("length_warmup", 0), ("augmentation", "none")):
             if config.text_pair_column and (value := getattr(config, name)) not in (off, getattr(Config, name)):
                 raise UserError(f"{name}={value} is not for pairs of texts: leave it out, or leave text_pair_column out")
-        if config.padding == "max_length" and config.length_warmup not in (0, Config.length_warmup):
-            raise UserError(f"length_warmup={config.length_warmup} saves no time with padding=max_length: leave one of the two out")
 
     # --- rows ------------------------------------------------------------------------------------------------------------
 

@@ -24,11 +24,12 @@ _NAMES = [field.name for field in fields(Config)]
 # The settings that a trial may change: the others decide rows, tokens or the base model, which all trials share.
 SEARCHABLE = {"dropout", "augmentation", *_NAMES[_NAMES.index("method") : _NAMES.index("seed")]} - {"eval_batch_size"}
 
+OF_LORA = ("lora_r", "lora_alpha", *SETTINGS_OF_LORA)
+
 
 def space(config: Config) -> dict[str, tuple | list]:
     """Return `SEARCH_SPACE` without the settings that `config` does not use: only LoRA has those of LoRA."""
-    unused = () if config.method == "lora" else ("lora_r", "lora_alpha", *SETTINGS_OF_LORA)
-    return {name: values for name, values in SEARCH_SPACE.items() if name not in unused}
+    return {name: values for name, values in SEARCH_SPACE.items() if config.method == "lora" or name not in OF_LORA}
 
 
 def draw(trial, config: Config) -> dict:
@@ -40,7 +41,8 @@ def draw(trial, config: Config) -> dict:
             settings[name] = float(f"{drawn:.3g}")  # as it is printed
         else:
             settings[name] = trial.suggest_categorical(name, values)
-    return settings
+    uses_lora = settings.get("method", config.method) == "lora"
+    return {name: value for name, value in settings.items() if uses_lora or name not in OF_LORA}
 
 
 def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, tokens: dict[str, Tokens], data: Data) -> None:
