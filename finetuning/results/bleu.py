@@ -24,10 +24,12 @@ def tokenizer(language: str | None) -> str:
     return {None: WORDS, "zh": "zh"}.get(language, "char")
 
 
-@cache
-def _scorer(name: str, tokenize: str = WORDS) -> BLEU | CHRF | TER:
+def _new_scorer(name: str, tokenize: str = WORDS) -> BLEU | CHRF | TER:
     """Return a scorer. It gets an empty reference, because its signature shows the number of references per text."""
     return BLEU(references=[[""]], tokenize=tokenize) if name == "bleu" else {"chrf": CHRF, "ter": TER}[name](references=[[""]])
+
+
+_scorer = cache(_new_scorer)
 
 
 def statistics(scorer: str, texts: list[str], *references: list[str | None], tokenize: str = WORDS) -> np.ndarray:
@@ -60,7 +62,8 @@ GREEDY_BLEU = metric("bleu", "greedy_bleu", label="BLEU, greedy search")
 
 def signatures(tokenize: str = WORDS) -> dict[str, str]:
     """Return sacreBLEU's signature of each metric with one reference per text: version, tokenizer, and other settings."""
-    texts = {name: _scorer(name, tokenize).get_signature().format() for name in SCORERS}
+    # new scorers: one that has scored shows the number of references that it scored with
+    texts = {name: _new_scorer(name, tokenize).get_signature().format() for name in SCORERS}
     if tokenize != WORDS:
         texts["ter"] = texts["ter"].replace("tok:tercom", f"tok:{tokenize}+tercom")
     return {f"{name}_signature": text for name, text in texts.items()}
