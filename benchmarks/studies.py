@@ -133,6 +133,7 @@ SMOLLM2 = dict(model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
 E2E = PRESETS["instruct"] | dict(num_train_epochs=1, **NO_EARLY_STOP)
 UNTRAINED = dict(train_samples=16, learning_rate=1e-9)  # the model as it is: its learning rate is next to nothing
 RATES = both(("5e-4", "1e-3", "2e-3"), ("5e-5", "1e-4", "2e-4"))
+HIGHER_RATES = both(("5e-4", "1e-3", "2e-3"), ("1e-4", "2e-4", "4e-4"))  # for full fine-tuning
 DECODER_RATES = both(("2e-4", "5e-4", "1e-3"), ("2e-5", "5e-5", "1e-4", "2e-4"))
 INTENTS, WORDS = BANKING77 | SMOLLM2, SENTENCES | SMOLLM2 | dict(num_train_epochs=3)
 CRITICS = LANGUAGE | SMOLLM2 | dict(dataset_name="cornell-movie-review-data/rotten_tomatoes", max_length=64, num_train_epochs=3)
@@ -325,12 +326,7 @@ STUDIES = {
         reference="random weights",
     ),
     # Other kinds of labels: the learning rate of each method on validation, then both methods on the official test.
-    "banking77-recipe": Study(
-        "validation",
-        BANKING77,
-        both(("5e-4", "1e-3", "2e-3"), ("1e-4", "2e-4", "4e-4")),
-        reference="LoRA, 1e-3",
-    ),
+    "banking77-recipe": Study("validation", BANKING77, HIGHER_RATES, reference="LoRA, 1e-3"),
     "banking77": Study("test", BANKING77, best("banking77-recipe"), SEEDS, reference="full fine-tuning"),
     "snli-recipe": Study("validation", SNLI, RATES, reference="LoRA, 1e-3"),
     "snli-epochs": Study(
@@ -340,13 +336,13 @@ STUDIES = {
         reference="snli-recipe/{0}, 1e-",
     ),
     "snli": Study("test", SNLI, best("snli-recipe"), SEEDS, reference="full fine-tuning"),
-    "stsb-recipe": Study("validation", STSB, both(("5e-4", "1e-3", "2e-3"), ("1e-4", "2e-4", "4e-4")), reference="LoRA, 1e-3"),
+    "stsb-recipe": Study("validation", STSB, HIGHER_RATES, reference="LoRA, 1e-3"),
     "stsb": Study("test", STSB, best("stsb-recipe"), SEEDS, reference="full fine-tuning"),
     # In "without first bias" the head's bias starts at zero: its record names a commit before `first_bias`.
     "goemotions-recipe": Study(
         "validation",
         GOEMOTIONS,
-        both(("5e-4", "1e-3", "2e-3"), ("1e-4", "2e-4", "4e-4")) | {"LoRA, without first bias": {}},
+        HIGHER_RATES | {"LoRA, without first bias": {}},
         reference="LoRA, 1e-3",
     ),
     "goemotions": Study("test", GOEMOTIONS, best("goemotions-recipe"), SEEDS, reference="full fine-tuning"),
