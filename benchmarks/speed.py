@@ -93,21 +93,17 @@ def leave_out(step: str) -> Config:
     """Turn off the steps after `step` in this process, and return the settings of fine_tune.py that remain."""
     included = [*STEPS][: [*STEPS].index("ours" if torch.cuda.is_available() else step) + 1]
     settings = dict(length_warmup=0.0, early_stopping_patience=0, cuda_graphs=step == "ours")
+    settings |= dict(speedups="bf16 weights" in included and step != "peft")
     if "by length" not in included:
         settings |= dict(padding="max_length")
+    if "autocast" not in included:
+        settings |= dict(precision="float32")
     if "all linear" not in included:
         settings |= dict(target_modules="query-value", lora_r=8, lora_alpha=16, batch_size=16)
-    if "bf16 weights" not in included:
-        settings |= dict(precision="float32")
-        arguments = precision.machine_arguments
-        for module in (trainer, prediction):
-            module.machine_arguments = lambda config: arguments(config) | {"bf16": "autocast" in included}
     if "fused LoRA" not in included:
         speed.fuse_lora = lambda *_, **__: None
     if "attention" not in included:
         attention.ATTENTION = "sdpa"
-    if step == "peft":
-        speed.uses_autocast = precision.uses_autocast = lambda config: True
     if "ours" not in included:
         speed.keep_freed_memory = lambda: None
     return Config(**settings)
