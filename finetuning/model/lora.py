@@ -21,6 +21,7 @@ try out; a test compares it with peft's layer. All weights of the new head are t
 """
 
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -194,11 +195,5 @@ def _keep_padding_zero(base: torch.nn.Module) -> None:
 
 def _trained_part(base: torch.nn.Module, name: str) -> torch.nn.Module | torch.nn.Parameter:
     """Return a module or parameter by its name in `base`; if peft trains a copy of it, the copy."""
-
-    def trained(module):
-        return module.modules_to_save["default"] if isinstance(module, ModulesToSaveWrapper) else module
-
-    part = trained(base)
-    for attribute in name.split("."):
-        part = trained(getattr(part, attribute))
-    return part
+    part = attrgetter(name)(base)  # peft's wrappers pass on the attributes of the trained copy
+    return part.modules_to_save["default"] if isinstance(part, ModulesToSaveWrapper) else part
