@@ -52,16 +52,9 @@ def worker(script: str, *arguments: str, folder: Path | str | None = None) -> di
 
 def run_script(script: str, *flags: str, callback) -> None:
     """Run a script of the repository in this process, with a further callback of its Trainer."""
-    from finetuning.training import trainer
+    from transformers.trainer import DEFAULT_CALLBACKS  # delayed: first_command.py imports the libraries on its clock
 
-    build = trainer.build_trainer
-
-    def build_with_callback(*arguments):
-        fine_tuner = build(*arguments)
-        fine_tuner.add_callback(callback)
-        return fine_tuner
-
-    trainer.build_trainer = build_with_callback
+    DEFAULT_CALLBACKS.append(callback)
     sys.argv = [script, *flags]
     runpy.run_path(str(ROOT / script), run_name="__main__")
 
