@@ -167,13 +167,8 @@ def draw_accuracies(axes, x: list, records: list[Record], scale: int = 1, **styl
     axes.errorbar(x, accuracies, yerr=[accuracies - low, high - accuracies], capsize=3, **style)
 
 
-def draw() -> None:
-    """Draw the pictures of the pages."""
-    growth_picture(RESULTS / "growth.png")
-    knobs_picture(RESULTS / "knobs.png")
-
-
 if __name__ == "__main__":
     for page in PAGES:
         (ROOT / page).write_text(filled(page), encoding="utf-8")
-    draw()
+    growth_picture(RESULTS / "growth.png")
+    knobs_picture(RESULTS / "knobs.png")
