@@ -25,7 +25,7 @@ PARTS = [
     (speed, "fuse_lora"),
     (speed, "keep_freed_memory"),
     (LoraModel, "merge_adapter"),
-    (trainer, "_GiveBackMemory"),
+    (trainer, "give_back_freed_memory"),
     (prediction, "give_back_freed_memory"),
     (writing, "give_back_freed_memory"),
     (fused_lora._FusedLora, "forward"),

@@ -13,7 +13,7 @@ from peft.optimizers import create_loraplus_optimizer
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import PrinterCallback, TrainerCallback, TrainerState
+from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from config import Config
 from finetuning.data.splits import Data
@@ -66,8 +66,6 @@ def build_trainer(
     trainer.remove_callback(PrinterCallback)
     for callback in (progress.Training(trainer, chosen_metric(task, config)), trainer.keeper):
         trainer.add_callback(callback)
-    if config.speedups:
-        trainer.add_callback(_GiveBackMemory())
     if cuda_graphs.apply_to(task, config):
         trainer.add_callback(cuda_graphs.Graphs(trainer))
     if config.early_stopping_patience:
@@ -134,10 +132,10 @@ class FineTuner(Trainer):
         self.by_length = self.config.padding == "longest"  # whether the rows of a step have similar lengths
         self.validated = {}  # step -> predictions on the validation rows: of the best checkpoint and of the last validation
 
-    # --- numbers that are not finite ---------------------------------------------------------------------------------------
+    # --- the end of a step: numbers that are not finite, memory --------------------------------------------------------------
 
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: torch.Tensor | None, *arguments, **named) -> None:
-        """Raise `NotFinite` instead of saving weights that have become NaN.
+        """Do what follows each step. Raise `NotFinite` instead of saving weights that have become NaN.
 
         On a GPU, check only in steps that wait for the GPU anyway.
         """
@@ -145,6 +143,8 @@ class FineTuner(Trainer):
         if waits or self.args.device.type == "cpu":
             self._require_finite(tr_loss, *(() if grad_norm is None else (grad_norm,)))
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *arguments, **named)
+        if self.config.speedups and self.state.global_step % STEPS_BETWEEN_TRIMS == 0:
+            give_back_freed_memory()  # otherwise the process grows: steps of different sizes fragment its memory
 
     def _require_finite(self, *tensors: torch.Tensor) -> None:
         if all(tensor.isfinite().all() for tensor in tensors):
@@ -237,17 +237,6 @@ class FineTuner(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-class _GiveBackMemory(TrainerCallback):
-    """Gives freed memory back to the operating system every `STEPS_BETWEEN_TRIMS` steps.
-
-    Otherwise the process grows, because steps of different sizes fragment its memory.
-    """
-
-    def on_step_end(self, args, state, control, **_) -> None:
-        if state.global_step % STEPS_BETWEEN_TRIMS == 0:
-            give_back_freed_memory()
 
 
 def train(trainer: FineTuner) -> float:
