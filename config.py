@@ -196,7 +196,7 @@ class Config:
     learning_rate: float = HfArg(
         default=1e-3,
         help="try this first; for labels and entities the best was 2.5 to 20 times that of full fine-tuning, and three times for a "
-        "small GPT-2 (one run for each rate); for translation 6e-3, the highest of three, was best with a small model; on IMDb 4e-3 "
+        "small GPT-2 (one run for each rate); for translation 6e-3, the highest of three, was mostly best with a small model; on IMDb 4e-3 "
         "failed",
     )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"] = HfArg(
