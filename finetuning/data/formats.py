@@ -261,35 +261,31 @@ def _sentences(file: Path, encoding: str | None, width: int | None = None, words
 def acl_imdb(path: Path) -> dict[str, Tables]:
     """Read the original Stanford release: {train,test}/{neg,pos}/*.txt in a folder or in its .tar.gz."""
     schema = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])}).arrow_schema
-
-    def tables(part: str) -> Tables:
-        for batch in batched(_acl_imdb_rows(path, part)):
-            labels, texts = zip(*batch, strict=True)
-            yield pyarrow.table({"text": texts, "label": [("neg", "pos").index(label) for label in labels]}, schema)
-
-    return {part: tables(part) for part in ("train", "test")}
-
-
-def _acl_imdb_rows(path: Path, part: str) -> list[tuple[str, str]]:
-    """Return (label, text) of the reviews in the folder `part`, train or test, in the order of labels and file names."""
-    texts = {}
+    texts = {}  # (train or test, neg or pos, name of the file) -> text
     if path.is_dir():
-        for file in path.glob(f"{part}/*/*.txt"):
-            texts[file.parts[-2:]] = file.read_text(encoding="utf-8")
+        for file in [*path.glob("train/*/*.txt"), *path.glob("test/*/*.txt")]:
+            texts[file.parts[-3:]] = file.read_text(encoding="utf-8")
     else:
         with tarfile.open(path, "r:gz") as archive:
             for member in archive:
-                if member.isfile() and member.name.endswith(".txt") and Path(member.name).parts[-3:-2] == (part,):
-                    texts[Path(member.name).parts[-2:]] = archive.extractfile(member).read().decode("utf-8")
-    if others := sorted({label for label, _ in texts} - {"neg", "pos", "unsup"}):
-        raise UserError(
-            f"{path}: {part} has a folder {', '.join(others)} beside neg and pos, and only the original release of IMDb is read in "
-            "this form: save the texts with their labels as .csv or .jsonl"
-        )
-    rows = [(label, text) for (label, _), text in sorted(texts.items()) if label in ("neg", "pos")]
-    if not rows:
-        raise UserError(f"{path}: it has no {part}/neg/*.txt and {part}/pos/*.txt: give the original release of IMDb")
-    return rows
+                place = Path(member.name).parts[-3:]
+                if member.isfile() and member.name.endswith(".txt") and len(place) == 3 and place[0] in ("train", "test"):
+                    texts[place] = archive.extractfile(member).read().decode("utf-8")
+
+    def tables(part: str) -> Tables:
+        folders = {place[1] for place in texts if place[0] == part}
+        if others := sorted(folders - {"neg", "pos", "unsup"}):
+            raise UserError(
+                f"{path}: {part} has a folder {', '.join(others)} beside neg and pos, and only the original release of IMDb is read in "
+                "this form: save the texts with their labels as .csv or .jsonl"
+            )
+        if not folders & {"neg", "pos"}:
+            raise UserError(f"{path}: it has no {part}/neg/*.txt and {part}/pos/*.txt: give the original release of IMDb")
+        for batch in batched(place for place in sorted(texts) if place[0] == part and place[1] != "unsup"):
+            labels = [("neg", "pos").index(label) for _, label, _ in batch]
+            yield pyarrow.table({"text": [texts[place] for place in batch], "label": labels}, schema)
+
+    return {part: tables(part) for part in ("train", "test")}
 
 
 READERS: dict[str, Reader] = {  # ending of a file -> reader
