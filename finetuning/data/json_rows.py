@@ -22,16 +22,12 @@ datasets.features.features.ujson_loads = json.loads  # ujson rounds decimal numb
 ARROW_TYPES = {str: "string", bool: "bool", int: "int64", float: "float64", type(None): "null"}
 
 
-class KeyTwice(ValueError):
-    """An object has a key twice, so that one of its values would be lost."""
-
-
 def _object(pairs: list[tuple[str, Any]]) -> dict:
-    """Return the object with these keys and values. Raise `KeyTwice` if it has a key twice."""
+    """Return the object with these keys and values. Raise `UserError` if it has a key twice: one value would be lost."""
     content = dict(pairs)
     if len(content) < len(pairs):
         key, n = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise KeyTwice(f"an object has the key {key!r} {n} times: remove or rename all but one of them")
+        raise UserError(f"an object has the key {key!r} {n} times: remove or rename all but one of them")
     return content
 
 
@@ -80,7 +76,7 @@ def _load(text: str, where: str | Path) -> Any:
         content = DECODER.decode(text)
     except RecursionError as error:
         raise UserError(f"{where}: {NESTED}") from error
-    except KeyTwice as error:
+    except UserError as error:
         raise UserError(f"{where}: {error}") from error
     except ValueError as error:
         raise UserError(f"{where}: it is not valid JSON, or it is cut short ({error})") from error
