@@ -4,13 +4,9 @@ import json
 import re
 from collections.abc import Iterable
 
-import numpy as np
-import pyarrow
-import pyarrow.compute
 from datasets import Dataset, Features, Json, Value
 
 from config import Config
-from finetuning.data.cache import read_column
 from finetuning.data.content import holds_texts
 from finetuning.data.label_forms import shown
 from finetuning.errors import UserError, shorten
@@ -104,25 +100,19 @@ def check_texts(raw: dict[str, Dataset], columns: dict[str, str]) -> list[str]:
                 continue
             if not isinstance(feature, Json):
                 raise UserError(f"{where} it holds no text, but {shown(rows[0][column])} (row 0): {remedy}")
-            first = _first_characters(rows, column)
-            nested, others = np.flatnonzero(np.isin(first, ["[", "{"])), np.flatnonzero(~np.isin(first, ['"', ""]))
-            if not len(others):
+            types = [type(value) for batch in rows.select_columns(column).iter(1_000) for value in batch[column]]
+            others = [row for row, kind in enumerate(types) if kind not in (str, type(None))]
+            nested = [row for row in others if types[row] in (list, dict)]
+            if not others:
                 continue
-            row = int(nested[0] if len(nested) else others[0])
+            row = (nested or others)[0]
             example = f"{shown(rows[row][column])} (row {row})"
-            if 2 * len(others) > (first != "").sum():
+            if len(others) > types.count(str):
                 raise UserError(f"{where} it holds no text, but {example}: {remedy}")
-            if len(nested):
+            if nested:
                 raise UserError(f"{where} it holds not only texts, but {example}: correct the row, or {remedy}")
             remarks.append(f"{where} {len(others):,} numbers or truth values are read as texts, such as {example}")
     return remarks
-
-
-def _first_characters(rows: Dataset, column: str) -> np.ndarray:
-    """Return the first character of the JSON of each value, (rows,), "" for null. It tells texts, lists and objects apart."""
-    values = read_column(rows, column).cast(pyarrow.string())
-    characters = pyarrow.compute.utf8_slice_codeunits(values, 0, 1).fill_null("").to_numpy()
-    return np.where(characters == "n", "", characters)
 
 
 def renamed(raw: dict[str, Dataset], columns: dict[str, str]) -> dict[str, Dataset]:
