@@ -18,10 +18,10 @@ Tables = Iterator[pyarrow.Table]
 Reader = Callable[[list[Path], str | None, list[str]], Tables | dict[str, Tables]]
 
 
-def _class_names(features: Features) -> dict[str, list[str]]:
-    """Return the names of the classes of each column that has them; its values, or the items of its lists, are their numbers."""
-    items = {name: getattr(feature, "feature", feature) for name, feature in features.items()}
-    return {name: item.names for name, item in items.items() if isinstance(item, ClassLabel)}
+def class_names(feature: Any) -> list[str] | None:
+    """Return the names of the classes whose numbers a column or its lists hold; None if they hold anything else."""
+    item = getattr(feature, "feature", feature)
+    return item.names if isinstance(item, ClassLabel) else None
 
 
 def holds_texts(feature: Any) -> bool:
@@ -31,9 +31,9 @@ def holds_texts(feature: Any) -> bool:
 
 def check_classes(place: str, first: Features, other: Features) -> None:
     """Raise `UserError` if a number means different classes in two files or splits."""
-    names, other_names = _class_names(first), _class_names(other)
-    for column in names.keys() & other_names.keys():
-        for number, (name, other_name) in enumerate(zip(names[column], other_names[column], strict=False)):
+    for column in first.keys() & other.keys():
+        names, other_names = (class_names(features[column]) or [] for features in (first, other))
+        for number, (name, other_name) in enumerate(zip(names, other_names, strict=False)):
             if name != other_name:
                 raise UserError(
                     f"{place}: class {number} of column {column} is {other_name!r}, and {name!r} elsewhere: store the labels as texts, "

@@ -9,9 +9,9 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import ClassLabel, Dataset
+from datasets import Dataset
 
-from finetuning.data.content import holds_texts
+from finetuning.data.content import class_names, holds_texts
 from finetuning.data.label_forms import Distinct, as_lists, as_text, distinct, distinct_names, label_lists, shown
 from finetuning.errors import UserError, listed
 
@@ -77,10 +77,10 @@ def _known(feature: Any, columns: dict[str, Distinct], column: str, named: bool 
     They are sorted by number if all labels are texts of whole numbers. Raise `UserError` for too many classes, unless the column is
     `named`, and for a label that train lacks.
     """
-    feature = getattr(feature, "feature", feature)
+    names = class_names(feature)
     labels = {split: {label for value in values for label in value or []} for split, (values, _) in columns.items()}
-    if isinstance(feature, ClassLabel):
-        known, names = list(range(len(feature.names))), feature.names
+    if names is not None:
+        known = list(range(len(names)))
         labels = {split: numbers - {-1} for split, numbers in labels.items()}  # -1: no label
     else:
         as_numbers = all(isinstance(label, str) and WHOLE_NUMBER.fullmatch(label) for label in set().union(*labels.values()))
@@ -207,7 +207,7 @@ def encode_label_lists(raw: dict[str, Dataset], column: str) -> Encoded:
         start = f"{remarks[0]};" if remarks else f"label_column={column}:"
         remarks = [f"{start} {empty:,} texts have no label"]
     feature = raw["train"].features[column]
-    if not isinstance(getattr(feature, "feature", None), ClassLabel) and _are_vectors(columns["train"].values, column):
+    if class_names(feature) is None and _are_vectors(columns["train"].values, column):
         length = int(np.bincount(lengths["train"][lengths["train"] > 0]).argmax())  # the most frequent one
         vectors = {split: _vectors(labels, length, split, column) for split, labels in columns.items()}
         names = [f"label_{i}" for i in range(length)]
@@ -304,15 +304,14 @@ def encode_label_columns(raw: dict[str, Dataset], columns: list[str]) -> Encoded
     for split, rows in raw.items():
         encoded[split] = np.empty((len(rows), len(columns)), dtype=np.float32)
         for i, column in enumerate(columns):
-            feature = rows.features[column]
-            has_names = isinstance(feature, ClassLabel) and all(name.lower() in ZERO_OR_ONE for name in feature.names)
-            cells = (distinct_names if has_names else distinct)(rows, column)
+            names = class_names(rows.features[column])
+            cells = (distinct_names if names and all(name.lower() in ZERO_OR_ONE for name in names) else distinct)(rows, column)
             numbers = [ZERO_OR_ONE.get(str(value).lower()) for value in cells.values]
             remedy = "each label is a column of 0 and 1: name only such columns, and correct other values"
             cells.refuse(column, split, (number is None for number in numbers), remedy, missing=True)
             encoded[split][:, i] = cells.per_row(numbers, np.nan)
-    names = [column.strip() for column in columns]
-    return Encoded(encoded, names, ["read as several labels for each text, because label_column names several columns"])
+    remark = "read as several labels for each text, because label_column names several columns"
+    return Encoded(encoded, [column.strip() for column in columns], [remark])
 
 
 # --- numbers -------------------------------------------------------------------------------------------------------------

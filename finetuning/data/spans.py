@@ -26,7 +26,7 @@ from finetuning.data.annotations import (
     settle_offsets,
 )
 from finetuning.data.cache import map_once, read_column
-from finetuning.data.content import holds_texts
+from finetuning.data.content import class_names, holds_texts
 from finetuning.data.labels import alike
 from finetuning.data.words import DIVIDED, WORDS, divide_words, find_words
 from finetuning.errors import UserError, listed
@@ -209,8 +209,7 @@ def _read_rows(split: str, rows: Dataset, columns: dict[str, str], accepted: np.
 
     `unit`: the unit of offsets, a key of `OFFSET_UNITS`, or None.
     """
-    feature = getattr(rows.features[columns["label"]], "feature", None)
-    names = feature.names if isinstance(feature, ClassLabel) else None
+    names = class_names(rows.features[columns["label"]])
 
     def read_batch(batch: dict[str, list], positions: list[int]) -> dict[str, list]:
         new_rows = []
