@@ -189,14 +189,9 @@ def check_columns(
     for name, rows in raw.items():
         if missing := set(columns.values()) - set(rows.column_names):
             files = f" ({', '.join(source.files[official_names[name]])})" if official_names[name] in source.files else ""
-            remedy = (
-                f": add it, set {name}_split to another split, or give only the file of train, and {name} rows are held out from it"
-            )
-            remedy = "" if name == "train" else remedy
-            raise UserError(
-                f"dataset_name={config.dataset_name}: split {official_names[name]}{files} has no column "
-                f"{', '.join(missing)}{remedy}"
-            )
+            problem = f"split {official_names[name]}{files} has no column {', '.join(missing)}"
+            remedy = f"set {name}_split to another split, or give only the file of train, and {name} rows are held out from it"
+            raise UserError(f"dataset_name={config.dataset_name}: {problem}: add it, {remedy}")
         if len(rows) == 0:
             raise UserError(f"dataset_name={config.dataset_name}: split {name} has no rows: add rows, or name another split")
 
