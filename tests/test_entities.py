@@ -30,11 +30,11 @@ from finetuning.results.entities import (
     F1,
     Comparison,
     Entity,
+    Match,
     best_sequence,
     confusion_matrix,
     count_errors,
-    entity_probabilities,
-    error_type,
+    entity_probability,
     mark,
     pair,
     word_probabilities,
@@ -176,7 +176,7 @@ def test_the_probability_of_an_entity_is_the_lowest_probability_of_its_words():
     for temperature, expected in ((1, [0.8, 0.3, 0.7]), (2, [0.586, 0.334, 0.523])):
         (words,) = word_probabilities([np.log(probabilities)], predicted, temperature)
         assert words == pytest.approx(expected, abs=1e-3)
-        assert entity_probabilities([words], [[Entity(0, 2, 0), Entity(2, 3, 0)]]) == [[words[1], words[2]]]
+        assert [entity_probability(words, entity) for entity in (Entity(0, 2, 0), Entity(2, 3, 0))] == [words[1], words[2]]
 
 
 def test_marked_texts_have_a_label_at_each_entity():
@@ -247,7 +247,8 @@ def test_metrics_equal_those_of_conlleval_and_nervaluate_and_errors_add_up():
 
     low, high = metrics.interval(F1, counts | {"rows": np.ones(300)})
     assert low < scores["f1"] < high < low + 0.1
-    errors, matrix = count_errors(comparison.pairs()), confusion_matrix(comparison.pairs(), 3)
+    matches = comparison.matches(1.0)
+    errors, matrix = count_errors(matches), confusion_matrix(matches, 3)
     assert matrix[:3].sum() == counts["actual"].sum() and matrix[:, :3].sum() == counts["predicted"].sum()
     assert (errors["missed"], errors["spurious"]) == (matrix[:3, 3].sum(), matrix[3, :3].sum())
     assert sum(errors.values()) == matrix.sum() - counts["true_positives"].sum() == len(comparison.errors(1.0))
@@ -257,14 +258,14 @@ def test_metrics_equal_those_of_conlleval_and_nervaluate_and_errors_add_up():
 @pytest.mark.parametrize(
     ("actual", "predicted", "kind"),
     [
-        (Entity(2, 4, 0), Entity(2, 4, 0), "right"),
+        (Entity(2, 4, 0), Entity(2, 4, 0), ""),
         (Entity(2, 4, 0), Entity(2, 4, 1), "type"),
         (Entity(2, 4, 0), Entity(3, 5, 0), "boundary"),
         (Entity(2, 4, 0), Entity(3, 4, 1), "boundary and type"),
     ],
 )
 def test_an_error_is_classed_by_type_and_boundary(actual, predicted, kind):
-    assert pair([actual], [predicted]) == [(actual, predicted)] and error_type(actual, predicted) == kind
+    assert pair([actual], [predicted]) == [(actual, predicted)] and Match(0, actual, predicted, 1.0).error_type == kind
     assert pair([actual], [Entity(4, 5, 0)]) == [(None, Entity(4, 5, 0)), (actual, None)]
 
 

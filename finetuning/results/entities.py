@@ -28,7 +28,25 @@ class Entity(NamedTuple):
     type: int
 
 
-Pair = tuple[Entity | None, Entity | None]  # (actual, predicted)
+@dataclass(frozen=True)
+class Match:
+    """An actual entity and the predicted entity that it is compared with. One of the two is None if there is no such entity."""
+
+    position: int  # of the sentence in the split
+    actual: Entity | None
+    predicted: Entity | None
+    probability: float  # the lowest probability of the tags that were predicted for the words of the entity
+
+    @property
+    def error_type(self) -> str:
+        """The type of error, one of `ERRORS`; "" if the predicted entity is right."""
+        if self.actual is None or self.predicted is None:
+            return "spurious" if self.actual is None else "missed"
+        if self.actual == self.predicted:
+            return ""
+        if (self.actual.first, self.actual.end) == (self.predicted.first, self.predicted.end):
+            return "type"
+        return "boundary" if self.actual.type == self.predicted.type else "boundary and type"
 
 
 # --- from scores to entities ---------------------------------------------------------------------------------------------
@@ -79,15 +97,9 @@ def word_probabilities(logits: list[np.ndarray], codes: list[np.ndarray], temper
     return [sentence[np.arange(len(tags)), tags] for sentence, tags in zip(probabilities, codes, strict=True)]
 
 
-def entity_probabilities(words: list[np.ndarray], sentences: list[list[Entity]]) -> list[list[float]]:
-    """Return the probability of each entity: the lowest probability of its words.
-
-    `words` has an array (words,) for each sentence, as `word_probabilities` returns it.
-    """
-    return [
-        [float(probabilities[entity.first : entity.end].min()) for entity in sentence]
-        for probabilities, sentence in zip(words, sentences, strict=True)
-    ]
+def entity_probability(words: np.ndarray, entity: Entity) -> float:
+    """Return the probability of an entity: the lowest of its words. `words`, (words,), is a result of `word_probabilities`."""
+    return float(words[entity.first : entity.end].min())
 
 
 # --- actual and predicted entities ---------------------------------------------------------------------------------------
@@ -120,47 +132,33 @@ class Comparison:
             for name, sentences in (("true_positives", correct), ("predicted", self.predicted), ("actual", self.actual))
         }
 
-    def pairs(self) -> list[list[Pair]]:
-        return [pair(actual, predicted) for actual, predicted in zip(self.actual, self.predicted, strict=True)]
-
     def word_probabilities(self, temperature: float) -> list[np.ndarray]:
         return word_probabilities(self.logits, self.predicted_codes, temperature)
 
     def reliability(self, temperature: float) -> dict:
         """Return the result of `metrics.reliability` for the predicted entities."""
-        probabilities = entity_probabilities(self.word_probabilities(temperature), self.predicted)
-        correct = [entity in a for a, p in zip(self.actual, self.predicted, strict=True) for entity in p]
-        return reliability(np.array([value for sentence in probabilities for value in sentence]), np.array(correct, dtype=bool))
+        probabilities, correct = [], []
+        for words, actual, predicted in zip(self.word_probabilities(temperature), self.actual, self.predicted, strict=True):
+            probabilities += [entity_probability(words, entity) for entity in predicted]
+            correct += [entity in actual for entity in predicted]
+        return reliability(np.array(probabilities), np.array(correct, dtype=bool))
 
-    def errors(self, temperature: float) -> list["Error"]:
-        """Return the errors, the most probable first."""
-        wrong = [[pair for pair in sentence if pair[0] != pair[1]] for sentence in self.pairs()]
-        wrong_entities = [[predicted or actual for actual, predicted in sentence] for sentence in wrong]
-        probabilities = entity_probabilities(self.word_probabilities(temperature), wrong_entities)
-        errors = [
-            Error(position, *pair, probability)
-            for position, sentence in enumerate(zip(wrong, probabilities, strict=True))
-            for pair, probability in zip(*sentence, strict=True)
+    def matches(self, temperature: float) -> list[Match]:
+        """Return all actual and predicted entities, compared as `pair` tells."""
+        sentences = zip(self.word_probabilities(temperature), self.actual, self.predicted, strict=True)
+        return [
+            Match(position, actual, predicted, entity_probability(words, predicted or actual))
+            for position, (words, *sides) in enumerate(sentences)
+            for actual, predicted in pair(*sides)
         ]
-        return sorted(errors, key=lambda error: -error.probability)
+
+    def errors(self, temperature: float) -> list[Match]:
+        """Return the errors, the most probable first."""
+        return sorted((match for match in self.matches(temperature) if match.error_type), key=lambda match: -match.probability)
 
 
-@dataclass(frozen=True)
-class Error:
-    """An entity that was missed, or a predicted entity that is wrong."""
-
-    position: int  # of the sentence in the split
-    actual: Entity | None
-    predicted: Entity | None
-    probability: float  # the lowest probability of the predicted tags of its words
-
-    @property
-    def type(self) -> str:
-        return error_type(self.actual, self.predicted)
-
-
-def pair(actual: list[Entity], predicted: list[Entity]) -> list[Pair]:
-    """Return pairs of actual and predicted entities of a sentence. Each entity occurs once.
+def pair(actual: list[Entity], predicted: list[Entity]) -> list[tuple[Entity | None, Entity | None]]:
+    """Return pairs of actual and predicted entities, (actual, predicted), of a sentence. Each entity occurs once.
 
     A predicted entity is paired with the equal actual one, else with the first unpaired one that it overlaps, else with None.
     """
@@ -174,32 +172,20 @@ def pair(actual: list[Entity], predicted: list[Entity]) -> list[Pair]:
     return pairs + [(other, None) for other in unpaired]
 
 
-def error_type(actual: Entity | None, predicted: Entity | None) -> str:
-    """Return the type of error of a pair, one of `ERRORS`, or "right"."""
-    if actual is None or predicted is None:
-        return "spurious" if actual is None else "missed"
-    if actual == predicted:
-        return "right"
-    if (actual.first, actual.end) == (predicted.first, predicted.end):
-        return "type"
-    return "boundary" if actual.type == predicted.type else "boundary and type"
-
-
-def count_errors(pairs: list[list[Pair]]) -> dict[str, int]:
+def count_errors(matches: list[Match]) -> dict[str, int]:
     """Return the number of errors of each type."""
-    counts = Counter(error_type(actual, predicted) for sentence in pairs for actual, predicted in sentence)
+    counts = Counter(match.error_type for match in matches)
     return {name: counts[name] for name in ERRORS}
 
 
-def confusion_matrix(pairs: list[list[Pair]], n_types: int) -> np.ndarray:
+def confusion_matrix(matches: list[Match], n_types: int) -> np.ndarray:
     """Return counts of entities, shape (types + 1, types + 1). Rows are actual types, columns predicted types.
 
     The last row counts spurious entities, the last column missed ones.
     """
     counts = np.zeros((n_types + 1, n_types + 1), dtype=int)
-    for sentence in pairs:
-        for actual, predicted in sentence:
-            counts[actual.type if actual else -1, predicted.type if predicted else -1] += 1
+    for match in matches:
+        counts[match.actual.type if match.actual else -1, match.predicted.type if match.predicted else -1] += 1
     return counts
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 from finetuning.data.spans import types_of
 from finetuning.results import plots
-from finetuning.results.entities import F1, Comparison, Error, mark, place_entities
+from finetuning.results.entities import F1, Comparison, Match, mark, place_entities
 from finetuning.results.label_report import calibration_section, table_by_label
 from finetuning.results.report import MAX_EXAMPLES, Example, Picture, Section, Table
 from finetuning.task import Evaluation
@@ -26,7 +26,7 @@ def sections(evaluation: Evaluation, comparison: Comparison) -> list[Section]:
     return [*page, _examples(evaluation, comparison)]
 
 
-def describe(evaluation: Evaluation, comparison: Comparison, errors: list[Error]) -> list[dict]:
+def describe(evaluation: Evaluation, comparison: Comparison, errors: list[Match]) -> list[dict]:
     """Return a line with the keys `COLUMNS` for each error. The values of `MARKED` are pieces of the sentence (`Spans`)."""
     if not errors:
         return []
@@ -34,7 +34,7 @@ def describe(evaluation: Evaluation, comparison: Comparison, errors: list[Error]
     lines = []
     for i, error in enumerate(errors):
         row = {name: values[i] for name, values in rows.items()}
-        line = {"row": int(evaluation.split.rows[error.position]), "error": error.type, "probability": error.probability}
+        line = {"row": int(evaluation.split.rows[error.position]), "error": error.error_type, "probability": error.probability}
         for side, entity, sentences in (
             ("actual", error.actual, comparison.actual),
             ("predicted", error.predicted, comparison.predicted),
@@ -71,7 +71,7 @@ def _examples(evaluation: Evaluation, comparison: Comparison) -> Section:
     errors, kinds = comparison.errors(evaluation.calibration["temperature"]), []
     for kind, n in evaluation.metrics["errors"].items():
         examples = []
-        for line in describe(evaluation, comparison, [error for error in errors if error.type == kind][:MAX_EXAMPLES]):
+        for line in describe(evaluation, comparison, [error for error in errors if error.error_type == kind][:MAX_EXAMPLES]):
             actual, predicted = (
                 f"{line[f'{side}_text']} ({line[side]})" if line[side] else "no entity" for side in ("actual", "predicted")
             )

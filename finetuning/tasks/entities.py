@@ -34,7 +34,7 @@ from finetuning.results.entities import (
     count_errors,
     decode,
     entities,
-    entity_probabilities,
+    entity_probability,
     mark,
     place_entities,
     word_probabilities,
@@ -199,7 +199,8 @@ class Entities(Task, JudgesLabels):
     def details(self, evaluation: Evaluation) -> dict:
         statistics, types = evaluation.statistics, types_of(evaluation.label_names)
         comparison = self.compare(evaluation.predictions, evaluation.split)
-        pairs, occurs = comparison.pairs(), (statistics["actual"] + statistics["predicted"]).any(axis=0)
+        matches = comparison.matches(evaluation.calibration["temperature"])
+        occurs = (statistics["actual"] + statistics["predicted"]).any(axis=0)
         return {
             "mode": "strict IOB2: span and type of a whole entity are exact",
             "context": evaluation.config.context,
@@ -207,8 +208,8 @@ class Entities(Task, JudgesLabels):
             "entities": int(statistics["actual"].sum()),
             "types": types,
             "by_type": [*compress(by_label(statistics, types), occurs)],
-            "errors": count_errors(pairs),
-            "confusion_matrix": confusion_matrix(pairs, len(types)).tolist(),
+            "errors": count_errors(matches),
+            "confusion_matrix": confusion_matrix(matches, len(types)).tolist(),
             "calibration": {
                 "as_trained": comparison.reliability(1.0),
                 "scaled": comparison.reliability(evaluation.calibration["temperature"]),
@@ -267,15 +268,18 @@ class Entities(Task, JudgesLabels):
         tokens = encode_batch(self, {name: [row[name] for row in rows] for name in spans.PLACES}, predictor.tokenizer, config)
         logits = self.predict(predictor, tokens)
         codes, types = self.decide(logits, predictor.calibration), types_of(predictor.label_names)
-        sentences = [entities(tags) for tags in codes]
-        probabilities = entity_probabilities(word_probabilities(logits, codes, predictor.calibration["temperature"]), sentences)
-        answers = [
-            [
-                dict(start=start, end=end, text=row["text"][start:end], label=label, probability=round(probability, 6))
-                for (start, end, label), probability in zip(place_entities(row, sentence, types), values, strict=True)
-            ]
-            for row, sentence, values in zip(rows, sentences, probabilities, strict=True)
-        ]
+        words = word_probabilities(logits, codes, predictor.calibration["temperature"])
+        answers = []
+        for row, tags, probabilities in zip(rows, codes, words, strict=True):
+            sentence = entities(tags)
+            places = zip(sentence, place_entities(row, sentence, types), strict=True)
+            answers.append(
+                [
+                    dict(start=start, end=end, text=row["text"][start:end], label=label)
+                    | {"probability": round(entity_probability(probabilities, entity), 6)}
+                    for entity, (start, end, label) in places
+                ]
+            )
         return {"entities": answers}
 
     def as_json(self, inputs: dict[str, str], answer: dict) -> dict:
