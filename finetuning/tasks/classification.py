@@ -19,18 +19,6 @@ from finetuning.data.splits import Split
 from finetuning.data.text import listed_columns, shortened
 from finetuning.errors import UserError, shorten
 from finetuning.results import label_report, plots
-from finetuning.results.label_report import (
-    ACCURACY,
-    F1_MACRO,
-    LOSS,
-    calibration_section,
-    f1,
-    micro,
-    precision,
-    ranking_section,
-    recall,
-    single,
-)
 from finetuning.results.metrics import accuracy, fit_temperature, reliability
 from finetuning.results.report import MAX_LINE_CHARACTERS, Picture, Section, lines_of_rows
 from finetuning.task import Evaluation, JudgesLabels, Metric, Statistics, Task
@@ -104,7 +92,7 @@ class Labels(TextClassification, JudgesLabels):
         actual = self.one_hot(evaluation.split.labels, len(names))
         shown = [1] if self.labels_are_classes and len(names) == 2 else range(len(names))
         curves = {names[i]: (actual[:, i], probabilities[:, i]) for i in shown}
-        return [ranking_section(curves), calibration_section(evaluation.metrics)]
+        return [label_report.ranking_section(curves), label_report.calibration_section(evaluation.metrics)]
 
     def remark(self, metrics: dict) -> str:
         error = metrics["calibration"]["scaled"]["expected_calibration_error"]
@@ -119,12 +107,12 @@ class SingleLabel(Labels):
 
     problem_type = "single_label_classification"
     metrics = (
-        ACCURACY,
-        Metric("f1", single(f1), limits=(0, 1)),
-        F1_MACRO,
-        Metric("precision", single(precision), interval=False, limits=(0, 1)),
-        Metric("recall", single(recall), interval=False, limits=(0, 1)),
-        LOSS,
+        label_report.ACCURACY,
+        Metric("f1", label_report.single(label_report.f1), limits=(0, 1)),
+        label_report.F1_MACRO,
+        Metric("precision", label_report.single(label_report.precision), interval=False, limits=(0, 1)),
+        Metric("recall", label_report.single(label_report.recall), interval=False, limits=(0, 1)),
+        label_report.LOSS,
     )
     labels_are_classes = True
     answer_features = Features({"prediction": Value("string"), "probability": Value("float64")})
@@ -212,7 +200,7 @@ class SingleLabel(Labels):
     def report(self, evaluation: Evaluation) -> list[Section]:
         metrics, names = evaluation.metrics, evaluation.label_names
         labels, predicted = evaluation.split.labels, self.decide(evaluation.predictions, {})
-        title, counts = plots.title(ACCURACY, metrics), metrics["confusion_matrix"]
+        title, counts = plots.title(label_report.ACCURACY, metrics), metrics["confusion_matrix"]
         draw = partial(plots.plot_confusion_matrix, counts, (names, names), title)
         note, roc_auc = f"{metrics['averaged']}, as f1, precision and recall", metrics["roc_auc"]
         value, missing = ("undefined", "; a label is missing from the test") if roc_auc is None else (f"{roc_auc:.4f}", "")
@@ -280,12 +268,12 @@ class MultiLabel(Labels):
 
     problem_type = "multi_label_classification"
     metrics = (
-        Metric("f1", micro(f1), label="F1, micro", limits=(0, 1)),
-        replace(ACCURACY, label="All labels correct:"),
-        F1_MACRO,
-        Metric("precision", micro(precision), interval=False, limits=(0, 1)),
-        Metric("recall", micro(recall), interval=False, limits=(0, 1)),
-        LOSS,
+        Metric("f1", label_report.micro(label_report.f1), label="F1, micro", limits=(0, 1)),
+        replace(label_report.ACCURACY, label="All labels correct:"),
+        label_report.F1_MACRO,
+        Metric("precision", label_report.micro(label_report.precision), interval=False, limits=(0, 1)),
+        Metric("recall", label_report.micro(label_report.recall), interval=False, limits=(0, 1)),
+        label_report.LOSS,
     )
     code_template = "classification_several.py.jinja"
     answer_features = Features({"prediction": List(Value("string")), "probabilities": List(Value("float64"))})
