@@ -15,19 +15,9 @@ from peft import TaskType
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, set_seed
 
 from config import Config
+from finetuning.data import chats
 from finetuning.data.cache import read_column
 from finetuning.data.chat_tokens import encode, end_tokens, prompt_ids
-from finetuning.data.chats import (
-    ANSWER_COLUMNS,
-    CONVERSATION_COLUMNS,
-    as_text,
-    conversation,
-    conversation_of_text,
-    find_chat_columns,
-    split_last_answer,
-    unread_columns,
-    with_more,
-)
 from finetuning.data.content import as_rows
 from finetuning.data.splits import Split
 from finetuning.data.text import TEXT_COLUMNS, find_column
@@ -101,11 +91,11 @@ class Chat(TokenTask, Converses):
 
     def input_columns(self, available: list[str], config: Config, text_column: str | None) -> dict[str, str]:
         """Return the column of prompts or conversations. New rows may have it under another usual name, and lack the answers."""
-        usual = (config.prompt_column, *CONVERSATION_COLUMNS, "prompt", "instruction", *TEXT_COLUMNS)
-        return with_more({"prompt": find_column("text_column", text_column, usual, available)}, available)
+        usual = (config.prompt_column, *chats.CONVERSATION_COLUMNS, "prompt", "instruction", *TEXT_COLUMNS)
+        return chats.with_more({"prompt": find_column("text_column", text_column, usual, available)}, available)
 
     def columns(self, available: list[str], config: Config) -> dict[str, str]:
-        return find_chat_columns(available, config)
+        return chats.find_chat_columns(available, config)
 
     def read(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Rows:
         """Return the rows as they are; the later steps read conversations from them."""
@@ -117,13 +107,13 @@ class Chat(TokenTask, Converses):
                 "rows with good answers, and remove the column"
             )
         remarks = [f"prompts and answers are read from {', '.join(columns.values())}"]
-        if unread := unread_columns(columns, raw["train"].column_names):
+        if unread := chats.unread_columns(columns, raw["train"].column_names):
             remarks[0] += f", but not from {', '.join(unread)}: if the model needs these, put them into the prompts"
         first_prompt = rows["train"][0]["prompt"]
-        if "completion" not in columns and isinstance(first_prompt, str) and not conversation_of_text(first_prompt):
+        if "completion" not in columns and isinstance(first_prompt, str) and not chats.conversation_of_text(first_prompt):
             raise UserError(
                 f"prompt_column={columns['prompt']} holds texts, and no column has a usual name for answers "
-                f"({', '.join(ANSWER_COLUMNS)}): set completion_column to the column with the answers"
+                f"({', '.join(chats.ANSWER_COLUMNS)}): set completion_column to the column with the answers"
             )
         return Rows(rows, {split: np.zeros(len(part), np.int64) for split, part in rows.items()}, remarks=remarks)
 
@@ -133,8 +123,8 @@ class Chat(TokenTask, Converses):
         for row in as_rows(batch):
             messages, answer = [], ""
             with contextlib.suppress(ValueError):  # `problems` tells why
-                messages, answer = split_last_answer(conversation(row))
-            prompts.append(as_text(messages) if answer else "")
+                messages, answer = chats.split_last_answer(chats.conversation(row))
+            prompts.append(chats.as_text(messages) if answer else "")
             answers.append(answer)
         return prompts, answers
 
@@ -161,7 +151,7 @@ class Chat(TokenTask, Converses):
         examples = []
         for position, row in enumerate(as_rows(batch)):
             try:
-                examples.append(encode(conversation(row), tokenizer, config))
+                examples.append(encode(chats.conversation(row), tokenizer, config))
             except UserError as error:
                 raise BadRow(str(error), position) from error
         return {name: [example[name] for example in examples] for name in examples[0]}
@@ -321,7 +311,7 @@ class Chat(TokenTask, Converses):
 def _problem(row: dict) -> str:
     """Return why a row holds no conversation; "" if it holds one or is empty."""
     try:
-        conversation(row)
+        chats.conversation(row)
     except ValueError as error:
         return str(error)
     return ""
@@ -329,7 +319,7 @@ def _problem(row: dict) -> str:
 
 def _without_answer(row: dict) -> list[dict[str, str]]:
     """Return the conversation of a row, without the answer that it may end with."""
-    messages = conversation(row)
+    messages = chats.conversation(row)
     return messages[:-1] if messages[-1:] and messages[-1]["role"] == "assistant" else messages
 
 
@@ -344,7 +334,7 @@ def _references(predictions: Written, split: Split) -> list[list[str]]:
     """Return the references of each prompt."""
     references = [[] for _ in range(predictions.prompts.max() + 1)]
     for prompt, row in zip(predictions.prompts, as_rows(split.columns()), strict=True):
-        references[prompt].append(split_last_answer(conversation(row))[1])
+        references[prompt].append(chats.split_last_answer(chats.conversation(row))[1])
     return references
 
 
