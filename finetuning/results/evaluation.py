@@ -18,7 +18,7 @@ import pyarrow.parquet
 from finetuning import fingerprints
 from finetuning.data.sources import Source
 from finetuning.data.splits import Data, Split
-from finetuning.disk import as_utf8, move, remove_reserved, reserve, to_disk, write_json
+from finetuning.disk import as_utf8, move, read_json, remove_reserved, reserve, to_disk, write_json
 from finetuning.errors import UserError
 from finetuning.processes import by_first
 from finetuning.results import cards, metrics, plots, report
@@ -27,6 +27,7 @@ from finetuning.speed.precision import pick_precision
 from finetuning.task import Evaluation, Statistics, Task
 from finetuning.training.trainer import chosen_metric
 
+METRICS = "metrics.json"
 PREDICTIONS = "predictions.parquet"
 STATISTICS = "statistics.parquet"  # per-row statistics, in the order of predictions.parquet
 
@@ -115,7 +116,7 @@ def write(run: Run, evaluation: Evaluation, sections: list[report.Section]) -> N
     The old metrics.json is removed before, and the new one is moved last. So metrics.json marks a complete evaluation. Raise
     `UserError` if another process is writing.
     """
-    task, folder, marker = run.task, run.folder / ".evaluation", "metrics.json"
+    task, folder = run.task, run.folder / ".evaluation"
     try:
         reserve(folder)
     except FileExistsError:
@@ -132,11 +133,11 @@ def write(run: Run, evaluation: Evaluation, sections: list[report.Section]) -> N
     html = report.render(folder, sections, m=results, headline=headline, interval=interval)
     (folder / "report.html").write_text(as_utf8(html), encoding="utf-8")
     cards.of_adapter(run, results).save(folder / "README.md")
-    write_json(folder / marker, fingerprints.seal(results, folder, (PREDICTIONS, STATISTICS)))
-    (run.folder / marker).unlink(missing_ok=True)
+    write_json(folder / METRICS, fingerprints.seal(results, folder, (PREDICTIONS, STATISTICS)))
+    (run.folder / METRICS).unlink(missing_ok=True)
     to_disk(run.folder)
     move(folder / "README.md", run.folder / "adapter" / "README.md")
-    for file in sorted(folder.iterdir(), key=lambda file: (file.name == marker, file.name)):
+    for file in sorted(folder.iterdir(), key=lambda file: (file.name == METRICS, file.name)):
         move(file, run.folder / file.name)
     remove_reserved()
 
@@ -167,14 +168,14 @@ def compare(a: Run, b: Run, test: Split) -> tuple[list[dict], Path]:
     Write the rows with different predictions into a csv file, and return its path too. Raise `UserError` if a run is not evaluated,
     if its evaluation has changed, or if the runs have different tasks or test rows.
     """
-    signatures = [  # sacreBLEU's, without its version, which may differ
-        [text.partition("|version")[0] for name, text in _read_metrics(run).items() if name.endswith("_signature")]
-        for run in (a, b)
-    ]
     (predictions_a, statistics_a), (predictions_b, statistics_b) = read_tables(a), read_tables(b)
     same_data = a.task is b.task and a.record["dataset"]["sha256"] == b.record["dataset"]["sha256"]
     if not same_data or not predictions_a.row.equals(predictions_b.row):
         raise UserError(f"{a.folder} and {b.folder} were tested on different rows: only runs on the same rows can be compared")
+    signatures = [  # sacreBLEU's, without its version, which may differ
+        [text.partition("|version")[0] for name, text in read_json(run.folder / METRICS).items() if name.endswith("_signature")]
+        for run in (a, b)
+    ]
     if signatures[0] != signatures[1]:
         raise UserError(
             f"{a.folder} and {b.folder} were scored in different ways, {signatures[0]} and {signatures[1]}: evaluate both again"
@@ -221,17 +222,12 @@ def _differing(task: Task, predictions: list[pd.DataFrame], test: Split):
     return differ, lines_of
 
 
-def _read_metrics(run: Run) -> dict:
-    """Return the content of a run's metrics.json. Raise `UserError` if it is missing, or if the evaluation has changed."""
-    file, remedy = run.folder / "metrics.json", f"run python evaluate.py {run.folder} first"
+def read_tables(run: Run) -> tuple[pd.DataFrame, Statistics]:
+    """Return predictions.parquet and the per-row statistics of a run. Raise `UserError` if it has none, or if one has changed."""
+    file, remedy = run.folder / METRICS, f"run python evaluate.py {run.folder} first"
     if not file.is_file():
         raise UserError(f"{run.folder} has no complete evaluation: {remedy}")
-    return fingerprints.read_sealed(file, remedy)
-
-
-def read_tables(run: Run) -> tuple[pd.DataFrame, Statistics]:
-    """Return predictions.parquet and the per-row statistics of a run. Raise `UserError` as `_read_metrics` does."""
-    _read_metrics(run)
+    fingerprints.read_sealed(file, remedy)
     frame = pd.read_parquet(run.folder / STATISTICS)
     statistics = {name: np.stack(frame[name]) if frame[name].dtype == object else frame[name].to_numpy() for name in frame}
     return pd.read_parquet(run.folder / PREDICTIONS), statistics
