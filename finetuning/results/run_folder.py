@@ -288,10 +288,8 @@ def load_predictor(run: Run, source: Source, show_progress: bool = False) -> Pre
     """Load the base model and the adapter that training ended with, and return a predictor that can also answer new texts."""
     base = build_base(run.task, source, run.label_names, run.config)
     model = load_adapter(base, run.folder / "adapter", run.config)
-    tokenizer, answering = (
-        load_tokenizer(run.task, source, run.config),
-        dict(label_names=run.label_names, calibration=run.calibration),
-    )
+    tokenizer = load_tokenizer(run.task, source, run.config)
+    answering = dict(label_names=run.label_names, calibration=run.calibration)
     return Predictor(run.task, model, tokenizer, run.config, show_progress, **answering)
 
 

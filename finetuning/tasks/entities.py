@@ -112,7 +112,12 @@ class Entities(Task, JudgesLabels):
         return {name: int(np.sum(codes == 1 + 2 * i)) for i, name in enumerate(types_of(label_names))}
 
     def show_labels(self, split: Split, label_names: list[str], decisions: list[np.ndarray] | None = None) -> list[str]:
-        return show_entities(actual_codes(split) if decisions is None else decisions, split, label_names)
+        codes_of_rows = actual_codes(split) if decisions is None else decisions
+        rows, types, lines = split.columns(), types_of(label_names), []
+        for text, starts, ends, codes in zip(rows["text"], rows["starts"], rows["ends"], codes_of_rows, strict=True):
+            places = place_entities({"starts": starts, "ends": ends}, entities(codes), types)
+            lines.append(", ".join(f"{text[start:end]} ({name})" for start, end, name in places) or "no entity")
+        return lines
 
     # --- tokens and model ------------------------------------------------------------------------------------------------
 
@@ -308,12 +313,3 @@ def actual_codes(split: Split) -> list[np.ndarray]:
     """Return for each row the codes of its tags, (words,). A code is a position in the label names."""
     tags = read_column(split.raw.select(split.rows), "tags").combine_chunks()
     return np.split(tags.flatten().to_numpy(), tags.value_lengths().to_numpy().cumsum()[:-1])
-
-
-def show_entities(codes_of_rows: list[np.ndarray], split: Split, label_names: list[str]) -> list[str]:
-    """Return the entities of each row as text, with their types."""
-    rows, types, lines = split.columns(), types_of(label_names), []
-    for text, starts, ends, codes in zip(rows["text"], rows["starts"], rows["ends"], codes_of_rows, strict=True):
-        places = place_entities({"starts": starts, "ends": ends}, entities(codes), types)
-        lines.append(", ".join(f"{text[start:end]} ({name})" for start, end, name in places) or "no entity")
-    return lines

@@ -90,10 +90,8 @@ class MaskedLM(LanguageModel):
         return samples
 
     def as_example(self, sample: dict) -> Example:
-        guesses = [
-            ", ".join(f"{guess['word']} {guess['probability']:.2f}" for guess in of_one_mask) for of_one_mask in sample["guesses"]
-        ]
-        sides = [(f"{n} {word}", text) for n, (word, text) in enumerate(zip(sample["actual"], guesses, strict=True), 1)]
+        guesses = zip(sample["actual"], sample["guesses"], strict=True)
+        sides = [(f"{n} {word}", _show_guesses(of_mask, ".2f")) for n, (word, of_mask) in enumerate(guesses, 1)]
         return Example(f"row {sample['row']}: {sample['text']}", sides=tuple(sides))
 
     def remark(self, metrics: dict) -> str:
@@ -124,10 +122,8 @@ class MaskedLM(LanguageModel):
         return {"words": words}
 
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
-        guesses = (
-            ", ".join(f"{guess['word']} {guess['probability']:.3f}" for guess in of_one_mask) for of_one_mask in answer["words"]
-        )
-        return f"{shortened(inputs)}  ->  {'; '.join(guesses)}"
+        guesses = "; ".join(_show_guesses(of_mask, ".3f") for of_mask in answer["words"])
+        return f"{shortened(inputs)}  ->  {guesses}"
 
     def widget_values(self, predictor: Predictor, text: str) -> list:
         return self.answers(predictor, {"text": [text]})["words"]
@@ -152,3 +148,8 @@ def mask_tokens(
     targets[positions] = block[positions]
     masked[positions] = np.select([kind < 0.8, kind < 0.9], [tokenizer.mask_token_id, random_tokens], block[positions])
     return masked, targets
+
+
+def _show_guesses(guesses: list[dict], format: str) -> str:
+    """Return the most probable tokens for a mask as text. `format` is that of their probabilities."""
+    return ", ".join(f"{guess['word']} {guess['probability']:{format}}" for guess in guesses)
