@@ -74,7 +74,6 @@ def _card(run: Run, metrics: dict | None, code: str, exports: dict | None = None
         eval_results=[_result(run, metrics, name) for name in names] or None,
         **header,
     )
-    first = run.task.metrics[0]
     content = _render(
         "card.md.jinja",
         header=data.to_yaml(),
@@ -85,8 +84,7 @@ def _card(run: Run, metrics: dict | None, code: str, exports: dict | None = None
         folder=folder,
         dataset=dataset,
         metrics=metrics,
-        headline=metrics and f"{first.title} {first.show(metrics[first.name])}",
-        interval=metrics and [first.show(end) for end in metrics[f"{first.name}_ci95"] or ()],
+        first=run.task.metrics[0],
         remark=metrics and run.task.remark(metrics),
         code=code,
         exports=exports,

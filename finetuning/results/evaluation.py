@@ -128,9 +128,8 @@ def write(run: Run, evaluation: Evaluation, sections: list[report.Section]) -> N
     report.write_csv(folder / "errors.csv", *task.errors(evaluation))
     for file_name, text in task.files(evaluation).items():
         (folder / file_name).write_text(text, encoding="utf-8")
-    first, results = task.metrics[0], evaluation.metrics
-    headline, interval = f"{first.title} {first.show(results[first.name])}", first.show_interval(results[f"{first.name}_ci95"])
-    html = report.render(folder, sections, m=results, headline=headline, interval=interval)
+    results = evaluation.metrics
+    html = report.render(folder, sections, m=results, first=task.metrics[0])
     (folder / "report.html").write_text(as_utf8(html), encoding="utf-8")
     cards.of_adapter(run, results).save(folder / "README.md")
     write_json(folder / METRICS, fingerprints.seal(results, folder, (PREDICTIONS, STATISTICS)))
