@@ -11,8 +11,6 @@ from finetuning.task import Evaluation
 
 MARKED = ("actual_marked", "predicted_marked")
 COLUMNS = ["row", "error", "actual", "actual_text", "predicted", "predicted_text", "probability", *MARKED]  # of errors.csv
-MEANING = "The probability of an entity is the lowest probability of its words."  # for the section about calibration
-CAPTION = "fraction of right entities by their probability"
 
 
 def sections(evaluation: Evaluation, comparison: Comparison) -> list[Section]:
@@ -22,7 +20,8 @@ def sections(evaluation: Evaluation, comparison: Comparison) -> list[Section]:
         picture = Picture("by_label", "F1 by type", partial(plots.plot_by_label, by_type))
         page.append(Section("Results by type", tables=(table_by_label(by_type, "type", "entities", ".2%"),), pictures=(picture,)))
     if results["calibration"]["scaled"]["bins"]:
-        page.append(calibration_section(results, MEANING, CAPTION))
+        meaning = "The probability of an entity is the lowest probability of its words."
+        page.append(calibration_section(results, meaning, caption="fraction of right entities by their probability"))
     return [*page, _examples(evaluation, comparison)]
 
 

@@ -113,13 +113,10 @@ def write(judged: Judged, folder: Path) -> None:
 def sections(judged: Judged) -> list[Section]:
     """Return the sections of the page: how often a label was given in place of another, and the texts."""
     wrong = judged.wrong()
-    examples = [show(row) for row in judged.lines(wrong[:MAX_EXAMPLES]).itertuples()]
+    examples = []
+    for row in judged.lines(wrong[:MAX_EXAMPLES]).itertuples():
+        line = f"row {row.row}, given {row.given}, likely {row.likely}: {shorten(row.text, MAX_LINE_CHARACTERS)}"
+        examples.append(Example(line, row.text, probability=row.quality))
     pairs = Table(("given", "likely", "rows"), [(given, likely, f"{n:,}") for given, likely, n in judged.pairs()])
     text = f"The first number is the quality of the label, from 0 to 100 %. {CSV} has all {len(wrong):,}."
     return [Section(tables=(pairs,)), Section("Labels that may be wrong", text, examples=(("", examples),))]
-
-
-def show(row) -> Example:
-    """Return a line of label_errors.csv as an example for the page."""
-    start = shorten(row.text, MAX_LINE_CHARACTERS)
-    return Example(f"row {row.row}, given {row.given}, likely {row.likely}: {start}", row.text, probability=row.quality)
