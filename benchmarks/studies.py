@@ -78,6 +78,7 @@ def both(lora_rates: tuple[str, ...], full_rates: tuple[str, ...]) -> dict[str, 
     return rates("LoRA, {}", *lora_rates) | rates("full, {}", *full_rates, method="full")
 
 
+STEP_WEIGHTS = {"own words": {}, "mean number of words": {}}
 # The linear layers of the stand-in's last four layers, of six.
 LINEAR = [*(f"attention.self.{name}" for name in ("query", "key", "value")), "attention.output.dense"]
 LINEAR += ["intermediate.dense", "output.dense"]
@@ -278,12 +279,9 @@ STUDIES = {
     ),
     # What the loss of a step is divided by: its own number of words, or the mean number of all steps. The records name the commits
     # whose code does the one and the other. Since then it is the mean.
-    "step-weights": Study(
-        "validation",
-        SENTENCES_RUN,
-        {"own words": {}, "mean number of words": {}},
-        SEEDS,
-        reference="own words",
+    "step-weights": Study("validation", SENTENCES_RUN, STEP_WEIGHTS, SEEDS, reference="own words"),
+    "step-weights-translation": Study(
+        "validation", ADAPTED | PAIRS["5,000"] | DE_EN | LORA_128, STEP_WEIGHTS, SEEDS, reference="own words"
     ),
     # Both methods on the official test, each at its own best learning rate.
     "entities": Study("test", ENTITIES, beside_full(2e-4), SEEDS, reference="full fine-tuning"),
