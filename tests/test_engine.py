@@ -112,6 +112,10 @@ def test_all_engines_find_the_same_entities(call, entity_flags, tmp_path):
 
 
 def test_an_engine_that_cannot_run_is_refused(monkeypatch):
+    opened = SimpleNamespace(task=SingleLabel(), config=Config(quantization="4bit"))
+    assert pick_engine("auto", opened, 10**6) == "torch", "merged into 4-bit weights, the adapter would lose a part of its update"
+    with pytest.raises(UserError, match="--engine openvino is only for .*, without 4 bits"):
+        pick_engine("openvino", opened, 10)
     opened = SimpleNamespace(task=SingleLabel(), config=Config())
     monkeypatch.setattr(predicting.importlib.util, "find_spec", lambda name: None)
     assert pick_engine("auto", opened, 10**6) == "torch"

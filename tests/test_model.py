@@ -134,6 +134,16 @@ def test_a_new_head_starts_with_the_frequencies_of_several_labels(model_type, tm
         torch.testing.assert_close(probabilities, torch.tensor([expected] * 6), rtol=0.2, atol=1e-3)
 
 
+def test_only_the_output_layer_starts_with_the_frequencies(model_dir):
+    """Another new layer of the head has as many numbers in its bias if there are as many labels as hidden units."""
+    size = AutoModel.from_pretrained(model_dir).config.dim
+    labels = np.zeros((1000, size), dtype=np.float32)
+    labels[:20] = 1
+    names = [str(number) for number in range(size)]
+    model = base.build_base(MultiLabel(), find_model(str(model_dir)), names, CONFIG, labels)
+    assert (model.classifier.bias < -1).all() and not model.pre_classifier.bias.any()
+
+
 def test_a_pissa_adapter_reloads_although_it_changes_the_frozen_weights(model_dir, tmp_path):
     config = replace(CONFIG, init_lora_weights="pissa")
     lora = build(model_dir, config).eval()

@@ -244,6 +244,7 @@ def test_a_search_continues_where_it_ended_and_prints_flags(call, tiny_flags, tm
     settings = dict(zip(found[::2], found[1::2], strict=True))
     assert {"--learning_rate", "--batch_size"} < {*settings} and settings["--lr_scheduler_type"] == "cosine"
     assert settings["--lora_r"] in ("2", "4") and "--lora_alpha" not in settings, "alpha stays at 32"
+    assert settings["--early_stopping_patience"] == "0", "a trial never stops early, so its value needs all validations"
     assert [file.name for file in (tmp_path / "outputs").iterdir()] == ["search.db"]
     assert call("fine_tune.py", *flags, *found).code == 0
 

@@ -1,6 +1,7 @@
 """`--speedups False` turns all of finetuning/speed off, and changes results by rounding only."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -113,3 +114,17 @@ def test_an_update_of_a_layer_that_shares_its_weights_is_not_merged(modules, is_
         speed.merge(adapted, config)
         torch.testing.assert_close(adapted(input_ids=ids).logits, before, rtol=1e-3, atol=1e-3)
     assert any(layer.merged for layer in adapted.modules() if isinstance(layer, LoraLayer)) == is_merged
+
+
+def test_a_run_in_float32_has_no_tf32_after_one_in_bf16(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(speed, "on_cpu", lambda: False)
+    monkeypatch.setattr(speed, "uses_autocast", lambda config: True)  # nothing else is done then
+    monkeypatch.setattr(speed, "pick_precision", lambda precision: (precision, ""))
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision, expected in (("bf16", "high"), ("float32", "highest")):
+            speed.prepare(None, SimpleNamespace(precision=precision, speedups=True))
+            assert torch.get_float32_matmul_precision() == expected
+    finally:
+        torch.set_float32_matmul_precision(before)

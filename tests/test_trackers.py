@@ -1,8 +1,13 @@
 """A single run of the tracker has the settings, losses and test metrics; the tracker's own library reads them back."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
+
+from config import Config
+from finetuning.training import trackers
 
 
 def tensorboard(folder) -> tuple[dict, dict]:
@@ -45,3 +50,16 @@ def test_settings_losses_and_test_metrics_arrive_in_a_single_tracker_run(tracker
     assert float(settings["learning_rate"]) == 0.01 and str(settings["target_modules"]) == "all-linear"
     assert any("eval" in name and "loss" in name for name in numbers) and any(name in numbers for name in ("train/loss", "loss"))
     assert numbers["test/accuracy"] == pytest.approx(metrics["accuracy"]) and numbers["test/f1"] == pytest.approx(metrics["f1"])
+
+
+def test_a_second_training_in_a_process_ends_the_run_of_the_first(tmp_path, monkeypatch):
+    """label_errors.py trains once for each fold, and wandb's callback starts a run only if there is none."""
+    ended = []
+    wandb = SimpleNamespace(run=SimpleNamespace(id="fold-1"), finish=lambda: ended.append(wandb.run.id))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for name in ("TENSORBOARD_LOGGING_DIR", "WANDB_RUN_ID", "WANDB_RESUME"):
+        monkeypatch.setenv(name, "")
+    trackers.prepare(tmp_path / "second", Config(report_to="wandb"))
+    wandb.run.id = trackers.run_name(tmp_path / "second")
+    trackers.prepare(tmp_path / "second", Config(report_to="wandb"))
+    assert ended == ["fold-1"]

@@ -168,10 +168,10 @@ def build_base(
             f"({len(invented)} of these in all); get a complete copy of the model"
         )
     if train_labels is not None and (bias := task.first_bias(train_labels, config)) is not None:
-        for name in model.missing_weights:  # of a new output layer, which has no bias in a decoder
-            parameter = model.get_parameter(name)
-            if name.endswith("bias") and parameter.shape == bias.shape:
-                parameter.data.copy_(torch.as_tensor(bias))
+        new = [(name, parameter) for name, parameter in model.named_parameters() if name in model.missing_weights]
+        fitting = [parameter for name, parameter in new if name.endswith("bias") and parameter.shape == bias.shape]
+        for output_bias in fitting[-1:]:  # a decoder has none; another layer of the head may have as many numbers, but comes before
+            output_bias.data.copy_(torch.as_tensor(bias))
     return model
 
 

@@ -26,11 +26,11 @@ from finetuning.speed.precision import on_cpu, pick_precision, uses_autocast
 
 def prepare(model: PeftModel, config: Config) -> None:
     """Apply the speedups for this machine to a model, in place. Training and prediction both call this."""
+    bf16 = pick_precision(config.precision)[0] == "bf16"
+    if torch.cuda.is_available():  # TF32 for weights that stay in float32; a run in float32 after one in bf16 turns it off again
+        torch.set_float32_matmul_precision("high" if config.speedups and bf16 else "highest")
     if not config.speedups:
         return
-    bf16 = pick_precision(config.precision)[0] == "bf16"
-    if torch.cuda.is_available() and bf16:
-        torch.set_float32_matmul_precision("high")  # TF32 for weights that stay in float32
     if on_cpu():
         keep_freed_memory()
     if uses_autocast(config):

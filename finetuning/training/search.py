@@ -25,6 +25,7 @@ _NAMES = [field.name for field in fields(Config)]
 SEARCHABLE = {"dropout", "augmentation", *_NAMES[_NAMES.index("method") : _NAMES.index("seed")]} - {"eval_batch_size"}
 
 OF_LORA = ("lora_r", "lora_alpha", *SETTINGS_OF_LORA)
+WITHOUT_EARLY_STOPPING = {"early_stopping_patience": 0}  # of each trial, and of the flags that repeat the best one
 
 
 def space(config: Config) -> dict[str, tuple | list]:
@@ -74,7 +75,7 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
         """Train with the settings that a trial draws, and return its best value of the metric."""
         settings = draw(trial, config)
         print(f"trial {trial.number}: {', '.join(f'{name}={value!r}' for name, value in settings.items())}", flush=True)
-        trial_config = replace(config, **settings | {"early_stopping_patience": 0})
+        trial_config = replace(config, **settings | WITHOUT_EARLY_STOPPING)
         check(trial_config)
         data.task.check(trial_config)
         check_step_size(len(tokens["train"]), trial_config)
@@ -96,7 +97,7 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
         print(f"{failed} of {count('COMPLETE', 'PRUNED')} trials failed: their loss was not finite")
     if not count("COMPLETE"):
         raise UserError("no trial had a finite loss: lower learning_rate in SEARCH_SPACE of config.py")
-    best = draw(optuna.trial.FixedTrial(study.best_trial.params), config)
+    best = draw(optuna.trial.FixedTrial(study.best_trial.params), config) | WITHOUT_EARLY_STOPPING
     print(
         f"\nbest of {count('COMPLETE', 'PRUNED')} trials: validation {metric.name} {metric.show(study.best_value)}. "
         "To use its settings, repeat this command with these flags in place of --search:\n"

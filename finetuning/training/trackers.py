@@ -5,6 +5,7 @@ A resumed run and evaluate.py find the tracker run by its name. Trackers that `C
 
 import os
 import re
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ def prepare(folder: Path, config: Config) -> None:
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
     if "wandb" in config.report_to:
         os.environ |= {"WANDB_RUN_ID": run_name(folder), "WANDB_RESUME": "allow"}
+        wandb = sys.modules.get("wandb")
+        if wandb and wandb.run and wandb.run.id != run_name(folder):  # of another fold of label_errors.py
+            wandb.finish()
 
 
 def run_name(folder: Path) -> str:

@@ -118,11 +118,12 @@ class _Comparison:
 
     def add(self, name: str, model: torch.nn.Module, file: Path) -> None:
         """Predict with a model and add its results. `file` has its weights."""
+        torch.set_float32_matmul_precision("highest")  # no TF32, which a run in bf16 turns on
         task, started = self.run.task, time.perf_counter()
         predictions = task.predict(replace(self.predictor, model=model), self.tokens)
         seconds = time.perf_counter() - started
         calibration = cards.calibration_of_export(self.run.calibration) if self.results else self.run.calibration
-        statistics = task.statistics(predictions, self.test, calibration)
+        statistics = metrics.of_rows(task, predictions, self.test, calibration)
         decisions = task.decide(predictions, calibration)
         result = {"format": name, "rows_per_s": len(self.test) / seconds, "mib": file.stat().st_size / 2**20}
         result[self.metric.name] = self.metric.of(statistics)
@@ -219,20 +220,23 @@ class OnnxModel(torch.nn.Module):
 def write_onnx(model: torch.nn.Module, input_names: list[str], path: Path) -> None:
     """Write a model as an ONNX file for any number of rows and tokens. Raise `UserError` for a model that PyTorch can't convert."""
     example = {name: torch.ones(2, 16, dtype=torch.long) for name in input_names}
-    logging.disable(logging.WARNING)  # the exporter's warnings are about other types of models
-    warnings.simplefilter("ignore", FutureWarning)
     sizes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    try:
-        torch.onnx.export(
-            model,
-            kwargs=example,
-            f=path,
-            input_names=input_names,
-            output_names=["logits"],
-            dynamic_shapes=dict.fromkeys(input_names, sizes),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-    except torch.onnx.OnnxExporterError as error:
-        raise UserError(f"--formats: PyTorch can't convert {type(model).__name__} to ONNX; give --formats merged") from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        logging.disable(logging.WARNING)  # the exporter's warnings are about other types of models
+        try:
+            torch.onnx.export(
+                model,
+                kwargs=example,
+                f=path,
+                input_names=input_names,
+                output_names=["logits"],
+                dynamic_shapes=dict.fromkeys(input_names, sizes),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise UserError(f"--formats: PyTorch can't convert {type(model).__name__} to ONNX; give --formats merged") from error
+        finally:
+            logging.disable(logging.NOTSET)

@@ -46,14 +46,17 @@ def pick_engine(wanted: str, run: Run, texts: int) -> str:
 
     Raise `UserError` if the engine is not installed or not possible.
     """
-    possible = not run.task.predicts_tokens and on_cpu() and PartialState().num_processes == 1
+    possible = not run.task.predicts_tokens and run.config.quantization == "none"
+    possible = possible and on_cpu() and PartialState().num_processes == 1
     installed = importlib.util.find_spec("openvino") is not None
     if wanted == "auto":
         return "openvino" if possible and installed and run.config.speedups and texts >= ROWS_FOR_OPENVINO else "torch"
     if wanted == "torch":
         return wanted
     if not possible:
-        raise UserError(f"--engine {wanted} is only for labels, numbers and entities, on a CPU, in one process; leave it out")
+        raise UserError(
+            f"--engine {wanted} is only for labels, numbers and entities, on a CPU, in one process, without 4 bits; leave it out"
+        )
     libraries = ("openvino",) if wanted == "openvino" else ("openvino", "nncf")
     require_installed(f"--engine {wanted}", *libraries)
     return wanted
