@@ -265,5 +265,6 @@ def test_the_model_card_names_the_test_split(call, tiny_flags, tmp_path):
 
 def test_the_code_for_numbers_adds_their_mean_even_if_their_standard_deviation_is_1():
     factor, offset = Regression().output_scale({"label_mean": 3.0, "label_std": 1.0})
-    code = report.template("numbers.py.jinja").render(config=Config(), load="", factor=factor, offset=offset)
+    values = dict(config=Config(), load="", factor=factor, offset=offset, line_break="", separator="")
+    code = report.template("numbers.py.jinja").render(values)
     assert "return (3.0 + 1.0 * logits).tolist()\n\n\nprint(" in code

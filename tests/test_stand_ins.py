@@ -36,6 +36,7 @@ def test_the_scripts_print_that_they_use_stand_ins(call, tmp_path):
         and "IMDb train reviews (stand-in), held out from train" in evaluated.out
     )
     metrics = json.loads((tmp_path / "outputs" / "smoke" / "metrics.json").read_text())
+    assert "a stand-in replaced the model, the data or both" in (tmp_path / "outputs/smoke/adapter/README.md").read_text()
     assert metrics["stand_in"] is True and metrics["split"] == "held out from train"
     assert metrics["model"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert metrics["label_names"] == ["neg", "pos"]

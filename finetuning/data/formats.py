@@ -261,16 +261,16 @@ def _sentences(file: Path, encoding: str | None, width: int | None = None, words
 def acl_imdb(path: Path) -> dict[str, Tables]:
     """Read the original Stanford release: {train,test}/{neg,pos}/*.txt in a folder or in its .tar.gz."""
     schema = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])}).arrow_schema
-    texts = {}  # (train or test, neg or pos, name of the file) -> text
+    texts = {}  # (train or test, neg or pos, name of the file) -> text; "" for those without labels, which are not read
     if path.is_dir():
         for file in [*path.glob("train/*/*.txt"), *path.glob("test/*/*.txt")]:
-            texts[file.parts[-3:]] = file.read_text(encoding="utf-8")
+            texts[file.parts[-3:]] = "" if file.parts[-2] == "unsup" else file.read_text(encoding="utf-8")
     else:
         with tarfile.open(path, "r:gz") as archive:
             for member in archive:
                 place = Path(member.name).parts[-3:]
                 if member.isfile() and member.name.endswith(".txt") and len(place) == 3 and place[0] in ("train", "test"):
-                    texts[place] = archive.extractfile(member).read().decode("utf-8")
+                    texts[place] = "" if place[1] == "unsup" else archive.extractfile(member).read().decode("utf-8")
 
     def tables(part: str) -> Tables:
         folders = {place[1] for place in texts if place[0] == part}

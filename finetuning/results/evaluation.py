@@ -65,7 +65,7 @@ def describe(run: Run, model: Source, data: Data, seconds: float) -> dict:
         "dataset": run.record["dataset"]["name"],
         "dataset_origin": data.source.origin,
         "split": data.test_split,
-        "stand_in": "stand-in" in run.origins.values(),
+        "stand_in": run.stand_in,
         "trainable_parameters": run.training["trainable_parameters"],
         "total_parameters": run.training["total_parameters"],
         "seconds": run.training["seconds"] | {"prediction": seconds},

@@ -80,8 +80,8 @@ def template(name: str) -> jinja2.Template:
     """Return the template `name` of results/templates/. Variables are escaped in HTML only."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     escape = name.endswith(".html.jinja")
-    environment = jinja2.Environment(loader=loader, autoescape=escape, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template(name)
+    options = dict(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)  # an unknown name is an error
+    return jinja2.Environment(loader=loader, autoescape=escape, **options).get_template(name)
 
 
 def lines_of_rows(task: "Task", evaluation: "Evaluation") -> Callable[[np.ndarray], pd.DataFrame]:

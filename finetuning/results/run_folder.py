@@ -71,6 +71,10 @@ class Run:
         """The origins of the run's model and dataset, as in `Source.origin`."""
         return {part: self.record[part]["origin"] for part in ("model", "dataset")}
 
+    @property
+    def stand_in(self) -> bool:
+        return "stand-in" in self.origins.values()
+
 
 @by_first
 def choose_folder(config: Config, model: Source) -> Path:
