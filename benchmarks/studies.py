@@ -140,7 +140,7 @@ INTENTS, WORDS = BANKING77 | SMOLLM2, SENTENCES | SMOLLM2 | dict(num_train_epoch
 CRITICS = LANGUAGE | SMOLLM2 | dict(dataset_name="cornell-movie-review-data/rotten_tomatoes", max_length=64, num_train_epochs=3)
 # Studies that were not run yet, or not all of them; benchmarks/gpu.sh runs most of these.
 PLANNED = (
-    *("rank-entities-mpnet-neighbours", "growth"),
+    "rank-entities-mpnet-neighbours",
     *("decoder-reviews-recipe", "decoder-reviews", "decoder-intents-recipe", "decoder-intents"),
     *("decoder-entities-recipe", "decoder-entities", "e2e-all", "critics-recipe", "critics"),
 )

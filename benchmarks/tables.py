@@ -135,7 +135,7 @@ def growth_picture(path: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2)
-    figure.suptitle("IMDb's official test; LoRA has three seeds, with 2,000 reviews one; bars: 95 % intervals", fontsize=10)
+    figure.suptitle("IMDb's official test; three seeds of LoRA; bars: 95 % intervals", fontsize=10)
     plots.save(figure, path)
 
 
