@@ -63,7 +63,7 @@ def named(name: str) -> Record:
 def _mean(values: list):
     """Return the mean of numbers, also within lists and dictionaries; for other values return the first."""
     first = values[0]
-    if all(value == first for value in values) or None in values:  # a setting of config.py may be missing in an older record
+    if all(value == first for value in values) or None in values:  # a setting may be None in some records
         return first
     if isinstance(first, dict):
         return {key: _mean([value[key] for value in values]) for key in first if all(key in value for value in values)}

@@ -144,7 +144,7 @@ class Comparison:
         return reliability(np.array(probabilities), np.array(correct, dtype=bool))
 
     def matches(self, temperature: float) -> list[Match]:
-        """Return all actual and predicted entities, compared as `pair` tells."""
+        """Return all actual and predicted entities, in the pairs that `pair` returns."""
         sentences = zip(self.word_probabilities(temperature), self.actual, self.predicted, strict=True)
         return [
             Match(position, actual, predicted, entity_probability(words, predicted or actual))
