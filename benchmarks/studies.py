@@ -137,7 +137,8 @@ RATES = both(("5e-4", "1e-3", "2e-3"), ("5e-5", "1e-4", "2e-4"))
 HIGHER_RATES = both(("5e-4", "1e-3", "2e-3"), ("1e-4", "2e-4", "4e-4"))  # for full fine-tuning
 DECODER_RATES = both(("2e-4", "5e-4", "1e-3"), ("2e-5", "5e-5", "1e-4", "2e-4"))
 INTENTS, WORDS = BANKING77 | SMOLLM2, SENTENCES | SMOLLM2 | dict(num_train_epochs=3)
-CRITICS = LANGUAGE | SMOLLM2 | dict(dataset_name="cornell-movie-review-data/rotten_tomatoes", max_length=64, num_train_epochs=3)
+CRITICS = LANGUAGE | SMOLLM2 | dict(dataset_name="cornell-movie-review-data/rotten_tomatoes", max_length=64)
+CRITICS |= dict(train_samples=3_000, num_train_epochs=1, eval_steps=0.5)
 # Studies that were not run yet, or not all of them; benchmarks/gpu.sh runs most of these.
 PLANNED = (
     "rank-entities-mpnet-neighbours",
@@ -411,6 +412,11 @@ STUDIES = {
     # `--dataset_name` names a copy of the data whose prompts begin with the instruction in results/decoder.md and an empty line.
     "e2e-instruction": Study("test", E2E, {"no training": UNTRAINED}),
     # The decoder learns a style: short sentences of critics.
-    "critics-recipe": Study("validation", CRITICS, RATES, reference="LoRA, 1e-3"),
+    "critics-recipe": Study(
+        "validation",
+        CRITICS,
+        both(("1e-3", "2e-3", "4e-3"), ("1e-4", "2e-4", "4e-4")) | {"no training": UNTRAINED},
+        reference="LoRA, 1e-3",
+    ),
     "critics": Study("test", CRITICS, best("critics-recipe"), SEEDS, reference="full fine-tuning"),
 }
