@@ -55,7 +55,6 @@ def main() -> None:
     if run.config.text_pair_column:
         raise UserError(f"{run.folder} reads pairs of texts, but the page takes one text: use predict.py --file")
     predictor = load_engine(run, "torch")
-    predictor.options = run.task.options
     components = {
         "label": gradio.Label,
         "highlight": gradio.HighlightedText,
@@ -78,9 +77,10 @@ def main() -> None:
             raise gradio.Error(str(error), print_exception=False) from error
         return values if len(values) > 1 else values[0]
 
-    def reply(text: str, history: list[dict]):
+    def reply(text: str, history: list[dict], system: str):
         """Yield the answer as far as it is written."""
-        messages, written = [*map(as_message, history), {"role": "user", "content": checked(text)}], ""
+        start = [{"role": "system", "content": checked(system)}] if isinstance(system, str) and system.strip() else []
+        messages, written = [*start, *map(as_message, history), {"role": "user", "content": checked(text)}], ""
         try:
             for piece in run.task.stream(predictor, messages):
                 written += piece
@@ -91,7 +91,9 @@ def main() -> None:
     with gradio.Blocks(title=run.folder.name) as page:
         gradio.Markdown(f"# {run.folder.name}\n`{run.record['model']['name']}`, {METHODS[run.config.method]}.")
         if isinstance(run.task, Converses):
-            gradio.ChatInterface(reply, examples=[*run.task.examples], api_name="chat")
+            system = gradio.Textbox(label="System message, if the model was trained with one")
+            examples = [[example, ""] for example in run.task.examples]
+            gradio.ChatInterface(reply, examples=examples, additional_inputs=system, api_name="chat")
         else:
             text = gradio.Textbox(label="Text", info=f"at most {MAX_CHARACTERS:,} characters", lines=5, max_lines=12)
             button = gradio.Button("Go", variant="primary")

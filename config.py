@@ -59,8 +59,8 @@ class Config:
     )
     prompt_column: str | None = HfArg(
         default=None,
-        help="causal-lm: column with the prompt, or with whole conversations (lists of messages); not given: messages, "
-        "conversations, prompt or instruction, if the column with the answer is there too",
+        help="causal-lm: column with the prompt, or with whole conversations (lists of messages); not given: messages "
+        "or conversations; or prompt or instruction, if there is a column with answers",
     )
     completion_column: str | None = HfArg(
         default=None, help="causal-lm: column with the answer; not given: completion, response or output"

@@ -69,10 +69,11 @@ def main(flags: Sequence[str] | None = None) -> None:
     batches.check_step_size(len(encoded["train"]), config)
 
     if arguments.search:
-        return search.search(arguments.search, model_source, tokenizer, encoded, data)
+        return search.search(arguments.search, model_source, tokenizer, encoded, data, tasks.pick)
 
     # Build the base model, and add the adapter.
     model = base.build_base(task, model_source, data.label_names, config, data.train.labels)
+    base.check_vocabulary(model, encoded.values())
     model = lora.add_lora(task, model, config)
     trainable, total = lora.count_parameters(model)
     print(f"train  {trainable:,} of {total:,} parameters ({trainable / total:.2%}), {precision}: {precision_reason}")

@@ -1,4 +1,4 @@
-"""Predict with a fine-tuned model: labels, numbers, entities, continuations, or translations of new texts.
+"""Predict with a fine-tuned model: labels, numbers, entities, answers to prompts, continuations, or translations of new texts.
 
 python predict.py "A film to remember." "Two hours I want back."
 python predict.py --file reviews.txt                         a text per line
@@ -38,6 +38,7 @@ def main() -> None:
     with importing():
         from finetuning import console, disk, processes, tasks
         from finetuning.results import run_folder
+        from finetuning.task import Converses
         from finetuning.use import predicting
 
     console.quiet_libraries()
@@ -48,12 +49,18 @@ def main() -> None:
     run = run_folder.open_run(arguments.run or run_folder.newest_run(arguments.output_dir), tasks.pick)
     if wrong := [name for name in options if name not in run.task.options]:
         raise UserError(f"--{wrong[0]} is not for {run.config.task}: leave it out")
+    if arguments.system and not isinstance(run.task, Converses):
+        raise UserError(f"--system is for runs that were trained on prompts and answers, not for {run.config.task}: leave it out")
+    if run.config.text_pair_column and not arguments.file:
+        raise UserError(f"{run.folder} reads pairs of texts: give them as rows of a --file")
     if arguments.chat:
-        return predicting.chat(predicting.Answers(run, **options))
+        return predicting.chat(predicting.Answers(run, **options), arguments.system)
     if arguments.file:
         rows, remarks = predicting.read_file(arguments.file, arguments.encoding, disk.temporary())
     else:
         rows, remarks = predicting.read_texts(arguments.texts, arguments.encoding)
+        if arguments.system:
+            rows = rows.add_column("system", [disk.as_utf8(arguments.system)] * len(rows))
     for remark in remarks:
         print(printable(f"note: {remark}"), file=sys.stderr)
     columns = run.task.input_columns(rows.column_names, run.config, arguments.text_column)
@@ -98,6 +105,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"), help="where to look for the newest run")
     parser.add_argument("--json", action="store_true", help="print a JSON object per line")
     parser.add_argument("--chat", action="store_true", help="causal-lm: have a conversation in the terminal")
+    parser.add_argument("--system", help="with texts or --chat: the system message, if the model was trained with one")
     parser.add_argument("--explain", action="store_true", help="also print the words that influenced each label most")
     parser.add_argument("--max_new_tokens", type=int, help="causal-lm: at most this many tokens for a continuation or an answer")
     parser.add_argument(
@@ -116,8 +124,12 @@ def read_arguments() -> argparse.Namespace:
     check_encoding(arguments.encoding)
     if arguments.file and arguments.texts:
         raise UserError("give texts or --file, not both")
+    if arguments.encoding and arguments.texts:
+        raise UserError("--encoding is for --file and the standard input: leave it out")
     if arguments.chat and (arguments.texts or arguments.file or arguments.json or arguments.explain):
         raise UserError("--chat reads what you type: leave out texts, --file, --json and --explain")
+    if arguments.system and arguments.file:
+        raise UserError("--system is for texts and --chat: write the system messages of a --file into its column system")
     if arguments.out and not arguments.file:
         raise UserError("--out writes the answers to a --file: add --file, or leave --out out")
     if arguments.out and (arguments.explain or arguments.json):

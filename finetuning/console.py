@@ -31,6 +31,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # model/lora.py does it
     for message in ("Attempting to run cuBLAS", "The AccumulateGrad node's stream"):  # harmless, while CUDA graphs are recorded
         warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # in a picture: a box in place of a letter
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|torch|peft)\.")
 
 

@@ -12,7 +12,7 @@ in two classes at the end, `JudgesLabels` and `Converses`.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -74,7 +74,7 @@ class Metric:
     def show_interval(self, interval: list[float] | None) -> str:
         """Return an interval, [low, high], as text. `interval` is None if the rows are too few for one."""
         if interval is None:
-            return "no interval: too few rows"
+            return "no interval: too few rows, or too similar ones"
         return f"95 % interval {self.show(interval[0])} to {self.show(interval[1])}"
 
 
@@ -153,8 +153,11 @@ class Task:
         """Return whether `config` selects this task among those with the same `name`."""
         return config.problem_type in (None, self.problem_type)
 
-    def check(self, config: Config) -> None:
-        """Raise `UserError` for values that do not fit the task. `tasks.pick` refuses settings that only other tasks read."""
+    def check(self, config: Config, given: Collection[str] = ()) -> None:
+        """Raise `UserError` for values that do not fit the task. `tasks.pick` refuses settings that only other tasks read.
+
+        `given`: the settings that are given as flags. Only these are refused if they merely have no effect.
+        """
 
     def check_positions(self, positions: int, config: Config) -> None:
         """Raise `UserError` if the model has too few `positions` for the settings other than `max_length`."""
@@ -172,10 +175,10 @@ class Task:
         """Return the columns that training reads, in the same form: those of `input_columns`, and the columns with labels."""
         raise NotImplementedError
 
-    def settle(self, train: "Dataset", config: Config) -> tuple["Task", Config]:
+    def settle(self, train: "Dataset", config: Config, given: Collection[str] = ()) -> tuple["Task", Config]:
         """Return the task and `config`. Settings that the user left open, such as `problem_type`, may be decided by the data.
 
-        `train` has all columns of the data set, under the data set's names.
+        `train` has all columns of the data set, under the data set's names. `given` is as in `check`.
         """
         return self, config
 

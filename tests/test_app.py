@@ -107,9 +107,10 @@ def test_requests_that_make_no_sense_leave_no_traceback(app, finished_run, tmp_p
 
 
 def test_the_page_of_a_model_that_answers_prompts_is_a_chat(app, call, chat_run):
-    (expected,) = call("predict.py", "a film 3").out.splitlines()
     address = app("outputs/run")
-    event = json.loads(request(address, "call/chat", {"data": ["a film 3"]})[1])["event_id"]
-    assert json.dumps(expected) in request(address, f"call/chat/{event}", None)[1].rpartition("event: complete")[2]
-    event = json.loads(request(address, "call/chat", {"data": ["  "]})[1])["event_id"]
+    for system, flags in (("", []), ("wise", ["--system", "wise"])):
+        (expected,) = call("predict.py", "a film 3", *flags).out.splitlines()
+        event = json.loads(request(address, "call/chat", {"data": ["a film 3", system]})[1])["event_id"]
+        assert json.dumps(expected) in request(address, f"call/chat/{event}", None)[1].rpartition("event: complete")[2]
+    event = json.loads(request(address, "call/chat", {"data": ["  ", 5]})[1])["event_id"]
     assert "event: error" in request(address, f"call/chat/{event}", None)[1]

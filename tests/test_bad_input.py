@@ -202,4 +202,8 @@ def test_a_test_text_that_may_not_be_cut_is_refused_before_training(call, tiny_f
     for name in ("train.csv", "test.csv"):
         (tmp_path / name).rename(tmp_path / "data" / name)
     result = call("fine_tune.py", *tiny_flags, "--dataset_name", "data", "--truncation", "error", "--max_length", 64)
-    assert result.code == 2 and "is longer than max_length=64" in result.err and not list(tmp_path.glob("outputs/*"))
+    assert (
+        result.code == 2
+        and "row 0 of split test: a text of 102 tokens is longer than max_length=64" in result.err
+        and not list(tmp_path.glob("outputs/*"))
+    )

@@ -190,7 +190,7 @@ def test_weights_of_prompts_do_not_matter():
         ([{"role": "user", "content": "x"}, {"role": "system", "content": "y"}], "system where assistant should come"),
         ([{"role": "user", "content": ["x"]}], "the content of a message is a list of texts, which is no text"),
         ([{"speaker": "user", "text": "x"}], "a message has the keys speaker, text"),
-        (["x"], "a list of texts is neither a text nor a list of messages"),
+        (["x"], "its prompt is a list of texts, which is neither a text nor a list of messages"),
         ([{"role": ["user"], "content": "x"}], "the role ['user'] is not known"),
     ],
 )
@@ -203,6 +203,18 @@ def test_a_row_without_a_conversation_is_refused_with_its_number(prompt, problem
         refused = call("fine_tune.py", *chat_flags)
         assert refused.code == 2 and f"8 of 16 rows of split train can't be used: {problem}" in refused.err
         assert "(row 1, 3, 5, 7, 9, ...): correct them, or set on_bad_rows to skip" in refused.err
+
+
+def test_a_damaged_conversation_in_a_csv_file_is_not_called_empty(call, chat_flags, tmp_path):
+    good = json.dumps(say(("user", "a film"), ("assistant", "great")))
+    for damaged in (good[:-5], good.replace("content", "text")):
+        pd.DataFrame({"messages": [good] * 20 + [damaged]}).to_csv(tmp_path / "rows.csv", index=False)
+        refused = call("fine_tune.py", *chat_flags, "--dataset_name", "rows.csv")
+        assert (
+            refused.code == 2
+            and "1 of 21 rows of split train can't be used: its text is no list of messages in JSON" in refused.err
+        )
+        assert "(row 20)" in refused.err
 
 
 def test_an_empty_answer_within_a_conversation_is_refused():
@@ -388,7 +400,7 @@ def test_a_row_whose_answer_does_not_fit_is_named(call, chat_flags, tmp_path):
     rows = [{"prompt": f"a film {i}", "completion": "great", "system": "wise" if i == 30 else None} for i in range(40)]
     write_lines(tmp_path / "rows.jsonl", rows)
     refused = call("fine_tune.py", *chat_flags, "--max_length", 11)
-    assert refused.code == 2 and "error: row 30: max_length=11 leaves no token for the answer to " in refused.err
+    assert refused.code == 2 and "error: row 30 of split train: max_length=11 leaves no token for the answer to " in refused.err
 
 
 def test_a_conversation_that_begins_with_an_answer_or_is_empty_is_not_answered(call, chat_run, tmp_path):
@@ -484,6 +496,10 @@ def test_a_run_shows_what_it_trains_on_and_answers_each_prompt_once(call, chat_f
         variables = {}
         exec(code.replace(f'{name} = "{name}"', f"{name} = {str(path)!r}").rpartition("print(")[0], variables)
         assert variables["answer"](prompt) == row.answer
+        for block in [block for block in blocks if "pipeline(" in block]:
+            exec(block.replace('"MODEL"', repr(str(path))), variables)
+            (generated,) = variables["model"](say(("user", prompt)))
+            assert generated["generated_text"][-1]["content"].strip() == row.answer
     settings = json.loads((tmp_path / "outputs/run/export/merged/generation_config.json").read_text())
     assert settings["eos_token_id"] == [4] and (tmp_path / "outputs/run/export/merged/chat_template.jinja").exists()
 
@@ -517,6 +533,76 @@ def test_a_conversation_in_the_terminal_remembers_its_turns_until_it_is_reset(ca
     assert lines[1] == lines[4], "the first answer comes again after /reset"
     (alone,) = call("predict.py", "a film 3").out.splitlines()
     assert lines[1].strip() == alone
+
+
+def test_a_system_message_is_read_before_texts_and_in_a_conversation(call, chat_run, monkeypatch):
+    read, typed = [], iter(["a film 3", "/reset", "and now", "/exit"])
+    render = chat_tokens.render
+    monkeypatch.setattr(chat_tokens, "render", lambda messages, *a, **b: read.append(messages) or render(messages, *a, **b))
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    for flags, prompt in ((["a film 3"], "a film 3"), (["--chat"], "and now")):
+        assert call("predict.py", *flags, "--system", "wise").code == 0
+        assert say(("system", "wise"), ("user", prompt)) in read
+        read.clear()
+    refused = call("predict.py", "--file", "rows.jsonl", "--system", "wise")
+    assert refused.code == 2 and "its column system" in refused.err
+
+
+def test_without_a_template_each_line_of_a_conversation_is_answered_on_its_own(plain_model, monkeypatch):
+    plain, prompts = transformers.AutoTokenizer.from_pretrained(plain_model), []
+    plain.eos_token = "[SEP]"
+    monkeypatch.setattr(chat, "stream_text", lambda model, tokenizer, prompt, *others: prompts.append(prompt) or iter(()))
+    predictor = Predictor(chat.Chat(), torch.nn.Identity(), plain, Config(task="causal-lm", precision="float32"))
+    for messages in (say(*TURNS[:3]), say(TURNS[2])):
+        assert [*chat.Chat().stream(predictor, messages)] == []
+    assert prompts[0] == prompts[1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--top_p", "0.5"], "--top_p has no effect with temperature 0"),
+        (["--seed", "3"], "--seed has no effect with temperature 0"),
+        (["--temperature", "-1"], "--temperature -1.0 is out of range"),
+        (["--max_new_tokens", "0"], "--max_new_tokens 0 is out of range"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_a_conversation_begins(flags, message, call, chat_run, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("a line was read"))
+    refused = call("predict.py", "--chat", *flags)
+    assert refused.code == 2 and message in refused.err
+
+
+def test_prompts_that_are_cut_are_counted(call, chat_run):
+    answered = call("predict.py", "a film 3", "a film " * 40)
+    assert answered.code == 0 and "note: 1 of 2 prompts were cut to 32 tokens" in answered.err
+    assert "cut" not in call("predict.py", "a film 3").err
+
+
+def test_a_model_with_several_templates_and_idle_settings_of_sampling_is_trained_and_exported(
+    call, chat_flags, chat_model, tokenizer, tmp_path
+):
+    shutil.copytree(chat_model, tmp_path / "model")
+    tokenizer.chat_template = {"default": TEMPLATE, "tool_use": TEMPLATE}
+    (tmp_path / "model/chat_template.jinja").unlink()
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "model/generation_config.json").write_text(json.dumps(dict(temperature=0.6, top_p=0.9)))
+    trained = call("fine_tune.py", *chat_flags, "--num_train_epochs", 0.1, "--model_name", "model")
+    assert trained.code == 0, trained.err
+    exported = call("export.py", "--formats", "merged")
+    assert exported.code == 0, exported.err
+    settings = json.loads((tmp_path / "outputs/run/export/merged/generation_config.json").read_text())
+    assert settings["eos_token_id"] == [4] and not {"temperature", "top_p"} & {*settings}
+
+
+def test_tokens_that_the_model_lacks_are_refused(call, chat_flags, chat_model, tokenizer, tmp_path):
+    shutil.copytree(chat_model, tmp_path / "model")
+    tokenizer.add_tokens([f"<{i}>" for i in range(100)])
+    tokenizer.save_pretrained(tmp_path / "model")
+    write_lines(tmp_path / "rows.jsonl", [{"prompt": f"a film <{i}>", "completion": "great"} for i in range(100)])
+    refused = call("fine_tune.py", *chat_flags, "--model_name", "model")
+    assert refused.code == 2 and "save the model again after resize_token_embeddings" in refused.err, refused.err
+    assert not [*tmp_path.glob("outputs/*")]
 
 
 def test_an_answer_is_computed_in_the_same_precision_whether_streamed_or_in_a_batch(chat_model, tokenizer, monkeypatch):

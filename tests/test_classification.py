@@ -273,6 +273,18 @@ def test_long_names_are_shortened_and_can_be_told_apart():
     assert len({*short}) == 2 and max(map(len, short)) <= 36 and plots.shorten("age_limit") == "age_limit"
 
 
+def test_each_label_has_a_bar_and_a_name_in_the_legend(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    names = [f"{'a' * 20}{middle}{'b' * 20}" for middle in ("one", "two")]  # shortened, they are equal
+    plots.plot_by_label([dict(label=name, f1=0.5, n=10) for name in names], tmp_path / "bars.png")
+    assert len({bar.get_y() for bar in figures[0].axes[0].patches}) == 2
+    label = (np.array([0, 1, 1, 0]), np.array([0.1, 0.2, 0.9, 0.4]))
+    plots.plot_curves("roc", {"__label__pos": label, "neg": label}, tmp_path / "roc.png")
+    shown = [text.get_text() for text in figures[1].axes[0].get_legend().get_texts()]
+    assert [text.split()[0] for text in shown] == ["__label__pos", "neg"]
+
+
 def test_the_picture_of_calibration_is_drawn_without_predictions(tmp_path):
     nothing = {"expected_calibration_error": 0.0, "bins": []}
     plots.plot_reliability(nothing, nothing, tmp_path / "reliability.png")

@@ -446,3 +446,10 @@ def test_a_test_split_without_entities_is_evaluated(call, entity_flags, tmp_path
     results = json.loads((run / "metrics.json").read_text())
     assert (results["f1"], results["entities"], results["errors"]["missed"]) == (0, 0, 0)
     assert "Entity F1 0.00%" in (run / "report.html").read_text()
+
+
+def test_the_page_marks_the_words_of_a_list(monkeypatch):
+    entity = {"start": 0, "end": 2, "label": "ORG", "score": 0.9}
+    monkeypatch.setattr(Entities, "answers", lambda self, predictor, batch: {"entities": [[entity]]})
+    pieces, _ = Entities().widget_values(None, "['EU', 'rejects']")
+    assert ("EU", "ORG") in pieces and "".join(text for text, _ in pieces) == "EU rejects"

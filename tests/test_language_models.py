@@ -20,7 +20,7 @@ from finetuning.data.tokens import encode
 from finetuning.errors import UserError
 from finetuning.model.architectures import TESTED
 from finetuning.model.base import build_base, load_tokenizer
-from finetuning.model.generation import continue_text
+from finetuning.model.generation import check_options
 from finetuning.model.lora import add_lora
 from finetuning.results import metrics as results
 from finetuning.results.run_folder import open_run
@@ -130,6 +130,8 @@ def test_a_classifier_can_start_from_a_pretrained_and_merged_model(method, bert,
     assert [len(guesses) for guesses in words] == [5, 5], "what app.py shows"
     missing = call("predict.py", "no word is masked")
     assert missing.code == 2 and "[MASK]" in missing.err
+    with pytest.raises(UserError, match=r"The text can't be answered: it has no \[MASK\]"):
+        answers.run.task.widget_values(answers.predictor, "no word is masked")
     cut = call("predict.py", f"we [MASK] {'every minute ' * 60}[MASK]")
     assert cut.code == 2 and "a [MASK] after them: shorten it" in cut.err
     exported = call("export.py", run, "--formats", "merged")
@@ -315,7 +317,7 @@ def test_an_encoder_which_would_see_the_tokens_that_it_predicts_is_refused(bert,
 def test_an_option_out_of_range_is_refused(option):
     name, value = option.split()
     with pytest.raises(UserError, match=f"--{name} .* out of range"):
-        continue_text(None, None, [], CausalLM.options | {name: float(value)})
+        check_options(CausalLM.options | {name: float(value)}, [name])
 
 
 def test_empty_rows_are_left_out_and_the_others_keep_their_numbers(tmp_path):

@@ -302,3 +302,7 @@ def test_a_comparison_on_one_row_is_printed_without_an_interval(capsys):
     console.show_comparison(SimpleNamespace(metrics=(ACCURACY,)), ("a", "b"), [result], Path("differences.csv"))
     printed = capsys.readouterr().out
     assert "-1.0000" in printed and " to " not in printed
+
+
+def test_a_right_answer_of_one_word_has_a_chrf_of_100():
+    assert bleu.sentence_chrf(["no", "Paris", "42"], [["no"], ["London", "Paris"], ["42"]]) == [100, 100, 100]

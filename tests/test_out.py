@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset, Features, Json, List, Value
@@ -20,6 +21,7 @@ from finetuning import tasks
 from finetuning.disk import remove_reserved
 from finetuning.ending import exit_cleanly, shows_unicode
 from finetuning.errors import UserError
+from finetuning.results import report
 from finetuning.task import Converses
 from finetuning.training import progress
 from finetuning.use import predicting
@@ -246,3 +248,10 @@ def test_characters_that_the_terminal_lacks_are_escaped(monkeypatch):
     text, answer = sys.stdout.buffer.getvalue().decode("cp1252").splitlines()
     assert text == r"é \U0001f600 \udce9" and json.loads(answer) == "é 😀"
     assert sys.stderr.buffer.getvalue() == rb"error: \U0001f600" + b"\n"
+
+
+def test_a_carriage_return_does_not_end_a_row_of_a_csv_file(tmp_path):
+    frame = pd.DataFrame({"row": [0, 1], "text": ["a\rb", 'c\r\n"d"'], "chrf": [0.5, 1.0]})
+    report.write_csv(tmp_path / "errors.csv", np.arange(2), lambda positions: frame.iloc[positions])
+    with (tmp_path / "errors.csv").open(newline="") as file:
+        assert [*csv.reader(file)] == [["row", "text", "chrf"], ["0", "a\rb", "0.5"], ["1", 'c\r\n"d"', "1.0"]]

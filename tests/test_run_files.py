@@ -12,9 +12,13 @@ import pytest
 import torch
 import transformers
 from conftest import as_flags
+from datasets import Dataset
 from forked import FLAGS
 from safetensors.torch import load_file, save_file
 
+from config import Config
+from finetuning import tasks
+from finetuning.cli import check
 from finetuning.errors import UserError
 from finetuning.fingerprints import seal
 from finetuning.results import run_folder
@@ -256,3 +260,18 @@ def test_without_a_name_the_run_that_finished_or_started_last_is_taken(tmp_path)
     for find, message in ((run_folder.newest_run, "no finished run"), (run_folder.newest_unfinished, "no unfinished run")):
         with pytest.raises(UserError, match=message):
             find(tmp_path / "empty")
+
+
+def test_a_finished_run_opens_after_the_defaults_were_edited(monkeypatch):
+    for name, value in dict(lora_dropout=0.1, length_warmup=0.5, max_new_tokens=64).items():
+        monkeypatch.setattr(Config, name, value)
+    stored = dict(lora_dropout=0.0, length_warmup=0.67, max_new_tokens=128)
+    check(Config(method="full", **stored))
+    pairs = Config(text_pair_column="other", **stored)
+    tasks.pick(pairs)
+    with pytest.raises(UserError, match="length_warmup=0.67 is not for pairs of texts"):
+        tasks.pick(pairs, given=["length_warmup"])
+    texts, rows = Config(task="causal-lm", text_column="text", **stored), Dataset.from_dict({"text": []})
+    tasks.pick(texts).settle(rows, texts)
+    with pytest.raises(UserError, match="max_new_tokens is for prompts and answers"):
+        tasks.pick(texts).settle(rows, texts, given=["max_new_tokens"])

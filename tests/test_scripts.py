@@ -308,6 +308,9 @@ def test_a_search_changes_the_loss_too_and_refuses_settings_of_the_rows(call, ti
     monkeypatch.setattr(space, {"learning_rate": (1e-4, 1e-2), "max_length": [16, 32]})
     refused = call("fine_tune.py", *tiny_flags, "--search", 1)
     assert refused.code == 2 and "SEARCH_SPACE in config.py has max_length" in refused.err
+    monkeypatch.setattr(space, {"class_weights": ["balanced"]})
+    refused = call("fine_tune.py", *tiny_flags, "--task", "masked-lm", "--search", 1)
+    assert refused.code == 2 and "class_weights=balanced is not for masked-lm" in refused.err
     monkeypatch.setattr(space, {"gradient_accumulation_steps": [100]})
     refused = call("fine_tune.py", *tiny_flags, "--search", 1)
     assert refused.code == 2 and "gradient_accumulation_steps=100" in refused.err, "a trial is checked as a run is"

@@ -1,6 +1,7 @@
 """A single run of the tracker has the settings, losses and test metrics; the tracker's own library reads them back."""
 
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -40,11 +41,13 @@ def trackio(folder) -> tuple[dict, dict]:
 def test_settings_losses_and_test_metrics_arrive_in_a_single_tracker_run(tracker, call, tiny_flags, tmp_path, monkeypatch):
     pytest.importorskip(tracker.__name__)
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("WANDB_LOG_MODEL", "checkpoint")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "an earlier run in this process"))
     trained = call("fine_tune.py", *tiny_flags, "--num_train_epochs", "2", "--report_to", tracker.__name__)
     assert trained.code == 0, trained.err
     evaluated = call("evaluate.py")
     assert evaluated.code == 0, evaluated.err
+    assert os.environ["WANDB_LOG_MODEL"] == "checkpoint", "as the user has set it"
     metrics = json.loads((tmp_path / "outputs" / "run" / "metrics.json").read_text())
     settings, numbers = tracker(tmp_path)
     assert float(settings["learning_rate"]) == 0.01 and str(settings["target_modules"]) == "all-linear"

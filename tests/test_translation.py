@@ -653,7 +653,8 @@ def test_columns_that_are_swapped_in_one_split_are_refused(tmp_path):
         (["--augmentation", "crop"], "augmentation=crop is not for translation"),
         (["--task", "text-classification"], "source_column=low is not for single_label_classification"),
         (["--num_beams", 0], "num_beams=0 is out of range"),
-        (["--truncation", "error", "--max_length", 8], "tokens is longer than max_length=8"),
+        (["--truncation", "error", "--max_length", 8], "row 0 of split train: a text of 12 tokens is longer than max_length=8"),
+        (["--truncation", "head+tail"], "truncation=head+tail would leave out the middle of a sentence"),
     ],
 )
 def test_bad_settings_are_refused(flags, message, marian, pairs, call):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import huggingface_hub
 import numpy as np
@@ -15,7 +16,7 @@ from huggingface_hub import ModelCard
 from scipy.stats import binomtest
 
 from config import Config
-from finetuning import tasks
+from finetuning import processes, tasks
 from finetuning.errors import UserError
 from finetuning.results import cards, run_folder
 from finetuning.use import explaining, predicting
@@ -111,6 +112,15 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", address)
         monkeypatch.setattr(cards, "hub_answers", lambda: True)
         yield address, created, uploaded
+
+
+def test_all_processes_ask_together_whether_the_hub_answers(monkeypatch):
+    """If the first one asked alone, the others would take its question for the address that they wait for."""
+    asked = []
+    monkeypatch.setattr(processes, "PartialState", lambda: SimpleNamespace(is_main_process=False))
+    monkeypatch.setattr(processes, "broadcast_object_list", lambda outcome: outcome.__setitem__(0, "address"))
+    monkeypatch.setattr(cards, "hub_answers", lambda: asked.append(True) or True)
+    assert cards.push_to_hub({}, "me/name", private=False, message="") == "address" and asked == [True]
 
 
 def test_nothing_private_is_uploaded_to_a_public_repository(hub, tmp_path):
@@ -231,7 +241,7 @@ def test_a_bad_file_is_refused_and_nothing_is_written(run, call, tmp_path):
 @pytest.mark.parametrize("task", tasks.TASKS, ids=lambda task: task.problem_type or task.name)
 def test_every_task_refuses_numbers_as_texts(task):
     columns = task.input_columns(["n"], Config(task=task.name), "n")
-    with pytest.raises(UserError, match="text 1 .*(2.5, which is no text: set --text_column|a number is neither a text nor)"):
+    with pytest.raises(UserError, match="text 1 .*(2.5, which is no text: set --text_column|a number, which is neither a text nor)"):
         predicting.check_rows(task, Dataset.from_dict({"n": [2.5]}), columns)
 
 

@@ -105,7 +105,8 @@ def _messages_of(value: Any, role: str) -> Messages:
     if value is None or isinstance(value, str):
         return [{"role": role, "content": value.strip()}] if value and value.strip() else []
     if not isinstance(value, Sequence) or not all(isinstance(message, dict) for message in value):
-        raise ValueError(f"{_kind(value)} is neither a text nor a list of messages")
+        part = {"user": "prompt", "assistant": "answer", "system": "system message"}[role]
+        raise ValueError(f"its {part} is {_kind(value)}, which is neither a text nor a list of messages")
     return [_message_of(message) for message in value]
 
 
@@ -121,9 +122,10 @@ def conversation_of_text(text: str) -> list[dict] | None:
 
 def _kind(value: Any) -> str:
     """Return what a value is, for an error without the value itself: rows with equal errors are counted together."""
-    names = {str: "text", bool: "truth value", int: "number", float: "number", dict: "dictionary", list: "list"}
-    name = names.get(type(value), type(value).__name__)
-    return f"a list of {names.get(type(value[0]), 'other value')}s" if isinstance(value, list) and value else f"a {name}"
+    names = {str: "a text", bool: "a truth value", int: "a number", float: "a number", dict: "an object", list: "a list"}
+    if isinstance(value, list) and value:
+        return f"a list of {names.get(type(value[0]), 'a value').partition(' ')[2]}s"
+    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
 
 
 def _message_of(message: dict) -> dict[str, str]:

@@ -54,8 +54,7 @@ def encode_labels(raw: dict[str, Dataset], column: str, named: bool = False) -> 
     for split, labels in columns.items():
         has_several = (len(value or []) > 1 for value in labels.values)
         labels.refuse(column, split, has_several, f"several labels: {SET_MULTI_LABEL}, or give one label for each text")
-    known, names = _known(raw["train"].features[column], columns, column, named)
-    positions = {label: i for i, label in enumerate(known)}
+    positions, names = _known(raw["train"].features[column], columns, column, named)
     codes = {
         split: labels.per_row((positions.get(value[0], -1) if value else -1 for value in labels.values), -1)
         for split, labels in columns.items()
@@ -71,8 +70,8 @@ def encode_labels(raw: dict[str, Dataset], column: str, named: bool = False) -> 
     return Encoded(codes, names, [*remarks, *_notes_on_names(names, column)])
 
 
-def _known(feature: Any, columns: dict[str, Distinct], column: str, named: bool = True) -> tuple[list, list[str]]:
-    """Return the labels of train, sorted, or the class numbers of a `ClassLabel` column; and their names.
+def _known(feature: Any, columns: dict[str, Distinct], column: str, named: bool = True) -> tuple[dict, list[str]]:
+    """Return the positions of the labels of train, sorted, or of the class numbers of a `ClassLabel` column; and their names.
 
     They are sorted by number if all labels are texts of whole numbers. Raise `UserError` for too many classes, unless the column is
     `named`, and for a label that train lacks.
@@ -91,7 +90,7 @@ def _known(feature: Any, columns: dict[str, Distinct], column: str, named: bool 
         if unknown := labels[split] - {*known}:
             absent, present = (listed([repr(str(label)) for label in part]) for part in (sorted(unknown), known))
             raise UserError(f"label_column={column}: split {split} has labels that train lacks: {absent}; train has {present}")
-    return known, names
+    return {label: i for i, label in enumerate(known)}, names
 
 
 def holds_several(train: Dataset, column: str) -> bool:
@@ -213,10 +212,10 @@ def encode_label_lists(raw: dict[str, Dataset], column: str) -> Encoded:
         names = [f"label_{i}" for i in range(length)]
         note = f"label_column={column}: lists of 0 and 1 have a position for each label; the labels are called {names[0]} to {names[-1]}"
         return Encoded(vectors, names, [*remarks, note])
-    known, names = _known(feature, columns, column)
+    positions, names = _known(feature, columns, column)
     if len(names) < 2:
         raise UserError(f"label_column={column}: train has fewer than two labels, {names}: set it to the column with the labels")
-    positions, encoded = {label: i for i, label in enumerate(known)}, {}
+    encoded = {}
     for split, (values, codes) in columns.items():
         vectors = np.zeros((len(values) + 1, len(names)), dtype=np.float32)  # the last one is for rows without a value
         for i, value in enumerate(values):

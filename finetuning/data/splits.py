@@ -36,6 +36,7 @@ class Split:
     labels: np.ndarray  # (rows,) int64, (rows, labels), or other values per row that the task keeps in memory
     hashes: np.ndarray  # (rows,) uint64, equal for equal texts
     groups: np.ndarray | None = None  # (rows,) int64, equal for rows that belong together; None: each row is alone
+    name: str = "train"  # of `raw`
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -47,7 +48,7 @@ class Split:
     def select(self, positions: Sequence[int]) -> "Split":
         """Return the rows at these positions."""
         groups = None if self.groups is None else self.groups[positions]
-        return Split(self.raw, self.rows[positions], self.labels[positions], self.hashes[positions], groups)
+        return Split(self.raw, self.rows[positions], self.labels[positions], self.hashes[positions], groups, self.name)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     raw = {name: dataset[official_name] for name, official_name in official_names.items()}
     for name, rows in raw.items():
         check_classes(f"dataset_name={config.dataset_name}, split {name}", raw["train"].features, rows.features)
-    task, config = task.settle(raw["train"], config)
+    task, config = task.settle(raw["train"], config, given)
     columns = task.columns(raw["train"].column_names, config)
     check_columns(raw, columns, official_names, source, config)
     check_no_split_column(raw, columns, config)
@@ -128,7 +129,7 @@ def _as_split(frame: pd.DataFrame, split: str, all_rows: Rows) -> Split:
     """Return the rows of a frame. `split` is the split of the data set that they come from."""
     rows = frame.index.to_numpy(np.int64)
     groups = frame.group.to_numpy() if "group" in frame else None
-    return Split(all_rows.columns[split], rows, all_rows.labels[split][rows], frame.hash.to_numpy(), groups)
+    return Split(all_rows.columns[split], rows, all_rows.labels[split][rows], frame.hash.to_numpy(), groups, split)
 
 
 def flat(dataset: DatasetDict) -> DatasetDict:
@@ -274,17 +275,17 @@ def usable(
     problems, kept = [], {}
     for name, frame in frames.items():
         frame, split_name = frame[~frame.left_out], official_names[name]
+        other_split = "" if name == "train" else f", or {name}_split to a split that has them"
         if (frame.problem == f"with {task.empty_text}").all():
             settings = " or ".join(f"{column}_column" for column in columns if f"{column}_column" in TEXT_SETTINGS)
             raise UserError(
-                f"{settings}: all rows of split {split_name} have {task.empty_text}: set it to the column with the texts"
+                f"{settings}: all rows of split {split_name} have {task.empty_text}: set it to the column with the texts{other_split}"
             )
         lacks_label = ~frame.labelled & task.complete_rows_only
         if lacks_label.all():
-            alternative = "" if name == "train" else f", or {name}_split to a split that has labels"
             raise UserError(
                 f"label_column={columns['label']}: split {split_name} has no label in it: set label_column to the column with the "
-                f"labels{alternative}"
+                f"labels{other_split}"
             )
         problem = frame.problem.mask(lacks_label & (frame.problem == ""), "without a label")
         for text, rows in frame.index[problem != ""].groupby(problem[problem != ""]).items():
@@ -294,7 +295,9 @@ def usable(
         remedy = "correct them, or set on_bad_rows to skip, which leaves these rows out"
         raise UserError(f"{'; '.join(problems[:MAX_PROBLEMS])}: {remedy}")
     if empty := [official_names[name] for name, frame in kept.items() if frame.empty]:
-        raise UserError(f"split {empty[0]} has no row with both a text and a label: check text_column and label_column")
+        raise UserError(
+            f"no row of split {empty[0]} can be used: {'; '.join(problems[:MAX_PROBLEMS])}: check that the right columns are read"
+        )
     return kept, [f"{problem}: left out" for problem in problems]
 
 

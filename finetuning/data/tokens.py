@@ -71,7 +71,7 @@ def encode(task: Task, split: Split, tokenizer: PreTrainedTokenizerBase, config:
         try:
             examples = task.tokenize(batch, tokenizer, config)
         except BadRow as error:
-            raise UserError(f"row {split.rows[positions[error.position]]}: {error}") from error
+            raise UserError(f"row {split.rows[positions[error.position]]} of split {split.name}: {error}") from error
         if "rows" in examples:
             examples["rows"] = [[positions[0] + row for row in rows] for rows in examples["rows"]]
         return examples
@@ -99,6 +99,7 @@ def tokenize_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, config:
     """Return the token ids of each text, at most `max_length`, and the number of tokens before truncation, (texts,)."""
     first, last = map(len, special_tokens(tokenizer))
     rows = [*whole_ids(texts, tokenizer)]
+    refuse_long([*map(len, rows)], config)
     ids = [truncate(row, config.max_length, config.truncation, first, last) for row in rows]
     return ids, np.array([*map(len, rows)])
 
@@ -140,15 +141,21 @@ def start_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
+def refuse_long(lengths: list[int], config: Config) -> None:
+    """Raise `BadRow` for the first of these numbers of tokens above `max_length`, if `truncation` is "error"."""
+    if config.truncation == "error" and (long := [row for row, length in enumerate(lengths) if length > config.max_length]):
+        raise BadRow(
+            f"a text of {lengths[long[0]]} tokens is longer than max_length={config.max_length}: raise it, or set truncation to head",
+            long[0],
+        )
+
+
 def truncate(ids: list[int], max_length: int, side: str, first: int = 1, last: int = 1) -> list[int]:
     """Return at most `max_length` ids: the head, the tail, or both (head+tail: a quarter and the rest, as in arXiv 1905.05583).
 
-    The `first` special tokens at the start and the `last` ones at the end are always kept. Raise `UserError` for a longer text if
-    `side` is "error".
+    The `first` special tokens at the start and the `last` ones at the end are always kept.
     """
     if len(ids) <= max_length:
         return ids
-    if side == "error":
-        raise UserError(f"a text of {len(ids)} tokens is longer than max_length={max_length}: raise it, or set truncation to head")
     head = {"head": max_length - last, "tail": first, "head+tail": max_length // 4}[side]
     return [*ids[:head], *ids[len(ids) - (max_length - head) :]]

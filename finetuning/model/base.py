@@ -2,9 +2,11 @@
 
 import copy
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute
 import torch
 from tokenizers import normalizers
 from transformers import (
@@ -19,7 +21,9 @@ from transformers import (
 )
 
 from config import Config
+from finetuning.data.cache import read_column
 from finetuning.data.sources import Source
+from finetuning.data.tokens import Tokens
 from finetuning.errors import UserError, require_installed
 from finetuning.model import four_bits
 from finetuning.model.architectures import FIRST_POSITIONS, TESTED
@@ -81,6 +85,8 @@ def load_tokenizer(task: Task, source: Source, config: Config) -> PreTrainedToke
         tokenizer = AutoTokenizer.from_pretrained(source.path, **options)
     except Exception as error:  # the library tokenizers raises plain Exceptions
         raise _not_loaded(source, "tokenizer that transformers can load", error) from error
+    if isinstance(tokenizer.chat_template, dict):  # named templates; those for tools and the like are not used
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     if task.tokenizer_options.get("add_prefix_space") and tokenizer.is_fast:
         words = tokenizer([["b", "a"]], is_split_into_words=True, add_special_tokens=False)["input_ids"][0]
         if words != tokenizer("b a", add_special_tokens=False)["input_ids"]:  # transformers ignores the option for ModernBERT's
@@ -173,6 +179,18 @@ def build_base(
         for output_bias in fitting[-1:]:  # a decoder has none; another layer of the head may have as many numbers, but comes before
             output_bias.data.copy_(torch.as_tensor(bias))
     return model
+
+
+def check_vocabulary(model: torch.nn.Module, tokens: Iterable[Tokens]) -> None:
+    """Raise `UserError` if the texts have tokens that the model lacks, as after tokens were added to the tokenizer alone."""
+    n_known = model.get_input_embeddings().num_embeddings
+    columns = (read_column(split.inputs, "input_ids") for split in tokens)
+    largest = max(pyarrow.compute.max(pyarrow.compute.list_flatten(column)).as_py() for column in columns)
+    if largest >= n_known:
+        raise UserError(
+            f"model_name: the tokenizer writes token {largest}, but the model has only {n_known} tokens: use the tokenizer that belongs "
+            "to the model, or save the model again after resize_token_embeddings"
+        )
 
 
 def _is_pretrained(name: str, model: torch.nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 
 import torch
@@ -15,9 +15,8 @@ def continue_text(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, pr
     """Return the text with which a causal language model continues a prompt, given as token ids.
 
     `options` are `max_new_tokens`, `temperature`, `top_p` and `seed`. Temperature 0 always takes the most probable token. If the
-    prompt is longer than the model can read, only its end is read. Raise `UserError` for options out of range.
+    prompt is longer than the model can read, only its end is read.
     """
-    check_options(options)
     batch = _batch(model, prompt, options)
     set_seed(options["seed"])
     with torch.no_grad():
@@ -38,8 +37,8 @@ def stream_text(
 ) -> Iterator[str]:
     """Yield the answer to a prompt in pieces, as the model writes it in another thread.
 
-    `ends` are the tokens that end the answer. `options` are those of `continue_text`, and the caller has checked them. `precision` is
-    the context in which the model computes. If the caller stops early, so does the model.
+    `ends` are the tokens that end the answer. `options` are those of `continue_text`. `precision` is the context in which the model
+    computes. If the caller stops early, so does the model.
     """
     streamer, stopped, errors = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True), threading.Event(), []
     batch = _batch(model, prompt, options)
@@ -83,7 +82,8 @@ def generate(
     else:
         sampling = dict(do_sample=False)
     settings = dict(max_new_tokens=options["max_new_tokens"], pad_token_id=tokenizer.pad_token_id, eos_token_id=ends, num_beams=1)
-    return model.generate(**batch, **settings, **sampling, use_cache=True, **arguments)
+    # `stop_strings` in the model's generation_config.json need the tokenizer
+    return model.generate(**batch, **settings, **sampling, tokenizer=tokenizer, use_cache=True, **arguments)
 
 
 def _batch(model: torch.nn.Module, prompt: list[int], options: dict) -> dict[str, torch.Tensor]:
@@ -100,8 +100,8 @@ def longest_prompt(model: torch.nn.Module, options: dict) -> int:
     return positions - options["max_new_tokens"] if positions else sys.maxsize
 
 
-def check_options(options: dict) -> None:
-    """Raise `UserError` for options out of range."""
+def check_options(options: dict, given: Iterable[str]) -> None:
+    """Raise `UserError` for options out of range, and for `given` ones without effect."""
     for name, valid, requirement in (
         ("max_new_tokens", options["max_new_tokens"] >= 1, "at least 1"),
         ("temperature", 0 <= options["temperature"] < float("inf"), "0 or more"),
@@ -110,6 +110,8 @@ def check_options(options: dict) -> None:
     ):
         if not valid:
             raise UserError(f"--{name} {options[name]} is out of range: it must be {requirement}")
+    if not options["temperature"] and (idle := sorted({"seed", "top_p"} & {*given})):
+        raise UserError(f"--{idle[0]} has no effect with temperature 0: add --temperature, such as 0.8, or leave it out")
 
 
 def fill_masks(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, text: list[int], n: int) -> list[list[dict]]:

@@ -88,7 +88,7 @@ def _card(run: Run, metrics: dict | None, code: str, exports: dict | None = None
         remark=metrics and run.task.remark(metrics),
         code=code,
         exports=exports,
-        pipeline=exports and run.task.pipeline(run.config),
+        pipeline=exports and run.calibration.get("has_template", True) and run.task.pipeline(run.config),
     )
     return ModelCard(printable(content) + "\n")
 
@@ -105,7 +105,6 @@ def _result(run: Run, metrics: dict, name: str) -> EvalResult:
     )
 
 
-@by_first
 def push_to_hub(files: dict[str, Path], repo: str, private: bool, message: str) -> str:
     """Upload files to a repository on the Hub and return its address. Raise `UserError` if that fails.
 
@@ -115,6 +114,11 @@ def push_to_hub(files: dict[str, Path], repo: str, private: bool, message: str) 
         raise UserError(
             f"push_to_hub={repo}: the Hugging Face Hub does not answer, so nothing was uploaded; the files here are complete"
         )
+    return _upload(files, repo, private, message)
+
+
+@by_first
+def _upload(files: dict[str, Path], repo: str, private: bool, message: str) -> str:
     try:
         url = huggingface_hub.create_repo(repo, private=private or None, exist_ok=True)
         if private and not huggingface_hub.repo_info(url.repo_id).private:

@@ -81,8 +81,8 @@ def describe(run: Run, model: Source, data: Data, seconds: float) -> dict:
 def sections_of(run: Run, evaluation: Evaluation) -> list[report.Section]:
     """Return the sections of the report page: those of the task, with the metrics in the first, and two that all tasks have."""
     first, *others = run.task.report(evaluation)
-    results, unseen, metric = evaluation.metrics, evaluation.metrics.get("unseen"), run.task.metrics[0]
-    if unseen and unseen["n"] < len(evaluation.split):
+    results, unseen, metric = evaluation.metrics, evaluation.metrics["unseen"], run.task.metrics[0]
+    if unseen["n"] < len(evaluation.split):
         n = len(evaluation.split) - unseen["n"]
         without = (
             f"without them, {metric.name} is {metric.show(unseen[metric.name])}" if unseen["n"] else "no text is new to the model"

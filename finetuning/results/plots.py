@@ -16,6 +16,8 @@ MAX_BARS = 30  # in the plot of F1 by label
 MAX_CURVES = 10  # in a plot of curves, one per label
 MAX_LEGEND_LINES = 5  # inside the axes of a plot of curves; a longer legend is below
 MAX_NAME_LENGTH = 36  # characters of a label's name
+# Fonts with Chinese, Japanese and Korean letters, which Matplotlib's own font lacks: on Linux, Windows and macOS.
+MORE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS")
 MAX_INCHES = 13.2  # width and height of a plot: 1,980 pixels
 
 
@@ -103,7 +105,8 @@ def plot_curves(kind: str, by_label: dict[str, tuple[np.ndarray, np.ndarray]], p
     areas = {name: area(*arrays) for name, arrays in by_label.items() if arrays[0].any() and not arrays[0].all()}
     figure, axes = subplots(figsize=(5.4, 5.4))
     for name in sorted(areas, key=areas.get)[:MAX_CURVES]:
-        display.from_predictions(*by_label[name], name=shorten(name), ax=axes, plot_chance_level=len(areas) == 1)
+        shown = f"{' ' * name.startswith('_')}{shorten(name)}"  # Matplotlib leaves names that begin with _ out of a legend
+        display.from_predictions(*by_label[name], name=shown, ax=axes, plot_chance_level=len(areas) == 1)
     if (legend := axes.get_legend()) and len(areas) > MAX_LEGEND_LINES:
         legend.remove()
         figure.set_size_inches(5.4, 5.4 + 0.2 * min(len(areas), MAX_CURVES))
@@ -163,9 +166,9 @@ def plot_by_label(labels: list[dict], path: Path) -> None:
     drawn = [label for label in labels if label in lowest]
     figure, axes = subplots(figsize=(6.4, 1.2 + 0.35 * len(drawn)))
     names = [f"{shorten(label['label'])} (n = {label['n']:,})" for label in drawn]
-    axes.barh(names, [label["f1"] for label in drawn], color="tab:blue")
-    for name, label in zip(names, drawn, strict=True):
-        axes.annotate(f"{label['f1']:.3f}", (label["f1"], name), (4, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.barh(range(len(drawn)), [label["f1"] for label in drawn], tick_label=names, color="tab:blue")
+    for position, label in enumerate(drawn):
+        axes.annotate(f"{label['f1']:.3f}", (label["f1"], position), (4, 0), textcoords="offset points", va="center", fontsize=9)
     selection = f" (the {len(drawn)} of {len(labels)} labels with the lowest F1)" if len(drawn) < len(labels) else ""
     axes.set(xlabel=f"F1{selection}", xlim=(0, 1.1))
     axes.invert_yaxis()
@@ -176,8 +179,10 @@ def subplots(rows: int = 1, columns: int = 1, sharex: bool = False, sharey: bool
     """Return a figure and its axes. Matplotlib is imported only here, so that predict.py does not wait for it."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import fontManager
 
     matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a dollar sign
+    matplotlib.rcParams["font.family"] = ["DejaVu Sans", *sorted({*MORE_FONTS} & {*fontManager.get_font_names()})]
     figure = Figure(layout="constrained", **options)
     return figure, figure.subplots(rows, columns, sharex=sharex, sharey=sharey)
 

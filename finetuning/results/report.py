@@ -1,6 +1,7 @@
 """report.html: the data from which it is rendered, and the rendering into one file that contains its pictures."""
 
 import base64
+import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,4 +105,5 @@ def write_csv(path: Path, positions: np.ndarray, lines_of: Callable[[np.ndarray]
     """Write the lines that `lines_of` returns for `positions`, some at a time, as all their texts may not fit into memory."""
     for start in range(0, max(len(positions), 1), ROWS_AT_A_TIME):
         lines = lines_of(positions[start : start + ROWS_AT_A_TIME])
-        lines.to_csv(path, mode="a", header=start == 0, index=False)
+        # all texts in quotation marks: pandas would not quote one with a carriage return, which ends a row for readers
+        lines.to_csv(path, mode="a", header=start == 0, index=False, quoting=csv.QUOTE_NONNUMERIC)

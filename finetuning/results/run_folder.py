@@ -268,7 +268,9 @@ def find_base_model(run: Run) -> Source:
     """Return the base model of a run. Raise `UserError` if its weights, config or tokenizer have changed since training."""
     source = find_model(run.config.model_name, run.origins["model"])
     if source.sha256 != run.record["model"]["sha256"]:
-        raise UserError(f"{run.folder}: the adapter was trained on another base model; the weights in {source.path} are different")
+        raise UserError(
+            f"{run.folder}: the adapter was trained on another base model; the weights in {source.path} are different: restore them, or train again"
+        )
     files, template = fingerprints.of_model_settings(Path(source.path)), run.folder / "adapter" / "chat_template.jinja"
     saved = {template.name: sha256(template)} if template.is_file() and template.name in files else {}  # older records lack it
     if differing := sorted({name for name, _ in files.items() ^ (saved | run.record["model"]["files"]).items()}):

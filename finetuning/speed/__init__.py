@@ -5,12 +5,12 @@ precision      choose bf16 or float32, and settings for the machine  everywhere
 (this file)    store frozen weights in bf16                          `prepare` in this file
 fused_lora     compute LoRA's update in one autograd node            `prepare` in this file
 memory         keep freed memory from step to step                   `prepare` in this file, training/
-(this file)    merge LoRA into float32 weights before predicting     evaluate.py; use/predicting.py, `load_engine`
+(this file)    merge LoRA into float32 weights before predicting     evaluate.py; `load_engine` in use/predicting.py; use/exporting.py
 attention      attention with a fast backward pass on a CPU          model/base.py, `build_base`
 cuda_graphs    record training steps as CUDA graphs                  training/trainer.py, `build_trainer`
 beam_search    beam search for translation                           training/writing.py, `translate`
 greedy_search  greedy search for answers to prompts                  training/writing.py, `write_answers`
-openvino       predict with OpenVINO instead of PyTorch              use/predicting.py, `pick_engine`
+openvino       predict with OpenVINO instead of PyTorch              use/predicting.py, `load_engine`
 """
 
 import torch

@@ -11,9 +11,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from finetuning.errors import shorten
 from finetuning.speed.attention import ATTENTION
 
 TOLERANCE = 0.25  # the largest allowed difference from PyTorch's logits, in bf16
+MAX_REASON = 200  # characters of OpenVINO's error in a note
 
 
 class OpenVino(torch.nn.Module):
@@ -41,8 +43,8 @@ class OpenVino(torch.nn.Module):
                 return np.array(compiled({name: ids.cpu().numpy() for name, ids in batch.items()})[0])
 
             logits = compute(batch)
-        except Exception:  # for example Mixtral; the errors of OpenVINO have no class in common
-            problem = "can't compute this model"
+        except Exception as error:  # for example Mixtral; the errors of OpenVINO have no class in common
+            problem = f"can't compute this model ({shorten(str(error), MAX_REASON)})"
         else:
             same_shape = logits.shape == expected.shape
             if same_shape and (self.calibration_batches or np.allclose(logits, expected, atol=TOLERANCE)):

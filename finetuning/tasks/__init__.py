@@ -39,5 +39,5 @@ def pick(config: Config, given: Collection[str] = ()) -> Task:
     if config.metric_for_best_model not in (None, *names):
         metric = f"metric_for_best_model={config.metric_for_best_model}"
         raise UserError(f"{metric} is not known for {config.task}: set it to one of {', '.join(names)}")
-    task.check(config)
+    task.check(config, given)
     return task

@@ -1,6 +1,6 @@
 """A decoder continues texts in the style of its training texts. If the data hold prompts and answers, the task is that of chat.py."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from datasets import Dataset, Features, Value
@@ -44,20 +44,19 @@ class CausalLM(LanguageModel):
     def fits(self, config: Config) -> bool:
         return super().fits(config) and config.prompt_column is None
 
-    def settle(self, train: Dataset, config: Config) -> tuple[Task, Config]:
+    def settle(self, train: Dataset, config: Config, given: Collection[str] = ()) -> tuple[Task, Config]:
         """Return this task if a column of texts is named or if there are no prompts; else the task for prompts and answers."""
         columns = find_chat_columns(train.column_names, config)
         if config.text_column or not columns:
-            for name in ("completion_column", "completion_only_loss", "max_new_tokens"):
-                if getattr(config, name) != getattr(Config, name):
-                    raise UserError(
-                        f"{name} is for prompts and answers: set prompt_column to the column of the prompts, or leave it out"
-                    )
+            if unread := sorted({"completion_column", "completion_only_loss", "max_new_tokens"} & {*given}):
+                raise UserError(
+                    f"{unread[0]} is for prompts and answers: set prompt_column to the column of the prompts, or leave it out"
+                )
             if not config.text_column:  # no column may have a usual name
                 find_column("text_column, or prompt_column and completion_column,", None, TEXT_COLUMNS, train.column_names)
             return self, config
         config = replace(config, prompt_column=columns["prompt"], completion_column=columns.get("completion"))
-        Chat().check(config)
+        Chat().check(config, given)
         return Chat(), config
 
     def blocks(self, ids: list[int], tokenizer: PreTrainedTokenizerBase, config: Config) -> Iterator[tuple[list[int], list[int]]]:

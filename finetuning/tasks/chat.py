@@ -1,8 +1,9 @@
 """Answers to prompts, and conversations: a decoder learns to write the messages of the assistant."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -17,13 +18,13 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, set_seed
 from config import Config
 from finetuning.data import chats
 from finetuning.data.cache import read_column
-from finetuning.data.chat_tokens import encode, end_tokens, prompt_ids
+from finetuning.data.chat_tokens import encode, end_tokens, prompt_ids, render
 from finetuning.data.content import as_rows
 from finetuning.data.splits import Split
 from finetuning.data.text import TEXT_COLUMNS, find_column
 from finetuning.data.tokens import Tokens
 from finetuning.errors import BadRow, UserError, shorten
-from finetuning.model.generation import check_options, longest_prompt, stream_text
+from finetuning.model.generation import longest_prompt, stream_text
 from finetuning.results import answers as written
 from finetuning.results import bleu
 from finetuning.results.report import MAX_EXAMPLES, MAX_LINE_CHARACTERS, Example, Section, lines_of_rows
@@ -33,6 +34,7 @@ from finetuning.tasks.language_model import PERPLEXITY, TokenTask
 from finetuning.training.prediction import Predictor
 from finetuning.training.writing import write_answers
 
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 MAX_CONVERSATION_CHARACTERS = 1_200  # of the conversation that is printed before training
 
 
@@ -63,7 +65,8 @@ class Chat(TokenTask, Converses):
     token_settings = ("max_length", "completion_only_loss")
     prediction_column = "answer"
     empty_text = "an empty prompt or answer"
-    options = dict(max_new_tokens=None, temperature=0.0, top_p=1.0, seed=0)  # None: as in the run's config
+    # the run's own max_new_tokens replaces this one
+    options = dict(max_new_tokens=Config.max_new_tokens, temperature=0.0, top_p=1.0, seed=0)
     answer_features = Features({"answer": Value("string")})
     examples = ("Who are you?", "Explain in one sentence what LoRA is.")
     code_template = "chat.py.jinja"
@@ -71,8 +74,8 @@ class Chat(TokenTask, Converses):
     def fits(self, config: Config) -> bool:
         return super().fits(config) and config.prompt_column is not None
 
-    def check(self, config: Config) -> None:
-        super().check(config)
+    def check(self, config: Config, given: Collection[str] = ()) -> None:
+        super().check(config, given)
         for name in ("text_column", "label_column"):
             if getattr(config, name):
                 raise UserError(
@@ -133,7 +136,7 @@ class Chat(TokenTask, Converses):
         return hashes.view(np.int64)
 
     def problems(self, batch: dict[str, list], texts: list[str]) -> list[str]:
-        reasons = map(_problem, as_rows(batch))
+        reasons = [_problem(row) or _no_conversation(row) for row in as_rows(batch)]
         empty = super().problems(batch, texts)
         return [f"can't be used: {reason}" if reason else other for reason, other in zip(reasons, empty, strict=True)]
 
@@ -174,22 +177,25 @@ class Chat(TokenTask, Converses):
             )
         if "strftime_now" in (tokenizer.chat_template or ""):
             lines.append("       the chat template writes the date of the day: on other days the model reads another one")
-        return lines + ([f"cut    the answers of {cut:,} rows at their end, which max_length cuts off"] if cut else [])
+        return lines + ([f"cut    the end of the answer in {cut:,} of {len(tokens):,} rows, by max_length"] if cut else [])
 
     def truncation_note(self, config: Config) -> str:
         return "the oldest turns are left out first, then the beginning of the prompt is cut, then the end of the answer"
 
     def prepare_export(self, merged: torch.nn.Module, source_path: str, calibration: dict) -> None:
         """Make `generate` of the merged model end an answer where the run's model does."""
-        merged.generation_config.eos_token_id = calibration["ends"]
+        settings = merged.generation_config
+        settings.eos_token_id = calibration["ends"]
+        if not settings.do_sample:  # transformers saves no changed file with settings of sampling that have no effect
+            for name in SAMPLING:
+                setattr(settings, name, None)
 
     # --- predictions -----------------------------------------------------------------------------------------------------
 
     def predict(self, predictor: Predictor, tokens: Tokens) -> Written:
         """Return the scores of the references, and the greedy answer to each prompt."""
-        scored, (_, prompts) = self.validate(predictor, tokens), number_prompts(tokens)
-        options = self.options | dict(max_new_tokens=predictor.config.max_new_tokens)
-        return replace(scored, answers=self._write(predictor, prompts, options))
+        numbers, prompts = number_prompts(tokens)
+        return Written(self.scores(predictor, tokens), numbers, self._write(predictor, prompts, self._options(predictor)))
 
     def validate(self, predictor: Predictor, tokens: Tokens) -> Written:
         """Return predictions without answers, which take long to write."""
@@ -280,32 +286,34 @@ class Chat(TokenTask, Converses):
     def answers(self, predictor: Predictor, batch: dict[str, list]) -> dict[str, list]:
         """Return the `answer` to each prompt or conversation. If a conversation ends with an answer, that one is written again."""
         options, tokenizer, max_length = self._options(predictor), predictor.tokenizer, predictor.config.max_length
-        prompts = [prompt_ids(_without_answer(row), tokenizer, max_length) for row in as_rows(batch)]
+        conversations = [*map(_without_answer, as_rows(batch))]
+        limit = min(max_length, longest_prompt(predictor.model, options))
+        if cut := sum(len(render(messages, tokenizer, answer_follows=True)) > limit for messages in conversations):
+            print(f"note: {cut:,} of {len(conversations):,} prompts were cut to {limit:,} tokens", file=sys.stderr)
+        prompts = [prompt_ids(messages, tokenizer, max_length) for messages in conversations]
         set_seed(options["seed"])
         return {"answer": self._write(predictor, prompts, options)}
 
     def stream(self, predictor: Predictor, messages: list[dict[str, str]]) -> Iterator[str]:
         options, tokenizer = self._options(predictor), predictor.tokenizer
+        if not tokenizer.chat_template:  # such a model was trained on single prompts
+            messages = [message for message in messages if message["role"] == "system"] + messages[-1:]
         messages = [message | {"content": message["content"].strip()} for message in messages]
         prompt = prompt_ids(messages, tokenizer, predictor.config.max_length)
         precision = autocast(predictor.config)
         yield from stream_text(predictor.model.eval(), tokenizer, prompt, end_tokens(tokenizer), options, precision)
 
     def _options(self, predictor: Predictor) -> dict:
-        """Return the options of predict.py. Raise `UserError` for one that is out of range."""
-        options = self.options | predictor.options
-        if options["max_new_tokens"] is None:
-            options["max_new_tokens"] = predictor.config.max_new_tokens
-        check_options(options)
-        return options
+        """Return the options of predict.py."""
+        return self.options | dict(max_new_tokens=predictor.config.max_new_tokens) | predictor.options
 
     def as_line(self, inputs: dict[str, str], answer: dict, label_names: list[str]) -> str:
         return answer["answer"]
 
     def pipeline(self, config: Config) -> tuple[str, str]:
-        arguments = ', tokenizer_encode_kwargs={"enable_thinking": False}'
-        note = "Give it a list of messages, so that it uses the chat template. It samples if the base model's settings say so."
-        return arguments, note
+        greedy = f", do_sample=False, max_new_tokens={config.max_new_tokens}"  # otherwise the pipeline samples
+        arguments = f'{greedy}, tokenizer_encode_kwargs={{"enable_thinking": False}}'
+        return arguments, "Give it a list of messages, so that it uses the chat template."
 
 
 def _problem(row: dict) -> str:
@@ -315,6 +323,14 @@ def _problem(row: dict) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def _no_conversation(row: dict) -> str:
+    """Return why the text of a row without a column of answers holds no conversation; "" if it holds one or is empty."""
+    text = row["prompt"]
+    if "completion" in row or not isinstance(text, str) or not text.strip() or chats.conversation_of_text(text):
+        return ""
+    return "its text is no list of messages in JSON, each with role and content, or from and value"
 
 
 def _without_answer(row: dict) -> list[dict[str, str]]:

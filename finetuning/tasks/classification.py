@@ -1,6 +1,6 @@
 """Labels for texts or pairs of texts: exactly one label each (`SingleLabel`), or any number of labels (`MultiLabel`)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -119,7 +119,7 @@ class SingleLabel(Labels):
     code_template = "classification.py.jinja"
     widgets = (("label", "Label and probability"), ("highlight", "Words for the label (red) and against it (violet)"))
 
-    def settle(self, train: Dataset, config: Config) -> tuple[Task, Config]:
+    def settle(self, train: Dataset, config: Config, given: Collection[str] = ()) -> tuple[Task, Config]:
         """Return the task and the problem type that fit the label column, if no problem type was given."""
         if config.problem_type:
             return self, config

@@ -298,7 +298,7 @@ class Entities(Task, JudgesLabels):
 
     def widget_values(self, predictor: Predictor, text: str) -> list:
         (answer,) = self.answers(predictor, {"text": [text]})["entities"]
-        pieces = mark(text, [(entity["start"], entity["end"], entity["label"]) for entity in answer])
+        pieces = mark(spans.place(text)["text"], [(entity["start"], entity["end"], entity["label"]) for entity in answer])
         return [pieces, answer]
 
     def pipeline(self, config: Config) -> tuple[str, str]:

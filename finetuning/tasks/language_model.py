@@ -4,7 +4,7 @@ The model returns the log-likelihood of the tokens that it has to predict. Perpl
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ class TokenTask(Task):
 
     predicts_tokens = True
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config, given: Collection[str] = ()) -> None:
         if config.method == "head":
             raise UserError(f"method=head is not for {self.name}, which has no new head to train alone: set it to lora or full")
 

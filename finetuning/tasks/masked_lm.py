@@ -126,6 +126,8 @@ class MaskedLM(LanguageModel):
         return f"{shortened(inputs)}  ->  {guesses}"
 
     def widget_values(self, predictor: Predictor, text: str) -> list:
+        if reason := self.refusal({"text": text}):
+            raise UserError(f"The text {reason}")
         return self.answers(predictor, {"text": [text]})["words"]
 
     def pipeline(self, config: Config) -> tuple[str, str]:

@@ -67,7 +67,8 @@ class Regression(TextClassification):
 
     def strata(self, labels: np.ndarray) -> np.ndarray:
         """Return the quantile group of each label, (rows,), from 0 to `STRATA` - 1."""
-        return np.searchsorted(np.nanquantile(labels, np.arange(1, STRATA) / STRATA), labels)
+        numbers = labels[self.has_label(labels)]
+        return np.searchsorted(np.quantile(numbers, np.arange(1, STRATA) / STRATA) if len(numbers) else [], labels)
 
     def show_labels(self, split: Split, label_names: list[str], decisions: np.ndarray | None = None) -> list[str]:
         return [f"{value:g}" for value in split.labels]

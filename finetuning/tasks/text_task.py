@@ -3,7 +3,7 @@
 The subclasses turn its logits, (rows, outputs), into labels (classification.py) or numbers (regression.py).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from finetuning.data.text import (
     renamed,
     text_columns,
 )
-from finetuning.data.tokens import Tokens, by_characters, encode_batch, special_tokens, tokenize_texts, truncate
+from finetuning.data.tokens import Tokens, by_characters, encode_batch, refuse_long, special_tokens, tokenize_texts, truncate
 from finetuning.errors import UserError
 from finetuning.results.report import MAX_EXAMPLES, Example
 from finetuning.task import Evaluation, Lengths, Rows, Task
@@ -52,9 +52,10 @@ class TextClassification(Task):
         "Beautifully shot and well acted, but the story never comes to life and the ending is a let-down.",
     )
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config, given: Collection[str] = ()) -> None:
         for name, off in (("length_warmup", 0), ("augmentation", "none")):
-            if config.text_pair_column and (value := getattr(config, name)) not in (off, getattr(Config, name)):
+            is_refused = name in given or name == "augmentation"  # the default of length_warmup has no effect on pairs
+            if config.text_pair_column and is_refused and (value := getattr(config, name)) != off:
                 raise UserError(f"{name}={value} is not for pairs of texts: leave it out, or leave text_pair_column out")
 
     # --- rows ------------------------------------------------------------------------------------------------------------
@@ -110,12 +111,11 @@ class TextClassification(Task):
         for part in by_characters(len(text) + len(other) for text, other in zip(texts, others, strict=True)):
             pairs = texts[part], others[part]
             full = tokenizer(*pairs, return_attention_mask=False, padding=False, truncation=False)
-            if config.truncation == "error":
-                truncate(max(full["input_ids"], key=len), config.max_length, config.truncation)  # raises an error if it is too long
             cut = tokenizer(*pairs, return_attention_mask=False, padding=False, truncation=True, max_length=config.max_length)
             cut["length"] = [len(ids) for ids in full["input_ids"]]
             for name, values in columns.items():
                 values += cut[name]
+        refuse_long(columns["length"], config)
         return columns
 
     def truncation_note(self, config: Config) -> str:

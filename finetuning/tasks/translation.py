@@ -4,7 +4,7 @@ The model learns from pairs of texts to predict the next token of the translatio
 search, which takes the most probable token at each step. evaluate.py and predict.py use beam search.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from finetuning.data.languages import SAMPLED_TEXTS, language, set_direction, sp
 from finetuning.data.pairs import check_pairs
 from finetuning.data.splits import Split
 from finetuning.data.text import TEXT_COLUMNS, check_texts, filled, find_column, listed_columns, renamed
-from finetuning.data.tokens import Tokens, encode_batch, special_tokens, truncate, whole_ids
+from finetuning.data.tokens import Tokens, encode_batch, refuse_long, special_tokens, truncate, whole_ids
 from finetuning.errors import UserError
 from finetuning.model.scoring import scoring
 from finetuning.results import bleu, metrics
@@ -72,6 +72,11 @@ class Translation(TokenTask):
     widgets = (("text", "Translation"),)
     empty_answer = {"translation": "", "score": 0.0}
 
+    def check(self, config: Config, given: Collection[str] = ()) -> None:
+        super().check(config, given)
+        if config.truncation == "head+tail" and "truncation" in given:
+            raise UserError("truncation=head+tail would leave out the middle of a sentence: set it to head, or leave it out")
+
     # --- rows ------------------------------------------------------------------------------------------------------------
 
     def input_columns(self, available: list[str], config: Config, text_column: str | None) -> dict[str, str]:
@@ -94,20 +99,20 @@ class Translation(TokenTask):
             )
         return columns
 
-    def settle(self, train: Dataset, config: Config) -> tuple[Task, Config]:
+    def settle(self, train: Dataset, config: Config, given: Collection[str] = ()) -> tuple[Task, Config]:
         """Return `config` with the columns, their languages if their names tell them, and the kind of truncation."""
         settled = {f"{side}_column": column for side, column in self.columns(train.column_names, config).items()}
         names = {side: settled[f"{side}_column"].rpartition(".")[2] for side in ("source", "target")}
         # src and tgt are codes of languages too.
         named = {side: name if name.lower() not in SOURCE_COLUMNS + TARGET_COLUMNS else None for side, name in names.items()}
         for side, other in (("source", "target"), ("target", "source")):
-            given = getattr(config, f"{side}_lang")
-            if given and language(given) and language(given) == language(named[other]) != language(named[side]):
+            chosen = getattr(config, f"{side}_lang")
+            if chosen and language(chosen) and language(chosen) == language(named[other]) != language(named[side]):
                 raise UserError(
-                    f"{side}_lang={given} is the language of {other}_column={names[other]}: swap source_lang and target_lang, or the columns"
+                    f"{side}_lang={chosen} is the language of {other}_column={names[other]}: swap source_lang and target_lang, or the columns"
                 )
-            settled[f"{side}_lang"] = given or (named[side] if language(named[side]) else None)
-        truncation = "head" if config.truncation == Config.truncation else config.truncation
+            settled[f"{side}_lang"] = chosen or (named[side] if language(named[side]) else None)
+        truncation = "head" if config.truncation == "head+tail" else config.truncation
         return self, replace(config, **settled, truncation=truncation)
 
     def read(self, raw: dict[str, Dataset], columns: dict[str, str], config: Config) -> Rows:
@@ -159,6 +164,7 @@ class Translation(TokenTask):
                     "read this script: set model_name to a model of these languages"
                 )
         lengths = [max(map(len, sides)) for sides in zip(*ids.values(), strict=True)]
+        refuse_long(lengths, config)
         limits = config.max_length, config.truncation, *map(len, special_tokens(tokenizer))
         return {name: [truncate(row, *limits) for row in rows] for name, rows in ids.items()} | {"length": lengths}
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -24,13 +25,12 @@ _NAMES = [field.name for field in fields(Config)]
 # The settings that a trial may change: the others decide rows, tokens or the base model, which all trials share.
 SEARCHABLE = {"dropout", "augmentation", *_NAMES[_NAMES.index("method") : _NAMES.index("seed")]} - {"eval_batch_size"}
 
-OF_LORA = ("lora_r", "lora_alpha", *SETTINGS_OF_LORA)
 WITHOUT_EARLY_STOPPING = {"early_stopping_patience": 0}  # of each trial, and of the flags that repeat the best one
 
 
 def space(config: Config) -> dict[str, tuple | list]:
     """Return `SEARCH_SPACE` without the settings that `config` does not use: only LoRA has those of LoRA."""
-    return {name: values for name, values in SEARCH_SPACE.items() if config.method == "lora" or name not in OF_LORA}
+    return {name: values for name, values in SEARCH_SPACE.items() if config.method == "lora" or name not in SETTINGS_OF_LORA}
 
 
 def draw(trial, config: Config) -> dict:
@@ -43,12 +43,15 @@ def draw(trial, config: Config) -> dict:
         else:
             settings[name] = trial.suggest_categorical(name, values)
     uses_lora = settings.get("method", config.method) == "lora"
-    return {name: value for name, value in settings.items() if uses_lora or name not in OF_LORA}
+    return {name: value for name, value in settings.items() if uses_lora or name not in SETTINGS_OF_LORA}
 
 
-def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, tokens: dict[str, Tokens], data: Data) -> None:
+def search(
+    trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, tokens: dict[str, Tokens], data: Data, pick: Callable
+) -> None:
     """Search until there are `trials` finished trials of this model and data, and print the best settings as flags.
 
+    `pick` is `tasks.pick`, which refuses settings that only other tasks read.
     Trials are stored in `output_dir`/search.db. So a stopped search can be continued, and a finished one can get more trials.
     Raise `UserError` if there are several processes, or if `SEARCH_SPACE` has a setting that trials can't change.
     """
@@ -77,7 +80,7 @@ def search(trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, toke
         print(f"trial {trial.number}: {', '.join(f'{name}={value!r}' for name, value in settings.items())}", flush=True)
         trial_config = replace(config, **settings | WITHOUT_EARLY_STOPPING)
         check(trial_config)
-        data.task.check(trial_config)
+        pick(trial_config, settings)
         check_step_size(len(tokens["train"]), trial_config)
         base = build_base(data.task, source, data.label_names, trial_config, data.train.labels)
         model, trial_data = add_lora(data.task, base, trial_config), replace(data, config=trial_config)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import patch_environment
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
@@ -55,10 +56,10 @@ def send_test(folder: Path, arguments: Arguments, metrics: dict) -> None:
     `arguments` are those of the training: trackers show them in place of those that they have stored.
     """
     prepare(folder, arguments.config)
-    os.environ["WANDB_LOG_MODEL"] = "false"  # the callback would want the model
     numbers = {f"test_{name}": value for name, value in metrics.items() if isinstance(value, float)}
     state, control = TrainerState(global_step=metrics["validation"]["step"]), TrainerControl()
     for name in {*arguments.report_to} & {*CONTINUED} & {*get_available_reporting_integrations()}:
         callback = INTEGRATION_TO_CALLBACK[name]()
-        callback.on_log(arguments, state, control, logs=numbers)
-        callback.on_train_end(arguments, state, control)
+        with patch_environment(WANDB_LOG_MODEL="false"):  # the callback would want the model
+            callback.on_log(arguments, state, control, logs=numbers)
+            callback.on_train_end(arguments, state, control)

@@ -5,7 +5,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from config import Config
-from finetuning.data.tokens import require_fast, special_tokens, truncate
+from finetuning.data.tokens import refuse_long, require_fast, special_tokens, truncate
 from finetuning.errors import UserError
 
 STEPS = 32  # points at which the integral is evaluated
@@ -21,6 +21,7 @@ def explain(model: PeftModel, tokenizer: PreTrainedTokenizerBase, text: str, con
     require_fast(tokenizer)
     encoded = tokenizer(text, return_offsets_mapping=True)
     first, last = map(len, special_tokens(tokenizer))
+    refuse_long([len(encoded["input_ids"])], config)
     kept = truncate(list(range(len(encoded["input_ids"]))), config.max_length, config.truncation, first, last)
     ids = torch.tensor([encoded["input_ids"][i] for i in kept], device=model.device)
     blank = ids.clone()  # with padding in place of all tokens but the special ones at the start and the end

@@ -27,6 +27,7 @@ from finetuning.data.splits import flat, load_data
 from finetuning.data.tokens import encode
 from finetuning.disk import as_utf8, move, partial_of, reserve, room_in, temporary
 from finetuning.errors import UserError, printable, require_installed
+from finetuning.model.generation import check_options
 from finetuning.processes import by_first
 from finetuning.results.run_folder import Run, find_base_model, load_predictor
 from finetuning.speed import openvino
@@ -90,9 +91,11 @@ class Answers:
     """The answers of a run's model to new texts."""
 
     def __init__(self, run: Run, engine: str = "torch", **options) -> None:
-        """`engine` is a result of `pick_engine`, `options` are the task's."""
+        """`engine` is a result of `pick_engine`, `options` are the task's. Raise `UserError` for options out of range."""
+        if "temperature" in run.task.options:
+            check_options(run.task.options | options, options)
         self.run, self.predictor = run, load_engine(run, engine)
-        self.predictor.options = run.task.options | options
+        self.predictor.options = options
 
     def each(self, rows: Dataset, columns: dict[str, str]) -> Iterator[tuple[dict, dict]]:
         """Yield (inputs, answer) for each row, in the order of the rows, as soon as they are computed.
@@ -151,12 +154,13 @@ def check_names(task: Task, available: list[str]) -> None:
         raise UserError(f"--file: {', '.join(taken)}: --out adds columns with these names, so rename the columns of the file")
 
 
-def chat(answers: Answers) -> None:
+def chat(answers: Answers, system: str | None = None) -> None:
     """Print the model's answer to each line that is typed, as it is written. The conversation so far is read again for each answer.
 
     Raise `UserError` if the run's task has no conversations.
     """
-    task, messages = answers.run.task, []
+    task, start = answers.run.task, [{"role": "system", "content": as_utf8(system)}] if system else []
+    messages = [*start]
     if not isinstance(task, Converses):
         raise UserError(
             f"--chat is for runs that were trained on prompts and answers, not for {answers.run.config.task}: leave it out"
@@ -172,7 +176,7 @@ def chat(answers: Answers) -> None:
         if line == EXIT:
             return
         if line == RESET:
-            messages = []
+            messages = [*start]
             print("A new conversation begins.")
         elif line:
             messages.append({"role": "user", "content": as_utf8(line)})
