@@ -51,6 +51,8 @@ def main() -> None:
         raise UserError(f"--{wrong[0]} is not for {run.config.task}: leave it out")
     if arguments.system and not isinstance(run.task, Converses):
         raise UserError(f"--system is for runs that were trained on prompts and answers, not for {run.config.task}: leave it out")
+    if arguments.system and not run.calibration["has_template"]:
+        raise UserError(f"--system needs a chat template, and the model of {run.folder} has none: leave it out")
     if run.config.text_pair_column and not arguments.file:
         raise UserError(f"{run.folder} reads pairs of texts: give them as rows of a --file")
     if arguments.chat:

@@ -129,7 +129,8 @@ def parse_config(args: Sequence[str] | None = None, about: str | None = None) ->
         raise UserError("warmup_steps is not used if lr_scheduler_type is constant: leave it out, or use constant_with_warmup")
     if config.padding == "max_length" and config.length_warmup and "length_warmup" in extra.given:
         raise UserError(f"length_warmup={config.length_warmup} saves no time with padding=max_length: leave one of the two out")
-    if config.method != "lora" and (unread := sorted({*SETTINGS_OF_LORA} & extra.given)):
+    unread = [name for name in SETTINGS_OF_LORA if name in extra.given and getattr(config, name) != getattr(Config, name)]
+    if config.method != "lora" and unread:
         raise UserError(f"{unread[0]}={getattr(config, unread[0])} is for LoRA, and method is {config.method}: leave it out")
     if extra.resume_if_exists and (config.run_name is None or extra.resume is not None):
         raise UserError("--resume_if_exists needs the run's name: give it with --run_name, and leave --resume out")
@@ -223,8 +224,10 @@ def check_combinations(config: Config) -> None:
                 )
             if name not in get_available_reporting_integrations():
                 raise UserError(f"report_to={name}: it is not installed: pip install {name}, or leave report_to out")
-    if config.quantization != "none" and config.method != "lora":
-        raise UserError(f"quantization={config.quantization} is for LoRA, and method is {config.method}: leave it out")
+    # of LoRA's settings, only these would change a run of another method
+    for name, off in (("quantization", "none"), ("train_embeddings", False), ("loraplus_lr_ratio", 1)):
+        if config.method != "lora" and getattr(config, name) != off:
+            raise UserError(f"{name}={getattr(config, name)} is for LoRA, and method is {config.method}: leave it out")
     if config.quantization != "none" and config.init_lora_weights == "pissa":
         raise UserError("init_lora_weights=pissa needs weights that are not quantized: leave it out, or leave quantization out")
     if config.run_name is not None and (config.run_name in ("", ".", "..") or "/" in config.run_name or "\\" in config.run_name):

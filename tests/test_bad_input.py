@@ -195,15 +195,14 @@ def test_predict_names_the_mistake(arguments, words, call):
     assert result.code == 2 and words in result.err
 
 
-def test_a_test_text_that_may_not_be_cut_is_refused_before_training(call, tiny_flags, tmp_path):
+@pytest.mark.parametrize("split", ["test", "dev"])
+def test_a_test_text_that_may_not_be_cut_is_refused_before_training(split, call, tiny_flags, tmp_path):
     make_rows().to_csv(tmp_path / "train.csv", index=False)
-    make_rows(20).assign(review="film " * 100).to_csv(tmp_path / "test.csv", index=False)
+    make_rows(20).assign(review="film " * 100).to_csv(tmp_path / f"{split}.csv", index=False)
     (tmp_path / "data").mkdir()
-    for name in ("train.csv", "test.csv"):
+    for name in ("train.csv", f"{split}.csv"):
         (tmp_path / name).rename(tmp_path / "data" / name)
-    result = call("fine_tune.py", *tiny_flags, "--dataset_name", "data", "--truncation", "error", "--max_length", 64)
-    assert (
-        result.code == 2
-        and "row 0 of split test: a text of 102 tokens is longer than max_length=64" in result.err
-        and not list(tmp_path.glob("outputs/*"))
-    )
+    flags = ["--dataset_name", "data", "--test_split", split, "--truncation", "error", "--max_length", 64]
+    result = call("fine_tune.py", *tiny_flags, *flags)
+    assert result.code == 2 and f"row 0 of split {split}: a text of 102 tokens is longer than max_length=64" in result.err
+    assert not [*tmp_path.glob("outputs/*")]

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from config import Config
 from finetuning import tasks
-from finetuning.cli import check
+from finetuning.cli import check, parse_config
 from finetuning.errors import UserError
 from finetuning.fingerprints import seal
 from finetuning.results import run_folder
@@ -275,3 +275,12 @@ def test_a_finished_run_opens_after_the_defaults_were_edited(monkeypatch):
     tasks.pick(texts).settle(rows, texts)
     with pytest.raises(UserError, match="max_new_tokens is for prompts and answers"):
         tasks.pick(texts).settle(rows, texts, given=["max_new_tokens"])
+
+
+def test_settings_of_lora_that_would_change_another_method_are_refused():
+    for setting in (dict(train_embeddings=True), dict(loraplus_lr_ratio=8.0), dict(quantization="4bit")):
+        with pytest.raises(UserError, match="is for LoRA, and method is full"):
+            check(Config(method="full", **setting))
+    parse_config(["--method", "full", "--quantization", "none", "--lora_dropout", "0"], "")
+    with pytest.raises(UserError, match="lora_dropout=0.2 is for LoRA"):
+        parse_config(["--method", "full", "--lora_dropout", "0.2"], "")

@@ -241,7 +241,9 @@ def test_a_bad_file_is_refused_and_nothing_is_written(run, call, tmp_path):
 @pytest.mark.parametrize("task", tasks.TASKS, ids=lambda task: task.problem_type or task.name)
 def test_every_task_refuses_numbers_as_texts(task):
     columns = task.input_columns(["n"], Config(task=task.name), "n")
-    with pytest.raises(UserError, match="text 1 .*(2.5, which is no text: set --text_column|a number, which is neither a text nor)"):
+    with pytest.raises(
+        UserError, match="text 1 .*(2.5, which is no text: set --text_column|a number, which is neither a text nor)"
+    ):
         predicting.check_rows(task, Dataset.from_dict({"n": [2.5]}), columns)
 
 

@@ -36,7 +36,7 @@ class Split:
     labels: np.ndarray  # (rows,) int64, (rows, labels), or other values per row that the task keeps in memory
     hashes: np.ndarray  # (rows,) uint64, equal for equal texts
     groups: np.ndarray | None = None  # (rows,) int64, equal for rows that belong together; None: each row is alone
-    name: str = "train"  # of `raw`
+    name: str = "train"  # of `raw` in the data set, such as dev
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -106,7 +106,7 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
         remarks.append(f"{unused:,} rows of train are not used: copies of held-out texts, or the rest of a group that is held out")
     frames, notes = samples(frames, config, given, task.labels_are_classes)
     remarks += notes
-    splits = {name: _as_split(frame, name if name in raw else "train", all_rows) for name, frame in frames.items()}
+    splits = {name: _as_split(frame, name if name in raw else "train", all_rows, official_names) for name, frame in frames.items()}
     remarks += absent(splits, task, all_rows.label_names)
     remarks += overlaps(splits)
     names = {name: f"official {official_names[name]}" if name in raw else "held out from train" for name in SPLITS}
@@ -125,11 +125,11 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     )
 
 
-def _as_split(frame: pd.DataFrame, split: str, all_rows: Rows) -> Split:
-    """Return the rows of a frame. `split` is the split of the data set that they come from."""
+def _as_split(frame: pd.DataFrame, split: str, all_rows: Rows, official_names: dict[str, str]) -> Split:
+    """Return the rows of a frame. `split` is the one of `official_names` that they come from."""
     rows = frame.index.to_numpy(np.int64)
     groups = frame.group.to_numpy() if "group" in frame else None
-    return Split(all_rows.columns[split], rows, all_rows.labels[split][rows], frame.hash.to_numpy(), groups, split)
+    return Split(all_rows.columns[split], rows, all_rows.labels[split][rows], frame.hash.to_numpy(), groups, official_names[split])
 
 
 def flat(dataset: DatasetDict) -> DatasetDict:

@@ -15,6 +15,8 @@ from finetuning.errors import UserError, printable
 from finetuning.processes import by_first
 from finetuning.results.report import template
 from finetuning.results.run_folder import Run, local_base
+from finetuning.speed.precision import uses_autocast
+from finetuning.task import Converses
 
 METHODS = {"lora": "LoRA", "full": "all weights fine-tuned", "head": "only the head trained"}
 # Our metrics that the Hub knows, with the Hub's names.
@@ -88,9 +90,16 @@ def _card(run: Run, metrics: dict | None, code: str, exports: dict | None = None
         remark=metrics and run.task.remark(metrics),
         code=code,
         exports=exports,
+        writes_in_bf16=_writes_in_bf16(run),
         pipeline=exports and run.calibration.get("has_template", True) and run.task.pipeline(run.config),
     )
     return ModelCard(printable(content) + "\n")
+
+
+def _writes_in_bf16(run: Run) -> bool:
+    """Return whether predict.py writes texts in bf16. Continuations and masked words are computed without autocast."""
+    uses_bf16 = isinstance(run.task, Converses) or run.config.task == "translation" or not uses_autocast(run.config)
+    return run.task.predicts_tokens and run.training["precision"] == "bf16" and uses_bf16
 
 
 def _result(run: Run, metrics: dict, name: str) -> EvalResult:

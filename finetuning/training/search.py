@@ -16,7 +16,7 @@ from finetuning.data.sources import Source
 from finetuning.data.splits import Data
 from finetuning.data.tokens import Tokens
 from finetuning.errors import NotFinite, UserError
-from finetuning.model.base import build_base
+from finetuning.model.base import build_base, check_vocabulary
 from finetuning.model.lora import add_lora
 from finetuning.training.batches import check_step_size
 from finetuning.training.trainer import build_trainer, chosen_metric
@@ -83,6 +83,7 @@ def search(
         pick(trial_config, settings)
         check_step_size(len(tokens["train"]), trial_config)
         base = build_base(data.task, source, data.label_names, trial_config, data.train.labels)
+        check_vocabulary(base, tokens.values())
         model, trial_data = add_lora(data.task, base, trial_config), replace(data, config=trial_config)
         with tempfile.TemporaryDirectory() as folder:
             trainer = build_trainer(model, tokenizer, tokens, trial_data, Path(folder) / "checkpoints")

@@ -159,7 +159,7 @@ def chat(answers: Answers, system: str | None = None) -> None:
 
     Raise `UserError` if the run's task has no conversations.
     """
-    task, start = answers.run.task, [{"role": "system", "content": as_utf8(system)}] if system else []
+    task, start = answers.run.task, [{"role": "system", "content": as_utf8(system)}] if system and system.strip() else []
     messages = [*start]
     if not isinstance(task, Converses):
         raise UserError(
