@@ -65,12 +65,17 @@ def main() -> None:
             rows = rows.add_column("system", [disk.as_utf8(arguments.system)] * len(rows))
     for remark in remarks:
         print(printable(f"note: {remark}"), file=sys.stderr)
+    if (pair := run.config.text_pair_column) and pair.strip() not in map(str.strip, rows.column_names):
+        raise UserError(f"--file: it has no column {pair}, which held the second texts in training: rename the column of the file")
     columns = run.task.input_columns(rows.column_names, run.config, arguments.text_column)
     if arguments.out:
         predicting.check_names(run.task, rows.column_names)
     if arguments.file:
         names = " and ".join(map(repr, columns.values()))
-        print(printable(f"{len(rows):,} rows of {arguments.file.name}, read from column {names}"), file=sys.stderr)
+        print(
+            printable(f"{len(rows):,} rows of {arguments.file.name}, read from column{'s' * (len(columns) > 1)} {names}"),
+            file=sys.stderr,
+        )
     engine = predicting.pick_engine("torch" if arguments.explain else arguments.engine, run, len(rows))
     if engine != "torch":
         print(f"engine {engine} (--engine torch: as the run was evaluated)", file=sys.stderr)

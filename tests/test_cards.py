@@ -140,7 +140,7 @@ def texts_of(kind: str) -> list[str]:
     if kind == "entities":  # short and clear, because the card's code decides on each word by itself
         return [f"the {i} film with {i + 7} a" for i in range(8)]
     if kind == "translation":
-        return make_pairs(8).low.tolist()
+        return [*make_pairs(8).low.tolist(), "1 2 3 4 5 6 7 1 2 3 4<br />5 6 7"]
     if kind == "causal-lm":
         return ["a fine", "we hated every", "poor cast", "moving", "we hated<br />every"]
     long = [f"{BAD[i]} {i} {GOOD[i]} {GOOD[i - 1]} {BAD[i]} {GOOD[i]}" for i in range(4)]  # the answer depends on the truncation

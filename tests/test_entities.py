@@ -453,3 +453,12 @@ def test_the_page_marks_the_words_of_a_list(monkeypatch):
     monkeypatch.setattr(Entities, "answers", lambda self, predictor, batch: {"entities": [[entity]]})
     pieces, _ = Entities().widget_values(None, "['EU', 'rejects']")
     assert ("EU", "ORG") in pieces and "".join(text for text, _ in pieces) == "EU rejects"
+
+
+def test_a_row_without_words_or_with_a_missing_word_is_refused_before_the_model_is_loaded():
+    assert (
+        Entities().refusal({"text": "[]"})
+        == "can't be read: it has no words: remove the row, or set text_column to the column with the words"
+    )
+    assert Entities().refusal({"text": ["a", None]}).startswith("can't be read: its word 2 is None, which is no text")
+    assert Entities().refusal({"text": "['a', 'b']"}) == Entities().refusal({"text": "a b"}) == ""

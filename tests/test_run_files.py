@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from config import Config
 from finetuning import tasks
 from finetuning.cli import check, parse_config
+from finetuning.data.sources import find_model, find_rows
 from finetuning.errors import UserError
 from finetuning.fingerprints import seal
 from finetuning.results import run_folder
@@ -284,3 +285,19 @@ def test_settings_of_lora_that_would_change_another_method_are_refused():
     parse_config(["--method", "full", "--quantization", "none", "--lora_dropout", "0"], "")
     with pytest.raises(UserError, match="lora_dropout=0.2 is for LoRA"):
         parse_config(["--method", "full", "--lora_dropout", "0.2"], "")
+
+
+def test_what_a_run_read_from_a_path_is_sought_only_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for find, setting, name in (
+        (find_model, "model_name", "distilbert-base-uncased"),
+        (find_rows, "dataset_name", "stanfordnlp/imdb"),
+    ):
+        with pytest.raises(UserError, match=f"{setting}={name}, as the run was started with, is not there in {tmp_path}"):
+            find(name, "local path")
+
+
+def test_a_run_opened_from_its_own_folder_has_a_name(call, tiny_flags, tmp_path, monkeypatch):
+    assert call("fine_tune.py", *tiny_flags, "--num_train_epochs", 0.1).code == 0
+    monkeypatch.chdir(tmp_path / "outputs" / "run")
+    assert run_folder.open_run(Path("."), tasks.pick).folder.name == "run"

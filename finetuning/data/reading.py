@@ -128,7 +128,7 @@ def _read_files(path: Path, readers: dict[str, Reader], encoding: str | None, ca
     if not files:
         problem = "no file in it has a known ending" if path.is_dir() else "its ending is not known"
         endings = [name for name in readers if name not in formats.LANGUAGE_ENDINGS]
-        pairs = ["a language such as .en and .de"] if len(endings) < len(readers) else []
+        pairs = ["a language code of two letters such as .en and .de"] if len(endings) < len(readers) else []
         raise UserError(f"{path}: {problem}: use one of {', '.join([*endings, *pairs])}, .tar.gz")
     if path.is_file():
         if readers[ending(path)] is formats.read_parallel:  # with the same text in other languages, beside it

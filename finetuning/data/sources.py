@@ -64,6 +64,8 @@ def find_model(name: str, origin: str | None = None) -> Source:
     """
     if path := _local_path("model_name", name):
         return _model_source(path.resolve(), Path(name).resolve().name, "local path")
+    if origin == "local path":
+        raise UserError(_not_found("model_name", name, origin))
     if origin != "stand-in":
         if not _is_path(name) and (folder := _model_from_hub(name)):
             return _model_source(folder, name, "hub")
@@ -93,6 +95,8 @@ def find_rows(
     if path := _local_path("dataset_name", name):
         rows, remarks, files = read(path, READERS | (readers or {}), "dataset_name=", encoding, split_names=split_names)
         return rows, Source(path.resolve().name, "local path", str(path.resolve()), "", tuple(remarks), files)
+    if origin == "local path":
+        raise UserError(_not_found("dataset_name", name, origin))
     if origin != "stand-in":
         if not _is_path(name) and (rows := _rows_from_hub(name)) is not None:
             return rows, Source(name, "hub", name)
@@ -122,8 +126,17 @@ def _is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.lower().endswith((*READERS, ".gz", ".zip"))
 
 
-def _not_found(setting: str, name: str) -> str:
-    """Return the message for a name that is no path, nor in the Hub's cache if the Hub does not answer."""
+def _not_found(setting: str, name: str, origin: str | None = None) -> str:
+    """Return the message for a name that is no path, nor in the Hub's cache if the Hub does not answer.
+
+    `origin` is as in `find_model`.
+    """
+    if origin == "local path":
+        place = "" if Path(name).expanduser().is_absolute() else f" in {Path.cwd()}"
+        return (
+            f"{setting}={name}, as the run was started with, is not there{place}: put it back, or a link to it; a relative path needs "
+            "the folder in which the run was started"
+        )
     if _is_path(name):
         kind = "folder" if setting == "model_name" else "file or folder"
         return f"{setting}={name}: there is no such {kind}: give the path of one, or a name on the Hub"

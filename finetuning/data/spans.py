@@ -104,8 +104,11 @@ def place(value: str | list[str] | dict) -> dict:
     if text and isinstance(text, str):
         starts, ends = find_words(text)
         return {"text": text, "starts": starts, "ends": ends}
-    if not text or not all(isinstance(word, str) for word in text):
+    if not text or not isinstance(text, list):
         raise UserError("it has no words: remove the row, or set text_column to the column with the words")
+    for number, word in enumerate(text, 1):
+        if not isinstance(word, str):  # pandas reads the words NA and null as missing values
+            raise UserError(f"its word {number} is {word!r}, which is no text: write it as a text, or remove the row")
     ends = np.cumsum([len(word) + 1 for word in text]) - 1
     starts = ends - [len(word) for word in text]
     return {"text": " ".join(text), "starts": starts.tolist(), "ends": ends.tolist()}
@@ -219,7 +222,10 @@ def _read_rows(split: str, rows: Dataset, columns: dict[str, str], accepted: np.
                 if not row["left_out"] and (text := text_of(value)):
                     row |= read_row(text, read_annotation(label, isinstance(value, dict)), names, unit)
             except (UserError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-                form = f"its entities have an unknown form: {str(error)[:MAX_CHARACTERS_SHOWN]}: write them as [start, end, type]"
+                form = (
+                    f"its entities have an unknown form: {str(error)[:MAX_CHARACTERS_SHOWN]}: write them as [start, end, type], or "
+                )
+                form += "write a list of words and a list of tags"
                 problem = error if isinstance(error, UserError) else form
                 raise UserError(
                     f"text_column={columns['text']}, label_column={columns['label']}: row {number} of split {split}: {problem}"

@@ -177,7 +177,8 @@ def compare(a: Run, b: Run, test: Split) -> tuple[list[dict], Path]:
     ]
     if signatures[0] != signatures[1]:
         raise UserError(
-            f"{a.folder} and {b.folder} were scored in different ways, {signatures[0]} and {signatures[1]}: evaluate both again"
+            f"{a.folder} and {b.folder} were scored in different ways, {signatures[0]} and {signatures[1]}: evaluate "
+            "both again on one machine, or train both with the same target_lang"
         )
     results = differences(a.task, statistics_a, statistics_b)
     if not results:

@@ -167,6 +167,7 @@ def open_run(folder: Path, pick: Callable[[Config], Task]) -> Run:
 
     Raise `UserError` if the folder is no run folder, if the run is unfinished, or if a file has changed since training.
     """
+    folder = folder if folder.name.strip(".") else folder.resolve()  # `.` and `..` have no name for pages and files
     record, config = _read_config(folder)
     file, remedy = folder / "training.json", "restore it, or train again"
     if not file.is_file():

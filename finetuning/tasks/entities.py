@@ -27,6 +27,7 @@ from finetuning.data.spans import types_of
 from finetuning.data.splits import Split
 from finetuning.data.text import TEXT_COLUMNS, find_column
 from finetuning.data.tokens import Tokens, encode, encode_batch
+from finetuning.errors import UserError
 from finetuning.results.entities import (
     F1,
     Comparison,
@@ -286,6 +287,14 @@ class Entities(Task, JudgesLabels):
                 ]
             )
         return {"entities": answers}
+
+    def refusal(self, inputs: dict) -> str:
+        """Also refuse a value without words, such as an empty list in a cell of a table."""
+        try:
+            spans.place(inputs["text"])
+        except UserError as error:
+            return super().refusal(inputs) or f"can't be read: {error}"
+        return super().refusal(inputs)
 
     def as_json(self, inputs: dict[str, str], answer: dict) -> dict:
         return {"text": spans.place(inputs["text"])["text"], "entities": answer["entities"]}

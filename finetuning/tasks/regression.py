@@ -119,7 +119,7 @@ class Regression(TextClassification):
         return "gets almost the same number" if spread < SMALLEST_SPREAD else ""
 
     def details(self, evaluation: Evaluation) -> dict:
-        return {"rmse_of_mean": float(evaluation.split.labels.std())}
+        return {"rmse_of_mean": float(evaluation.split.labels.astype(np.float64).std())}
 
     def answer_columns(self, evaluation: Evaluation) -> dict:
         predicted, actual = self.numbers(evaluation.predictions, evaluation.calibration), evaluation.split.labels

@@ -80,7 +80,8 @@ class Translation(TokenTask):
     # --- rows ------------------------------------------------------------------------------------------------------------
 
     def input_columns(self, available: list[str], config: Config, text_column: str | None) -> dict[str, str]:
-        from_training = [name for name in (config.source_column, (config.source_column or "").rpartition(".")[2]) if name]
+        column = config.source_column or ""
+        from_training = filter(None, dict.fromkeys((column, column.rpartition(".")[2])))
         return {"source": find_column("text_column", text_column, (*from_training, *SOURCE_COLUMNS, *TEXT_COLUMNS), available)}
 
     def columns(self, available: list[str], config: Config) -> dict[str, str]:
