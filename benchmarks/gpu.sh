@@ -3,7 +3,7 @@
 #
 #     timeout 400 bash benchmarks/gpu.sh NAME DATA
 #
-# NAME is part of the names of the records. DATA is a folder with copies of the data sets: imdb, banking77, e2e and conll2003.
+# NAME is part of the names of the records. DATA is a folder with copies of the data sets: imdb, banking77 and conll2003.
 # Models are read from ./HuggingFaceTB/SmolLM2-135M-Instruct and ./sentence-transformers/all-mpnet-base-v2. Given again, the command
 # continues: what has a record is not run again.
 set -uo pipefail
@@ -33,6 +33,5 @@ studies() {
 export OMP_NUM_THREADS=1
 studies imdb decoder-reviews-recipe decoder-reviews &
 studies banking77 decoder-intents-recipe decoder-intents &
-studies e2e e2e-all &
 studies conll2003 rank-entities-mpnet-neighbours decoder-entities-recipe decoder-entities &
 wait
