@@ -344,7 +344,7 @@ def test_texts_of_several_languages_are_divided_into_words(text, words):
         ("a O\n\nfilm NOUN\n", ["row 1 of split train", "'NOUN'", "IOB1, IOB2, IOBES or BILOU"]),
         ("a O\n\nfilm O\n", ["train has no entity in it"]),
         ({"tokens": ["a", "film"], "tags": ["O"]}, ["row 0", "2 words but 1 tags"]),
-        ({"tokens": ["a", None], "tags": ["O", "O"]}, ["row 0", "no words", "text_column"]),
+        ({"tokens": ["a", None], "tags": ["O", "O"]}, ["row 0", "its word 2 is None"]),
         ({"tokens": ["a", "film"], "tags": [0, 1]}, ["row 0", "numbers", "B-PER"]),
         ({"text": "a film", "spans": [{"start": 0, "end": 90, "label": "X"}]}, ["row 0", "from 0 to 90", "6 characters"]),
         ({"text": "a film", "spans": [{"from": 0, "label": "X"}]}, ["row 0", "unknown form"]),

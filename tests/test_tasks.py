@@ -192,7 +192,7 @@ def test_pairs_of_texts_go_through_all_the_scripts(pairs, call, tiny_flags, tmp_
     assert "`agree`, `differ`" in card.text and card.data.pipeline_tag == "text-classification"
     assert truncation_note in card.text and "head+tail" not in card.text
     alone = call("predict.py", "--run", run.folder, "a text")
-    assert alone.code == 2 and "text_pair_column=hypothesis" in alone.err
+    assert alone.code == 2 and "reads pairs of texts: give them as rows of a --file" in alone.err
     assert call("export.py", run.folder, "--formats", "merged").code == 0
     assert call("app.py", run.folder).code == 2
 

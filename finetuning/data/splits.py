@@ -106,7 +106,8 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
         remarks.append(f"{unused:,} rows of train are not used: copies of held-out texts, or the rest of a group that is held out")
     frames, notes = samples(frames, config, given, task.labels_are_classes)
     remarks += notes
-    splits = {name: _as_split(frame, name if name in raw else "train", all_rows, official_names) for name, frame in frames.items()}
+    origins = {name: name if name in raw else "train" for name in frames}
+    splits = {name: _as_split(frame, origins[name], all_rows, official_names[origins[name]]) for name, frame in frames.items()}
     remarks += absent(splits, task, all_rows.label_names)
     remarks += overlaps(splits)
     names = {name: f"official {official_names[name]}" if name in raw else "held out from train" for name in SPLITS}
@@ -125,11 +126,11 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     )
 
 
-def _as_split(frame: pd.DataFrame, split: str, all_rows: Rows, official_names: dict[str, str]) -> Split:
-    """Return the rows of a frame. `split` is the one of `official_names` that they come from."""
+def _as_split(frame: pd.DataFrame, split: str, all_rows: Rows, name: str = "train") -> Split:
+    """Return the rows of a frame. `split` is the split that they come from, and `name` its name in the data set."""
     rows = frame.index.to_numpy(np.int64)
     groups = frame.group.to_numpy() if "group" in frame else None
-    return Split(all_rows.columns[split], rows, all_rows.labels[split][rows], frame.hash.to_numpy(), groups, official_names[split])
+    return Split(all_rows.columns[split], rows, all_rows.labels[split][rows], frame.hash.to_numpy(), groups, name)
 
 
 def flat(dataset: DatasetDict) -> DatasetDict:
