@@ -92,7 +92,7 @@ def main() -> None:
         gradio.Markdown(f"# {run.folder.name}\n`{run.record['model']['name']}`, {METHODS[run.config.method]}.")
         if isinstance(run.task, Converses):
             system = gradio.Textbox(label="System message, if the model was trained with one")
-            examples = [[example, ""] for example in run.task.examples]
+            examples = [[example, None] for example in run.task.examples]  # None: an example leaves the field as it is
             gradio.ChatInterface(reply, examples=examples, additional_inputs=system, api_name="chat")
         else:
             text = gradio.Textbox(label="Text", info=f"at most {MAX_CHARACTERS:,} characters", lines=5, max_lines=12)
