@@ -222,10 +222,8 @@ def _read_rows(split: str, rows: Dataset, columns: dict[str, str], accepted: np.
                 if not row["left_out"] and (text := text_of(value)):
                     row |= read_row(text, read_annotation(label, isinstance(value, dict)), names, unit)
             except (UserError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-                form = (
-                    f"its entities have an unknown form: {str(error)[:MAX_CHARACTERS_SHOWN]}: write them as [start, end, type], or "
-                )
-                form += "write a list of words and a list of tags"
+                remedy = "write them as [start, end, type], or write a list of words and a list of tags"
+                form = f"its entities have an unknown form: {str(error)[:MAX_CHARACTERS_SHOWN]}: {remedy}"
                 problem = error if isinstance(error, UserError) else form
                 raise UserError(
                     f"text_column={columns['text']}, label_column={columns['label']}: row {number} of split {split}: {problem}"

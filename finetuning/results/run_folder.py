@@ -270,7 +270,8 @@ def find_base_model(run: Run) -> Source:
     source = find_model(run.config.model_name, run.origins["model"])
     if source.sha256 != run.record["model"]["sha256"]:
         raise UserError(
-            f"{run.folder}: the adapter was trained on another base model; the weights in {source.path} are different: restore them, or train again"
+            f"{run.folder}: the adapter was trained on another base model; the weights in {source.path} are different: restore them, "
+            "or train again"
         )
     files, template = fingerprints.of_model_settings(Path(source.path)), run.folder / "adapter" / "chat_template.jinja"
     saved = {template.name: sha256(template)} if template.is_file() and template.name in files else {}  # older records lack it
