@@ -357,8 +357,12 @@ STUDIES = {
     "model": Study("test", FULL, MPNET, reference="comparison/full fine-tuning"),
     # A pre-trained decoder with a head: reviews, then 77 labels, then entities.
     "decoder-reviews-recipe": Study("validation", SHORT_RUN | SMOLLM2, DECODER_RATES, reference="LoRA, 5e-4"),
+    # The first command with this decoder, and as it is.
     "decoder-reviews": Study(
-        "test", LAPTOP | SMOLLM2 | dict(test_samples=0), best("decoder-reviews-recipe"), reference="full fine-tuning"
+        "test",
+        dict(length_warmup=0.67),
+        {"SmolLM2-135M-Instruct": SMOLLM2 | dict(best_of="decoder-reviews-recipe/LoRA"), "all-MiniLM-L6-v2": {}},
+        reference="all-MiniLM-L6-v2",
     ),
     "decoder-intents-recipe": Study("validation", INTENTS, DECODER_RATES, reference="LoRA, 5e-4"),
     "decoder-intents": Study("test", INTENTS, best("decoder-intents-recipe"), reference="full fine-tuning"),
