@@ -24,8 +24,8 @@ class Config:
     model_name: str = HfArg(default="distilbert-base-uncased", help="a model on the Hugging Face Hub, or a local folder")
     dropout: float = HfArg(
         default=0.0,
-        help="dropout of the base model; 0, because dropout doubled the training time on two cores with AMX, and did not "
-        "help in the study",
+        help="dropout of the base model; 0, because dropout doubled the training time on two cores with AMX, partly because the faster "
+        "attention is then not used, and did not help in the study (one seed)",
     )
 
     # --- data --------------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ class Config:
     )
     folds: int = HfArg(
         default=0,
-        help="cut the rows of train into so many folds, and test on one of them instead of the test split; 0: no folds. "
+        help="cut the rows of train into this many folds, and test on one of them instead of the test split; 0: no folds. "
         "label_errors.py trains once for each fold",
     )
     fold: int = HfArg(default=1, help="the fold to test on, from 1 to `folds`; the model does not learn from it")
@@ -160,7 +160,7 @@ class Config:
     )
     lora_r: int = HfArg(
         default=16,
-        help="rank of the update; for labels no difference between 4, 16 and 64 was visible; in translation 128 was about "
+        help="rank of the update; for labels, with lora_alpha 32, no difference between 4, 16 and 64 was visible (two seeds); in translation 128 was about "
         "one BLEU ahead of 16, which may be chance (two seeds)",
     )
     lora_alpha: int = HfArg(
@@ -169,7 +169,8 @@ class Config:
     )
     lora_dropout: float = HfArg(
         default=0.0,
-        help="dropout on the adapter's input; 0.1 tripled the training time on two cores with AMX, and did not help in the study",
+        help="dropout on the adapter's input; above 0, layers are not fused: 0.1 tripled the training time on two cores with AMX, and did "
+        "not help in the study (one seed)",
     )
     target_modules: str = HfArg(
         default="all-linear",
@@ -184,7 +185,8 @@ class Config:
     use_rslora: bool = HfArg(default=False, help="scale by lora_alpha / sqrt(lora_r) instead (arXiv 2312.03732)")
     use_dora: bool = HfArg(
         default=False,
-        help="DoRA: learn magnitude and direction separately (arXiv 2402.09353); three times as slow on two cores with AMX",
+        help="DoRA: learn magnitude and direction separately (arXiv 2402.09353); layers are then not fused: three times as slow on two "
+        "cores with AMX",
     )
     init_lora_weights: Literal["default", "pissa"] = HfArg(
         default="default",
@@ -196,9 +198,8 @@ class Config:
     # --- training ----------------------------------------------------------------------------------------------------
     learning_rate: float = HfArg(
         default=1e-3,
-        help="try this first; for labels and entities the best was 2.5 to 20 times that of full fine-tuning, and three times for a "
-        "small GPT-2 (one run for each rate); for translation 6e-3, the highest of three, was mostly best with a small model; on IMDb 4e-3 "
-        "failed",
+        help="try this first; for labels, entities, answers and continuations the best was 2.5 to 20 times that of full fine-tuning (one "
+        "run for each rate); for translation 6e-3, the highest of three, was mostly best with a small model; on IMDb 4e-3 failed",
     )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"] = HfArg(
         default="linear", help="how the learning rate changes after the warm-up"
@@ -226,7 +227,8 @@ class Config:
         "gradient_accumulation_steps texts, with any number of processes",
     )
     eval_batch_size: int | None = HfArg(
-        default=None, help="texts per batch and process in prediction; changes only the speed; not given: 32, or 256 on a GPU"
+        default=None,
+        help="texts per batch and process in prediction; changes only the speed and the memory; not given: 32, or 256 on a GPU",
     )
     gradient_accumulation_steps: int = HfArg(
         default=1, help="forward passes per step, to save memory: 4 passes of 8 texts give the same result as 1 of 32"
@@ -352,7 +354,7 @@ PRESETS: dict[str, dict] = {
         max_length=128,
         **ALL_ROWS,
         num_train_epochs=5.0,
-        # All sentences and neighbours: all-mpnet-base-v2 learned at 4e-4, and not at 1e-3 with rank 64 (no record).
+        # With neighbouring sentences, all-mpnet-base-v2 learned at 4e-4 and rank 16, but not at 1e-3 and rank 64 (no record of the latter).
         learning_rate=4e-4,
         batch_size=8,
         eval_steps=0.2,

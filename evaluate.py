@@ -30,7 +30,7 @@ def read_arguments(flags: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--private", action="store_true", help="with --push_to_hub: make the repository private")
     arguments = parser.parse_args(flags)
     if arguments.private and not arguments.push_to_hub:
-        raise UserError("--private is for --push_to_hub: add it, or leave --private out")
+        raise UserError("--private needs --push_to_hub: add --push_to_hub, or leave --private out")
     if len(arguments.runs) > 2:
         raise UserError(f"{len(arguments.runs)} run folders are too many: give one to evaluate it, or two to compare them")
     if len(arguments.runs) == 2 and arguments.push_to_hub:

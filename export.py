@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--private", action="store_true", help="with --push_to_hub: make the repository private")
     arguments = parser.parse_args()
     if arguments.private and not arguments.push_to_hub:
-        raise UserError("--private is for --push_to_hub: add it, or leave --private out")
+        raise UserError("--private needs --push_to_hub: add --push_to_hub, or leave --private out")
     if arguments.rows < 1:
         raise UserError(f"--rows {arguments.rows}: the exports are compared on rows of the test split, so it must be at least 1")
     if arguments.push_to_hub and "merged" not in (arguments.formats or ["merged"]):

@@ -1,7 +1,7 @@
 """Fine-tune a text model with LoRA: to label texts, find named entities, answer prompts, predict words, or translate.
 
 python fine_tune.py                                  a part of IMDb, for a laptop
-python fine_tune.py --preset full                    all of IMDb, for the best result
+python fine_tune.py --preset full                    all of IMDb, two epochs: more accurate, slower
 python fine_tune.py --preset smoke                   a few seconds: a check that everything works
 python fine_tune.py --dataset_name reviews.csv       your own texts and labels
 python fine_tune.py --dataset_name ratings.csv --problem_type regression    a number per text

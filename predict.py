@@ -23,7 +23,7 @@ from finetuning.errors import UserError, printable
 
 ENGINE_HELP = (
     "for labels, numbers and entities on a CPU; auto: openvino if it is installed and there are 1,500 texts or more, else torch; int8: "
-    "weights and activations in 8 bits, 1.8 to 2 times as fast as torch, some labels differ"
+    "weights and activations in 8 bits, 1.9 times as fast as torch on two cores, some labels differ"
 )
 CONTEXT_HELP = (
     "entities: read each row alone, or with its neighbours; not given: as in training for the rows of a --file, else alone"
@@ -138,7 +138,7 @@ def read_arguments() -> argparse.Namespace:
     if arguments.system and arguments.file:
         raise UserError("--system is for texts and --chat: write the system messages of a --file into its column system")
     if arguments.out and not arguments.file:
-        raise UserError("--out writes the answers to a --file: add --file, or leave --out out")
+        raise UserError("--out writes the answers for the rows of a --file: add --file, or leave --out out")
     if arguments.out and (arguments.explain or arguments.json):
         name = "explain" if arguments.explain else "json"
         raise UserError(f"--{name} is for answers that are printed, and --out writes them to a file: leave one of the two out")

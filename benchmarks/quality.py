@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from common import MACHINE_SETTINGS, RESULTS, ROOT, flags, new_processes
-from studies import STUDIES, TFIDF, TFIDF_OF_TOKENS, file_name, pretrained
+from studies import BASELINES, COSINE, STUDIES, TFIDF, TFIDF_OF_TOKENS, file_name, pretrained
 
 import fine_tune
 from config import Config
@@ -61,7 +62,7 @@ def runs(names: list[str]) -> list[Run]:
         for study, s in STUDIES.items()
         for seed in s.seeds
         for name, settings in s.experiments.items()
-        if seed == s.seeds[0] or settings.get("method") not in (TFIDF, TFIDF_OF_TOKENS)  # these have no seed
+        if seed == s.seeds[0] or settings.get("method") not in BASELINES
     ]
 
     def names_of(run: Run) -> set[str]:
@@ -114,6 +115,8 @@ def measure(study: str, name: str, seed: int, dataset_name: str | None) -> dict:
     started, environment, split = time.perf_counter(), run_folder.environment(), STUDIES[study].split
     if settings.get("method") in (TFIDF, TFIDF_OF_TOKENS):
         data, evaluated, about = tfidf(settings, split)
+    elif settings.get("method") == COSINE:
+        data, evaluated, about = cosine(settings, split)
     else:
         kept = ROOT / pretrained(study, name)["model_name"] if STUDIES[study].keep and seed == 0 else None
         data, evaluated, about = fine_tuned(settings, split, kept)
@@ -214,6 +217,39 @@ def tfidf(settings: dict, split: str) -> Measured:
         "training_seconds": seconds,
         "peak_memory_gib": run_folder.peak_memory_gib(),
         "saved_mib": len(pickle.dumps(model)) / 2**20,
+    }
+    return Measured(data, evaluated, about)
+
+
+def cosine(settings: dict, split: str) -> Measured:
+    """Measure the base model without training, for pairs of texts with a similarity from 0 to 5, like `fine_tuned`.
+
+    A text's embedding is the mean of the model's outputs for its tokens. The prediction is 5 times the cosine of two embeddings.
+    """
+    from transformers import AutoModel
+
+    config = Config(**settings | dict(method="lora"))
+    data, source = load_data(tasks.pick(config), config), find_model(config.model_name)
+    measured = getattr(data, split)
+    tokenizer, model = load_tokenizer(data.task, source, config), AutoModel.from_pretrained(source.path).eval()
+
+    @torch.inference_mode()
+    def embed(texts: list[str]) -> torch.Tensor:
+        batch = tokenizer(texts, padding=True, truncation=True, max_length=config.max_length, return_tensors="pt")
+        mask = batch["attention_mask"][:, :, None]
+        return (model(**batch).last_hidden_state * mask).sum(dim=1) / mask.sum(dim=1)
+
+    pairs = list(zip(*(clean(measured.columns()[name]) for name in ("text", "text_pair")), strict=True))
+    batches = [pairs[start : start + 64] for start in range(0, len(pairs), 64)]
+    cosines = torch.cat([torch.cosine_similarity(*map(embed, map(list, zip(*batch, strict=True)))) for batch in batches])
+    lengths = np.array([len(" ".join(pair).split()) for pair in pairs])
+    evaluated = Evaluation(5 * cosines[:, None].numpy(), measured, lengths, data.label_names, {}, config)
+    about = {
+        "model": source.name,
+        "model_origin": source.origin,
+        "model_sha256": source.sha256,
+        "trainable_parameters": 0,
+        "total_parameters": model.num_parameters(),
     }
     return Measured(data, evaluated, about)
 

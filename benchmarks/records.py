@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from common import RESULTS
 from quality import metric_of, record_file, statistics_of
-from studies import STUDIES, file_name
+from studies import BASELINES, STUDIES, file_name
 
 from finetuning.disk import read_json
 from finetuning.results import metrics
@@ -90,8 +90,8 @@ def compared(record: Record) -> dict:
     if record["reference"] is None:
         return {}
     sides = [record["runs"], record["reference"]["runs"]]
-    if any(len(runs) > 1 for runs in sides):  # the baselines of scikit-learn have no seed: another run would be equal
-        sides = [runs * 2 if runs[0]["model_origin"] == "scikit-learn" else runs for runs in sides]
+    if any(len(runs) > 1 for runs in sides):  # a baseline has no seed: another run would be equal
+        sides = [runs * 2 if runs[0].get("settings", {}).get("method") in BASELINES else runs for runs in sides]
     statistics = statistics_of([*sides[0], *sides[1]])
     return metrics.difference(metric_of(record), statistics[: len(sides[0])], statistics[len(sides[0]) :])
 

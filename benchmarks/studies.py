@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from config import ALL_ROWS, PRESETS
 
 # Methods that only quality.py has: scikit-learn on the same rows, with their whole texts or with the tokens that a model reads.
-TFIDF, TFIDF_OF_TOKENS = "tf-idf", "tf-idf of tokens"
+BASELINES = TFIDF, TFIDF_OF_TOKENS, COSINE = "tf-idf", "tf-idf of tokens", "cosine"  # methods without a seed
 SEEDS = (0, 1, 2)
 
 
@@ -312,7 +312,9 @@ STUDIES = {
     ),
     "snli": Study("test", SNLI, best("snli-recipe"), SEEDS, reference="full fine-tuning"),
     "stsb-recipe": Study("validation", STSB, HIGHER_RATES, reference="LoRA, 1e-3"),
-    "stsb": Study("test", STSB, best("stsb-recipe"), SEEDS, reference="full fine-tuning"),
+    "stsb": Study(
+        "test", STSB, best("stsb-recipe") | {"no training, cosine": dict(method=COSINE)}, SEEDS, reference="full fine-tuning"
+    ),
     # In "without first bias" the head's bias starts at zero: its record names a commit before `first_bias`.
     "goemotions-recipe": Study(
         "validation",

@@ -42,7 +42,7 @@ Sums = dict[str, Any]  # the statistics summed over rows: name -> a number, or (
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric that is computed from sums. Each row has statistics, they are summed over the rows, and `value` takes the sums.
+    """A metric that is computed from sums. Each row has statistics. They are summed over the rows, and `value` takes the sums.
 
     For example, accuracy is `sums["correct"] / sums["rows"]`. Because all metrics have this form, results/metrics.py computes
     values on any subset of rows, confidence intervals, differences between two runs and means over seeds for all tasks.
@@ -123,7 +123,7 @@ class Task:
     peft_type: "TaskType | None" = None
     collator: type  # transformers' data collator, for `collate`
     pipeline_tag: str  # name of the task on the Hub and of its pipeline in transformers
-    metrics: tuple[Metric, ...]  # the first one picks the checkpoint and has an interval; one is called `loss`
+    metrics: tuple[Metric, ...]  # the first is the headline and picks the checkpoint by default; one is called `loss`
     settings: tuple[str, ...] = ()  # the settings of config.py that this task reads, except those that all tasks read
     token_settings: tuple[str, ...] = ("max_length", "truncation")  # settings that change the tokens
     tokenizer_options: dict = {}  # arguments for loading the tokenizer

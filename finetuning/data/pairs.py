@@ -19,7 +19,7 @@ MAX_LENGTH_RATIO = 9  # characters of the longer side per character of the short
 ALWAYS_FINE_CHARACTERS = 50  # if the longer side has at most this many characters, any ratio is accepted
 VOCABULARY_PAIRS = 20_000  # pairs of train that give the typical words of each side
 MIN_COUNT = 3  # of a typical word on its side
-MIN_COUNT_RATIO = 10  # a typical word is more than so many times as frequent as on the other side
+MIN_COUNT_RATIO = 10  # a typical word is more than this many times as frequent as on the other side
 
 
 def check_pairs(rows: dict[str, Dataset], columns: dict[str, str], config: Config) -> tuple[dict[str, np.ndarray], list[str]]:

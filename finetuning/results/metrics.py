@@ -39,8 +39,8 @@ def interval(metric: Metric, *runs: Statistics) -> list[float] | None:
     """Return the 95 % interval [low, high] of a metric, or of its mean over several `runs` (seeds) on the same rows.
 
     One run: a percentile bootstrap over rows, or Wilson's interval (1927) for a proportion. Several runs, or few rows: Student's t
-    (`_student`). If the statistics have a `group`, whole groups of rows are resampled. Return None if all resamples are equal: they
-    would say nothing. So it is with one row or group, unless the metric is a proportion.
+    (`_student`). If the statistics have a `group`, whole groups of rows are resampled. Return None if all resamples are equal,
+    because they say nothing about the variance, and for one row or group, unless the metric is a proportion.
     """
     n = _units(runs[0])
     if metric.proportion and len(runs) == 1 and "group" not in runs[0]:
@@ -68,10 +68,10 @@ def difference(metric: Metric, a: Sequence[Statistics], b: Sequence[Statistics])
                                                   approximate randomisation (Noreen, 1989)
     several runs    Student's t (`_student`)      Student's t                                  the two ways to train
 
-    With few rows, Student's t takes the place of the bootstrap. With fewer than two rows or groups, intervals and p are None. If two
-    runs differ alike in all resamples, such as nowhere, the interval of a proportion is as wide as Wilson's for no difference in `n`
-    rows. Two one-sided tests at 5 % call `a` and `b` equal within a margin if the 90 % interval lies within it (TOST, Schuirmann
-    1987).
+    With few rows, Student's t takes the place of the bootstrap. With fewer than two rows or groups, intervals and p are None. If
+    the difference is the same in all resamples, for example because both runs predict the same, the interval of a proportion is as
+    wide as Wilson's for 0 of `n` rows. Two one-sided tests at 5 % call `a` and `b` equal within a margin if the 90 % interval lies
+    within it (TOST, Schuirmann 1987).
     """
     values = [[metric.of(run) for run in runs] for runs in (a, b)]
     center, n = float(np.mean(values[0]) - np.mean(values[1])), _units(a[0])
@@ -181,7 +181,7 @@ def _student(center: float, resampled: np.ndarray, n: int, *seeds: Sequence[floa
     else:
         parts += [(np.var(values, ddof=1) / len(values), len(values) - 1) for values in several]
     variance = sum(part for part, _ in parts)
-    freedom = variance**2 / sum(part**2 / n for part, n in parts) if variance else 1
+    freedom = variance**2 / sum(part**2 / df for part, df in parts) if variance else 1
     return scipy.stats.t(freedom, loc=center, scale=np.sqrt(variance) or np.finfo(float).tiny)
 
 
@@ -204,7 +204,7 @@ def _randomisation(metric: Metric, a: Statistics, b: Statistics) -> float | None
 
 def _mcnemar(metric: Metric, a: Statistics, b: Statistics) -> float:
     """Return the two-sided p value of McNemar's exact test."""
-    correct_a, correct_b = (np.asarray(metric.value(run)) > 0.5 for run in (a, b))  # (rows,)
+    correct_a, correct_b = (np.asarray(metric.value(run)) > 0.5 for run in (a, b))  # (rows,): of one row, the value is 0 or 1
     only_a, only_b = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
     return float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 

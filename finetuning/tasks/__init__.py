@@ -1,4 +1,4 @@
-"""The tasks. To add one, write a file with its class and add the class to `TASKS`."""
+"""The tasks. To add one, write a file with its class, and add an instance of it to `TASKS`."""
 
 from collections.abc import Collection
 

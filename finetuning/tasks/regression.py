@@ -54,7 +54,9 @@ class Regression(TextClassification):
     label_columns = ("score", "rating", "stars", "similarity", "value", *LABEL_COLUMNS)
     settings = tuple(name for name in TextClassification.settings if name not in ("class_weights", "label_smoothing_factor"))
     metrics = (
-        Metric("rmse", lambda sums: (sums["squared_error"] / sums["rows"]) ** 0.5, "lower", ".4f", "RMSE", limits=(0, math.inf)),
+        Metric(
+            "rmse", lambda sums: (sums["squared_error"] / sums["rows"]) ** 0.5, better="lower", label="RMSE", limits=(0, math.inf)
+        ),
         Metric("mae", lambda sums: sums["absolute_error"] / sums["rows"], better="lower", limits=(0, math.inf)),
         Metric("pearson", _correlation("values"), limits=(-1, 1)),
         Metric("spearman", _correlation("ranks"), limits=(-1, 1)),  # on a subset of rows, ranks are still those among all rows

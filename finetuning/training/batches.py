@@ -15,7 +15,7 @@ from finetuning.data.tokens import Tokens
 from finetuning.errors import UserError
 
 SHORT_LENGTH = 128  # tokens; a text is truncated to them during `length_warmup`
-STEPS_PER_WINDOW = 50  # rows are sorted by length within so many steps, as in transformers' LengthGroupedSampler
+STEPS_PER_WINDOW = 50  # rows are sorted by length within a window of this many steps, as in transformers' LengthGroupedSampler
 
 
 def count_steps(rows: int, size: int) -> int:
