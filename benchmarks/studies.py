@@ -312,9 +312,8 @@ STUDIES = {
     ),
     "snli": Study("test", SNLI, best("snli-recipe"), SEEDS, reference="full fine-tuning"),
     "stsb-recipe": Study("validation", STSB, HIGHER_RATES, reference="LoRA, 1e-3"),
-    "stsb": Study(
-        "test", STSB, best("stsb-recipe") | {"no training, cosine": dict(method=COSINE)}, SEEDS, reference="full fine-tuning"
-    ),
+    "stsb": Study("test", STSB, best("stsb-recipe"), SEEDS, reference="full fine-tuning"),
+    "stsb-untrained": Study("test", STSB, {"cosine": dict(method=COSINE)}, reference="stsb/LoRA"),
     # In "without first bias" the head's bias starts at zero: its record names a commit before `first_bias`.
     "goemotions-recipe": Study(
         "validation",
