@@ -229,7 +229,7 @@ def test_the_calibration_error_equals_the_one_computed_by_hand():
 def test_groups_of_lengths_count_every_text_once():
     lengths = np.array([3, 64, 65, 128, 300, 512, 513, 2000])
     rows = correct(True, True, True, False, True, True, False, False)
-    groups = metrics.groups(ACCURACY, rows, lengths, (0, 64, 128, 256, 512))
+    groups = metrics.by_length(ACCURACY, rows, lengths, (0, 64, 128, 256, 512))
     assert [(group["above"], group["up_to"], group["n"], group["accuracy"]) for group in groups] == [
         (0, 64, 2, 1.0), (64, 128, 2, 0.5), (256, 512, 2, 1.0), (512, None, 2, 0.0),
     ]  # fmt: skip

@@ -51,7 +51,7 @@ def measure(task: Task, evaluation: Evaluation, unseen: np.ndarray | None = None
     results |= {"n": len(evaluation.split)} | ({"label_names": evaluation.label_names} if evaluation.label_names else {})
     results |= evaluation.calibration | task.details(evaluation)
     lengths = task.lengths(evaluation)
-    results["by_length"] = metrics.groups(first, statistics, lengths.values, lengths.edges)
+    results["by_length"] = metrics.by_length(first, statistics, lengths.values, lengths.edges)
     return replace(evaluation, metrics=results)
 
 

@@ -94,7 +94,7 @@ def difference(metric: Metric, a: Sequence[Statistics], b: Sequence[Statistics])
     return {"difference": center, "difference_ci95": ends[:2], "difference_ci90": ends[2:], "p": p}
 
 
-def groups(metric: Metric, statistics: Statistics, lengths: np.ndarray, edges: Sequence[int]) -> list[dict]:
+def by_length(metric: Metric, statistics: Statistics, lengths: np.ndarray, edges: Sequence[int]) -> list[dict]:
     """Return the metric and its interval for groups of rows by their `lengths`, (rows,).
 
     A group has the lengths above one of `edges`, up to the next. Left out are groups without rows, and those whose rows have no
