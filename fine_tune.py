@@ -41,27 +41,27 @@ def main(flags: Sequence[str] | None = None) -> None:
 
     # Find the task, the base model and the run folder. Most wrong settings are reported here, before anything slow starts.
     # A resumed run takes its model and data set from the same origins as before: local path, Hub or stand-in.
-    run = run_folder.find_earlier(config, arguments.resume, arguments.resume_if_exists, tasks.pick)  # None: start a new run
+    earlier = run_folder.find_earlier(config, arguments.resume, arguments.resume_if_exists, tasks.pick)  # None: start a new run
     if arguments.resume is not None:
-        config = run.config
-    elif run:
-        run_folder.check_same_settings(run, config, ("model_name", "dataset_name"))  # before these are loaded
+        config = earlier.config
+    elif earlier:
+        run_folder.check_same_settings(earlier, config, ("model_name", "dataset_name"))  # before these are loaded
     task = tasks.pick(config, arguments.given)
-    model_source = run_folder.find_base_model(run) if run else sources.find_model(config.model_name)
+    model_source = run_folder.find_base_model(earlier) if earlier else sources.find_model(config.model_name)
     base.read_model_config(task, model_source, config)  # refuses a model that the task cannot use
-    folder = run.folder if run else run_folder.choose_folder(config, model_source)
+    folder = earlier.folder if earlier else run_folder.choose_folder(config, model_source)
     precision, precision_reason = pick_precision(config.precision)
 
     # Load the rows, then tokenize them. The rows may decide the task: lists of several labels mean multi-label classification.
     # The test split is tokenized too, so that a refused text is reported before training. evaluate.py then finds its tokens in the
     # cache.
-    data = splits.load_data(task, config, run and run.origins["dataset"], arguments.given)
+    data = splits.load_data(task, config, earlier and earlier.origins["dataset"], arguments.given)
     task, config = data.task, data.config
-    if run:
-        run_folder.check_same_settings(run, config)
-        run_folder.check_same_data(run, data)
-        if run.training:
-            return print(f"run folder  {run.folder}: this run is finished")
+    if earlier:
+        run_folder.check_same_settings(earlier, config)
+        run_folder.check_same_data(earlier, data)
+        if earlier.training:
+            return print(f"run folder  {folder}: this run is finished")
     console.show_sources(model_source, data)
     tokenizer = base.load_tokenizer(task, model_source, config)
     encoded = {name: tokens.encode(task, getattr(data, name), tokenizer, config) for name in ("train", "validation", "test")}
@@ -79,7 +79,7 @@ def main(flags: Sequence[str] | None = None) -> None:
     print(f"train  {trainable:,} of {total:,} parameters ({trainable / total:.2%}), {precision}: {precision_reason}")
 
     # Train, and keep the checkpoint that is best on validation.
-    if not run:
+    if not earlier:
         run_folder.start_run(folder, model_source, data)
     fine_tuner = trainer.build_trainer(model, tokenizer, encoded, data, folder / "checkpoints")
     seconds_before_training = time.perf_counter() - started
@@ -103,4 +103,4 @@ def main(flags: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    exit_cleanly(main)()
+    exit_cleanly(main)()  # no decorator, because label_errors.py calls main for each fold

@@ -17,6 +17,7 @@ from finetuning.task import Metric
 SHOWN_NAMES = {
     "ours": "default settings",
     "plain": "dropout 0.1, random batches padded to `max_length`, float32",
+    "LoRA, without first bias": "LoRA, 1e-3, head's bias starts at zero",
 }
 
 

@@ -314,7 +314,7 @@ STUDIES = {
     "stsb-recipe": Study("validation", STSB, HIGHER_RATES, reference="LoRA, 1e-3"),
     "stsb": Study("test", STSB, best("stsb-recipe"), SEEDS, reference="full fine-tuning"),
     "stsb-untrained": Study("test", STSB, {"cosine": dict(method=COSINE)}, reference="stsb/LoRA"),
-    # In "without first bias" the head's bias starts at zero: its record names a commit before `first_bias`.
+    # "without first bias" ran before `initial_bias` was written: its head's bias starts at zero.
     "goemotions-recipe": Study(
         "validation",
         GOEMOTIONS,

@@ -263,7 +263,7 @@ class Task:
         """Return the loaded model. Change it if its output must be something other than logits."""
         return model
 
-    def first_bias(self, train_labels: np.ndarray, config: Config) -> np.ndarray | None:
+    def initial_bias(self, train_labels: np.ndarray, config: Config) -> np.ndarray | None:
         """Return the bias that a new head starts with, (outputs,), such as one that predicts how often labels are; None: zero."""
         return None
 

@@ -51,15 +51,15 @@ def test_the_steps_of_an_epoch_hold_each_row_once_whatever_the_random_state():
     assert LENGTHS[steps_of_epoch(LENGTHS, 32, 1, 2)[0]].max() == LENGTHS.max(), "too little memory shows in the first step"
 
 
-def test_mixed_steps_are_the_same_steps_in_random_order_with_the_longest_first():
-    sorted_steps, mixed = (steps_of_epoch(LENGTHS, 32, 1, 2, mixed=mixed) for mixed in (False, True))
-    assert {tuple(sorted(rows)) for rows in sorted_steps} == {tuple(sorted(rows)) for rows in mixed}
-    assert LENGTHS[mixed[0]].max() == LENGTHS.max()
+def test_shuffled_steps_are_the_same_steps_in_random_order_with_the_longest_first():
+    sorted_steps, shuffled = (steps_of_epoch(LENGTHS, 32, 1, 2, shuffle_steps=shuffle) for shuffle in (False, True))
+    assert {tuple(sorted(rows)) for rows in sorted_steps} == {tuple(sorted(rows)) for rows in shuffled}
+    assert LENGTHS[shuffled[0]].max() == LENGTHS.max()
 
     def trend_of_lengths(steps: list[np.ndarray]) -> float:
         return np.corrcoef(range(49), [LENGTHS[rows].mean() for rows in steps[1:50]])[0, 1]
 
-    assert trend_of_lengths(sorted_steps) < -0.9 and abs(trend_of_lengths(mixed)) < 0.5
+    assert trend_of_lengths(sorted_steps) < -0.9 and abs(trend_of_lengths(shuffled)) < 0.5
 
 
 @pytest.mark.parametrize(("passes", "processes"), [(1, 1), (4, 1), (1, 3), (4, 2)])

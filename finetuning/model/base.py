@@ -134,7 +134,7 @@ def build_base(
 ) -> torch.nn.Module:
     """Return the pre-trained model in float32 with the task's head; if its file has no head, a new one is initialised with `seed`.
 
-    With `train_labels`, (rows, ...), the new head starts with the task's `first_bias`.
+    With `train_labels`, (rows, ...), the new head starts with the task's `initial_bias`.
     The model maps `input_ids` and `attention_mask`, both (batch, tokens), to `logits`: (batch, labels) if texts have labels. Raise
     `UserError` if weights other than the head's are missing.
     """
@@ -173,7 +173,7 @@ def build_base(
             f"model_name: the weights in {source.path} do not fit its config.json: {invented[0]} is missing or has another size "
             f"({len(invented)} of these in all); get a complete copy of the model"
         )
-    if train_labels is not None and (bias := task.first_bias(train_labels, config)) is not None:
+    if train_labels is not None and (bias := task.initial_bias(train_labels, config)) is not None:
         new = [(name, parameter) for name, parameter in model.named_parameters() if name in model.missing_weights]
         fitting = [parameter for name, parameter in new if name.endswith("bias") and parameter.shape == bias.shape]
         for output_bias in fitting[-1:]:  # a decoder has none; another layer of the head may have as many numbers, but comes before

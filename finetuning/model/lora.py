@@ -39,7 +39,7 @@ from finetuning.task import Task
 
 
 class LoraLayer(torch.nn.Module):
-    """y = x W' + bias + (alpha / r) (x A') B', where only A and B are trained."""
+    """y = x Wᵀ + bias + (alpha / r) (x Aᵀ) Bᵀ, where only A and B are trained."""
 
     def __init__(self, linear: torch.nn.Linear, r: int, alpha: int) -> None:
         super().__init__()

@@ -145,7 +145,7 @@ def plot_reliability(before: dict, after: dict, path: Path) -> None:
 
 
 def plot_by_length(groups: list[dict], metric: Metric, xlabel: str, path: Path) -> None:
-    """Draw a metric by length of the text, with its intervals. `groups` is a result of `metrics.groups`."""
+    """Draw a metric by length of the text, with its intervals. `groups` is a result of `metrics.by_length`."""
     figure, axes = subplots(figsize=(6.4, 4))
     names = [f"{group['above'] + 1} to {group['up_to']}" if group["up_to"] else f"over {group['above']}" for group in groups]
     score = np.array([group[metric.name] for group in groups])

@@ -33,7 +33,7 @@ def fuse_lora(model: PeftModel, bias_as_rank: bool) -> int:
 
 
 def _is_plain(layer: LoraLinear) -> bool:
-    """Return whether a layer has the forward pass of its class, and the update is only x A' B'."""
+    """Return whether a layer has the forward pass of its class, and the update is only x Aᵀ Bᵀ."""
     if "forward" in vars(layer) or not all(_has_plain_parts(layer, name) for name in layer.lora_A):
         return False
     dropouts = [dropout for dropout in layer.lora_dropout.values() if not isinstance(dropout, torch.nn.Identity)]
@@ -62,7 +62,7 @@ def _forward(layer: LoraLinear, x: torch.Tensor, bias_as_rank: bool) -> torch.Te
 
 
 class _FusedLora(torch.autograd.Function):
-    """x W' + bias + (x A') (s B)', where only A and B are trained; s is the scaling. Computed in the dtype of x, (rows, width).
+    """x Wᵀ + bias + (x Aᵀ) (s B)ᵀ, where only A and B are trained; s is the scaling. Computed in the dtype of x, (rows, width).
 
     `bias_as_rank` adds the bias as one more rank of the update. This saves a CPU a pass over the output. A GPU adds the bias
     during the multiplication, and its fast kernels need a rank that is a multiple of eight.

@@ -308,7 +308,7 @@ class MultiLabel(Labels):
     def model_settings(self, label_names: list[str]) -> dict:
         return super().model_settings(label_names) | {"problem_type": self.problem_type}
 
-    def first_bias(self, train_labels: np.ndarray, config: Config) -> np.ndarray | None:
+    def initial_bias(self, train_labels: np.ndarray, config: Config) -> np.ndarray | None:
         """Return each label's log-odds in train, (labels,); None if the loss is balanced, which makes the log-odds 0.
 
         From zero, the first steps would only lower all probabilities to these. With 28 labels, of which a text has one or two, they

@@ -36,13 +36,13 @@ def check_step_size(rows: int, config: Config) -> None:
 
 
 def steps_of_epoch(
-    lengths: np.ndarray, size: int, seed: int, epoch: int, by_length: bool = True, mixed: bool = False
+    lengths: np.ndarray, size: int, seed: int, epoch: int, by_length: bool = True, shuffle_steps: bool = False
 ) -> list[np.ndarray]:
     """Return the rows of each step. Each row occurs once, in as few steps of at most `size` rows as possible.
 
     The sizes of two steps differ by at most one row. With `by_length`, the rows of a step have similar `lengths` (rows,), and the
     step with the longest row comes first: it shows at once whether memory suffices. Lengths fall from step to step within a window
-    of `STEPS_PER_WINDOW` steps; with `mixed`, the steps come in random order.
+    of `STEPS_PER_WINDOW` steps; with `shuffle_steps`, the steps come in random order.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
@@ -50,7 +50,7 @@ def steps_of_epoch(
         window = np.arange(len(order)) // (STEPS_PER_WINDOW * size)
         order = order[np.lexsort([-lengths[order].astype(np.int64), window])]
     steps = np.array_split(order, count_steps(len(order), size))
-    if mixed:
+    if shuffle_steps:
         steps = [steps[i] for i in rng.permutation(len(steps))]
     if by_length:
         step_with_longest = int(np.argmax([lengths[rows].max() for rows in steps]))
@@ -66,7 +66,7 @@ class Batches:
     size: int  # the effective batch size
     seed: int
     by_length: bool
-    mixed: bool
+    shuffle_steps: bool
     passes: int  # forward passes per step: gradient_accumulation_steps
     processes: int
     process: int
@@ -77,7 +77,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         epoch = self.epoch()
-        steps = steps_of_epoch(self.lengths, self.size, self.seed, epoch, self.by_length, self.mixed)
+        steps = steps_of_epoch(self.lengths, self.size, self.seed, epoch, self.by_length, self.shuffle_steps)
         for step, rows in enumerate(steps, start=epoch * len(steps)):
             for rows_of_pass in np.array_split(rows, self.passes):
                 yield [(step, epoch, row) for row in np.array_split(rows_of_pass, self.processes)[self.process].tolist()]

@@ -192,7 +192,7 @@ class FineTuner(Trainer):
             size=self.rows_per_step,
             seed=args.seed,
             by_length=self.by_length,
-            mixed=self.task.predicts_tokens,
+            shuffle_steps=self.task.predicts_tokens,
             passes=args.gradient_accumulation_steps,
             processes=args.world_size,
             process=args.process_index,
