@@ -5,10 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import MaskedLMOutput
-
-WIDTH_MULTIPLE = 8  # tokens; tensor cores are faster with such widths
 
 
 def log_likelihood(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -52,24 +49,3 @@ def scoring(
 
     model.forward = forward_with_targets
     return model
-
-
-def padded(rows: list[list[int]], value: int) -> dict[str, torch.Tensor]:
-    """Return `input_ids`, padded with `value`, and their `attention_mask`, both (rows, tokens).
-
-    The number of tokens is the length of the longest row, rounded up to a multiple of `WIDTH_MULTIPLE`.
-    """
-    width = -(-max(map(len, rows)) // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
-    tensors = [torch.tensor(row) for row in rows]
-    ids = pad_sequence([*tensors, torch.zeros(width, dtype=torch.long)], batch_first=True, padding_value=value)[:-1]
-    lengths = torch.tensor([len(row) for row in rows])
-    return {"input_ids": ids, "attention_mask": (torch.arange(width) < lengths[:, None]).long()}
-
-
-def targets_batch(examples: list[dict], padding: int) -> dict[str, torch.Tensor]:
-    """Return a batch, (rows, tokens), of examples with `input_ids` and `targets`, which may have other lengths.
-
-    The loss does not count targets of -100. `labels`, which the Trainer counts, are the targets.
-    """
-    targets = padded([example["targets"] for example in examples], -100)["input_ids"]
-    return padded([example["input_ids"] for example in examples], padding) | {"targets": targets, "labels": targets}

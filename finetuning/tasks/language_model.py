@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset, Features, List, Value
-from transformers import PreTrainedTokenizerBase
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from config import Config
 from finetuning.data.formats import read_documents
@@ -20,7 +20,7 @@ from finetuning.data.splits import Split
 from finetuning.data.text import LABEL_COLUMNS, check_texts, clean, find_column, renamed, text_columns
 from finetuning.data.tokens import Tokens, whole_ids
 from finetuning.errors import UserError
-from finetuning.model.scoring import scoring, targets_batch
+from finetuning.model.scoring import scoring
 from finetuning.results.report import MAX_EXAMPLES, MAX_LINE_CHARACTERS, Example, Section, lines_of_rows
 from finetuning.task import Evaluation, Lengths, Metric, Rows, Statistics, Task
 from finetuning.training.prediction import Predictor
@@ -37,6 +37,7 @@ class TokenTask(Task):
     """Base class of tasks whose model predicts tokens: those in the column `targets` of an example that are not -100."""
 
     predicts_tokens = True
+    collator = DataCollatorForSeq2Seq
 
     def check(self, config: Config, given: Collection[str] = ()) -> None:
         if config.method == "head":
@@ -50,8 +51,11 @@ class TokenTask(Task):
         return scoring(model, getattr(model, model.base_model_prefix))
 
     def collate(self, examples: list[dict], tokenizer: PreTrainedTokenizerBase, config: Config) -> dict[str, torch.Tensor]:
-        """Return a batch, (examples, tokens). Targets are -100 where the loss does not count."""
-        return targets_batch(examples, tokenizer.pad_token_id)
+        """Return a batch, (examples, tokens). Targets are -100 where the loss does not count. The Trainer counts them as `labels`."""
+        pairs = [{"input_ids": example["input_ids"], "labels": example["targets"]} for example in examples]
+        batch = super().collate(pairs, tokenizer, config)
+        batch["targets"] = batch["labels"]
+        return batch
 
     def loss_function(self, train_labels: np.ndarray, n_labels: int, config: Config) -> Callable:
         return lambda scores, labels: -scores[:, 0].sum()

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from finetuning.data.tokens import Tokens
 from finetuning.model.generation import generate
-from finetuning.model.scoring import padded
 from finetuning.speed import beam_search, greedy_search
 from finetuning.speed.memory import give_back_freed_memory
 from finetuning.speed.precision import autocast, rows_to_predict
@@ -54,9 +53,9 @@ def translate(predictor: Predictor, tokens: Tokens, num_beams: int, forced_bos_t
         search = partial(model.generate, do_sample=False, use_cache=True)
 
     def translate_batch(rows: np.ndarray) -> torch.Tensor | list[list[int]]:
-        sources = padded([example["input_ids"] for example in tokens.__getitems__(rows)], predictor.tokenizer.pad_token_id)
+        sources = {"input_ids": [example["input_ids"] for example in tokens.__getitems__(rows)]}
         return search(
-            **{name: tensor.to(model.device) for name, tensor in sources.items()},
+            **predictor.tokenizer.pad(sources, pad_to_multiple_of=8, return_tensors="pt").to(model.device),
             num_beams=num_beams,
             max_new_tokens=config.max_length,
             forced_bos_token_id=forced_bos_token_id,
