@@ -64,14 +64,9 @@ def find_model(name: str, origin: str | None = None) -> Source:
     """
     if path := _local_path("model_name", name):
         return _model_source(path.resolve(), Path(name).resolve().name, "local path")
-    if origin == "local path":
-        raise UserError(_not_found("model_name", name, origin))
-    if origin != "stand-in":
-        if not _is_path(name) and (folder := _model_from_hub(name)):
-            return _model_source(folder, name, "hub")
-        if name not in STAND_IN_MODEL or origin == "hub":
-            raise UserError(_not_found("model_name", name))
-    stand_in = STAND_IN_MODEL[name]
+    if origin in (None, "hub") and not _is_path(name) and (folder := _model_from_hub(name)):
+        return _model_source(folder, name, "hub")
+    stand_in = _stand_in("model_name", name, origin, STAND_IN_MODEL)
     source = _model_source(_packaged(stand_in), stand_in["name"], "stand-in")
     if source.sha256 != stand_in["sha256"]:
         raise UserError(
@@ -95,14 +90,9 @@ def find_rows(
     if path := _local_path("dataset_name", name):
         rows, remarks, files = read(path, READERS | (readers or {}), "dataset_name=", encoding, split_names=split_names)
         return rows, Source(path.resolve().name, "local path", str(path.resolve()), "", tuple(remarks), files)
-    if origin == "local path":
-        raise UserError(_not_found("dataset_name", name, origin))
-    if origin != "stand-in":
-        if not _is_path(name) and (rows := _rows_from_hub(name)) is not None:
-            return rows, Source(name, "hub", name)
-        if name not in STAND_IN_DATA or origin == "hub":
-            raise UserError(_not_found("dataset_name", name))
-    stand_in = STAND_IN_DATA[name]
+    if origin in (None, "hub") and not _is_path(name) and (rows := _rows_from_hub(name)) is not None:
+        return rows, Source(name, "hub", name)
+    stand_in = _stand_in("dataset_name", name, origin, STAND_IN_DATA)
     path = _packaged(stand_in)
     rows = load_dataset("csv", data_files=str(path), split="train", writer_batch_size=ROWS_PER_TABLE).filter(
         lambda source: source == stand_in["source"], input_columns="source"
@@ -126,22 +116,26 @@ def _is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or name.lower().endswith((*READERS, ".gz", ".zip"))
 
 
-def _not_found(setting: str, name: str, origin: str | None = None) -> str:
-    """Return the message for a name that is no path, nor in the Hub's cache if the Hub does not answer.
+def _stand_in(setting: str, name: str, origin: str | None, stand_ins: dict[str, dict]) -> dict:
+    """Return the stand-in for a name that is no local path, and that was not found on the Hub or in its cache.
 
-    `origin` is as in `find_model`.
+    `origin` is as in `find_model`. Raise `UserError`, with the places that were tried, if no stand-in may be used.
     """
     if origin == "local path":
         place = "" if Path(name).expanduser().is_absolute() else f" in {Path.cwd()}"
-        return (
+        raise UserError(
             f"{setting}={name}, as the run was started with, is not there{place}: put it back, or a link to it; a relative path needs "
             "the folder in which the run was started"
         )
     if _is_path(name):
         kind = "folder" if setting == "model_name" else "file or folder"
-        return f"{setting}={name}: there is no such {kind}: give the path of one, or a name on the Hub"
-    problem = "the Hub does not answer (or HF_HUB_OFFLINE is set) and its cache lacks it"
-    return f"{setting}={name}: there is no such local path, and {problem}. Check the name, or give the path of a local copy"
+        raise UserError(f"{setting}={name}: there is no such {kind}: give the path of one, or a name on the Hub")
+    if name not in stand_ins or origin == "hub":
+        problem = "the Hub does not answer (or HF_HUB_OFFLINE is set) and its cache lacks it"
+        raise UserError(
+            f"{setting}={name}: there is no such local path, and {problem}. Check the name, or give the path of a local copy"
+        )
+    return stand_ins[name]
 
 
 def _packaged(stand_in: dict) -> Path:
