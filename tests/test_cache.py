@@ -86,10 +86,10 @@ def test_a_copy_of_the_rows_that_is_cut_is_not_called_the_users_file(damaged, tm
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     make_rows().to_csv(tmp_path / "rows.csv", index=False)
     config = Config(dataset_name=str(tmp_path / "rows.csv"))
-    n_rows = len(load_data(tasks.pick(config), config).train.raw)
+    n_rows = len(load_data(tasks.pick(config), config).train.dataset)
     (copy,) = (tmp_path / "cache").rglob("0-train.arrow")
     copy.write_bytes(copy.read_bytes()[:1000] if damaged == "cut" else b"")
     with pytest.raises(UserError, match=f"its copy in the cache, {copy.parent}, is damaged .*: remove this folder"):
         load_data(tasks.pick(config), config)
     shutil.rmtree(copy.parent)
-    assert len(load_data(tasks.pick(config), config).train.raw) == n_rows
+    assert len(load_data(tasks.pick(config), config).train.dataset) == n_rows

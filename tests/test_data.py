@@ -25,7 +25,7 @@ from finetuning.model.base import load_tokenizer
 from finetuning.results.metrics import wilson_interval
 
 # 1,000 different texts; every tenth is in stratum 1.
-FRAME = pd.DataFrame({"hash": range(1000), "stratum": [int(i % 10 == 0) for i in range(1000)], "labelled": True})
+FRAME = pd.DataFrame({"text_hash": range(1000), "stratum": [int(i % 10 == 0) for i in range(1000)], "labelled": True})
 
 
 def load(path, given=(), **settings) -> splits.Data:
@@ -34,7 +34,7 @@ def load(path, given=(), **settings) -> splits.Data:
 
 
 def split_frame(frame: pd.DataFrame = FRAME, **settings) -> dict[str, pd.DataFrame]:
-    return splits.split({"train": frame}, Config(**settings))
+    return splits.hold_out({"train": frame}, Config(**settings))
 
 
 # --- splits --------------------------------------------------------------------------------------------------------------
@@ -50,10 +50,10 @@ def test_held_out_rows_are_stratified_and_depend_on_the_split_seed_alone():
 
 def test_equal_texts_are_never_in_two_splits():
     frames = split_frame(pd.concat([FRAME, FRAME[:500]], ignore_index=True))
-    train, validation, test = (set(frames[name].hash) for name in ("train", "validation", "test"))
+    train, validation, test = (set(frames[name].text_hash) for name in ("train", "validation", "test"))
     assert not train & test and not train & validation and not validation & test
     assert len(test) == len(frames["test"]) == 300, "a fifth of all 1,500 rows, although no text is held out twice"
-    assert train | validation | test == set(FRAME.hash)
+    assert train | validation | test == set(FRAME.text_hash)
 
 
 def test_a_smaller_sample_is_part_of_a_larger_one_and_keeps_the_label_fractions():

@@ -31,24 +31,24 @@ SAMPLE_SETTINGS = {"train": "train_samples", "validation": "val_samples", "test"
 class Split:
     """The rows of a split. The arrays hold a value per row."""
 
-    raw: Dataset  # the split of the data set that the rows come from, with the columns that the task reads
-    rows: np.ndarray  # (rows,) int64, row numbers in `raw`
+    dataset: Dataset  # the split of the data set that the rows come from, as `Task.read` returned it
+    rows: np.ndarray  # (rows,) int64, row numbers in `dataset`
     labels: np.ndarray  # (rows,) int64, (rows, labels), or other values per row that the task keeps in memory
     hashes: np.ndarray  # (rows,) uint64, equal for equal texts
     groups: np.ndarray | None = None  # (rows,) int64, equal for rows that belong together; None: each row is alone
-    name: str = "train"  # of `raw` in the data set, such as dev
+    name: str = "train"  # of `dataset` in the data set, such as dev
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def columns(self) -> dict[str, list]:
         """Return all columns of the rows, in memory. `select` some rows first if there are many."""
-        return reopened(self.raw)[self.rows.tolist()]
+        return reopened(self.dataset)[self.rows.tolist()]
 
     def select(self, positions: Sequence[int]) -> "Split":
         """Return the rows at these positions."""
         groups = None if self.groups is None else self.groups[positions]
-        return Split(self.raw, self.rows[positions], self.labels[positions], self.hashes[positions], groups, self.name)
+        return Split(self.dataset, self.rows[positions], self.labels[positions], self.hashes[positions], groups, self.name)
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,10 @@ def load_data(task: Task, config: Config, origin: str | None = None, given: Coll
     if config.folds:
         check_labels_of_folds(task, frames["train"], all_rows, config.folds)
     n_rows = sum(map(len, frames.values()))
-    frames = split(frames, config, task.labels_are_classes)
+    frames = hold_out(frames, config, task.labels_are_classes)
     if unused := n_rows - sum(map(len, frames.values())):
         remarks.append(f"{unused:,} rows of train are not used: copies of held-out texts, or the rest of a group that is held out")
-    frames, notes = samples(frames, config, given, task.labels_are_classes)
+    frames, notes = draw_samples(frames, config, given, task.labels_are_classes)
     remarks += notes
     origins = {name: name if name in raw else "train" for name in frames}
     splits = {name: _as_split(frame, origins[name], all_rows, official_names[origins[name]]) for name, frame in frames.items()}
@@ -130,7 +130,7 @@ def _as_split(frame: pd.DataFrame, split: str, all_rows: Rows, name: str = "trai
     """Return the rows of a frame. `split` is the split that they come from, and `name` its name in the data set."""
     rows = frame.index.to_numpy(np.int64)
     groups = frame.group.to_numpy() if "group" in frame else None
-    return Split(all_rows.columns[split], rows, all_rows.labels[split][rows], frame.hash.to_numpy(), groups, name)
+    return Split(all_rows.columns[split], rows, all_rows.labels[split][rows], frame.text_hash.to_numpy(), groups, name)
 
 
 def flat(dataset: DatasetDict) -> DatasetDict:
@@ -221,9 +221,9 @@ def check_no_split_column(raw: dict[str, Dataset], columns: dict[str, str], conf
 def scan(task: Task, all_rows: Rows, raw: Dataset, config: Config, split: str) -> pd.DataFrame:
     """Return a frame with a line per row of a split. `raw` has all columns of the split, `all_rows` those that the task reads.
 
-    Three columns are hashes (uint64): `hash` of the text, `content` of text and label, `row` of text, label and row number.
-    `problem` is the result of `Task.problems`, and `stratum` the row's stratum. Two are bool: `labelled`, and `left_out` (by the
-    task). `group` is the number of the row's group; there is no such column if each row is alone.
+    Three columns are hashes (uint64): `text_hash` of the text, `example_hash` of text and label, `row_hash` of text, label and row
+    number. `problem` is the result of `Task.problems`, and `stratum` the row's stratum. Two are bool: `labelled`, and `left_out` (by
+    the task). `group` is the number of the row's group; there is no such column if each row is alone.
     """
     rows, labels = all_rows.columns[split], all_rows.labels[split]
 
@@ -231,18 +231,18 @@ def scan(task: Task, all_rows: Rows, raw: Dataset, config: Config, split: str) -
         texts, label_texts = task.contents(batch, labels[positions])
         frame = pd.DataFrame({"text": texts, "label": label_texts}, index=positions)
         return {
-            "hash": pd.util.hash_array(np.array(texts, dtype=object)),
-            "content": pd.util.hash_pandas_object(frame, index=False).to_numpy(),
-            "row": pd.util.hash_pandas_object(frame).to_numpy(),
+            "text_hash": pd.util.hash_array(np.array(texts, dtype=object)),
+            "example_hash": pd.util.hash_pandas_object(frame, index=False).to_numpy(),
+            "row_hash": pd.util.hash_pandas_object(frame).to_numpy(),
             "problem": task.problems(batch, texts),
         }
 
-    features = Features(dict.fromkeys(("hash", "content", "row"), Value("uint64")) | {"problem": Value("string")})
+    features = Features(dict.fromkeys(("text_hash", "example_hash", "row_hash"), Value("uint64")) | {"problem": Value("string")})
     computed = map_once(rows, hash_batch, features, [type(task), labels])
     frame = pd.DataFrame({name: read_column(computed, name).to_pandas() for name in features})
     left_out = all_rows.left_out.get(split, np.zeros(len(rows), dtype=bool))
     frame = frame.assign(stratum=task.strata(labels), labelled=task.has_label(labels), left_out=left_out)
-    groups = given_groups(raw, config) if config.group_column else task.groups(frame.hash.to_numpy())
+    groups = given_groups(raw, config) if config.group_column else task.groups(frame.text_hash.to_numpy())
     return frame if groups is None else frame.assign(group=groups)
 
 
@@ -260,7 +260,7 @@ def given_groups(rows: Dataset, config: Config) -> np.ndarray:
 
 def sha256_of(frames: dict[str, pd.DataFrame]) -> str:
     """Return a hash (SHA-256) of all texts and labels, and of the groups if they decide which rows are held out."""
-    parts = [frame.row for frame in frames.values()]
+    parts = [frame.row_hash for frame in frames.values()]
     if "group" in frames["train"] and len(frames) < len(SPLITS):
         parts.append(frames["train"].group)
     return hashlib.sha256(b"".join(part.to_numpy().tobytes() for part in parts)).hexdigest()
@@ -304,11 +304,11 @@ def usable(
 
 def contradictions(frames: dict[str, pd.DataFrame]) -> list[str]:
     """Return a note if equal texts have different labels. The rows are kept."""
-    rows = pd.concat([frame[["hash", "content"]] for frame in frames.values()]).drop_duplicates()
-    texts = rows.hash[rows.hash.duplicated()].unique()
+    rows = pd.concat([frame[["text_hash", "example_hash"]] for frame in frames.values()]).drop_duplicates()
+    texts = rows.text_hash[rows.text_hash.duplicated()].unique()
     if not len(texts):
         return []
-    rows_by_split = {name: frame.index[frame.hash.isin(texts)] for name, frame in frames.items()}
+    rows_by_split = {name: frame.index[frame.text_hash.isin(texts)] for name, frame in frames.items()}
     places = ", ".join(f"rows {listed(rows)} of {name}" for name, rows in rows_by_split.items() if len(rows))
     return [f"{len(texts):,} texts have more than one label ({places}): not all of these labels can be right"]
 
@@ -332,7 +332,7 @@ def overlaps(splits: dict[str, Split]) -> list[str]:
     return notes
 
 
-def split(frames: dict[str, pd.DataFrame], config: Config, has_classes: bool = False) -> dict[str, pd.DataFrame]:
+def hold_out(frames: dict[str, pd.DataFrame], config: Config, has_classes: bool = False) -> dict[str, pd.DataFrame]:
     """Make the splits that the data set lacks: hold out stratified rows of train, or a fold. Only `split_seed` decides which rows.
 
     `frames` are from `scan`, indexed by row numbers. If a held-out text has copies, they leave train and are not used. So do the
@@ -348,14 +348,14 @@ def split(frames: dict[str, pd.DataFrame], config: Config, has_classes: bool = F
         if is_fold:
             frames[name] = candidates[folds(candidates, config) == config.fold]
         else:
-            rows = candidates if "group" in candidates else candidates.drop_duplicates("hash")
+            rows = candidates if "group" in candidates else candidates.drop_duplicates("text_hash")
             frames[name] = draw(rows, round(len(train) * fraction), config.split_seed)
-        for column in {"hash", "group"} & {*rest}:
+        for column in {"text_hash", "group"} & {*rest}:
             rest = rest[~rest[column].isin(frames[name][column])]
         for part, change in ((frames[name], "raise"), (rest[rest.labelled], "lower")):
             if _too_few(part, train, has_classes):
                 held_out, remedy = ("a fold", "lower folds") if is_fold else (f"{fraction:.0%}", f"{change} {name}_fraction")
-                facts = [f"{len(train):,} rows", f"{train.hash.nunique():,} different texts"]
+                facts = [f"{len(train):,} rows", f"{train.text_hash.nunique():,} different texts"]
                 facts += [f"{train.group.nunique():,} groups"] if config.group_column else []
                 n_rare = len(train) - train.stratum.value_counts().max()
                 facts += [f"{n_rare:,} rows without the most frequent label"] if has_classes else []
@@ -377,7 +377,7 @@ def folds(frame: pd.DataFrame, config: Config) -> pd.Series:
 
     The folds keep the fractions of the strata. Raise `UserError` if there are fewer texts or groups than folds.
     """
-    unit = "group" if "group" in frame else "hash"
+    unit = "group" if "group" in frame else "text_hash"
     shuffled = frame.drop_duplicates(unit).sample(frac=1, random_state=config.split_seed).sort_values("stratum", kind="stable")
     if len(shuffled) < config.folds:
         raise UserError(
@@ -414,7 +414,7 @@ def draw(frame: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
     return shuffled.loc[fraction_before.sort_values(kind="stable").index[:n]].sort_index()
 
 
-def samples(
+def draw_samples(
     frames: dict[str, pd.DataFrame], config: Config, given: Collection[str], has_classes: bool
 ) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """Return a random sample of each split, of the size that its setting gives (0: all rows), and notes.

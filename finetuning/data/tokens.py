@@ -80,7 +80,7 @@ def encode(task: Task, split: Split, tokenizer: PreTrainedTokenizerBase, config:
     files = [file.read_bytes() for pattern in MODEL_FILES for file in sorted(folder.glob(pattern))]
     settings = {name: getattr(config, name) for name in task.token_settings}
     depends_on, features = [files, type(task), task.tokenizer_options, settings], task.features(tokenizer, config)
-    examples = map_once(split.raw.select(split.rows), tokenize_batch, features, depends_on)
+    examples = map_once(split.dataset.select(split.rows), tokenize_batch, features, depends_on)
     lengths = read_column(examples, "length").to_numpy()
     if "rows" not in features:
         return Tokens(examples.remove_columns("length"), lengths, split.labels)

@@ -80,7 +80,7 @@ def judge(runs: list[Run]) -> Judged:
     if rows.row.duplicated().any():
         raise UserError(f"{runs[0].folder} and the other runs have test rows in common: give runs of different folds, or one run")
     split = Split(
-        splits[0].raw, *(np.concatenate([getattr(part, name) for part in splits]) for name in ("rows", "labels", "hashes"))
+        splits[0].dataset, *(np.concatenate([getattr(part, name) for part in splits]) for name in ("rows", "labels", "hashes"))
     )
     try:
         quality, wrong = task.label_quality(probabilities, split)

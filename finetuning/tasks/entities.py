@@ -192,7 +192,7 @@ class Entities(Task, JudgesLabels):
             "words": words,
             "words_correct": np.bincount(row_of_word, actual == predicted, minlength=len(words)).astype(int),
             "loss": np.bincount(row_of_word, losses, minlength=len(words)),
-        } | comparison.counts(len(types_of(split.raw.features["tags"].feature.names)))
+        } | comparison.counts(len(types_of(split.dataset.features["tags"].feature.names)))
 
     def learned_nothing(self, statistics: Statistics, label_names: list[str]) -> str:
         return "gets no entity" if statistics["actual"].any() and not statistics["predicted"].any() else ""
@@ -320,5 +320,5 @@ class Entities(Task, JudgesLabels):
 
 def actual_codes(split: Split) -> list[np.ndarray]:
     """Return for each row the codes of its tags, (words,). A code is a position in the label names."""
-    tags = read_column(split.raw.select(split.rows), "tags").combine_chunks()
+    tags = read_column(split.dataset.select(split.rows), "tags").combine_chunks()
     return np.split(tags.flatten().to_numpy(), tags.value_lengths().to_numpy().cumsum()[:-1])
