@@ -69,7 +69,7 @@ def main(flags: Sequence[str] | None = None) -> None:
     batches.check_step_size(len(encoded["train"]), config)
 
     if arguments.search:
-        return search.search(arguments.search, model_source, tokenizer, encoded, data, tasks.pick)
+        return search.search(arguments.search, model_source, tokenizer, encoded, data, tasks.pick, arguments.given)
 
     # Build the base model, and add the adapter.
     model = base.build_base(task, model_source, data.label_names, config, data.train.labels)

@@ -105,7 +105,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--file", type=Path, help="predict the rows of this file instead")
     parser.add_argument("--out", type=Path, help="with --file: write its columns and the answers to this file")
     parser.add_argument(
-        "--text_column", help="with --file: the column with the text; not given: as in training, or the first with a usual name"
+        "--text_column",
+        help="with --file: the column with the text; not given: that of --text_column in training, or the first with a usual name",
     )
     parser.add_argument("--encoding", help="encoding of --file or standard input; not given: UTF-8, else guessed, with a note")
     parser.add_argument("--run", type=Path, help="a run folder; not given: the one in --output_dir that finished last")

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 Statistics = dict[str, np.ndarray]
 MAX_EXAMPLE_CHARACTERS = 110  # of the example that is printed before training
 
-Sums = dict[str, Any]  # the statistics summed over rows: name -> a number, or (k,)
+# The statistics summed over rows: name -> a number, or (k,). Those of a resample have the sums over all rows as `whole`.
+Sums = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Metric:
 
     def show(self, value: float) -> str:
         """Return a value of the metric as text."""
-        return f"{value:{self.format}}"
+        text = f"{value:{self.format}}"
+        return f"{value:.2g}" if value and self.limits[1] == math.inf and float(text) == 0 else text  # such as an RMSE of 0.00002
 
     def show_interval(self, interval: list[float] | None) -> str:
         """Return an interval, [low, high], as text. `interval` is None if the rows are too few for one."""

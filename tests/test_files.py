@@ -288,6 +288,7 @@ def test_any_table_comes_back_from_csv_json_and_excel(tmp_path_factory, rows):
         ("text,label\nfine,good\ntext,label\ndull,bad\n", "line 3 repeats the names of the columns"),  # joined with cat
         ('"text","label"\n"fine","good"\n\n\ufeff"text","label"\n"dull","bad"\n', "line 4 repeats the names of the columns"),
         ("text,label,text\na,b,c\n", "two columns are called 'text'"),
+        ("text,label\rfine,good\rdull,bad\r", "line 1 has a carriage return without a line feed"),
         ("text,label\nfine,good\nd\0ll,bad\n", "NUL characters .*line 3"),
         ("text,label\n" + "fine,good\n" * 9_000 + "d\0ll,bad\n", "NUL characters .*line 9,002"),  # far from the start of the file
     ],

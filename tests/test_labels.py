@@ -1,8 +1,10 @@
 """Values that label and text columns may hold, with the notes and errors about them."""
 
+from dataclasses import replace
 from decimal import Decimal
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Json, LargeList, List, Value
 
@@ -194,9 +196,21 @@ def test_columns_of_0_and_1_may_be_texts():
     rows, problem_type = read({"train": columns}, label_column="x,y")
     assert problem_type == SEVERAL and rows.label_names == ["x", "y"] and "several columns" in rows.remarks[0]
     assert rows.labels["train"].tolist() == [[0, 1], [1, 0], [1, 1], [0, 0]]
-    for value, shown in (("2", "'2'"), (None, "None"), ("yes", "'yes'")):
+    for value, shown in (("2", "'2'"), ("yes", "'yes'")):
         with pytest.raises(UserError, match=f"label_column=x: row 2 of split train holds {shown}: .*0 and 1"):
             read({"train": columns | {"x": ["0", "1", value, "1"]}}, label_column="x,y")
+
+
+def test_rows_that_lack_one_of_several_label_columns_are_refused_or_skipped(tmp_path):
+    rows = pd.DataFrame({"text": [f"text {i}" for i in range(60)], "x": [0, 1] * 30, "y": [None, *[1, 0, 0] * 19, 1, 0]})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    config = Config(dataset_name=str(tmp_path / "rows.csv"), label_column="x,y")
+    with pytest.raises(UserError, match=r"1 of 60 rows of split train without a label \(row 0\): .*on_bad_rows"):
+        load_data(tasks.pick(config), config)
+    data = load_data(tasks.pick(config), replace(config, on_bad_rows="skip"))
+    parts = (data.train, data.validation, data.test)
+    assert sorted(np.concatenate([part.rows for part in parts])) == [*range(1, 60)]
+    assert all(np.isfinite(part.labels).all() for part in parts)
 
 
 @pytest.mark.parametrize(
@@ -254,6 +268,13 @@ def test_numbers_among_texts_are_read_as_texts(task):
 def test_lists_objects_and_columns_of_numbers_are_refused_as_texts(texts, feature, message):
     with pytest.raises(UserError, match=f"text_column=text: in split train it holds {message}.*set text_column"):
         read_texts(texts, feature)
+
+
+@pytest.mark.parametrize("text_column", [None, "sentence"])
+def test_one_column_is_never_both_texts_of_a_pair(text_column):
+    config = Config(text_column="premise", text_pair_column="sentence")
+    with pytest.raises(UserError, match="column sentence would be both texts of each pair: set text_column"):
+        tasks.pick(config).input_columns(["id", "sentence"], config, text_column)
 
 
 def test_spaces_around_column_names_do_not_matter():

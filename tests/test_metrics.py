@@ -16,7 +16,8 @@ from sklearn.frozen import FrozenEstimator
 from finetuning import console
 from finetuning.results import bleu, evaluation, metrics, plots
 from finetuning.results.entities import F1
-from finetuning.results.label_report import F1_MACRO
+from finetuning.results.label_report import F1_MACRO, f1, single
+from finetuning.results.label_report import LOSS as MEAN_LOSS
 from finetuning.task import Metric
 
 pytestmark = pytest.mark.usefixtures("pictures")
@@ -243,6 +244,35 @@ def test_an_interval_of_macro_f1_holds_its_estimate_although_resamples_lack_labe
         statistics = {"rows": np.ones(154), "actual": actual, "predicted": predicted, "true_positives": actual * predicted}
         low, high = metrics.interval(F1_MACRO, statistics)
         assert low < F1_MACRO.of(statistics) < high
+
+
+def few_positive(n: int, right: bool) -> dict[str, np.ndarray]:
+    """Return the statistics of 1,000 rows with `n` of the second label; all others are right."""
+    actual = np.eye(2)[(np.arange(1_000) < n).astype(int)]
+    predicted = actual if right else np.eye(2)[np.zeros(1_000, dtype=int)]
+    return {"rows": np.ones(1_000), "actual": actual, "predicted": predicted, "true_positives": actual * predicted}
+
+
+def test_an_interval_of_macro_f1_holds_its_estimate_although_a_rare_label_is_never_predicted():
+    statistics = few_positive(3, right=False)
+    low, high = metrics.interval(F1_MACRO, statistics)
+    assert low < F1_MACRO.of(statistics) < high < 0.501
+
+
+@pytest.mark.parametrize(("right", "expected"), [(False, (0, 10)), (True, (10, 10))])
+def test_an_f1_of_0_or_1_has_the_interval_of_the_rows_with_the_rare_label(right, expected):
+    metric = Metric("f1", single(f1), limits=(0, 1))
+    assert metrics.interval(metric, few_positive(10, right)) == metrics.wilson_interval(*expected)
+    assert metrics.interval(metric, few_positive(0, right=True)) is None, "no row has the label"
+
+
+def test_small_errors_are_shown_with_their_first_digits():
+    assert (MEAN_LOSS.show(0.123456), MEAN_LOSS.show(0.0), MEAN_LOSS.show(0.0000123), ACCURACY.show(0.00001)) == (
+        "0.1235",
+        "0.0000",
+        "1.2e-05",
+        "0.0000",
+    )
 
 
 def test_groups_of_rows_that_are_all_right_have_an_interval():

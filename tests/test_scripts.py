@@ -235,6 +235,7 @@ def test_a_search_continues_where_it_ended_and_prints_flags(call, tiny_flags, tm
     first = call("fine_tune.py", *flags, "--search", 2)
     assert first.code == 0, first.err
     assert "0 trials are finished, 2 are left" in first.out and "trial 1: " in first.out
+    assert "note: the search draws batch_size, learning_rate, num_train_epochs, so these flags have no effect" in first.out
     more = call("fine_tune.py", *flags, "--search", 3)
     assert "2 trials are finished, 1 are left" in more.out and "trial 2: " in more.out and "trial 1:" not in more.out
     assert "0 trials are finished" in call("fine_tune.py", *flags, "--seed", 1, "--search", 1).out, (

@@ -199,6 +199,18 @@ def test_files_are_predicted_in_their_order_some_rows_at_a_time(ending, run, cal
         assert pd.read_json("out.jsonl", lines=True).prediction.tolist() == answers.prediction.tolist()
 
 
+def test_a_number_among_texts_is_predicted_as_a_text(run, call, tmp_path):
+    rows = [{"review": "a fine film", "id": 1}, {"review": 1984, "id": 2}, {"review": "dull", "id": 3}]
+    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    done = call("predict.py", "--run", run.folder, "--file", "in.jsonl", "--out", "out.jsonl")
+    assert done.code == 0, done.err
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [{"review": row["review"], "id": row["id"]} for row in answers] == rows
+    printed = call("predict.py", "--run", run.folder, "--file", "in.jsonl", "--json").out.splitlines()
+    alone = json.loads(call("predict.py", "--run", run.folder, "--json", "1984").out)
+    assert json.loads(printed[1]) == pytest.approx(alone, abs=0.02) and answers[1]["prediction"] == alone["label"]
+
+
 def test_json_is_one_list_and_jsonl_is_lines(run, call, tmp_path):
     rows = make_rows(1100).assign(note='a "word"\nand \u00e9\u2028')  # the library writes 1,000 rows at a time
     rows.to_parquet("in.parquet")
@@ -229,7 +241,7 @@ def test_a_bad_file_is_refused_and_nothing_is_written(run, call, tmp_path):
         (["--file", "numbers.parquet", "--text_column", "n"], "text 1 is 0, which is no text: set --text_column"),
         (["--file", "nowhere.txt"], "--file nowhere.txt: there is no such file"),
         (["--num_beams", "2", "--file", "in.csv"], "--num_beams is not for text-classification"),
-        (["--out", "out.csv", "a text"], "--out writes the answers to a --file"),
+        (["--out", "out.csv", "a text"], "--out writes the answers for the rows of a --file"),
         (["--file", "in.csv", "--out", "out.csv", "--json"], "--json is for answers that are printed"),
         (["--explain", "--engine", "openvino", "a text"], "leave --engine out"),
     ):

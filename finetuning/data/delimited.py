@@ -96,6 +96,11 @@ def _rows(file: Path, encoding: str | None, separator: str | None) -> Iterator[t
             first_line = reader.line_num + 1
             lines.clear()
     except csv.Error as error:
+        if str(error).startswith("new-line character"):
+            raise UserError(
+                f"{file}: line {first_line:,} has a carriage return without a line feed and without quotation marks: save the file "
+                "with line feeds at the ends of its lines (in Excel as CSV UTF-8)"
+            ) from error
         raise UserError(
             f"{file}: line {first_line:,}: {error}: a quoted field must begin and end with a quotation mark, and quotation marks "
             "inside it must be doubled: write the file with a spreadsheet or a csv library, or save it as .jsonl"

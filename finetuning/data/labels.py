@@ -89,7 +89,10 @@ def _known(feature: Any, columns: dict[str, Distinct], column: str, named: bool 
     for split in labels:
         if unknown := labels[split] - {*known}:
             absent, present = (listed([repr(str(label)) for label in part]) for part in (sorted(unknown), known))
-            raise UserError(f"label_column={column}: split {split} has labels that train lacks: {absent}; train has {present}")
+            raise UserError(
+                f"label_column={column}: split {split} has labels that train lacks: {absent}; train has {present}: correct these "
+                "labels, or remove their rows"
+            )
     return {label: i for i, label in enumerate(known)}, names
 
 
@@ -305,9 +308,9 @@ def encode_label_columns(raw: dict[str, Dataset], columns: list[str]) -> Encoded
         for i, column in enumerate(columns):
             names = class_names(rows.features[column])
             cells = (distinct_names if names and all(name.lower() in ZERO_OR_ONE for name in names) else distinct)(rows, column)
-            numbers = [ZERO_OR_ONE.get(str(value).lower()) for value in cells.values]
+            numbers = [np.nan if value is None else ZERO_OR_ONE.get(str(value).lower()) for value in cells.values]
             remedy = "each label is a column of 0 and 1: name only such columns, and correct other values"
-            cells.refuse(column, split, (number is None for number in numbers), remedy, missing=True)
+            cells.refuse(column, split, (number is None for number in numbers), remedy)
             encoded[split][:, i] = cells.per_row(numbers, np.nan)
     remark = "read as several labels for each text, because label_column names several columns"
     return Encoded(encoded, [column.strip() for column in columns], [remark])

@@ -23,6 +23,7 @@ from finetuning.task import Rows, Task
 
 TEXT_SETTINGS = ("text_column", "text_pair_column", "source_column", "target_column", "prompt_column", "completion_column")
 ROWS_CHECKED = 100  # first rows, to see whether a column assigns rows to splits
+FEW_COPIES = 0.1  # with a smaller fraction of copies, fractions of rows and of texts hardly differ
 MAX_PROBLEMS = 5  # kinds of rows that can't be used, in a message
 SAMPLE_SETTINGS = {"train": "train_samples", "validation": "val_samples", "test": "test_samples"}
 
@@ -276,7 +277,7 @@ def usable(
     problems, kept = [], {}
     for name, frame in frames.items():
         frame, split_name = frame[~frame.left_out], official_names[name]
-        other_split = "" if name == "train" else f", or {name}_split to a split that has them"
+        other_split = "" if name == "train" else f", {name}_split to a split that has them, or give only the file of train"
         if (frame.problem == f"with {task.empty_text}").all():
             settings = " or ".join(f"{column}_column" for column in columns if f"{column}_column" in TEXT_SETTINGS)
             raise UserError(
@@ -285,8 +286,8 @@ def usable(
         lacks_label = ~frame.labelled & task.complete_rows_only
         if lacks_label.all():
             raise UserError(
-                f"label_column={columns['label']}: split {split_name} has no label in it: set label_column to the column with the "
-                f"labels{other_split}"
+                f"label_column={columns.get('label', config.label_column)}: split {split_name} has no label in it: set label_column to "
+                f"the column with the labels{other_split}"
             )
         problem = frame.problem.mask(lacks_label & (frame.problem == ""), "without a label")
         for text, rows in frame.index[problem != ""].groupby(problem[problem != ""]).items():
@@ -338,9 +339,13 @@ def hold_out(frames: dict[str, pd.DataFrame], config: Config, has_classes: bool 
     `frames` are from `scan`, indexed by row numbers. If a held-out text has copies, they leave train and are not used. So do the
     other rows of a group that is held out in part. Rows without a label are never held out. Only language models read such rows, so
     they hold out the same rows as a classifier. `has_classes`: strata are classes, so each part needs rows of two of them.
+
+    A fraction is one of the rows of train, or of its different texts if many rows are copies, such as one for each annotator.
     """
     frames, rest = dict(frames), frames["train"]
     train = rest[rest.labelled]
+    n_texts = train.text_hash.nunique()
+    size = n_texts if n_texts < (1 - FEW_COPIES) * len(train) and "group" not in train else len(train)
     for name, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
         if name in frames:
             continue
@@ -349,13 +354,13 @@ def hold_out(frames: dict[str, pd.DataFrame], config: Config, has_classes: bool 
             frames[name] = candidates[folds(candidates, config) == config.fold]
         else:
             rows = candidates if "group" in candidates else candidates.drop_duplicates("text_hash")
-            frames[name] = draw(rows, round(len(train) * fraction), config.split_seed)
+            frames[name] = draw(rows, round(size * fraction), config.split_seed)
         for column in {"text_hash", "group"} & {*rest}:
             rest = rest[~rest[column].isin(frames[name][column])]
         for part, change in ((frames[name], "raise"), (rest[rest.labelled], "lower")):
             if _too_few(part, train, has_classes):
                 held_out, remedy = ("a fold", "lower folds") if is_fold else (f"{fraction:.0%}", f"{change} {name}_fraction")
-                facts = [f"{len(train):,} rows", f"{train.text_hash.nunique():,} different texts"]
+                facts = [f"{len(train):,} rows", f"{n_texts:,} different texts"]
                 facts += [f"{train.group.nunique():,} groups"] if config.group_column else []
                 n_rare = len(train) - train.stratum.value_counts().max()
                 facts += [f"{n_rare:,} rows without the most frequent label"] if has_classes else []

@@ -78,11 +78,19 @@ def not_read(available: list[str], columns: dict[str, str], task: Task, config: 
 
 
 def text_columns(available: list[str], config: Config, text_column: str | None) -> dict[str, str]:
-    """Return the column of the text, and the column of the second text if labels belong to pairs."""
+    """Return the column of the text, and the column of the second text if labels belong to pairs.
+
+    Raise `UserError` if one is missing, and if both are the same.
+    """
     usual = (*([config.text_column] if config.text_column else []), *TEXT_COLUMNS)
     columns = {"text": find_column("text_column", text_column, usual, available)}
     if config.text_pair_column:
         columns["text_pair"] = find_column("text_pair_column", config.text_pair_column, (), available)
+        if columns["text"] == columns["text_pair"]:
+            raise UserError(
+                f"column {columns['text']} would be both texts of each pair: set text_column to the column of the first texts; the "
+                f"columns are {listed_columns(available)}"
+            )
     return columns
 
 

@@ -40,11 +40,16 @@ def micro(score: Callable[[Sums], np.ndarray]) -> Callable[[Sums], float]:
 
 
 def macro(score: Callable[[Sums], np.ndarray]) -> Callable[[Sums], float]:
-    """Return a function that computes the mean score of the labels that occur, as actual or predicted label, as scikit-learn does."""
+    """Return a function that computes the mean score of the labels that occur, as actual or predicted label.
+
+    scikit-learn does the same if each row has one label. A resample may lack a rare label. It says nothing about this label, so the
+    score over all rows takes its place.
+    """
 
     def value(sums: Sums) -> float:
-        occurs = (sums["actual"] + sums["predicted"]) > 0
-        return score(sums)[occurs].mean() if occurs.any() else 0.0
+        whole = sums.get("whole", sums)
+        occurs, is_known = ((part["actual"] + part["predicted"]) > 0 for part in (whole, sums))
+        return np.where(is_known, score(sums), score(whole))[occurs].mean() if occurs.any() else 0.0
 
     return value
 

@@ -11,7 +11,7 @@ import scipy  # scipy.stats is slow to import: it is loaded at its first use
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from finetuning.task import Metric, Statistics, Task
+from finetuning.task import Metric, Statistics, Sums, Task
 
 if TYPE_CHECKING:
     from scipy.stats.distributions import rv_frozen
@@ -49,7 +49,8 @@ def interval(metric: Metric, *runs: Statistics) -> list[float] | None:
         return None
     values = [metric.of(run) for run in runs]
     if metric.limits == (0, 1) and {*values} in ({0}, {1}):  # all resamples would be equal
-        return wilson_interval(round(values[0] * n), n)
+        n = n if metric.proportion else _deciding(runs[0])
+        return wilson_interval(round(values[0] * n), n) if n else None
     to_scale, from_scale = (np.log, np.exp) if metric.log_scale else (np.asarray, np.asarray)
     resampled = to_scale(_resampled(metric, runs).mean(axis=0))
     if len({*values}) == 1 and np.ptp(resampled) < 1e-12:
@@ -115,6 +116,15 @@ def _units(statistics: Statistics) -> int:
     return len(np.unique(statistics["group"])) if "group" in statistics else len(statistics["rows"])
 
 
+def _deciding(statistics: Statistics) -> int:
+    """Return the number of rows or groups that decide a score of labels, such as F1: those with a label, or the rarer of two labels."""
+    if "actual" not in statistics:
+        return _units(statistics)
+    columns = _columns(statistics)
+    has_label = (columns["actual"] + columns["predicted"]) > 0  # (units, labels)
+    return int(has_label.sum(axis=0).min() if has_label.shape[1] == 2 else has_label.any(axis=1).sum())
+
+
 def _columns(statistics: Statistics) -> dict[str, np.ndarray]:
     """Return the statistics as (units, k), summed over the rows of each group."""
     columns = {name: values.reshape(len(values), -1).astype(np.float64) for name, values in statistics.items() if name != "group"}
@@ -124,11 +134,11 @@ def _columns(statistics: Statistics) -> dict[str, np.ndarray]:
     return {name: np.stack([np.bincount(groups, column) for column in values.T], axis=1) for name, values in columns.items()}
 
 
-def _values(metric: Metric, statistics: Statistics, sums: dict[str, np.ndarray]) -> np.ndarray:
-    """Return the values of the metric, (n,), for sums (n, k) of the columns of `statistics`."""
+def _values(metric: Metric, statistics: Statistics, sums: dict[str, np.ndarray], whole: Sums | None = None) -> np.ndarray:
+    """Return the values of the metric, (n,), for sums (n, k) of the columns of `statistics`. `whole` is as in `Sums`."""
     flat = {name for name, values in statistics.items() if values.ndim == 1}
-    n = len(sums["rows"])
-    return np.array([metric.value({name: s[i, 0] if name in flat else s[i] for name, s in sums.items()}) for i in range(n)])
+    n, more = len(sums["rows"]), {} if whole is None else {"whole": whole}
+    return np.array([metric.value({name: s[i, 0] if name in flat else s[i] for name, s in sums.items()} | more) for i in range(n)])
 
 
 def _batches(units: int) -> list[int]:
@@ -143,6 +153,7 @@ def _resampled(metric: Metric, runs: Sequence[Statistics]) -> np.ndarray:
     The resamples are the same for all runs, and for the same number of rows or groups always the same.
     """
     columns, rng, values = [_columns(run) for run in runs], np.random.default_rng(0), []
+    sums_of_all = [{name: values.sum(axis=0) for name, values in run.items()} for run in runs]
     parts = [column for by_name in columns for column in by_name.values()]
     joined, ends, n = np.concatenate(parts, axis=1), np.cumsum([part.shape[1] for part in parts]), len(parts[0])
     for size in _batches(n):
@@ -150,7 +161,10 @@ def _resampled(metric: Metric, runs: Sequence[Statistics]) -> np.ndarray:
         counts = np.stack([np.bincount(units, minlength=n) for units in resamples]).astype(np.float64)  # how often each was drawn
         sums = iter(np.split(counts @ joined, ends[:-1], axis=1))
         values.append(
-            [_values(metric, run, {name: next(sums) for name in by_name}) for run, by_name in zip(runs, columns, strict=True)]
+            [
+                _values(metric, run, {name: next(sums) for name in by_name}, whole)
+                for run, by_name, whole in zip(runs, columns, sums_of_all, strict=True)
+            ]
         )
     return np.concatenate(values, axis=1)
 

@@ -298,12 +298,16 @@ class MultiLabel(Labels):
             return encode_label_lists(raw, columns["label"])
         return encode_label_columns(raw, [column for name, column in columns.items() if name.startswith("label ")])
 
+    def has_label(self, labels: np.ndarray) -> np.ndarray:
+        """Return False for rows where one of several label columns is empty, (rows,)."""
+        return ~np.isnan(labels).any(axis=1)
+
     def strata(self, labels: np.ndarray) -> np.ndarray:
         """Return a number per row, (rows,), that is the same for rows with the same labels."""
         return np.unique(labels, axis=0, return_inverse=True)[1]
 
     def contents(self, batch: dict[str, list], labels: np.ndarray) -> tuple[list[str], Sequence]:
-        return super().contents(batch, labels)[0], ["".join(map(str, row)) for row in labels.astype(int)]
+        return super().contents(batch, labels)[0], ["".join(map(str, row)) for row in np.nan_to_num(labels, nan=-1).astype(int)]
 
     def model_settings(self, label_names: list[str]) -> dict:
         return super().model_settings(label_names) | {"problem_type": self.problem_type}

@@ -133,7 +133,8 @@ class Regression(TextClassification):
 
     def report(self, evaluation: Evaluation) -> list[Section]:
         metrics, (positions, lines) = evaluation.metrics, self.errors(evaluation)
-        mean = ("RMSE of the mean", f"{metrics['rmse_of_mean']:.4f}", "if every prediction were the mean of the test labels")
+        rmse_of_mean = self.metrics[0].show(metrics["rmse_of_mean"])
+        mean = ("RMSE of the mean", rmse_of_mean, "if every prediction were the mean of the test labels")
         draw = partial(_plot_scatter, evaluation.split.labels, self.numbers(evaluation.predictions, evaluation.calibration))
         examples = show_examples(lines, positions, lambda row: f"row {row.row}: {row.actual:.6g}, predicted {row.predicted:.6g}")
         return [

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -47,11 +47,18 @@ def draw(trial, config: Config) -> dict:
 
 
 def search(
-    trials: int, source: Source, tokenizer: PreTrainedTokenizerBase, tokens: dict[str, Tokens], data: Data, pick: Callable
+    trials: int,
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: dict[str, Tokens],
+    data: Data,
+    pick: Callable,
+    given: Collection[str],
 ) -> None:
     """Search until there are `trials` finished trials of this model and data, and print the best settings as flags.
 
-    `pick` is `tasks.pick`, which refuses settings that only other tasks read.
+    `pick` is `tasks.pick`, which refuses settings that only other tasks read. `given`: the settings that are given as flags. A note
+    names those that the trials draw.
     Trials are stored in `output_dir`/search.db. So a stopped search can be continued, and a finished one can get more trials.
     Raise `UserError` if there are several processes, or if `SEARCH_SPACE` has a setting that trials can't change.
     """
@@ -96,6 +103,8 @@ def search(
 
     finished = count("COMPLETE", "PRUNED")
     print(f"search {name} in {database}: {finished} trials are finished, {max(trials - finished, 0)} are left")
+    if drawn := sorted({*space(config)} & {*given}):
+        print(f"note: the search draws {', '.join(drawn)}, so these flags have no effect (SEARCH_SPACE in config.py)")
     study.optimize(train_trial, n_trials=max(trials - finished, 0))
     if failed := count("PRUNED"):
         print(f"{failed} of {count('COMPLETE', 'PRUNED')} trials failed: their loss was not finite")

@@ -110,7 +110,7 @@ class Answers:
         inputs = rows.select_columns([*dict.fromkeys(columns.values())])
 
         def answer(batch: dict[str, list]) -> dict[str, list]:
-            return self.answer_batch({name: batch[column] for name, column in columns.items()})
+            return self.answer_batch(_inputs(batch, rows, columns))
 
         if sys.stderr.isatty():
             datasets.enable_progress_bars()
@@ -145,7 +145,15 @@ def check_rows(task: Task, rows: Dataset, columns: dict[str, str]) -> None:
 def _batches(rows: Dataset, columns: dict[str, str]) -> Iterator[dict[str, list]]:
     """Yield the task's input columns of some rows at a time. `columns` is as in `Answers.each`."""
     for batch in rows.select_columns([*dict.fromkeys(columns.values())]).iter(ROWS_IN_MEMORY):
-        yield {name: batch[column] for name, column in columns.items()}
+        yield _inputs(batch, rows, columns)
+
+
+def _inputs(batch: dict[str, list], rows: Dataset, columns: dict[str, str]) -> dict[str, list]:
+    """Return the task's input columns of a batch. Numbers and truth values among texts become texts, as in training."""
+    inputs = {name: batch[column] for name, column in columns.items()}
+    for name in [name for name, column in columns.items() if isinstance(rows.features[column], datasets.Json)]:
+        inputs[name] = [json.dumps(value) if isinstance(value, bool | int | float) else value for value in inputs[name]]
+    return inputs
 
 
 def check_names(task: Task, available: list[str]) -> None:
