@@ -58,6 +58,7 @@ class Metric:
     limits: tuple[float, float] = (-math.inf, math.inf)  # the smallest and the largest value that is possible
     log_scale: bool = False  # whether its interval is symmetric on a logarithmic scale, as that of perplexity
     in_validation: bool = True  # whether it can be computed from the predictions of `Task.validate`
+    rarer_decides: bool = False  # whether the rarer one of two labels decides its value, as that of macro F1
     interval: bool = True  # whether it has a 95 % interval, and a difference when two runs are compared
 
     @property
@@ -71,7 +72,8 @@ class Metric:
     def show(self, value: float) -> str:
         """Return a value of the metric as text."""
         text = f"{value:{self.format}}"
-        return f"{value:.2g}" if value and self.limits[1] == math.inf and float(text) == 0 else text  # such as an RMSE of 0.00002
+        is_lost = value and self.limits[1] == math.inf and not text.strip("-0.")  # such as an RMSE of 0.00002
+        return f"{value:.2g}" if is_lost else text
 
     def show_interval(self, interval: list[float] | None) -> str:
         """Return an interval, [low, high], as text. `interval` is None if the rows are too few for one."""

@@ -55,6 +55,8 @@ def test_equal_texts_are_never_in_two_splits():
     assert len(test) == len(frames["test"]) == 200, "a fifth of the texts"
     few = split_frame(pd.concat([FRAME, FRAME[:50]], ignore_index=True))
     assert len(few["test"]) == 210, "a fifth of the rows, if few are copies"
+    groups = split_frame(pd.concat([FRAME, FRAME[:500]], ignore_index=True).assign(group=np.arange(1_500) % 300))
+    assert len(groups["test"]) == 300, "a fifth of the rows, if rows have groups"
     assert train | validation | test == set(FRAME.text_hash)
 
 

@@ -205,12 +205,15 @@ def test_rows_that_lack_one_of_several_label_columns_are_refused_or_skipped(tmp_
     rows = pd.DataFrame({"text": [f"text {i}" for i in range(60)], "x": [0, 1] * 30, "y": [None, *[1, 0, 0] * 19, 1, 0]})
     rows.to_csv(tmp_path / "rows.csv", index=False)
     config = Config(dataset_name=str(tmp_path / "rows.csv"), label_column="x,y")
-    with pytest.raises(UserError, match=r"1 of 60 rows of split train without a label \(row 0\): .*on_bad_rows"):
+    with pytest.raises(UserError, match=r"1 of 60 rows of split train with an empty label \(row 0\): .*on_bad_rows"):
         load_data(tasks.pick(config), config)
     data = load_data(tasks.pick(config), replace(config, on_bad_rows="skip"))
     parts = (data.train, data.validation, data.test)
     assert sorted(np.concatenate([part.rows for part in parts])) == [*range(1, 60)]
     assert all(np.isfinite(part.labels).all() for part in parts)
+    rows.assign(x=[1, None] * 30, y=[None, 1] * 30).to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(UserError, match="every row of split train has an empty cell in one of these columns: write 0"):
+        load_data(tasks.pick(config), config)
 
 
 @pytest.mark.parametrize(

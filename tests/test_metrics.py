@@ -1,6 +1,7 @@
 """Metrics compared with cases that were computed by hand or published."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -261,9 +262,14 @@ def test_an_interval_of_macro_f1_holds_its_estimate_although_a_rare_label_is_nev
 
 @pytest.mark.parametrize(("right", "expected"), [(False, (0, 10)), (True, (10, 10))])
 def test_an_f1_of_0_or_1_has_the_interval_of_the_rows_with_the_rare_label(right, expected):
-    metric = Metric("f1", single(f1), limits=(0, 1))
+    metric = Metric("f1", single(f1), limits=(0, 1), rarer_decides=True)
     assert metrics.interval(metric, few_positive(10, right)) == metrics.wilson_interval(*expected)
     assert metrics.interval(metric, few_positive(0, right=True)) is None, "no row has the label"
+
+
+def test_a_rare_label_does_not_decide_a_micro_f1_of_1():
+    statistics = few_positive(3, right=True)
+    assert metrics.interval(F1, statistics) == metrics.wilson_interval(1_000, 1_000)
 
 
 def test_small_errors_are_shown_with_their_first_digits():
@@ -273,6 +279,7 @@ def test_small_errors_are_shown_with_their_first_digits():
         "1.2e-05",
         "0.0000",
     )
+    assert replace(MEAN_LOSS, format=".2%").show(0.6889) == "68.89%"
 
 
 def test_groups_of_rows_that_are_all_right_have_an_interval():

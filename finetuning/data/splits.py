@@ -284,12 +284,19 @@ def usable(
                 f"{settings}: all rows of split {split_name} have {task.empty_text}: set it to the column with the texts{other_split}"
             )
         lacks_label = ~frame.labelled & task.complete_rows_only
+        if lacks_label.all() and "label" not in columns:
+            raise UserError(
+                f"label_column={config.label_column}: every row of split {split_name} has an empty cell in one of these columns: write 0 "
+                "where a text lacks the label"
+            )
         if lacks_label.all():
             raise UserError(
-                f"label_column={columns.get('label', config.label_column)}: split {split_name} has no label in it: set label_column to "
+                f"label_column={columns['label']}: split {split_name} has no label in it: set label_column to "
                 f"the column with the labels{other_split}"
             )
-        problem = frame.problem.mask(lacks_label & (frame.problem == ""), "without a label")
+        problem = frame.problem.mask(
+            lacks_label & (frame.problem == ""), "without a label" if "label" in columns else "with an empty label"
+        )
         for text, rows in frame.index[problem != ""].groupby(problem[problem != ""]).items():
             problems.append(f"{len(rows):,} of {len(frame):,} rows of split {split_name} {text} (row {listed(rows)})")
         kept[name] = frame[problem == ""]
@@ -340,7 +347,8 @@ def hold_out(frames: dict[str, pd.DataFrame], config: Config, has_classes: bool 
     other rows of a group that is held out in part. Rows without a label are never held out. Only language models read such rows, so
     they hold out the same rows as a classifier. `has_classes`: strata are classes, so each part needs rows of two of them.
 
-    A fraction is one of the rows of train, or of its different texts if many rows are copies, such as one for each annotator.
+    A fraction is one of the rows of train. Without groups, it is one of the different texts if many rows are copies, such as a row
+    for each annotator.
     """
     frames, rest = dict(frames), frames["train"]
     train = rest[rest.labelled]

@@ -65,7 +65,7 @@ def mean_of(name: str) -> Callable[[Sums], float]:
 
 
 ACCURACY = Metric("accuracy", mean_of("correct"), format=".2%", label="Accuracy", proportion=True, limits=(0, 1))
-F1_MACRO = Metric("f1_macro", macro(f1), limits=(0, 1))
+F1_MACRO = Metric("f1_macro", macro(f1), limits=(0, 1), rarer_decides=True)
 LOSS = Metric("loss", mean_of("loss"), better="lower", limits=(0, math.inf))
 
 

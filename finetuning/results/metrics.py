@@ -49,7 +49,7 @@ def interval(metric: Metric, *runs: Statistics) -> list[float] | None:
         return None
     values = [metric.of(run) for run in runs]
     if metric.limits == (0, 1) and {*values} in ({0}, {1}):  # all resamples would be equal
-        n = n if metric.proportion else _deciding(runs[0])
+        n = n if metric.proportion else _deciding(metric, runs[0])
         return wilson_interval(round(values[0] * n), n) if n else None
     to_scale, from_scale = (np.log, np.exp) if metric.log_scale else (np.asarray, np.asarray)
     resampled = to_scale(_resampled(metric, runs).mean(axis=0))
@@ -116,13 +116,15 @@ def _units(statistics: Statistics) -> int:
     return len(np.unique(statistics["group"])) if "group" in statistics else len(statistics["rows"])
 
 
-def _deciding(statistics: Statistics) -> int:
-    """Return the number of rows or groups that decide a score of labels, such as F1: those with a label, or the rarer of two labels."""
+def _deciding(metric: Metric, statistics: Statistics) -> int:
+    """Return the number of rows or groups that decide a score of labels, such as F1: those with a label, or with the rarer one of two."""
     if "actual" not in statistics:
         return _units(statistics)
     columns = _columns(statistics)
     has_label = (columns["actual"] + columns["predicted"]) > 0  # (units, labels)
-    return int(has_label.sum(axis=0).min() if has_label.shape[1] == 2 else has_label.any(axis=1).sum())
+    if metric.rarer_decides and has_label.shape[1] == 2:
+        return int(has_label.sum(axis=0).min())
+    return int(has_label.any(axis=1).sum())
 
 
 def _columns(statistics: Statistics) -> dict[str, np.ndarray]:

@@ -108,7 +108,7 @@ class SingleLabel(Labels):
     problem_type = "single_label_classification"
     metrics = (
         label_report.ACCURACY,
-        Metric("f1", label_report.single(label_report.f1), limits=(0, 1)),
+        Metric("f1", label_report.single(label_report.f1), limits=(0, 1), rarer_decides=True),
         label_report.F1_MACRO,
         Metric("precision", label_report.single(label_report.precision), interval=False, limits=(0, 1)),
         Metric("recall", label_report.single(label_report.recall), interval=False, limits=(0, 1)),

@@ -149,7 +149,7 @@ def _batches(rows: Dataset, columns: dict[str, str]) -> Iterator[dict[str, list]
 
 
 def _inputs(batch: dict[str, list], rows: Dataset, columns: dict[str, str]) -> dict[str, list]:
-    """Return the task's input columns of a batch. Numbers and truth values among texts become texts, as in training."""
+    """Return the task's input columns of a batch. Numbers and truth values among texts become texts."""
     inputs = {name: batch[column] for name, column in columns.items()}
     for name in [name for name, column in columns.items() if isinstance(rows.features[column], datasets.Json)]:
         inputs[name] = [json.dumps(value) if isinstance(value, bool | int | float) else value for value in inputs[name]]
