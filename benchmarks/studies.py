@@ -136,7 +136,7 @@ CRITICS |= ALL_ROWS | dict(train_samples=3_000, num_train_epochs=1, eval_steps=0
 # Studies that were not run yet, or not all of them; benchmarks/gpu.sh runs most of these.
 PLANNED = (
     "rank-entities-mpnet-neighbours",
-    *("decoder-reviews-recipe", "decoder-reviews", "decoder-intents-recipe", "decoder-intents"),
+    *("decoder-reviews-recipe", "decoder-intents-recipe", "decoder-intents"),
     *("decoder-entities-recipe", "decoder-entities"),
 )
 
