@@ -31,7 +31,7 @@ studies() {
     done
 }
 export OMP_NUM_THREADS=1
-studies imdb decoder-reviews-recipe decoder-reviews &
+studies imdb decoder-reviews-recipe &
 studies banking77 decoder-intents-recipe decoder-intents &
 studies conll2003 rank-entities-mpnet-neighbours decoder-entities-recipe decoder-entities &
 wait
