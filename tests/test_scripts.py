@@ -212,6 +212,19 @@ def test_evaluation_refuses_rows_that_changed_since_training(call, tmp_path, tin
     assert changed.code == 2 and "has changed since training" in changed.err
 
 
+def test_evaluation_refuses_rows_that_are_split_in_another_way_than_in_training(call, finished_run, monkeypatch):
+    hold_out = splits.hold_out
+    monkeypatch.setattr(
+        splits, "hold_out", lambda frames, config, *more: hold_out(frames, replace(config, test_fraction=0.3), *more)
+    )
+    refused = call("evaluate.py", "outputs/run")
+    assert (
+        refused.code == 2
+        and "the code now splits" in refused.err
+        and "(rows before: 56 train, 8 validation, 16 test; " in refused.err
+    )
+
+
 def test_runs_that_were_tested_on_different_rows_are_not_compared(call, finished_run, tiny_flags, tmp_path):
     make_rows().assign(review=lambda rows: rows.review + " 1").to_csv("other.csv", index=False)
     for name, *changed in (("other-rows", "--split_seed", 1), ("other-texts", "--dataset_name", "other.csv")):

@@ -68,6 +68,10 @@ class Data:
     validation_split: str
     sha256: str  # hash of all texts and labels of the data set, before sampling
 
+    @property
+    def n_rows(self) -> dict[str, int]:
+        return {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
+
     def unseen(self) -> np.ndarray:
         """Return whether each test row has a text that neither train nor validation has, (rows,) bool."""
         return ~np.isin(self.test.hashes, np.concatenate([self.train.hashes, self.validation.hashes]))

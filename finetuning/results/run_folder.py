@@ -130,7 +130,7 @@ def start_run(folder: Path, model: Source, data: Data) -> None:
             "origin": data.source.origin,
             "sha256": data.sha256,
             "label_names": data.label_names,
-            "rows": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
+            "rows": data.n_rows,
             "test_split": data.test_split,
             "validation_split": data.validation_split,
         },
@@ -217,11 +217,22 @@ def _require_unfinished(folder: Path) -> None:
 
 
 def check_same_data(run: Run, data: Data) -> None:
-    """Raise `UserError` if the data set has changed since `run` was started: other rows might be held out now."""
+    """Raise `UserError` if the data set has changed since `run` was started, or if the code now splits it in another way.
+
+    In both cases the model may have learned from rows of the test.
+    """
     if data.sha256 != run.record["dataset"]["sha256"]:
         raise UserError(
             f"{run.folder}: {run.config.dataset_name} has changed since training, so the model may have learned from rows that are now in the test: "
             "restore the data, or start a new run with another run_name"
+        )
+    if data.n_rows != run.record["dataset"]["rows"]:
+        before, now = (
+            ", ".join(f"{n:,} {name}" for name, n in rows.items()) for rows in (run.record["dataset"]["rows"], data.n_rows)
+        )
+        raise UserError(
+            f"{run.folder}: the code now splits {run.config.dataset_name} in another way (rows before: {before}; now: {now}), so the model may "
+            "have learned from rows that are now in the test: use the code of the training, or start a new run with another run_name"
         )
 
 
