@@ -160,8 +160,8 @@ class Config:
     )
     lora_r: int = HfArg(
         default=16,
-        help="rank of the update; for labels, with lora_alpha 32, no difference between 4, 16 and 64 was visible (two seeds); in translation 128 was about "
-        "one BLEU ahead of 16, which may be chance (two seeds)",
+        help="rank of the update; for labels, with lora_alpha 32, no difference between 4, 16 and 64 was visible (two seeds); in "
+        "translation 128 was about one BLEU ahead of 16, which may be chance (two seeds)",
     )
     lora_alpha: int = HfArg(
         default=32,
@@ -354,7 +354,7 @@ PRESETS: dict[str, dict] = {
         max_length=128,
         **ALL_ROWS,
         num_train_epochs=5.0,
-        # With neighbouring sentences, all-mpnet-base-v2 learned at 4e-4 and rank 16, but not at 1e-3 and rank 64 (no record of the latter).
+        # With neighbouring sentences, all-mpnet-base-v2 learned at 4e-4 and rank 16, but not at 1e-3 and rank 64 (no record).
         learning_rate=4e-4,
         batch_size=8,
         eval_steps=0.2,
